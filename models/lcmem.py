@@ -1,0 +1,71 @@
+"""LCMem as one torch module: VAE encoder, sample-wise normalisation, siamese backbone, head (arXiv 2512.14421, section 3)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .autoencoder import Autoencoder, AutoencoderShape
+from .convnext import ConvNeXt, ConvNeXtShape
+from .resnet import ResNet, ResNetShape
+
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "LCMem", "normalise_samples"]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+LATENT_STD = 0.5
+MIN_STD = 1e-8
+
+
+def normalise_samples(latents: Tensor) -> Tensor:
+    """Give each channel of each sample mean 0 and standard deviation 0.5 over space.
+
+    (B, C, H, W) to the same. The deviation is that with n-1; it is held above 1e-8, so a constant channel becomes 0. The
+    reference applies this twice in places; it is idempotent.
+    """
+    mean = latents.mean(dim=(2, 3), keepdim=True)
+    std = latents.std(dim=(2, 3), keepdim=True)
+    return (latents - mean) / std.clamp(min=MIN_STD) * LATENT_STD
+
+
+class LCMem(nn.Module):
+    """Pictures to embeddings, two embeddings to a logit. Parameters carry the reference's names.
+
+    With a VAE, the backbone reads normalised latents. Without, it is the siamese baseline: a 3-channel ResNet on
+    ImageNet-normalised pictures, or a stage-1 network that is given latents (`embed_latents`).
+    """
+
+    def __init__(self, backbone: ConvNeXtShape | ResNetShape, autoencoder: AutoencoderShape | None) -> None:
+        super().__init__()
+        self.vae = Autoencoder(autoencoder) if autoencoder else None
+        self.model: ConvNeXt | ResNet = ConvNeXt(backbone) if isinstance(backbone, ConvNeXtShape) else ResNet(backbone)
+        self.fc_end = nn.Linear(backbone.features, 1)
+        self.register_buffer("imagenet_mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("imagenet_std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+
+    @property
+    def features(self) -> int:
+        """Length of an embedding."""
+        return self.model.shape.features
+
+    def latents(self, pixels: Tensor) -> Tensor:
+        """(B, 3, S, S) in [0, 1] to what the backbone reads: normalised latents, or the ImageNet-normalised picture."""
+        pixels = pixels.clamp(0.0, 1.0)
+        if self.vae is None:
+            return (pixels - self.imagenet_mean) / self.imagenet_std  # type: ignore[operator]
+        return normalise_samples(self.vae(pixels))
+
+    def embed_latents(self, latents: Tensor) -> Tensor:
+        """(B, C, H, W), normalised, to embeddings (B, features) in (0, 1)."""
+        return torch.sigmoid(self.model(latents))
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """(B, 3, S, S) float in [0, 1] to embeddings (B, features) in (0, 1)."""
+        return self.embed_latents(self.latents(pixels))
+
+    def logit(self, first: Tensor, second: Tensor) -> Tensor:
+        """Two batches of embeddings (B, features) to logits (B,); their sigmoid is the probability of "same"."""
+        return self.fc_end((first - second).abs())[:, 0]  # type: ignore[no-any-return]
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.embed(pixels)

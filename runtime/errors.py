@@ -1,0 +1,113 @@
+"""The one error hierarchy of lcmem-onnx.
+
+Every error that a user's input can cause is an :class:`LcmemError`; anything else that escapes is a defect of ours.
+A message says what happened, where (a path, a key) and, where it is known, what to do about it.
+
+    LcmemError                 anything below
+    ├── UsageError             a request that cannot be met as it was put (an option, an argument)
+    ├── PictureError           one picture cannot be screened; carries a stable `reason` code
+    ├── BundleError            a model bundle is missing, damaged or of another format
+    ├── ProviderError          the execution provider asked for is not in use
+    ├── EncodingError          the network gave something that is no embedding (not finite, wrong shape)
+    ├── GalleryError           an index is missing, damaged, locked, or of another format
+    │   ├── GalleryMismatchError  the index belongs to another bundle
+    │   └── KeyConflictError      a key is taken by another picture
+    ├── CheckpointError        a checkpoint or VAE cannot be loaded
+    └── ExportError            an exported graph failed a check, or differs from torch
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+__all__ = [
+    "BundleError",
+    "CheckpointError",
+    "EncodingError",
+    "ExportError",
+    "GalleryError",
+    "GalleryMismatchError",
+    "KeyConflictError",
+    "LcmemError",
+    "PictureError",
+    "ProviderError",
+    "Reason",
+    "UsageError",
+]
+
+
+class Reason(StrEnum):
+    """Why a picture got its verdict: codes that programs may rely on, across versions.
+
+    The first two go with the verdicts `clear` and `match`, the others with `error`.
+    """
+
+    BELOW_THRESHOLD = "below-threshold"
+    AT_OR_ABOVE_THRESHOLD = "at-or-above-threshold"
+
+    NOT_FOUND = "not-found"
+    NO_PERMISSION = "no-permission"
+    NOT_A_FILE = "not-a-file"
+    READ_FAILED = "read-failed"
+    EMPTY_FILE = "empty-file"
+    EMPTY_FOLDER = "empty-folder"
+    TOO_LARGE = "too-large"
+    NOT_A_PICTURE = "not-a-picture"
+    UNSUPPORTED = "unsupported"
+    DAMAGED = "damaged"
+    NO_PIXELS = "no-pixels"
+    BLANK = "blank"
+    OUT_OF_MEMORY = "out-of-memory"
+    NOT_FINITE = "not-finite"
+    KEY_CONFLICT = "key-conflict"
+
+
+class LcmemError(Exception):
+    """Base of every error that lcmem-onnx raises on purpose."""
+
+
+class UsageError(LcmemError):
+    """A request that cannot be met as it was put."""
+
+
+class PictureError(LcmemError):
+    """One picture cannot be screened; `reason` is a stable code, the message is for people.
+
+    The message does not repeat the picture's path: whoever reports the error knows it.
+    """
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class BundleError(LcmemError):
+    """A model bundle is missing, damaged, or of a format this version does not read."""
+
+
+class ProviderError(LcmemError):
+    """The execution provider that was asked for cannot be used, or is not what the session runs on."""
+
+
+class EncodingError(LcmemError):
+    """The network's output is no embedding: not finite, out of range or of the wrong shape."""
+
+
+class GalleryError(LcmemError):
+    """An index is missing, damaged, locked by another writer, or of a format this version does not read."""
+
+
+class GalleryMismatchError(GalleryError):
+    """The index was made with another bundle, so its embeddings cannot be compared with this one's."""
+
+
+class KeyConflictError(GalleryError):
+    """A key is in the index already, for a picture with other content."""
+
+
+class CheckpointError(LcmemError):
+    """A checkpoint or VAE file cannot be loaded: not a state dict, missing or surplus keys, other shapes."""
+
+
+class ExportError(LcmemError):
+    """An exported graph failed a structural check, or disagrees with torch."""

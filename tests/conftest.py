@@ -1,0 +1,56 @@
+"""What several tests share: a tiny network, its checkpoint and its bundle, made once a session."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+EXAMPLES = Path(__file__).parent.parent / "examples" / "pictures"
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random LCMem of 64 x 64 pictures and 16 features, whose head tells different pictures apart."""
+    torch = pytest.importorskip("torch")
+    from lcmem_onnx.models.autoencoder import AutoencoderShape
+    from lcmem_onnx.models.checkpoint import save_lcmem
+    from lcmem_onnx.models.convnext import ConvNeXtShape
+    from lcmem_onnx.models.lcmem import LCMem
+
+    torch.manual_seed(0)
+    network = LCMem(ConvNeXtShape(4, (8, 16), (1, 1), 2, 16), AutoencoderShape(48, (8, 16), 1, 4, 4, middle_attention=False))
+    with torch.no_grad():
+        for name, parameter in network.model.named_parameters():
+            if "layer_scale" in name:
+                parameter.fill_(1.0)
+            elif parameter.ndim > 1:
+                parameter.mul_(8.0)
+        network.fc_end.weight.copy_(-torch.linspace(50.0, 350.0, 16)[None])
+        network.fc_end.bias.fill_(4.0)
+    path = tmp_path_factory.mktemp("tiny") / "tiny.pth"
+    save_lcmem(network, path, image_size=64, card={"summary": "random weights, for tests", "demonstration": True})
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny network's bundle, exported as a user does it. Not to be changed: copy it first."""
+    from lcmem_onnx.export.package import Request, export_bundle
+
+    out = tmp_path_factory.mktemp("bundle") / "tiny"
+    export_bundle(Request(tiny_checkpoint, out))
+    return out
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A folder of six small pictures, all different."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for seed in range(6):
+        smooth = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
+        Image.fromarray(smooth).resize((80, 70), Image.Resampling.BICUBIC).save(folder / f"{seed}.png")
+    return folder
