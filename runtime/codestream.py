@@ -1,0 +1,172 @@
+"""One compressed frame of a DICOM object to stored values: JPEG, JPEG-LS, JPEG 2000 and HTJ2K, by imagecodecs.
+
+imagecodecs (BSD) alone decodes what GDCM, pyjpegls and pylibjpeg-openjpeg do together, and 12-bit JPEG Extended, which neither they
+nor Pillow do; pylibjpeg-libjpeg, which does, is GPL. A codestream has a size of its own, which may differ from its DICOM header's
+by any factor, so it is read and compared before anything is allocated for it.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+import imagecodecs
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import uid
+from pydicom.pixels.processing import convert_color_space
+
+from .errors import PictureError, Reason
+
+__all__ = ["COMPRESSED", "Expected", "decode_codestream"]
+
+_JPEG = {uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLossless, uid.JPEGLosslessSV1}
+_JPEG_LS = {uid.JPEGLSLossless, uid.JPEGLSNearLossless}
+_JPEG_2000 = {uid.JPEG2000Lossless, uid.JPEG2000}
+_HTJ2K = {uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.HTJ2K}
+COMPRESSED: frozenset[str] = frozenset(str(syntax) for syntax in _JPEG | _JPEG_LS | _JPEG_2000 | _HTJ2K)
+"""Transfer syntaxes that `decode_codestream` reads."""
+
+_LOSSLESS_FRAME = 0xC3
+_JPEG_LS_FRAME = 0xF7
+_FRAMES = {0xC0, 0xC1, 0xC2, _LOSSLESS_FRAME, _JPEG_LS_FRAME}
+_STAND_ALONE = {0x01, *range(0xD0, 0xD9)}
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the DICOM header says of each frame: sizes in pixels, `bits_stored` and `signed` of the values in it."""
+
+    rows: int
+    columns: int
+    samples: int
+    bits_stored: int
+    signed: bool
+    photometric: str
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What a codestream says of itself. `ycc`: whether its markers say YCbCr (True), RGB (False) or nothing (None)."""
+
+    rows: int
+    columns: int
+    samples: int
+    precision: int
+    lossless: bool = False
+    ycc: bool | None = None
+
+
+def decode_codestream(source: bytes, syntax: str, expected: Expected) -> NDArray[Any]:
+    """Decode one frame.
+
+    Args:
+        source: the frame's codestream.
+        syntax: UID of a transfer syntax in `COMPRESSED`.
+        expected: the DICOM header's figures.
+
+    Returns:
+        Stored values, (rows, columns), or RGB, (rows, columns, 3): uint8 or uint16, int32 where the header says signed.
+
+    Raises:
+        PictureError: the codestream is no such thing, or of another size than the header says.
+        Exception: anything that imagecodecs raises on a damaged codestream.
+    """
+    header = _jpeg_header(source) if syntax in _JPEG | _JPEG_LS else _jpeg2000_header(source)
+    found, wanted = (header.rows, header.columns, header.samples), (expected.rows, expected.columns, expected.samples)
+    if found != wanted:
+        raise PictureError(Reason.DAMAGED, f"its codestream is {_size(found)}, but its header says {_size(wanted)}")
+    bits = header.precision
+    if syntax in _JPEG:
+        values = _decode_jpeg(source, header, expected)
+        bits = expected.bits_stored if header.lossless else bits
+    elif syntax in _JPEG_LS:
+        values = _to_rgb(imagecodecs.jpegls_decode(source), expected)
+    elif syntax in _HTJ2K:
+        values = _to_rgb(imagecodecs.htj2k_decode(source), expected)
+    else:
+        values = _to_rgb(imagecodecs.jpeg2k_decode(source), expected)
+    if values.shape != (wanted if expected.samples > 1 else wanted[:2]):
+        raise PictureError(Reason.DAMAGED, f"its codestream gave an array of {values.shape} instead of {_size(wanted)}")
+    return _stored(values, bits, expected.signed)
+
+
+def _size(figures: tuple[int, int, int]) -> str:
+    return f"{figures[1]} x {figures[0]} pixels of {figures[2]} samples"
+
+
+def _decode_jpeg(source: bytes, header: _Header, expected: Expected) -> NDArray[Any]:
+    if header.samples != 3:
+        return imagecodecs.jpeg8_decode(source)
+    if header.lossless:  # here libjpeg converts no colours, and the markers of such streams are not to be trusted
+        return _to_rgb(imagecodecs.jpeg8_decode(source, colorspace="RGB", outcolorspace="RGB"), expected)
+    # What the codestream's own markers say goes before the DICOM header, which often still tells of the time before compression.
+    ycc = expected.photometric.startswith("YBR") if header.ycc is None else header.ycc
+    return imagecodecs.jpeg8_decode(source, colorspace="YCBCR" if ycc else "RGB", outcolorspace="RGB")
+
+
+def _to_rgb(values: NDArray[Any], expected: Expected) -> NDArray[Any]:
+    """YBR_ICT and YBR_RCT come out of the decoder as RGB already, YBR_FULL does not."""
+    if expected.photometric in ("YBR_FULL", "YBR_FULL_422"):
+        return convert_color_space(values, "YBR_FULL", "RGB")
+    return values
+
+
+def _stored(values: NDArray[Any], bits: int, signed: bool) -> NDArray[Any]:
+    """Values of `bits` bits, as the header's Pixel Representation means them.
+
+    Neither JPEG nor JPEG-LS tells whether a value is signed, and JPEG 2000 often tells it wrongly: the lowest bits are taken anew.
+    """
+    if not signed:
+        unsigned = values.view(f"u{values.dtype.itemsize}")
+        return unsigned if bits >= 8 * values.dtype.itemsize else unsigned & ((1 << bits) - 1)
+    sign = 1 << (bits - 1)
+    low = values.astype(np.int64) & ((1 << bits) - 1)
+    return ((low ^ sign) - sign).astype(np.int32)
+
+
+def _jpeg_header(source: bytes) -> _Header:
+    """The frame header of a JPEG or JPEG-LS codestream."""
+    at, adobe, jfif = 2, None, False
+    if source[:2] != b"\xff\xd8":
+        raise PictureError(Reason.DAMAGED, "its frame does not begin as a JPEG codestream does")
+    while at + 4 <= len(source):
+        if source[at] != 0xFF:
+            break
+        marker = source[at + 1]
+        if marker == 0xFF or marker in _STAND_ALONE:
+            at += 1 if marker == 0xFF else 2
+            continue
+        length = int.from_bytes(source[at + 2 : at + 4], "big")
+        body = source[at + 4 : at + 2 + length]
+        if marker in _FRAMES and len(body) >= 6:
+            precision, rows, columns, samples = struct.unpack(">BHHB", body[:6])
+            ids = body[6::3][:samples]
+            ycc: bool | None = None
+            if adobe is not None:
+                ycc = adobe != 0
+            elif ids.upper() == b"RGB":
+                ycc = False
+            elif jfif:
+                ycc = True
+            return _Header(rows, columns, samples, precision, marker == _LOSSLESS_FRAME, ycc)
+        if marker == 0xEE and body[:5] == b"Adobe" and len(body) >= 12:
+            adobe = body[11]
+        jfif = jfif or (marker == 0xE0 and body[:4] == b"JFIF")
+        at += 2 + max(length, 2)
+    raise PictureError(Reason.DAMAGED, "its JPEG codestream has no frame header that could be read")
+
+
+def _jpeg2000_header(source: bytes) -> _Header:
+    """The SIZ segment of a JPEG 2000 codestream, bare (as DICOM wants it) or in a JP2 file (as it occurs)."""
+    start = source.find(b"\xff\x4f\xff\x51") if source[4:8] == b"jP  " else 0
+    segment = source[start : start + 45]
+    if start < 0 or segment[:4] != b"\xff\x4f\xff\x51" or len(segment) < 43:
+        raise PictureError(Reason.DAMAGED, "its frame does not begin as a JPEG 2000 codestream does")
+    right, bottom, left, top = struct.unpack(">4I", segment[8:24])
+    tile_columns, tile_rows = struct.unpack(">2I", segment[24:32])
+    samples = int.from_bytes(segment[40:42], "big")
+    if not tile_columns or not tile_rows:
+        raise PictureError(Reason.DAMAGED, "its JPEG 2000 codestream has tiles of no size")
+    return _Header(bottom - top, right - left, samples, (segment[42] & 0x7F) + 1)

@@ -1,0 +1,108 @@
+"""Pictures to embeddings: the exported encoder, run by onnxruntime."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from .bundle import Bundle
+from .errors import BundleError, EncodingError, UsageError
+from .head import Floats
+from .preprocess import check_rgb, resize
+from .providers import AUTO, Session, open_session, provider_in_use
+
+__all__ = ["Encoder"]
+
+DEFAULT_VARIANT = "fp32"
+
+
+class Encoder:
+    """One session on one bundle's encoder. Safe to call from several threads; not to be used across a fork.
+
+    Args:
+        bundle: the opened bundle.
+        provider: "auto", "cpu", "cuda", ... (see `providers.open_session`).
+        threads: intra-operator threads; None takes what the container allows.
+        session: a session of the caller's own on one of this bundle's encoders; then `provider` and `threads` are not used.
+
+    Raises:
+        ProviderError: the provider asked for is not in use.
+        BundleError: the model does not open, or its inputs and outputs are not what the manifest says.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        provider: str = AUTO,
+        threads: int | None = None,
+        session: ort.InferenceSession | None = None,
+    ) -> None:
+        self.bundle = bundle
+        if session is not None:
+            self.session = Session(session, provider_in_use(session), provider_in_use(session), 0)
+        elif DEFAULT_VARIANT in bundle.variants:
+            self.session = open_session(bundle.variants[DEFAULT_VARIANT], provider, threads)
+        else:
+            raise BundleError(f"{bundle.path} has no {DEFAULT_VARIANT} encoder, only {', '.join(bundle.variants)}")
+        self._input, self._output = self._checked_names()
+        self._process = os.getpid()
+
+    @property
+    def provider(self) -> str:
+        """Short name of the execution provider that is really in use."""
+        return self.session.in_use
+
+    def _checked_names(self) -> tuple[str, str]:
+        inputs, outputs = self.session.session.get_inputs(), self.session.session.get_outputs()
+        size = self.bundle.image_size
+        if len(inputs) != 1 or len(outputs) != 1:
+            raise BundleError(f"the encoder has {len(inputs)} inputs and {len(outputs)} outputs instead of one each")
+        if inputs[0].type != "tensor(uint8)" or list(inputs[0].shape[1:]) != [size, size, 3]:
+            raise BundleError(f"the encoder takes {inputs[0].type} {inputs[0].shape}, not uint8 (n, {size}, {size}, 3)")
+        if outputs[0].shape[1:] != [self.bundle.features]:
+            raise BundleError(f"the encoder gives {outputs[0].shape}, not (n, {self.bundle.features})")
+        return inputs[0].name, outputs[0].name
+
+    def embed(self, pictures: Sequence[NDArray[np.uint8]]) -> Floats:
+        """Embed pictures in one batch.
+
+        Args:
+            pictures: RGB, uint8, (height, width, 3) each, of any size.
+
+        Returns:
+            float32 (n, features), in [0, 1].
+
+        Raises:
+            UsageError: an array of another shape or dtype.
+            EncodingError: the network's output is not finite, or this process is a fork of the one that made the session.
+        """
+        size = self.bundle.image_size
+        for picture in pictures:
+            check_rgb(picture)
+        if not pictures:
+            return np.empty((0, self.bundle.features), np.float32)
+        return self.embed_resized(np.stack([resize(picture, size) for picture in pictures]))
+
+    def embed_resized(self, batch: NDArray[np.uint8]) -> Floats:
+        """Embed pictures that already have the encoder's size: uint8 (n, size, size, 3) to float32 (n, features).
+
+        Raises:
+            EncodingError: as for `embed`.
+        """
+        if os.getpid() != self._process:
+            raise EncodingError("an onnxruntime session does not survive a fork: make an Encoder in each process")
+        try:
+            embeddings: Floats = self.session.session.run([self._output], {self._input: batch})[0]
+        except Exception as error:
+            # onnxruntime's exceptions have no common base below Exception; out of memory is the likely one.
+            raise EncodingError(f"onnxruntime failed on a batch of {len(batch)}: {error}") from error
+        if embeddings.shape != (len(batch), self.bundle.features) or embeddings.dtype != np.float32:
+            raise EncodingError(f"the encoder gave {embeddings.dtype} {embeddings.shape}")
+        if not np.isfinite(embeddings).all():
+            raise EncodingError("the encoder gave values that are not finite")
+        return embeddings

@@ -1,0 +1,257 @@
+"""Finding and reading files: the walk over folders, what a file is by its first bytes, and its content within a limit."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import BinaryIO
+
+from .errors import PictureError, Reason
+
+__all__ = [
+    "DEFAULT_LIMITS",
+    "DICOM_SUFFIXES",
+    "HEAD",
+    "Found",
+    "Kind",
+    "Limits",
+    "Skipped",
+    "Unfound",
+    "picture_name",
+    "read_file",
+    "sniff",
+    "walk",
+]
+
+HEAD = 132
+"""Bytes that `sniff` needs: a DICOM file's mark comes after a preamble of 128."""
+
+DICOM_SUFFIXES = frozenset({".dcm", ".dicom", ".ima"})
+_SUFFIXES = DICOM_SUFFIXES | frozenset(
+    ".png .apng .jpg .jpeg .jpe .jfif .tif .tiff .webp .bmp .dib .gif".split()  # noqa: SIM905  # one line, not twelve
+)
+_BMP_HEADERS = {12, 16, 40, 52, 56, 64, 108, 124}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds that a file must keep to, checked before the work they bound.
+
+    Attributes:
+        max_file_bytes: of a file.
+        max_pixels: width times height of a frame. Decoding takes up to some 20 bytes a pixel.
+        max_frames: of a file.
+        max_inflated_bytes: what a deflated DICOM object may grow to.
+    """
+
+    max_file_bytes: int = 2 << 30
+    max_pixels: int = 1 << 27
+    max_frames: int = 4096
+    max_inflated_bytes: int = 1 << 29
+
+
+DEFAULT_LIMITS = Limits()
+
+
+class Kind(StrEnum):
+    """The formats that are read."""
+
+    PNG = "png"
+    JPEG = "jpeg"
+    TIFF = "tiff"
+    WEBP = "webp"
+    BMP = "bmp"
+    GIF = "gif"
+    DICOM = "dicom"
+
+
+@dataclass(frozen=True)
+class Found:
+    """A file to be read as a picture."""
+
+    path: Path
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A file in a folder that neither its name nor its first bytes make a picture."""
+
+    path: Path
+
+
+@dataclass(frozen=True)
+class Unfound:
+    """A path that leads to no picture, and why."""
+
+    path: Path
+    error: PictureError
+
+
+def sniff(head: bytes) -> Kind | None:
+    """What a file is, by its first `HEAD` bytes; None if it is no picture that is read.
+
+    DICOM goes first: its preamble may be the head of another format, to be readable as either.
+    """
+    if head[128:132] == b"DICM":
+        return Kind.DICOM
+    for mark, kind in (
+        (b"\x89PNG\r\n\x1a\n", Kind.PNG),
+        (b"\xff\xd8\xff", Kind.JPEG),
+        (b"II*\0", Kind.TIFF),
+        (b"MM\0*", Kind.TIFF),
+        (b"II+\0", Kind.TIFF),
+        (b"MM\0+", Kind.TIFF),
+        (b"GIF87a", Kind.GIF),
+        (b"GIF89a", Kind.GIF),
+    ):
+        if head.startswith(mark):
+            return kind
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return Kind.WEBP
+    # Two letters are too little to tell a bitmap from a text that begins with BM.
+    if head[:2] == b"BM" and int.from_bytes(head[14:18], "little") in _BMP_HEADERS:
+        return Kind.BMP
+    return None
+
+
+def read_file(path: str | os.PathLike[str], limits: Limits = DEFAULT_LIMITS) -> bytes:
+    """A regular file's content.
+
+    Raises:
+        PictureError: not-found, no-permission, not-a-file (a folder, a pipe, a device), empty-file, too-large, read-failed,
+            out-of-memory.
+    """
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # before opening: to open a device may have effects
+            raise PictureError(Reason.NOT_A_FILE, "it is not a regular file")
+        with _open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > limits.max_file_bytes:
+                raise PictureError(Reason.TOO_LARGE, f"it has {size} bytes, more than {limits.max_file_bytes}")
+            data = file.read(limits.max_file_bytes + 1) if size else b""
+    except MemoryError as error:
+        raise PictureError(Reason.OUT_OF_MEMORY, "there was not enough memory to read it") from error
+    except (OSError, ValueError) as error:
+        raise _cannot_read(error) from error
+    if not data:
+        raise PictureError(Reason.EMPTY_FILE, "it is empty: it has 0 bytes")
+    if len(data) > limits.max_file_bytes:
+        raise PictureError(Reason.TOO_LARGE, f"it grew to more than {limits.max_file_bytes} bytes while it was read")
+    return data
+
+
+def _open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open for reading, without waiting for the other end should a pipe have taken the file's place.
+
+    Raises:
+        PictureError: it is not a regular file.
+        OSError: it cannot be opened.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+    file = os.fdopen(os.open(path, flags), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise PictureError(Reason.NOT_A_FILE, "it is not a regular file")
+    return file
+
+
+def _cannot_read(error: Exception) -> PictureError:
+    """What an OSError means for a picture; a ValueError comes of a path with a NUL in it."""
+    if isinstance(error, (FileNotFoundError, NotADirectoryError, ValueError)):
+        return PictureError(Reason.NOT_FOUND, "it does not exist")
+    if isinstance(error, PermissionError):
+        return PictureError(Reason.NO_PERMISSION, "it may not be read: permission denied")
+    if isinstance(error, IsADirectoryError):
+        return PictureError(Reason.NOT_A_FILE, "it is not a regular file")
+    cause = (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
+    return PictureError(Reason.READ_FAILED, f"it could not be read: {cause}")
+
+
+def walk(paths: Iterable[str | os.PathLike[str] | Found | Skipped | Unfound]) -> Iterator[Found | Skipped | Unfound]:
+    """Find pictures: a file is always tried, a folder is searched with all below it, sorted by name.
+
+    In a folder a file counts as a picture if its suffix or its first bytes say so. Links to folders are not followed, so a
+    link cannot lead in circles or out of the folder; links to files are. What cannot be looked at is an Unfound, never left out:
+    it may have been a picture.
+
+    Args:
+        paths: files and folders; items of an earlier walk pass through.
+
+    Yields:
+        In order, lazily: a Found or Skipped a file; an Unfound for a path that does not exist (not-found), a folder or file that
+        may not be read (no-permission, read-failed), and a given folder that holds no picture (empty-folder).
+    """
+    for path in paths:
+        if isinstance(path, (Found, Skipped, Unfound)):
+            yield path
+            continue
+        start = Path(path)
+        try:
+            is_folder = stat.S_ISDIR(os.stat(start).st_mode)
+        except (OSError, ValueError) as error:
+            yield Unfound(start, _cannot_read(error))
+            continue
+        if is_folder:
+            yield from _walk_given_folder(start)
+        else:
+            yield Found(start)
+
+
+def _walk_given_folder(folder: Path) -> Iterator[Found | Skipped | Unfound]:
+    pictures = skipped = 0
+    for item in _walk_folder(folder):
+        if isinstance(item, Skipped):
+            skipped += 1
+        else:
+            pictures += 1
+        yield item
+    if not pictures:
+        others = f"; {skipped} other files were skipped" if skipped else ""
+        yield Unfound(folder, PictureError(Reason.EMPTY_FOLDER, f"the folder holds no picture{others}"))
+
+
+def _walk_folder(folder: Path) -> Iterator[Found | Skipped | Unfound]:
+    """All files below a folder. A stack of its own, since folders may be nested deeper than Python's."""
+    waiting: list[tuple[Path, bool]] = [(folder, True)]
+    while waiting:
+        path, is_folder = waiting.pop()
+        if not is_folder:
+            yield _judge(path)
+            continue
+        try:
+            with os.scandir(path) as entries:
+                inside = sorted(((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries), reverse=True)
+        except OSError as error:
+            yield Unfound(path, _cannot_read(error))
+            continue
+        waiting += [(path / name, is_dir) for name, is_dir in inside]
+
+
+def _judge(path: Path) -> Found | Skipped | Unfound:
+    """Whether a file in a folder is a picture. A link to a folder, a pipe or a device without a picture's suffix is none."""
+    try:
+        mode = os.stat(path).st_mode
+        if stat.S_ISDIR(mode):
+            return Skipped(path)
+        if path.suffix.lower() in _SUFFIXES:
+            return Found(path)
+        if not stat.S_ISREG(mode):
+            return Skipped(path)
+        with _open_regular(path) as file:
+            return Found(path) if sniff(file.read(HEAD)) else Skipped(path)
+    except PictureError as error:
+        return Unfound(path, error)
+    except (OSError, ValueError) as error:
+        return Unfound(path, _cannot_read(error))
+
+
+def picture_name(path: str | os.PathLike[str]) -> str:
+    """A path as text that is valid UTF-8, for JSON and SQLite: bytes that are not become `\\xNN`. For people, not for opening."""
+    try:
+        return os.fsencode(path).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # a lone surrogate that stands for no byte
+        return os.fspath(path).encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,0 +1,184 @@
+"""The search graph: hnswlib over sqrt(a)·e, a cache that can be made again from the store at any time.
+
+hnswlib loads a file with flipped bytes, or one of another dimension, without a word and answers wrongly; a wrong element
+count aborts the process. So a manifest with sha256, dimension, metric, count and the bundle's fingerprint is checked before
+hnswlib sees the file, and known vectors are asked for after it was loaded. The graph's file is named by its content and the
+manifest is renamed last: at no moment do the two disagree.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import hnswlib
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import GalleryError
+from ..head import Floats
+
+__all__ = ["MANIFEST", "Graph", "load_graph", "save_graph"]
+
+MANIFEST = "graph.json"
+FORMAT_VERSION = 1
+METRIC = "squared L2 over sqrt(max(-w, 0)) * e"
+M, EF_CONSTRUCTION = 16, 200
+"""hnswlib's own defaults; 16 links suit 512 dimensions and 200 candidates build a graph of good recall."""
+SEED = 100
+KNOWN_ANSWERS = 3
+FIRST_BEAM = 64
+
+
+@dataclass(frozen=True)
+class GraphManifest:
+    """What `graph.json` says of the graph's file."""
+
+    format_version: int
+    file: str
+    sha256: str
+    bytes: int
+    metric: str
+    dimension: int
+    count: int
+    newest: int
+    fingerprint: str
+
+
+class Graph:
+    """Weighted vectors by approximate nearest neighbour. Labels are the store's vector ids.
+
+    Adding while searching is not safe in hnswlib; a `Graph` is extended by its owner only, between searches.
+    """
+
+    def __init__(self, dimension: int, threads: int) -> None:
+        self.dimension = dimension
+        self.newest = 0
+        self._threads = threads
+        self._index = hnswlib.Index(space="l2", dim=dimension)
+        self._index.init_index(max_elements=0, M=M, ef_construction=EF_CONSTRUCTION, random_seed=SEED)
+        self._index.set_num_threads(threads)
+
+    def __len__(self) -> int:
+        return int(self._index.get_current_count())
+
+    def extend(self, ids: NDArray[np.int64], weighted: Floats) -> None:
+        """Add vectors: ids (n,), above all ids that are in; weighted float32 (n, dimension)."""
+        if not len(ids):
+            return
+        self._index.resize_index(len(self) + len(ids))
+        self._index.add_items(weighted, ids, num_threads=self._threads)
+        self.newest = int(ids[-1])
+
+    def nearest(self, weighted: Floats, count: int) -> tuple[NDArray[np.int64], Floats]:
+        """Ids and squared distances of about the nearest `count` to one vector (dimension,), nearest first.
+
+        `count` is held to what is in the graph, and the beam is twice as wide.
+        """
+        count = min(count, len(self))
+        if not count:
+            return np.empty(0, np.int64), np.empty(0, np.float32)
+        self._index.set_ef(max(2 * count, FIRST_BEAM))
+        labels, distances = self._index.knn_query(weighted[None], k=count, num_threads=1)
+        return labels[0].astype(np.int64), distances[0]
+
+
+def save_graph(graph: Graph, folder: Path, fingerprint: str) -> None:
+    """Write the graph and its manifest into `folder`, replacing an older one atomically.
+
+    Raises:
+        GalleryError: it cannot be written. The older graph, if any, is still whole.
+    """
+    handle, draft = tempfile.mkstemp(prefix=".graph-", dir=folder)
+    os.close(handle)
+    try:
+        # hnswlib reports no write error, so what it wrote is read back: a short file has another size than it claims.
+        graph._index.save_index(draft)
+        with open(draft, "rb") as stream:
+            os.fsync(stream.fileno())
+            sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+        size, claimed = os.path.getsize(draft), graph._index.index_file_size()
+        if size != claimed:
+            raise GalleryError(f"the graph in {folder} could not be written whole ({size} of {claimed} bytes): is the disk full?")
+        name = f"graph-{sha256[:16]}.hnsw"
+        os.replace(draft, folder / name)
+        manifest = GraphManifest(FORMAT_VERSION, name, sha256, size, METRIC, graph.dimension, len(graph), graph.newest, fingerprint)
+        _write_atomically(folder / MANIFEST, json.dumps(asdict(manifest), indent=2) + "\n")
+        for older in folder.glob("graph-*.hnsw"):
+            if older.name != name:
+                older.unlink(missing_ok=True)
+    except (OSError, RuntimeError) as error:
+        raise GalleryError(f"the search graph cannot be written in {folder}: {error}") from error
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(draft)
+
+
+def load_graph(folder: Path, fingerprint: str, dimension: int, threads: int) -> Graph:
+    """Load a saved graph, after checking that it is the one that was saved and belongs to this bundle.
+
+    Raises:
+        GalleryError: missing, damaged, of another bundle, dimension or format. The message says which; the graph can be made
+            again from the store.
+    """
+    manifest = _read_manifest(folder / MANIFEST)
+    path = folder / manifest.file
+    if Path(manifest.file).name != manifest.file:
+        raise GalleryError(f"{folder / MANIFEST} names a file outside the index")
+    if manifest.format_version != FORMAT_VERSION or manifest.metric != METRIC or manifest.dimension != dimension:
+        raise GalleryError("the search graph has another format, metric or dimension")
+    if manifest.fingerprint != fingerprint:
+        raise GalleryError("the search graph was made with another bundle")
+    try:
+        with path.open("rb") as stream:
+            actual = hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise GalleryError(f"the search graph cannot be read: {error.strerror}") from error
+    if actual != manifest.sha256:
+        raise GalleryError("the search graph is damaged: its sha256 differs from the manifest's")
+    graph = Graph(dimension, threads)
+    try:
+        graph._index.load_index(str(path), max_elements=manifest.count)
+    except RuntimeError as error:
+        raise GalleryError(f"the search graph cannot be loaded: {error}") from error
+    graph._index.set_num_threads(threads)
+    graph.newest = manifest.newest
+    if len(graph) != manifest.count or not _answers(graph):
+        raise GalleryError("the search graph does not find vectors that are in it")
+    return graph
+
+
+def _answers(graph: Graph) -> bool:
+    """Ask for a few vectors that are in the graph: each must be its own nearest."""
+    labels = graph._index.get_ids_list()
+    for label in labels[:: max(1, len(labels) // KNOWN_ANSWERS)][:KNOWN_ANSWERS]:
+        vector = np.asarray(graph._index.get_items([label], return_type="numpy")[0], dtype=np.float32)
+        ids, distances = graph.nearest(vector, 1)
+        if not len(ids) or distances[0] > 1e-6:
+            return False
+    return True
+
+
+def _read_manifest(path: Path) -> GraphManifest:
+    try:
+        return GraphManifest(**json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError as error:
+        raise GalleryError("there is no search graph yet") from error
+    except OSError as error:
+        raise GalleryError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, TypeError, RecursionError) as error:
+        raise GalleryError(f"{path} is damaged") from error
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    with draft.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    draft.replace(path)

@@ -1,0 +1,322 @@
+"""Where a gallery's embeddings and names are kept: one SQLite file, transactional.
+
+Each distinct embedding is one row of `vectors`, however many pictures have it: copies are what is sought, and a search graph
+with many equal points makes some of them unreachable. `vectors.digest` is the sha256 of the embedding's bytes; it makes
+equal vectors one, and shows a damaged one when it is read.
+
+An addition is acknowledged when its transaction has been committed with `synchronous=FULL`, so it survives a power cut.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import GalleryError, GalleryMismatchError, KeyConflictError
+from ..head import Floats
+
+__all__ = ["DATABASE", "Entry", "Row", "Store"]
+
+DATABASE = "gallery.sqlite"
+FORMAT_VERSION = 1
+BUSY_SECONDS = 10.0
+READ_AT_ONCE = 500
+"""Parameters in one query; SQLite allows 999 in old builds."""
+
+SCHEMA = """
+CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE vectors (id INTEGER PRIMARY KEY AUTOINCREMENT, digest BLOB NOT NULL UNIQUE, embedding BLOB NOT NULL);
+CREATE TABLE pictures (
+    id INTEGER PRIMARY KEY,
+    key TEXT NOT NULL,
+    frame INTEGER NOT NULL,
+    frames INTEGER NOT NULL,
+    content BLOB NOT NULL,
+    vector INTEGER NOT NULL REFERENCES vectors(id),
+    UNIQUE (key, frame)
+);
+CREATE INDEX pictures_by_content ON pictures (content);
+CREATE INDEX pictures_by_vector ON pictures (vector);
+"""
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """One picture to add.
+
+    Attributes:
+        key: its name in the gallery, unique; any text.
+        content: sha256 (32 bytes) of the file, by which it is recognised again.
+        frames: how many frames the file has.
+        embeddings: frame's number (from 0) to its embedding, float32 (features,). Fewer than `frames` when some could not
+            be read: then the picture is not complete, and adding it again tries the others again.
+    """
+
+    key: str
+    content: bytes
+    frames: int
+    embeddings: dict[int, Floats]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A gallery picture's frame, as found by a search."""
+
+    key: str
+    frame: int
+    vector: int
+
+
+class Store:
+    """An open gallery file. Threads take turns; several processes may have it open, one of them writing at a time.
+
+    Raises (on opening, and from every method):
+        GalleryError: missing, damaged, of another format, locked for too long, or the disk is full.
+        GalleryMismatchError: made with another bundle.
+    """
+
+    def __init__(self, folder: Path, fingerprint: str, features: int, *, read_only: bool = False) -> None:
+        self.folder = folder
+        self.features = features
+        self.path = folder / DATABASE
+        if not self.path.is_file():
+            raise GalleryError(f"{folder} is no index: it has no {DATABASE}. 'lcmem-onnx index build' makes one")
+        self._lock = threading.RLock()
+        with self._explained():
+            self._connection = _connect(self.path, read_only=read_only)
+            try:
+                self._check_meta(fingerprint)
+            except BaseException:
+                self._connection.close()
+                raise
+
+    @classmethod
+    def create(cls, folder: Path, fingerprint: str, features: int) -> Store:
+        """Make an empty gallery in `folder`, which may exist but must hold no gallery.
+
+        The file appears under its name only when it is whole, so a crash leaves no half gallery.
+        """
+        path = folder / DATABASE
+        if path.exists():
+            raise GalleryError(f"{folder} holds an index already: add to it with 'lcmem-onnx index add', or give another folder")
+        draft = folder / f".{DATABASE}.{os.getpid()}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            connection = sqlite3.connect(draft, isolation_level=None)
+            try:
+                connection.executescript(SCHEMA)
+                connection.executemany(
+                    "INSERT INTO meta VALUES (?, ?)",
+                    [
+                        ("format_version", str(FORMAT_VERSION)),
+                        ("fingerprint", fingerprint),
+                        ("features", str(features)),
+                        ("created", datetime.now(UTC).isoformat(timespec="seconds")),
+                    ],
+                )
+                connection.execute("PRAGMA journal_mode = WAL")
+            finally:
+                connection.close()
+            draft.rename(path)
+        except (OSError, sqlite3.Error) as error:
+            draft.unlink(missing_ok=True)
+            raise GalleryError(f"an index cannot be made in {folder}: {error}") from error
+        return cls(folder, fingerprint, features)
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def _check_meta(self, fingerprint: str) -> None:
+        meta = dict(self._connection.execute("SELECT name, value FROM meta"))
+        if meta.get("format_version") != str(FORMAT_VERSION):
+            raise GalleryError(
+                f"{self.folder} has index format {meta.get('format_version')}; this lcmem-onnx reads {FORMAT_VERSION}. "
+                "Update lcmem-onnx, or build the index again"
+            )
+        if meta.get("fingerprint") != fingerprint or meta.get("features") != str(self.features):
+            raise GalleryMismatchError(
+                f"{self.folder} was made with another model (fingerprint {str(meta.get('fingerprint'))[:12]}, this bundle's is "
+                f"{fingerprint[:12]}): its embeddings do not compare. Give the bundle it was made with, or build it again"
+            )
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turn SQLite's errors into ours, and let one thread at a time use the connection."""
+        try:
+            with self._lock:
+                yield
+        except sqlite3.OperationalError as error:
+            text = str(error)
+            if "locked" in text or "busy" in text:
+                raise GalleryError(f"{self.folder} is being written by another process: try again when it has finished") from error
+            if "readonly" in text or "read-only" in text:
+                raise GalleryError(f"{self.folder} may not be written: give a folder with write permission") from error
+            if "full" in text:
+                raise GalleryError(f"the disk of {self.folder} is full; what was in the index before is unharmed") from error
+            raise GalleryError(f"{self.path} cannot be used: {text}") from error
+        except sqlite3.DatabaseError as error:
+            raise GalleryError(f"{self.path} is damaged ({error}): restore it from a copy, or build the index again") from error
+
+    # -- reading ---------------------------------------------------------------------------------------------------
+
+    def counts(self) -> tuple[int, int]:
+        """(pictures' frames, distinct vectors)."""
+        with self._explained():
+            return (
+                self._connection.execute("SELECT count(*) FROM pictures").fetchone()[0],
+                self._connection.execute("SELECT count(*) FROM vectors").fetchone()[0],
+            )
+
+    def files(self) -> int:
+        """How many keys there are."""
+        with self._explained():
+            return int(self._connection.execute("SELECT count(DISTINCT key) FROM pictures").fetchone()[0])
+
+    def created(self) -> str:
+        """When the gallery was made, ISO 8601 in UTC."""
+        with self._explained():
+            return str(self._connection.execute("SELECT value FROM meta WHERE name = 'created'").fetchone()[0])
+
+    def newest(self) -> int:
+        """The highest vector id, 0 when empty. Ids only grow, so this tells whether vectors were added."""
+        with self._explained():
+            return int(self._connection.execute("SELECT coalesce(max(id), 0) FROM vectors").fetchone()[0])
+
+    def vectors(self, after: int = 0) -> tuple[NDArray[np.int64], Floats]:
+        """All vectors with an id above `after`: ids int64 (n,), ascending, and embeddings float32 (n, features).
+
+        Raises:
+            GalleryError: an embedding differs from its checksum.
+        """
+        with self._explained():
+            rows = self._connection.execute("SELECT id, digest, embedding FROM vectors WHERE id > ? ORDER BY id", (after,))
+            return self._decoded(rows)
+
+    def _decoded(self, rows: Iterable[tuple[int, bytes, bytes]]) -> tuple[NDArray[np.int64], Floats]:
+        ids, embeddings = [], []
+        for number, digest, embedding in rows:
+            if hashlib.sha256(embedding).digest() != digest or len(embedding) != 4 * self.features:
+                raise GalleryError(f"{self.path} is damaged at vector {number}: restore it from a copy, or build the index again")
+            ids.append(number)
+            embeddings.append(embedding)
+        matrix = np.frombuffer(b"".join(embeddings), dtype="<f4").reshape(len(ids), self.features)
+        return np.asarray(ids, dtype=np.int64), matrix.astype(np.float32, copy=False)
+
+    def rows(self, vector: int, limit: int) -> list[Row]:
+        """The pictures that have this vector, by key and frame, at most `limit`."""
+        with self._explained():
+            return [
+                Row(key, frame, vector)
+                for key, frame in self._connection.execute(
+                    "SELECT key, frame FROM pictures WHERE vector = ? ORDER BY key, frame LIMIT ?", (vector, limit)
+                )
+            ]
+
+    def pictures_of(self, vectors: Sequence[int]) -> int:
+        """How many pictures' frames have one of these vectors."""
+        total = 0
+        with self._explained():
+            for at in range(0, len(vectors), READ_AT_ONCE):
+                part = [int(number) for number in vectors[at : at + READ_AT_ONCE]]
+                marks = ",".join("?" * len(part))
+                query = f"SELECT count(*) FROM pictures WHERE vector IN ({marks})"
+                total += self._connection.execute(query, part).fetchone()[0]
+        return total
+
+    def content_of(self, key: str) -> tuple[bytes, bool] | None:
+        """The sha256 that a key stands for and whether all its frames are there, or None."""
+        with self._explained():
+            row = self._connection.execute(
+                "SELECT content, count(*) = frames FROM pictures WHERE key = ? GROUP BY content, frames", (key,)
+            ).fetchone()
+        return (bytes(row[0]), bool(row[1])) if row else None
+
+    def complete_copy(self, content: bytes) -> str | None:
+        """A key under which this very file is in the gallery with all its frames, or None."""
+        with self._explained():
+            row = self._connection.execute(
+                "SELECT key FROM pictures WHERE content = ? GROUP BY key, frames HAVING count(*) = frames LIMIT 1",
+                (content,),
+            ).fetchone()
+        return str(row[0]) if row else None
+
+    # -- writing ---------------------------------------------------------------------------------------------------
+
+    def add(self, entries: Sequence[Entry], copies: Sequence[tuple[str, str]] = ()) -> None:
+        """Add pictures, and names for pictures that are there already, in one transaction: all of them or none.
+
+        Args:
+            entries: new pictures.
+            copies: (new key, key of the same content): the vectors are shared, nothing is embedded again.
+
+        Raises:
+            KeyConflictError: a key is taken by a picture of other content.
+            GalleryError: as for the class. What was in the gallery before is unharmed.
+        """
+        with self._explained(), self._transaction():
+            for entry in entries:
+                self._refuse_conflict(entry.key, entry.content)
+                for frame, embedding in entry.embeddings.items():
+                    values = (entry.key, frame, entry.frames, entry.content, self._vector_id(embedding))
+                    self._connection.execute(
+                        "INSERT OR IGNORE INTO pictures (key, frame, frames, content, vector) VALUES (?, ?, ?, ?, ?)",
+                        values,
+                    )
+            for key, original in copies:
+                self._connection.execute(
+                    "INSERT OR IGNORE INTO pictures (key, frame, frames, content, vector) "
+                    "SELECT ?, frame, frames, content, vector FROM pictures WHERE key = ?",
+                    (key, original),
+                )
+
+    def _refuse_conflict(self, key: str, content: bytes) -> None:
+        known = self.content_of(key)
+        if known and known[0] != content:
+            raise KeyConflictError(
+                f"the key {key!r} is in the index already, for another picture (sha256 {known[0].hex()[:12]}, not "
+                f"{content.hex()[:12]}): a key stands for one picture, so give the changed one another name"
+            )
+
+    def _vector_id(self, embedding: Floats) -> int:
+        if embedding.shape != (self.features,) or not np.isfinite(embedding).all():
+            raise GalleryError(f"an embedding must be {self.features} finite numbers; this one has shape {embedding.shape}")
+        data = np.ascontiguousarray(embedding, dtype="<f4").tobytes()
+        digest = hashlib.sha256(data).digest()
+        self._connection.execute("INSERT OR IGNORE INTO vectors (digest, embedding) VALUES (?, ?)", (digest, data))
+        return int(self._connection.execute("SELECT id FROM vectors WHERE digest = ?", (digest,)).fetchone()[0])
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._connection.execute("COMMIT")
+        except BaseException:
+            # After a failed COMMIT or a full disk SQLite may have rolled back by itself.
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            raise
+
+
+def _connect(path: Path, *, read_only: bool) -> sqlite3.Connection:
+    """Open an existing gallery; on a medium that cannot be written, as an unchanging file without WAL."""
+    uri = path.absolute().as_uri()
+    if read_only:
+        unwritable = not os.access(path.parent, os.W_OK) or not os.access(path, os.W_OK)
+        mode = "?mode=ro&immutable=1" if unwritable and not path.with_name(path.name + "-wal").exists() else "?mode=ro"
+    else:
+        mode = "?mode=rw"
+    connection = sqlite3.connect(uri + mode, uri=True, isolation_level=None, timeout=BUSY_SECONDS, check_same_thread=False)
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA foreign_keys = ON")
+    return connection

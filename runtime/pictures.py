@@ -1,0 +1,126 @@
+"""Any file to RGB frames: what it is, whether it may be decoded, and its frames one by one.
+
+A file is told by its first bytes, not by its name, and its header is checked before anything is decoded. Whatever goes wrong with
+one file or one frame is a PictureError. Nothing here changes global settings of Pillow or pydicom, which an embedding program
+shares, so frames may be decoded in threads. Both libraries may issue Python warnings about odd files; whether they are shown is
+left to the program too, since warning filters are global (an error filter makes of such a file a damaged one).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import PurePath
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .dicom import Dicom, open_dicom
+from .errors import PictureError, Reason
+from .files import (
+    DEFAULT_LIMITS,
+    DICOM_SUFFIXES,
+    HEAD,
+    Found,
+    Kind,
+    Limits,
+    Skipped,
+    Unfound,
+    picture_name,
+    read_file,
+    sniff,
+    walk,
+)
+from .raster import Raster, open_raster
+
+__all__ = [
+    "DEFAULT_LIMITS",
+    "HEAD",
+    "Found",
+    "Kind",
+    "Limits",
+    "Picture",
+    "Skipped",
+    "Unfound",
+    "open_picture",
+    "picture_name",
+    "read_file",
+    "sniff",
+    "walk",
+]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A file whose header has passed. Frames may be asked for from several threads, in any order.
+
+    Attributes:
+        kind: the format, by content.
+    """
+
+    kind: Kind
+    _source: Dicom | Raster = field(repr=False)
+
+    @property
+    def frames(self) -> int:
+        """How many frames there are, 1 or more."""
+        return self._source.frames
+
+    def frame(self, number: int) -> NDArray[np.uint8]:
+        """Decode frame `number`, from 0: RGB, uint8 (height, width, 3), as a viewer shows it.
+
+        Raises:
+            PictureError: this frame cannot be decoded; others may.
+            IndexError: there is no such frame.
+        """
+        if not 0 <= number < self.frames:
+            raise IndexError(f"frame {number} of a picture with {self.frames}")
+        with _boundary():
+            return self._source.frame(number)
+
+
+def open_picture(data: bytes, limits: Limits = DEFAULT_LIMITS, name_hint: str = "") -> Picture:
+    """Tell what a file is and read its header; its frames are decoded when they are asked for.
+
+    Args:
+        data: the file's content.
+        limits: what may be decoded.
+        name_hint: the file's name. It only serves DICOM objects without a preamble, which are tried as such when their
+            suffix is .dcm, .dicom or .ima.
+
+    Raises:
+        PictureError: empty-file, not-a-picture, unsupported, no-pixels, too-large, damaged, out-of-memory.
+    """
+    if not data:
+        raise PictureError(Reason.EMPTY_FILE, "it is empty: it has 0 bytes")
+    kind = sniff(data[:HEAD])
+    if kind is None and PurePath(name_hint).suffix.lower() in DICOM_SUFFIXES:
+        kind = Kind.DICOM
+    if kind is None:
+        raise PictureError(Reason.NOT_A_PICTURE, f"it is no picture that can be read ({', '.join(Kind)})")
+    with _boundary():
+        if kind is not Kind.DICOM:
+            return Picture(kind, open_raster(data, kind, limits))
+        opened = open_dicom(
+            data, max_pixels=limits.max_pixels, max_frames=limits.max_frames, max_inflated=limits.max_inflated_bytes
+        )
+        return Picture(kind, opened)
+
+
+@contextmanager
+def _boundary() -> Iterator[None]:
+    """The one place where a decoder's errors become PictureErrors.
+
+    On hostile files Pillow, pydicom and the codecs raise errors of every kind, RecursionError, SyntaxError and struct.error among
+    them, so nothing narrower than Exception will do.
+    """
+    try:
+        yield
+    except PictureError:
+        raise
+    except MemoryError as error:
+        raise PictureError(Reason.OUT_OF_MEMORY, "there was not enough memory to decode it") from error
+    except Exception as error:
+        cause = " ".join(f"{type(error).__name__}: {error}".split())
+        raise PictureError(Reason.DAMAGED, f"it is damaged and cannot be decoded ({cause[:160]})") from error

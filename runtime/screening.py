@@ -1,0 +1,498 @@
+"""Pictures in, verdicts out: the one pipeline that the command line, gateways and scripts share.
+
+A thread pool reads, decodes and resizes ahead while the encoder works; results come in the order of the pictures. Each
+picture's failure is its own: it becomes a result with the verdict `error`, and the next picture follows. What cannot be
+judged is never `clear`: neither what does not decode, nor a blank picture, which any other blank one would match.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from .bundle import Bundle, open_bundle
+from .encoder import Encoder
+from .errors import EncodingError, GalleryError, KeyConflictError, LcmemError, PictureError, Reason, UsageError
+from .files import DEFAULT_LIMITS, Found, Limits, Skipped, Unfound, picture_name, read_file, walk
+from .gallery import Added, Gallery, Hit, Search
+from .gallery.store import Entry
+from .head import Floats, check_threshold
+from .machine import cpu_limit
+from .pictures import Picture, open_picture
+from .preprocess import check_rgb, is_blank, resize
+from .providers import AUTO
+
+__all__ = ["SCHEMA_VERSION", "Comparison", "Indexed", "Result", "Screener", "Source", "Verdict"]
+
+Source = str | os.PathLike[str] | bytes | NDArray[np.uint8]
+"""A picture as scripts have it: a path, a file's bytes, or an RGB array, uint8 (height, width, 3)."""
+Where = str | os.PathLike[str] | Found | Unfound | Skipped
+"""A file or folder to be searched, or what a search found: a program that shows progress has walked its folders already."""
+SCHEMA_VERSION = 1
+FRAMES_AHEAD = 16
+"""Frames that a worker decodes before its turn comes. The rest of a long picture is decoded when it is that picture's turn,
+so that one file of 4,000 frames does not fill the memory."""
+BATCH_PIXELS = 8 * 256 * 256
+"""A batch holds as many pictures as fit in here: 8 of 256 x 256, 2 of 512 x 512. Larger batches were no faster on CPUs."""
+
+
+class Verdict(StrEnum):
+    """`clear`: nothing scored at or above the threshold. `match`: something did. `error`: it could not be judged."""
+
+    CLEAR = "clear"
+    MATCH = "match"
+    ERROR = "error"
+
+
+@dataclass(frozen=True)
+class Result:
+    """The verdict on one frame of one picture.
+
+    Attributes:
+        path: the picture, as valid text.
+        frame: the frame's number from 0; None when the picture as a whole could not be judged.
+        verdict: see `Verdict`.
+        reason: a stable code for programs.
+        detail: for people: what is wrong, when the verdict is `error`.
+        threshold: the score that was needed for a match.
+        matches: gallery pictures at or above it, best first.
+        total: how many there are, of which `matches` lists the best.
+        nearest: the best gallery picture, match or not.
+        sha256: of the file, hex; None when it could not be read.
+    """
+
+    path: str
+    frame: int | None
+    verdict: Verdict
+    reason: Reason
+    threshold: float
+    detail: str | None = None
+    matches: tuple[Hit, ...] = ()
+    total: int = 0
+    nearest: Hit | None = None
+    sha256: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The line of JSON that `scan --json` prints. Fields are added in later versions, never removed or redefined."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "path": self.path,
+            "frame": self.frame,
+            "verdict": self.verdict.value,
+            "reason": self.reason.value,
+            "detail": self.detail,
+            "threshold": self.threshold,
+            "matches": [_hit_json(hit) for hit in self.matches],
+            "matches_total": self.total,
+            "nearest": _hit_json(self.nearest) if self.nearest else None,
+            "sha256": self.sha256,
+        }
+
+
+@dataclass(frozen=True)
+class Indexed:
+    """What became of one picture that was to be added to a gallery.
+
+    Attributes:
+        path: the picture, as valid text; also its key, made absolute.
+        added: new, known or copy; None when it was not added.
+        frames: how many frames were added or are there.
+        errors: what could not be read, a (frame or None, reason, detail) each.
+    """
+
+    path: str
+    added: Added | None
+    frames: int
+    errors: tuple[tuple[int | None, Reason, str], ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """The line of JSON that `index build --json` and `index add --json` print."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "path": self.path,
+            "added": self.added.value if self.added else None,
+            "frames": self.frames,
+            "errors": [{"frame": frame, "reason": reason.value, "detail": detail} for frame, reason, detail in self.errors],
+        }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two pictures compared; of multi-frame pictures, their two most alike frames."""
+
+    score: float
+    logit: float
+    threshold: float
+    verdict: Verdict
+    frames: tuple[int, int]
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "score": self.score,
+            "logit": self.logit,
+            "threshold": self.threshold,
+            "verdict": self.verdict.value,
+            "frames": list(self.frames),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class _Frame:
+    """One frame on its way through the pipeline, or the news that a picture has none to give.
+
+    `value` is in turn the resized pixels, uint8 (size, size, 3), and the embedding, float32 (features,); an error in place of
+    either; or None for a file that needs no embedding. `number` is None where the picture as a whole is meant, and `last`
+    marks a picture's end.
+    """
+
+    path: str
+    content: bytes | None
+    frames: int
+    number: int | None
+    last: bool
+    value: NDArray[Any] | LcmemError | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Prepared:
+    """What a worker made of a file: its hash, its first frames, and the picture itself where there are more to come."""
+
+    content: bytes | None
+    frames: int = 0
+    ahead: tuple[NDArray[np.uint8] | PictureError, ...] = ()
+    picture: Picture | None = None
+    error: PictureError | None = None
+
+
+class Screener:
+    """A bundle, ready to embed, compare, index and screen pictures.
+
+    Args:
+        bundle: an opened bundle, its folder, or None for the demonstration model of the package.
+        provider: "auto", "cpu", "cuda", ...; what is not "auto" and cannot be had is an error.
+        threads: for inference and for decoding; None takes what the container allows.
+        session: an onnxruntime session of the caller's own, on the bundle's encoder.
+        limits: bounds on what is decoded.
+
+    Raises:
+        BundleError, ProviderError, UsageError: see `open_bundle` and `Encoder`.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle | str | os.PathLike[str] | None = None,
+        *,
+        provider: str = AUTO,
+        threads: int | None = None,
+        session: ort.InferenceSession | None = None,
+        limits: Limits = DEFAULT_LIMITS,
+    ) -> None:
+        self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+        self.encoder = Encoder(self.bundle, provider=provider, threads=threads, session=session)
+        self.limits = limits
+        self._workers = threads or cpu_limit()
+        self._batch = max(1, BATCH_PIXELS // self.bundle.image_size**2)
+
+    # -- one picture or two ----------------------------------------------------------------------------------------
+
+    def embed(self, picture: Source) -> Floats:
+        """Embed one picture.
+
+        Args:
+            picture: a path, a file's bytes, or an RGB array, uint8 (height, width, 3).
+
+        Returns:
+            float32 (frames, features), in [0, 1]; one frame for an ordinary picture.
+
+        Raises:
+            PictureError: it cannot be read, a frame cannot be decoded, or a frame is blank.
+            EncodingError: the network's output is not finite.
+        """
+        frames = [self._resized(frame) for frame in self._all_frames(picture)]
+        return np.concatenate(
+            [self.encoder.embed_resized(np.stack(frames[at : at + self._batch])) for at in range(0, len(frames), self._batch)]
+        )
+
+    def compare(self, first: Source, second: Source, threshold: float | None = None) -> Comparison:
+        """Score two pictures: do they show the same?
+
+        Args:
+            first, second: as for `embed`.
+            threshold: score in (0, 1); None takes the bundle's.
+
+        Raises:
+            As for `embed`.
+        """
+        self._threshold(threshold)  # before the work, so that a wrong one is said at once
+        return self.compare_embeddings(self.embed(first), self.embed(second), threshold)
+
+    def compare_embeddings(self, ones: Floats, others: Floats, threshold: float | None = None) -> Comparison:
+        """Score two pictures by their embeddings, (frames, features) each, as `embed` gives them."""
+        limit = self._threshold(threshold)
+        logits = np.stack([self.bundle.head.logits(one, others) for one in ones])
+        a, b = (int(at) for at in np.unravel_index(int(logits.argmax()), logits.shape))
+        score = self.bundle.head.score(ones[a], others[b])
+        verdict = Verdict.MATCH if score >= limit else Verdict.CLEAR
+        return Comparison(score, float(logits[a, b]), limit, verdict, (a, b))
+
+    def _all_frames(self, picture: Source) -> Iterator[NDArray[np.uint8]]:
+        if isinstance(picture, np.ndarray):
+            check_rgb(picture)
+            yield picture
+            return
+        data = picture if isinstance(picture, bytes) else read_file(Path(picture), self.limits)
+        opened = open_picture(data, self.limits, "" if isinstance(picture, bytes) else Path(picture).name)
+        for number in range(opened.frames):
+            yield opened.frame(number)
+
+    def self_test(self) -> float:
+        """Embed a drawn picture and score it with itself: close to 1 in a model that works.
+
+        Raises:
+            EncodingError: the network's output is not finite.
+        """
+        size = self.bundle.image_size
+        ramp = np.arange(size, dtype=np.uint8)
+        drawn = np.stack([np.add.outer(ramp, ramp), np.subtract.outer(ramp, ramp), np.bitwise_xor.outer(ramp, ramp)], axis=2)
+        embedding = self.embed(drawn)[0]
+        return self.bundle.head.score(embedding, embedding)
+
+    # -- many ------------------------------------------------------------------------------------------------------
+
+    def index(self, paths: Iterable[Where], gallery: Gallery, on_skip: Callable[[Path], None] | None = None) -> Iterator[Indexed]:
+        """Add pictures to a gallery. Each is on disk when its `Indexed` is yielded, so stopping at any moment loses nothing.
+
+        A file that is in the gallery already, by its content, is not embedded again.
+
+        Args:
+            paths: files and folders (recursive), or what `walk` found in them.
+            gallery: opened for writing, of the same bundle.
+            on_skip: is told of files in folders that are no pictures.
+
+        Yields:
+            An `Indexed` a file, in order.
+
+        Raises:
+            GalleryError: the gallery cannot be written.
+        """
+        self._check(gallery)
+
+        def known(content: bytes, path: Path) -> bool:
+            return gallery.status(_key(path), content) is not Added.NEW
+
+        parts: list[_Frame] = []
+        for frame in self._embedded(self._frames_ahead(paths, on_skip, known)):
+            parts.append(frame)
+            if frame.last:
+                yield _add(parts, gallery)
+                parts = []
+
+    def screen(
+        self,
+        paths: Iterable[Where],
+        gallery: Gallery,
+        *,
+        threshold: float | None = None,
+        top: int = 5,
+        search: Search | str = Search.AUTO,
+        on_skip: Callable[[Path], None] | None = None,
+    ) -> Iterator[Result]:
+        """Screen pictures against a gallery.
+
+        Args:
+            paths: files and folders (recursive), or what `walk` found in them.
+            gallery: of the same bundle.
+            threshold: score in (0, 1); None takes the bundle's.
+            top: how many matches to list a frame.
+            search: see `Search`.
+            on_skip: is told of files in folders that are no pictures.
+
+        Yields:
+            A `Result` a frame, in order; one for the whole picture when it cannot be opened.
+
+        Raises:
+            UsageError: a threshold or `top` out of range.
+            GalleryError: the gallery is damaged, or empty: then everything would be clear.
+        """
+        self._check(gallery)
+        limit = self._threshold(threshold)
+        if not len(gallery):
+            raise GalleryError(f"{gallery.folder} holds no pictures, so nothing can be found in it: add some first")
+        if top < 1:
+            raise UsageError(f"{top} matches cannot be listed; ask for 1 or more")
+        for frame in self._embedded(self._frames_ahead(paths, on_skip)):
+            result = Result(frame.path, frame.number, Verdict.ERROR, Reason.BELOW_THRESHOLD, limit, sha256=_hex(frame.content))
+            if isinstance(frame.value, np.ndarray):
+                (found,) = gallery.search(frame.value[None], limit, top=top, how=search)
+                yield replace(
+                    result,
+                    verdict=Verdict.MATCH if found.total else Verdict.CLEAR,
+                    reason=Reason.AT_OR_ABOVE_THRESHOLD if found.total else Reason.BELOW_THRESHOLD,
+                    matches=found.matches,
+                    total=found.total,
+                    nearest=found.nearest,
+                )
+            else:
+                reason, detail = _explain(frame.value)
+                yield replace(result, reason=reason, detail=detail)
+
+    # -- the pipeline ----------------------------------------------------------------------------------------------
+
+    def _threshold(self, value: float | None) -> float:
+        return self.bundle.threshold.value if value is None else check_threshold(value)
+
+    def _check(self, gallery: Gallery) -> None:
+        if gallery.bundle.fingerprint != self.bundle.fingerprint:
+            raise UsageError("the gallery was opened with another bundle than this screener's")
+
+    def _resized(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """To the encoder's size.
+
+        Raises:
+            PictureError: the picture is blank.
+        """
+        resized = resize(pixels, self.bundle.image_size)
+        if is_blank(resized):
+            raise PictureError(Reason.BLANK, "it shows nothing: every pixel is the same, so it would match any other blank picture")
+        return resized
+
+    def _frames_ahead(
+        self,
+        paths: Iterable[Where],
+        on_skip: Callable[[Path], None] | None,
+        known: Callable[[bytes, Path], bool] | None = None,
+    ) -> Iterator[_Frame]:
+        """Frames of all pictures in order, decoded by the workers a few pictures ahead."""
+        depth = 2 * self._workers + self._batch
+        pending: deque[tuple[str, Future[_Prepared] | PictureError]] = deque()
+        pool = ThreadPoolExecutor(self._workers, thread_name_prefix="lcmem-decode")
+        try:
+            for found in walk(paths):
+                if isinstance(found, Skipped):
+                    if on_skip:
+                        on_skip(found.path)
+                    continue
+                name = picture_name(found.path)
+                outcome = found.error if isinstance(found, Unfound) else pool.submit(self._prepare, found.path, known)
+                pending.append((name, outcome))
+                if len(pending) >= depth:
+                    yield from self._frames_of(*pending.popleft())
+            while pending:
+                yield from self._frames_of(*pending.popleft())
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _prepare(self, path: Path, known: Callable[[bytes, Path], bool] | None) -> _Prepared:
+        """A worker's part: read, hash, decode, resize. A picture's own errors are a result, not an exception."""
+        content = None
+        try:
+            data = read_file(path, self.limits)
+            content = hashlib.sha256(data).digest()
+            if known and known(content, path):
+                return _Prepared(content)
+            picture = open_picture(data, self.limits, path.name)
+            ahead = tuple(self._one_frame(picture, number) for number in range(min(picture.frames, FRAMES_AHEAD)))
+        except PictureError as error:
+            return _Prepared(content, error=error)
+        except MemoryError:
+            return _Prepared(content, error=PictureError(Reason.OUT_OF_MEMORY, "there was not enough memory to read it"))
+        return _Prepared(content, picture.frames, ahead, picture if picture.frames > len(ahead) else None)
+
+    def _one_frame(self, picture: Picture, number: int) -> NDArray[np.uint8] | PictureError:
+        try:
+            return self._resized(picture.frame(number))
+        except PictureError as error:
+            return error
+        except MemoryError:
+            return PictureError(Reason.OUT_OF_MEMORY, "there was not enough memory to decode it")
+
+    def _frames_of(self, path: str, outcome: Future[_Prepared] | PictureError) -> Iterator[_Frame]:
+        prepared = _Prepared(None, error=outcome) if isinstance(outcome, PictureError) else outcome.result()
+        if prepared.error or not prepared.frames:
+            yield _Frame(path, prepared.content, prepared.frames, None, True, prepared.error)
+            return
+        for number in range(prepared.frames):
+            value = (
+                prepared.ahead[number]
+                if prepared.picture is None or number < len(prepared.ahead)
+                else self._one_frame(prepared.picture, number)
+            )
+            yield _Frame(path, prepared.content, prepared.frames, number, number == prepared.frames - 1, value)
+
+    def _embedded(self, frames: Iterable[_Frame]) -> Iterator[_Frame]:
+        """The same frames in the same order, pixels replaced by embeddings, in batches across pictures."""
+        waiting: list[_Frame] = []
+        pictures = 0
+        for frame in frames:
+            waiting.append(frame)
+            pictures += isinstance(frame.value, np.ndarray)
+            if pictures >= self._batch:
+                yield from self._embed_all(waiting)
+                waiting, pictures = [], 0
+        yield from self._embed_all(waiting)
+
+    def _embed_all(self, frames: Sequence[_Frame]) -> Iterator[_Frame]:
+        pixels = [frame.value for frame in frames if isinstance(frame.value, np.ndarray)]
+        embeddings = iter(self._embed_safely(pixels))
+        for frame in frames:
+            yield replace(frame, value=next(embeddings)) if isinstance(frame.value, np.ndarray) else frame
+
+    def _embed_safely(self, pixels: Sequence[NDArray[Any]]) -> Sequence[Floats | EncodingError]:
+        """Embed a batch; where that fails, each picture alone, so that one does not take the others along."""
+        if not pixels:
+            return []
+        try:
+            return list(self.encoder.embed_resized(np.stack(pixels)))
+        except EncodingError as error:
+            if len(pixels) == 1:
+                return [error]
+            return [self._embed_safely([picture])[0] for picture in pixels]
+
+
+def _key(path: Path) -> str:
+    """A picture's key: its absolute path, so that it means the same wherever the command is run, as valid text."""
+    return str(picture_name(Path(os.path.abspath(path))))
+
+
+def _add(parts: Sequence[_Frame], gallery: Gallery) -> Indexed:
+    """Add one picture's frames to the gallery, and say what became of it."""
+    first = parts[0]
+    errors = [(part.number, *_explain(part.value)) for part in parts if isinstance(part.value, LcmemError)]
+    embeddings = {part.number: part.value for part in parts if isinstance(part.value, np.ndarray) and part.number is not None}
+    if first.content is None or (errors and not embeddings):
+        return Indexed(first.path, None, 0, tuple(errors))
+    try:
+        # Asked again: an equal file may have been added since the worker looked.
+        added = gallery.status(key := _key(Path(first.path)), first.content)
+        if added is Added.COPY:
+            gallery.add_copy(key, first.content)
+        elif added is Added.NEW:
+            gallery.add(Entry(key, first.content, first.frames, embeddings))
+    except KeyConflictError as error:
+        return Indexed(first.path, None, 0, ((None, Reason.KEY_CONFLICT, str(error)),))
+    return Indexed(first.path, added, len(embeddings), tuple(errors))
+
+
+def _explain(error: object) -> tuple[Reason, str]:
+    reason = error.reason if isinstance(error, PictureError) else Reason.NOT_FINITE
+    return reason, str(error)
+
+
+def _hex(content: bytes | None) -> str | None:
+    return content.hex() if content else None
+
+
+def _hit_json(hit: Hit) -> dict[str, Any]:
+    return {"key": hit.key, "frame": hit.frame, "score": hit.score}

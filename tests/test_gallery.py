@@ -1,0 +1,425 @@
+"""Store, graph and search: nothing lost, nothing missed, nothing damaged used."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from lcmem_onnx.runtime.bundle import Bundle, Threshold
+from lcmem_onnx.runtime.errors import GalleryError, GalleryMismatchError, KeyConflictError, UsageError
+from lcmem_onnx.runtime.gallery import Added, Gallery
+from lcmem_onnx.runtime.gallery import gallery as gallery_module
+from lcmem_onnx.runtime.gallery.graph import MANIFEST, Graph, load_graph, save_graph
+from lcmem_onnx.runtime.gallery.store import DATABASE, Entry
+from lcmem_onnx.runtime.head import Floats, Head
+
+FEATURES = 32
+SOURCES = 400
+
+
+def make_bundle(fingerprint: str = "f" * 64, positive: bool = True) -> Bundle:
+    """A bundle's head without a network: weights of both signs unless told otherwise."""
+    random = np.random.default_rng(3)
+    weight = random.normal(-6.0, 4.0 if positive else 1.0, FEATURES)
+    head = Head(np.where(positive, weight, -np.abs(weight)).astype(np.float32), 6.0)
+    return Bundle(Path(), "test", 64, FEATURES, head, Threshold(0.5, "test"), {}, fingerprint, demonstration=True, manifest={})
+
+
+def vectors(seed: int, count: int) -> Floats:
+    return np.random.default_rng(seed).random((count, FEATURES), dtype=np.float32)
+
+
+def content(number: int) -> bytes:
+    return number.to_bytes(32, "big")
+
+
+def fill(gallery: Gallery, embeddings: Floats, first: int = 0) -> None:
+    for number, embedding in enumerate(embeddings, first):
+        gallery.add(Entry(f"/pictures/{number}.png", content(number), 1, {0: embedding}))
+
+
+@pytest.fixture
+def bundle() -> Bundle:
+    return make_bundle()
+
+
+def brute_force(bundle: Bundle, query: Floats, gallery: Floats, threshold: float) -> list[tuple[str, float]]:
+    """Matches by float64 arithmetic, best first."""
+    differences = np.abs(gallery.astype(np.float64) - query.astype(np.float64))
+    scores = 1 / (1 + np.exp(-(differences @ bundle.head.weight.astype(np.float64) + bundle.head.bias)))
+    order = np.argsort(-scores, kind="stable")
+    return [(f"/pictures/{at}.png", float(scores[at])) for at in order if scores[at] >= threshold]
+
+
+@pytest.mark.parametrize("positive", [True, False])
+@pytest.mark.parametrize("how", ["exact", "hnsw"])
+def test_search_finds_what_brute_force_finds(how: str, positive: bool, tmp_path: Path) -> None:
+    bundle = make_bundle(positive=positive)
+    embeddings = vectors(0, SOURCES)
+    # Queries near gallery vectors, at distances that make some match and some not.
+    steps = np.linspace(0.0, 0.12, 40, dtype=np.float32)[:, None]
+    queries = np.clip(embeddings[:40] + steps * np.random.default_rng(1).normal(0, 1, (40, FEATURES)), 0, 1).astype(np.float32)
+    with Gallery.create(tmp_path / "idx", bundle) as gallery:
+        fill(gallery, embeddings)
+        results = gallery.search(queries, 0.5, top=SOURCES, how=how)
+        matched = 0
+        for query, result in zip(queries, results, strict=True):
+            expected = brute_force(bundle, query, embeddings, 0.5)
+            assert [hit.key for hit in result.matches] == [key for key, _ in expected]
+            np.testing.assert_allclose([hit.score for hit in result.matches], [score for _, score in expected], atol=1e-5)
+            assert result.total == len(expected)
+            matched += bool(expected)
+        assert 0 < matched < 40
+
+
+def test_the_nearest_is_reported_without_a_match_and_top_limits_matches(bundle: Bundle, tmp_path: Path) -> None:
+    embeddings = vectors(0, 50)
+    with Gallery.create(tmp_path / "idx", bundle) as gallery:
+        fill(gallery, embeddings)
+        (result,) = gallery.search(vectors(9, 1), 0.999999)
+        assert result.matches == ()
+        assert result.nearest is not None
+        assert result.nearest.key == brute_force(bundle, vectors(9, 1)[0], embeddings, 0.0)[0][0]
+        (result,) = gallery.search(embeddings[:1], 1e-30, top=3)
+        expected = brute_force(bundle, embeddings[0], embeddings, 1e-30)
+        assert [hit.key for hit in result.matches] == [key for key, _ in expected[:3]]
+        assert result.total == len(expected) > 3
+
+
+def test_an_empty_gallery_finds_nothing(bundle: Bundle, tmp_path: Path) -> None:
+    with Gallery.create(tmp_path / "idx", bundle) as gallery:
+        for how in ("exact", "hnsw"):
+            (result,) = gallery.search(vectors(0, 1), 0.5, how=how)
+            assert (result.matches, result.total, result.nearest) == ((), 0, None)
+
+
+def test_equal_pictures_share_a_vector_and_are_all_found(bundle: Bundle, tmp_path: Path) -> None:
+    with Gallery.create(tmp_path / "idx", bundle) as gallery:
+        fill(gallery, np.repeat(vectors(0, 1), 300, axis=0))
+        assert gallery.describe()["distinct_vectors"] == 1
+        for how in ("exact", "hnsw"):
+            (result,) = gallery.search(vectors(0, 1), 0.5, top=500, how=how)
+            assert len(result.matches) == result.total == 300
+
+
+def test_additions_are_found_at_once_with_a_graph_from_before(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gallery_module, "EXACT_UP_TO", 10)
+    with Gallery.create(tmp_path / "idx", bundle) as gallery:
+        fill(gallery, vectors(0, 30))
+        gallery.update_graph()
+    manifest = json.loads((tmp_path / "idx" / MANIFEST).read_text())
+    assert (manifest["count"], manifest["dimension"], manifest["fingerprint"]) == (30, FEATURES, bundle.fingerprint)
+    told: list[str] = []
+    with Gallery.open(tmp_path / "idx", bundle, read_only=False, warn=told.append) as gallery:
+        fill(gallery, vectors(5, 3), first=30)
+        (result,) = gallery.search(vectors(5, 1), 0.5)
+        assert result.matches[0].key == "/pictures/30.png"
+        assert told == []
+        gallery.update_graph()
+    assert json.loads((tmp_path / "idx" / MANIFEST).read_text())["count"] == 33
+    assert len(list((tmp_path / "idx").glob("graph-*.hnsw"))) == 1
+
+
+def test_an_open_gallery_sees_what_another_adds(bundle: Bundle, tmp_path: Path) -> None:
+    with Gallery.create(tmp_path / "idx", bundle) as writer:
+        fill(writer, vectors(0, 3))
+        with Gallery.open(tmp_path / "idx", bundle) as reader:
+            assert reader.search(vectors(7, 1), 0.5)[0].total == 0
+            fill(writer, vectors(7, 1), first=3)
+            assert reader.search(vectors(7, 1), 0.5)[0].matches[0].key == "/pictures/3.png"
+
+
+def test_known_content_is_recognised(bundle: Bundle, tmp_path: Path) -> None:
+    with Gallery.create(tmp_path / "idx", bundle) as gallery:
+        fill(gallery, vectors(0, 2))
+        assert gallery.status("/pictures/0.png", content(0)) is Added.KNOWN
+        assert gallery.status("/elsewhere/0.png", content(0)) is Added.COPY
+        assert gallery.status("/pictures/9.png", content(9)) is Added.NEW
+        gallery.add_copy("/elsewhere/0.png", content(0))
+        assert gallery.status("/elsewhere/0.png", content(0)) is Added.KNOWN
+        (result,) = gallery.search(vectors(0, 1), 0.9)
+        assert [hit.key for hit in result.matches] == ["/elsewhere/0.png", "/pictures/0.png"]
+        with pytest.raises(GalleryError, match="no picture with sha256"):
+            gallery.add_copy("/x", content(99))
+
+
+def test_a_picture_whose_frames_were_not_all_readable_is_tried_again(bundle: Bundle, tmp_path: Path) -> None:
+    frames = vectors(0, 3)
+    with Gallery.create(tmp_path / "idx", bundle) as gallery:
+        gallery.add(Entry("/a.dcm", content(1), 3, {0: frames[0], 2: frames[2]}))
+        assert gallery.status("/a.dcm", content(1)) is Added.NEW
+        gallery.add(Entry("/a.dcm", content(1), 3, dict(enumerate(frames))))
+        assert gallery.status("/a.dcm", content(1)) is Added.KNOWN
+        assert len(gallery) == 3
+
+
+def test_adding_the_same_twice_is_harmless_and_another_picture_under_its_key_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    with Gallery.create(tmp_path / "idx", bundle) as gallery:
+        fill(gallery, vectors(0, 2))
+        fill(gallery, vectors(0, 2))
+        assert len(gallery) == 2
+        with pytest.raises(KeyConflictError, match="another picture"):
+            gallery.add(Entry("/pictures/0.png", content(77), 1, {0: vectors(1, 1)[0]}))
+        with pytest.raises(KeyConflictError):
+            gallery.add_copy("/pictures/0.png", content(1))
+        assert len(gallery) == 2
+
+
+@pytest.mark.parametrize("bad", [np.full(FEATURES, np.nan, np.float32), np.zeros(FEATURES - 1, np.float32)])
+def test_an_embedding_that_is_none_is_refused_whole(bad: Floats, bundle: Bundle, tmp_path: Path) -> None:
+    with Gallery.create(tmp_path / "idx", bundle) as gallery:
+        with pytest.raises(GalleryError, match="finite numbers"):
+            gallery.add(Entry("/a.dcm", content(1), 2, {0: vectors(0, 1)[0], 1: bad}))
+        assert len(gallery) == 0
+
+
+def test_an_index_of_another_bundle_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    Gallery.create(tmp_path / "idx", bundle).close()
+    with pytest.raises(GalleryMismatchError, match="another model"):
+        Gallery.open(tmp_path / "idx", make_bundle("0" * 64))
+
+
+def test_creating_twice_is_refused_and_harms_nothing(bundle: Bundle, tmp_path: Path) -> None:
+    with Gallery.create(tmp_path / "idx", bundle) as gallery:
+        fill(gallery, vectors(0, 2))
+    with pytest.raises(GalleryError, match="holds an index already"):
+        Gallery.create(tmp_path / "idx", bundle)
+    with Gallery.open(tmp_path / "idx", bundle) as gallery:
+        assert len(gallery) == 2
+
+
+def test_a_folder_without_an_index_is_named(bundle: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(GalleryError, match="is no index"):
+        Gallery.open(tmp_path, bundle)
+
+
+@pytest.mark.parametrize("name", ["new\nline", "per%20cent?#", "späße", "quote'\"", " blank "])
+def test_folders_of_any_name_work(name: str, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gallery_module, "EXACT_UP_TO", 1)
+    with Gallery.create(tmp_path / name, bundle) as gallery:
+        fill(gallery, vectors(0, 5))
+        gallery.update_graph()
+    with Gallery.open(tmp_path / name, bundle) as gallery:
+        assert gallery.search(vectors(0, 1), 0.5)[0].matches[0].key == "/pictures/0.png"
+
+
+def test_a_writer_waits_for_another_and_then_says_who_is_in_the_way(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lcmem_onnx.runtime.gallery.store.BUSY_SECONDS", 0.1)
+    with Gallery.create(tmp_path / "idx", bundle) as gallery:
+        other = sqlite3.connect(tmp_path / "idx" / DATABASE, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(GalleryError, match="being written by another process"):
+            fill(gallery, vectors(0, 1))
+        other.execute("ROLLBACK")
+        other.close()
+        fill(gallery, vectors(0, 1))
+
+
+@pytest.mark.parametrize("damage", ["flipped vector", "truncated", "not sqlite", "newer version"])
+def test_a_damaged_store_is_never_answered_from(damage: str, bundle: Bundle, tmp_path: Path) -> None:
+    folder = tmp_path / "idx"
+    with Gallery.create(folder, bundle) as gallery:
+        fill(gallery, vectors(0, 200))
+    path = folder / DATABASE
+    data = bytearray(path.read_bytes())
+    if damage == "flipped vector":
+        place = data.find(vectors(0, 200)[100].tobytes())
+        assert place > 0
+        data[place + 5] ^= 0xFF
+    elif damage == "truncated":
+        del data[len(data) // 2 :]
+    elif damage == "not sqlite":
+        data[:] = b"hello" * 100
+    path.write_bytes(data)
+    if damage == "newer version":
+        connection = sqlite3.connect(path)
+        with connection:
+            connection.execute("UPDATE meta SET value = '2' WHERE name = 'format_version'")
+        connection.close()
+    with pytest.raises(GalleryError, match="damaged|format 2"), Gallery.open(folder, bundle) as gallery:
+        gallery.search(vectors(0, 1), 0.5)
+
+
+def test_a_read_only_folder_can_be_searched(bundle: Bundle, tmp_path: Path) -> None:
+    folder = tmp_path / "idx"
+    with Gallery.create(folder, bundle) as gallery:
+        fill(gallery, vectors(0, 3))
+    folder.chmod(0o555)
+    (folder / DATABASE).chmod(0o444)
+    try:
+        with Gallery.open(folder, bundle) as gallery:
+            assert gallery.search(vectors(0, 1), 0.5)[0].total == 1
+    finally:
+        folder.chmod(0o755)
+
+
+# -- the graph's file -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def graph_folder(bundle: Bundle, tmp_path: Path) -> Path:
+    graph = Graph(FEATURES, 1)
+    graph.extend(np.arange(1, 101), bundle.head.weighted(vectors(0, 100)))
+    save_graph(graph, tmp_path, bundle.fingerprint)
+    return tmp_path
+
+
+def change_manifest(folder: Path, **changes: object) -> None:
+    manifest = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps(manifest | changes))
+
+
+def test_a_saved_graph_loads_and_answers(graph_folder: Path, bundle: Bundle) -> None:
+    graph = load_graph(graph_folder, bundle.fingerprint, FEATURES, 1)
+    ids, distances = graph.nearest(bundle.head.weighted(vectors(0, 100)[41]), 500)
+    assert (len(graph), len(ids), ids[0]) == (100, 100, 42)
+    assert distances[0] == pytest.approx(0.0, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("flipped", "sha256 differs"),
+        ("truncated", "sha256 differs"),
+        ("another dimension", "dimension"),
+        ("another bundle", "another bundle"),
+        ("another metric", "metric"),
+        ("newer", "format"),
+        ("file gone", "cannot be read"),
+        ("manifest gone", "no search graph yet"),
+        ("manifest garbled", "is damaged"),
+        ("manifest of another kind", "is damaged"),
+        ("path outside", "outside the index"),
+        ("count", "cannot be loaded|does not find"),
+    ],
+)
+def test_a_wrong_graph_is_never_loaded(damage: str, message: str, graph_folder: Path, bundle: Bundle) -> None:
+    (path,) = graph_folder.glob("graph-*.hnsw")
+    data = bytearray(path.read_bytes())
+    if damage == "flipped":
+        data[len(data) // 2] ^= 0xFF
+        path.write_bytes(data)
+    elif damage == "truncated":
+        path.write_bytes(data[:-100])
+    elif damage == "file gone":
+        path.unlink()
+    elif damage == "manifest gone":
+        (graph_folder / MANIFEST).unlink()
+    elif damage == "manifest garbled":
+        (graph_folder / MANIFEST).write_text("{")
+    elif damage == "manifest of another kind":
+        (graph_folder / MANIFEST).write_text('{"a": 1}')
+    elif damage == "path outside":
+        change_manifest(graph_folder, file="../graph-x.hnsw")
+    else:
+        changes: dict[str, object] = {
+            "another dimension": {"dimension": 16},
+            "another bundle": {"fingerprint": "0" * 64},
+            "another metric": {"metric": "cosine"},
+            "newer": {"format_version": 2},
+            "count": {"count": 101},
+        }[damage]
+        change_manifest(graph_folder, **changes)
+    with pytest.raises(GalleryError, match=message):
+        load_graph(graph_folder, bundle.fingerprint, FEATURES, 1)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "gone", "manifest"])
+def test_a_damaged_graph_is_made_again_with_a_word(
+    damage: str, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gallery_module, "EXACT_UP_TO", 10)
+    with Gallery.create(tmp_path / "idx", bundle) as gallery:
+        fill(gallery, vectors(0, 50))
+        gallery.update_graph()
+    (path,) = (tmp_path / "idx").glob("graph-*.hnsw")
+    if damage == "flipped":
+        data = bytearray(path.read_bytes())
+        data[-50] ^= 0xFF
+        path.write_bytes(data)
+    elif damage == "gone":
+        path.unlink()
+    else:
+        (tmp_path / "idx" / MANIFEST).write_text("")
+    told: list[str] = []
+    with Gallery.open(tmp_path / "idx", bundle, warn=told.append) as gallery:
+        assert gallery.search(vectors(0, 50)[30:31], 0.5)[0].matches[0].key == "/pictures/30.png"
+    assert len(told) == 1
+    assert "making the search graph" in told[0]
+
+
+def test_a_killed_writer_loses_nothing_acknowledged(tmp_path: Path) -> None:
+    """A process adds and reports each addition; it is killed at a moment that it does not choose."""
+    folder = tmp_path / "idx"
+    Gallery.create(folder, make_bundle()).close()
+    program = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import test_gallery as t
+with t.Gallery.open({str(folder)!r}, t.make_bundle(), read_only=False) as gallery:
+    for number, embedding in enumerate(t.vectors(0, 10000)):
+        gallery.add(t.Entry(f"/pictures/{{number}}.png", t.content(number), 1, {{0: embedding}}))
+        print(number, flush=True)
+"""
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    acknowledged = -1
+    for line in process.stdout:
+        acknowledged = int(line)
+        if acknowledged == 25:
+            process.kill()
+    process.wait()
+    process.stdout.close()
+    with Gallery.open(folder, make_bundle()) as gallery:
+        assert len(gallery) >= acknowledged + 1
+        for number in (0, acknowledged):
+            assert gallery.search(vectors(0, 10000)[number : number + 1], 0.9)[0].matches[0].key == f"/pictures/{number}.png"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"threshold": 0.0}, "decides nothing"),
+        ({"threshold": 0.5, "top": 0}, "0 matches"),
+        ({"threshold": 0.5, "how": "magic"}, "magic"),
+    ],
+)
+def test_wrong_requests_are_refused(arguments: dict[str, object], message: str, bundle: Bundle, tmp_path: Path) -> None:
+    with Gallery.create(tmp_path / "idx", bundle) as gallery:
+        fill(gallery, vectors(0, 2))
+        with pytest.raises(UsageError, match=message):
+            gallery.search(vectors(0, 1), **arguments)  # type: ignore[arg-type]
+        with pytest.raises(UsageError, match="shape"):
+            gallery.search(np.zeros((1, FEATURES + 1), np.float32), 0.5)
+
+
+def test_a_full_disk_is_said_and_harms_nothing(bundle: Bundle, tmp_path: Path) -> None:
+    if os.geteuid() != 0 or shutil.which("mount") is None:
+        pytest.skip("needs root, to mount a small file system")
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", small], capture_output=True, check=False).returncode:
+        pytest.skip("may not mount a file system here")
+    try:
+        with Gallery.create(small / "idx", bundle) as gallery:
+            fill(gallery, vectors(0, 5))
+            with pytest.raises(GalleryError, match="is full"):
+                fill(gallery, vectors(1, 20000), first=5)
+            count = len(gallery)
+            assert count >= 5
+        with Gallery.open(small / "idx", bundle) as gallery:
+            assert len(gallery) == count
+            assert gallery.search(vectors(0, 1), 0.9)[0].total == 1
+    finally:
+        subprocess.run(["umount", small], check=False)

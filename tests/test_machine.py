@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from lcmem_onnx.runtime.machine import cpu_features, cpu_limit, cpu_name, versions
+
+ALLOWED = len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("max 100000", ALLOWED),
+        ("100000 100000", 1),
+        ("50000 100000", 1),
+        ("6400000 100000", ALLOWED),
+        ("garbage", ALLOWED),
+    ],
+)
+def test_cgroup_v2_quota_limits_threads(tmp_path: Path, content: str, expected: int) -> None:
+    (tmp_path / "cpu.max").write_text(content + "\n")
+    assert cpu_limit(tmp_path) == expected
+
+
+def test_cgroup_v1_quota_limits_threads(tmp_path: Path) -> None:
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("100000\n")
+    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+    assert cpu_limit(tmp_path) == 1
+
+
+def test_without_control_groups_the_affinity_counts(tmp_path: Path) -> None:
+    assert cpu_limit(tmp_path) == ALLOWED
+
+
+def test_cpu_features_are_read_from_the_flags(tmp_path: Path) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("processor : 0\nmodel name : Test 9000\nflags : fpu avx2 f16c avx512_vnni\n")
+    assert cpu_features(cpuinfo) == ["avx2", "f16c", "avx512_vnni"]
+    assert cpu_name(cpuinfo) == "Test 9000"
+    assert cpu_features(tmp_path / "nothing") is None
+
+
+def test_versions_name_what_decides_results() -> None:
+    assert {"python", "onnxruntime", "numpy", "hnswlib"} <= set(versions())

@@ -1,0 +1,123 @@
+"""resize() against Pillow's algorithm written anew in numpy, against Pillow itself and against torch; is_blank()."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lcmem_onnx.runtime.errors import UsageError
+from lcmem_onnx.runtime.preprocess import is_blank, resize
+from numpy.typing import NDArray
+from PIL import Image
+
+
+def noise(height: int, width: int, seed: int) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def triangle_weights(source: int, target: int) -> NDArray[np.float64]:
+    """(target, source): each row the triangle filter around one target pixel's centre, cut at the border, of sum 1."""
+    scale = source / target
+    reach = max(scale, 1.0)
+    weights = np.zeros((target, source))
+    for row in range(target):
+        centre = (row + 0.5) * scale
+        first = max(int(centre - reach + 0.5), 0)
+        last = min(int(centre + reach + 0.5), source)
+        taps = [max(0.0, 1.0 - abs((at - centre + 0.5) / reach)) for at in range(first, last)]
+        weights[row, first:last] = np.array(taps) / math.fsum(taps)
+    return weights
+
+
+def resized_by_hand(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """Two float64 passes, along rows first, rounded to whole levels after each."""
+    height, width = pixels.shape[:2]
+    across = np.einsum("ts,hsc->htc", triangle_weights(width, size), pixels.astype(np.float64))
+    across = np.clip(np.floor(across + 0.5), 0, 255)
+    down = np.einsum("ts,swc->twc", triangle_weights(height, size), across)
+    return np.clip(np.floor(down + 0.5), 0, 255).astype(np.uint8)
+
+
+sizes = st.integers(1, 90)
+
+
+@settings(max_examples=120, deadline=None)
+@given(sizes, sizes, sizes, st.integers(0, 2**32 - 1))
+def test_equals_the_algorithm_written_by_hand(height: int, width: int, size: int, seed: int) -> None:
+    pixels = noise(height, width, seed)
+    ours = resize(pixels, size).astype(int)
+    assert np.abs(ours - resized_by_hand(pixels, size)).max() <= 1
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 700), (700, 1), (97, 1031), (513, 511), (256, 256), (40, 30)])
+def test_equals_pillow_and_the_algorithm_at_the_networks_size(height: int, width: int) -> None:
+    pixels = noise(height, width, 7)
+    ours = resize(pixels, 256)
+    theirs = np.asarray(Image.fromarray(pixels).resize((256, 256), Image.Resampling.BILINEAR))
+    assert ours.shape == (256, 256, 3)
+    assert ours.dtype == np.uint8
+    np.testing.assert_array_equal(ours, theirs)
+    assert np.abs(ours.astype(int) - resized_by_hand(pixels, 256)).max() <= 1
+
+
+@pytest.mark.parametrize(("height", "width", "size"), [(300, 200, 64), (64, 64, 256), (500, 31, 128)])
+def test_near_torchs_antialiased_interpolation(height: int, width: int, size: int) -> None:
+    torch = pytest.importorskip("torch")
+    pixels = noise(height, width, 3)
+    tensor = torch.from_numpy(pixels).permute(2, 0, 1)[None].float()
+    theirs = torch.nn.functional.interpolate(tensor, (size, size), mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
+    # torch does not round between the passes: up to half a level each for the pass between and the result.
+    assert np.abs(resize(pixels, size) - theirs).max() <= 1.01
+
+
+@given(st.tuples(*[st.integers(0, 255)] * 3), sizes, sizes, sizes)
+@settings(deadline=None)
+def test_a_constant_picture_stays_constant(colour: tuple[int, int, int], height: int, width: int, size: int) -> None:
+    pixels = np.empty((height, width, 3), np.uint8)
+    pixels[:] = colour
+    resized = resize(pixels, size)
+    assert (resized == np.array(colour, np.uint8)).all()
+    assert is_blank(resized)
+
+
+def test_takes_views_and_leaves_them_alone() -> None:
+    pixels = noise(60, 50, 1)
+    view = pixels[::-2, ::3, ::-1]
+    before = pixels.copy()
+    np.testing.assert_array_equal(resize(view, 20), resize(view.copy(), 20))
+    np.testing.assert_array_equal(pixels, before)
+    result = resize(noise(20, 20, 1), 20)
+    result[0, 0] = 0  # writable, a copy even when nothing changes
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        np.zeros((4, 4), np.uint8),
+        np.zeros((4, 4, 4), np.uint8),
+        np.zeros((4, 4, 3), np.float32),
+        np.zeros((0, 4, 3), np.uint8),
+    ],
+)
+def test_refuses_other_arrays(pixels: NDArray[np.uint8]) -> None:
+    with pytest.raises(UsageError, match="RGB"):
+        resize(pixels, 8)
+
+
+def test_refuses_a_size_below_one() -> None:
+    with pytest.raises(UsageError, match="1 or more"):
+        resize(noise(4, 4, 0), 0)
+
+
+def test_blank_is_two_levels_in_every_channel() -> None:
+    pixels = np.full((8, 8, 3), 100, np.uint8)
+    pixels[0, 0, 1] = 102
+    assert is_blank(pixels)
+    pixels[0, 0, 1] = 103
+    assert not is_blank(pixels)
+    white = np.zeros((8, 8, 3), np.uint8)
+    white[4] = 255
+    assert not is_blank(white)
