@@ -1,0 +1,88 @@
+"""`python -m export`: the command line of the export."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+from lcmem_onnx.runtime.errors import LcmemError
+
+__all__ = ["main"]
+
+FILE = click.Path(path_type=Path)
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.option("--ckpt", "checkpoint", type=FILE, required=True, help="Trained LCMem: .pth, .pt or .safetensors.")
+@click.option("--vae", type=FILE, help="The VAE of a stage-1 checkpoint: a diffusers folder or a .safetensors file.")
+@click.option("--out", type=FILE, help="Folder to write.  [default: the checkpoint's name, with '-bundle']")
+@click.option("--image-size", type=int, help="Side of the encoder's input in pixels.  [default: the checkpoint's, or 512]")
+@click.option("--variants", default="fp32", help="Precisions to export, separated by commas (fp32 for now).")
+@click.option("--threshold", type=float, help="Decision threshold on scores.  [default: the checkpoint's, or 0.5]")
+@click.option("--pictures", type=FILE, help="Folder of pictures for the proof.  [default: those of the package]")
+@click.option("--name", help="What the model is called.  [default: the checkpoint's file name]")
+@click.option("--license", "licence", help="Licence of the weights, for the manifest.")
+@click.option("--force", is_flag=True, help="Replace an older bundle in --out, once the new one is proven.")
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
+def main(
+    checkpoint: Path,
+    vae: Path | None,
+    out: Path | None,
+    image_size: int | None,
+    variants: str,
+    threshold: float | None,
+    pictures: Path | None,
+    name: str | None,
+    licence: str | None,
+    force: bool,
+    quiet: bool,
+) -> None:
+    """Export a trained LCMem checkpoint to a bundle that runs without PyTorch.
+
+    The exported graph is checked and compared with torch on real pictures, in a fresh process. A bundle that fails is not
+    written.
+
+    \b
+    Example:
+      python -m export --ckpt lcmem.pt --out lcmem-bundle
+      python -m export --ckpt stage1_best_network.pth --vae stable-diffusion-2/
+    """
+    out = out or Path(f"{checkpoint.stem}-bundle")
+
+    def say(line: str) -> None:
+        if not quiet:
+            click.echo(line, err=True)
+
+    try:
+        from .package import Request, export_bundle
+    except ImportError as error:
+        click.echo(f"error: exporting needs {error.name}, which is not installed: pip install 'lcmem-onnx[export]'", err=True)
+        sys.exit(2)
+    try:
+        export_bundle(
+            Request(
+                checkpoint=checkpoint,
+                out=out,
+                vae=vae,
+                image_size=image_size,
+                variants=tuple(filter(None, (variant.strip() for variant in variants.split(",")))),
+                threshold=threshold,
+                pictures=pictures,
+                name=name,
+                licence=licence,
+                replace=force,
+            ),
+            say,
+        )
+    except LcmemError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        click.echo("interrupted: nothing was written", err=True)
+        sys.exit(130)
+    say(f"written   {out}\nnext      lcmem-onnx bundle info --bundle {out}")
+
+
+if __name__ == "__main__":
+    main()

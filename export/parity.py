@@ -1,0 +1,155 @@
+"""The proof of an export: the bundle, as the runtime opens it in a fresh process, against torch with Pillow.
+
+The fresh process shares nothing with the one that traced the network: no patched modules, no tensors that happen to be
+alive, and the runtime's own code path from file to embedding. The torch side reads the same files with Pillow alone.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import torch
+from lcmem_onnx.models.lcmem import LCMem
+from lcmem_onnx.runtime.errors import ExportError, UsageError
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+__all__ = [
+    "BATCH_SIZES",
+    "EMBEDDING_TOLERANCE",
+    "SAMPLES",
+    "SCORE_TOLERANCE",
+    "Parity",
+    "choose_pictures",
+    "measure",
+    "prove",
+]
+
+SAMPLES = Path(__file__).parent / "pictures"
+"""Real photographs and radiographs that come with the package; their licences lie beside them."""
+BATCH_SIZES = (1, 2, 3)
+EMBEDDING_TOLERANCE = 1e-4
+SCORE_TOLERANCE = 1e-3
+MAX_PICTURES = 4
+SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp"}
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far the bundle is from torch, on real pictures.
+
+    `embedding_max` and `embedding_mean` are absolute differences over all features, pictures and batch sizes; `score_max`
+    is that of the head's probabilities over all pairs of the pictures.
+    """
+
+    pictures: int
+    pairs: int
+    batch_sizes: tuple[int, ...]
+    embedding_max: float
+    embedding_mean: float
+    score_max: float
+    embedding_tolerance: float = EMBEDDING_TOLERANCE
+    score_tolerance: float = SCORE_TOLERANCE
+    reference: str = f"torch {torch.__version__}, fp32, pictures read and resized by Pillow"
+
+    def as_json(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def choose_pictures(folder: Path | None) -> list[Path]:
+    """The pictures to prove an export on: up to four from `folder`, or those that come with the package.
+
+    Raises:
+        UsageError: `folder` holds fewer than two pictures.
+    """
+    source = folder or SAMPLES
+    if not source.is_dir():
+        raise UsageError(f"{source} is no folder of pictures")
+    found = sorted(path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    if len(found) < 2:
+        raise UsageError(f"{source} holds {len(found)} pictures; two or more are needed to compare pairs")
+    return found[:: max(1, len(found) // MAX_PICTURES)][:MAX_PICTURES]
+
+
+def embed_in_torch(network: LCMem, pictures: Sequence[Path], image_size: int) -> NDArray[np.float32]:
+    """The reference's way from file to embedding: Pillow, then torch in fp32, a picture at a time. (n, features)."""
+    embeddings = []
+    for path in pictures:
+        with Image.open(path) as opened:
+            # As the runtime does and the reference does not: a picture is turned the way a viewer shows it.
+            upright = ImageOps.exif_transpose(opened).convert("RGB")
+        resized = upright.resize((image_size, image_size), Image.Resampling.BILINEAR)
+        pixels = torch.from_numpy(np.asarray(resized, dtype=np.float32) / 255.0).permute(2, 0, 1)[None]
+        with torch.no_grad():
+            embeddings.append(network.embed(pixels)[0].numpy())
+    return np.stack(embeddings)
+
+
+def prove(network: LCMem, bundle: Path, pictures: Sequence[Path], image_size: int, work: Path) -> Parity:
+    """Compare the bundle in `bundle` with `network` on `pictures`; `work` is a folder for the exchange.
+
+    Raises:
+        ExportError: the fresh process failed, an output is not finite, or a difference exceeds its tolerance.
+    """
+    expected = embed_in_torch(network, pictures, image_size)
+    if not np.isfinite(expected).all():
+        raise ExportError("the network gives values that are not finite, in torch already: the checkpoint is broken")
+    request, answer = work / "request.json", work / "answer.npz"
+    request.write_text(
+        json.dumps({"bundle": str(bundle), "pictures": [str(path) for path in pictures], "batch_sizes": BATCH_SIZES})
+    )
+    finished = subprocess.run(
+        [sys.executable, "-m", "lcmem_onnx.export.fresh_process", str(request), str(answer)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if finished.returncode != 0 or not answer.exists():
+        said = finished.stderr.strip().splitlines()
+        raise ExportError(f"the bundle does not run in a fresh process (status {finished.returncode}): {said[-1] if said else ''}")
+    with np.load(answer, allow_pickle=False) as arrays:
+        actual = {size: arrays[f"batch_{size}"] for size in BATCH_SIZES}
+        scores = arrays["scores"]
+    parity = measure(network, expected, actual, scores)
+    if not parity.embedding_max <= EMBEDDING_TOLERANCE or not parity.score_max <= SCORE_TOLERANCE:
+        raise ExportError(
+            f"onnxruntime and torch disagree: embeddings by {parity.embedding_max:.2e} (allowed {EMBEDDING_TOLERANCE:.0e}), "
+            f"scores by {parity.score_max:.2e} (allowed {SCORE_TOLERANCE:.0e}). Nothing was written"
+        )
+    return parity
+
+
+def measure(
+    network: LCMem, expected: NDArray[np.float32], actual: dict[int, NDArray[np.float32]], scores: NDArray[np.float64]
+) -> Parity:
+    """Differences of embeddings (n, features) per batch size, and of the scores of all pairs in `combinations` order.
+
+    Raises:
+        ExportError: a result has another shape, or is not finite.
+    """
+    for size, embeddings in actual.items():
+        if embeddings.shape != expected.shape or not np.isfinite(embeddings).all():
+            raise ExportError(f"the bundle's embeddings in batches of {size} are not finite or of shape {embeddings.shape}")
+    pairs = list(combinations(range(len(expected)), 2))
+    reference = torch.from_numpy(expected)
+    with torch.no_grad():
+        first, second = ([pair[side] for pair in pairs] for side in (0, 1))
+        wanted = torch.sigmoid(network.logit(reference[first], reference[second])).numpy()
+    if scores.shape != wanted.shape or not np.isfinite(scores).all():
+        raise ExportError(f"the bundle's scores are not finite or of shape {scores.shape}")
+    differences = np.stack([np.abs(embeddings - expected) for embeddings in actual.values()])
+    return Parity(
+        pictures=len(expected),
+        pairs=len(pairs),
+        batch_sizes=tuple(actual),
+        embedding_max=float(differences.max()),
+        embedding_mean=float(differences.mean()),
+        score_max=float(np.abs(scores - wanted).max()),
+    )

@@ -1,0 +1,207 @@
+"""The export: what it writes, what it proves, and that a failure leaves nothing behind that looks finished."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+onnx = pytest.importorskip("onnx")
+
+from click.testing import CliRunner  # noqa: E402
+from lcmem_onnx.export import package  # noqa: E402
+from lcmem_onnx.export.command import main  # noqa: E402
+from lcmem_onnx.export.package import Request, export_bundle  # noqa: E402
+from lcmem_onnx.export.parity import EMBEDDING_TOLERANCE, choose_pictures, embed_in_torch  # noqa: E402
+from lcmem_onnx.export.trace import check_graph, trace  # noqa: E402
+from lcmem_onnx.models.checkpoint import load_lcmem, save_lcmem  # noqa: E402
+from lcmem_onnx.models.lcmem import LCMem  # noqa: E402
+from lcmem_onnx.models.resnet import ResNetShape  # noqa: E402
+from lcmem_onnx.runtime.bundle import open_bundle  # noqa: E402
+from lcmem_onnx.runtime.encoder import Encoder  # noqa: E402
+from lcmem_onnx.runtime.errors import ExportError, UsageError  # noqa: E402
+from lcmem_onnx.runtime.files import read_file  # noqa: E402
+from lcmem_onnx.runtime.pictures import open_picture  # noqa: E402
+from onnx import TensorProto, helper  # noqa: E402
+
+
+def test_the_manifest_states_what_a_stranger_needs(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
+    manifest = json.loads((tiny_bundle / "bundle.json").read_text())
+    assert manifest["format_version"] == 1
+    assert manifest["input"] == {
+        "name": "pictures", "dtype": "uint8", "layout": "NHWC", "shape": ["batch", 64, 64, 3], "size": 64,
+        "channel_order": "RGB",
+    }  # fmt: skip
+    assert set(manifest["files"]) == {"encoder.fp32.onnx", "head.json"}
+    assert manifest["checkpoint"]["checkpoint"]["sha256"] == package._sha256(tiny_checkpoint)
+    assert manifest["parity"]["fp32"]["batch_sizes"] == [1, 2, 3]
+    assert manifest["parity"]["fp32"]["pictures"] >= 3
+    assert 0 <= manifest["parity"]["fp32"]["embedding_max"] <= EMBEDDING_TOLERANCE
+    assert manifest["license"]
+    assert manifest["card"]["summary"]
+    assert not list(tiny_bundle.parent.glob(".*"))
+
+
+def test_files_give_the_same_scores_as_torch_with_pillow(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
+    """The whole way from file to score, on both sides."""
+    pictures = choose_pictures(None)
+    network = load_lcmem(tiny_checkpoint).network
+    expected = torch.from_numpy(embed_in_torch(network, pictures, 64))
+    bundle = open_bundle(tiny_bundle)
+    actual = Encoder(bundle, provider="cpu").embed([open_picture(read_file(path)).frame(0) for path in pictures])
+    np.testing.assert_allclose(actual, expected.numpy(), atol=1e-5)
+    with torch.no_grad():
+        scores = torch.sigmoid(network.logit(expected[:1].expand(len(expected), -1), expected)).numpy()
+    np.testing.assert_allclose(bundle.head.scores(actual[0], actual), scores, atol=2e-3)
+
+
+def test_the_siamese_baseline_exports(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    save_lcmem(LCMem(ResNetShape(3, (3, 4, 6, 3), 128), None), tmp_path / "resnet.pth", image_size=64)
+    parity = export_bundle(Request(tmp_path / "resnet.pth", tmp_path / "out"))
+    assert parity.embedding_max < EMBEDDING_TOLERANCE
+    assert open_bundle(tmp_path / "out").features == 128
+
+
+def test_threshold_name_and_licence_are_taken_over(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    request = Request(tiny_checkpoint, tmp_path / "out", threshold=0.7, name="mine", licence="CC0-1.0", image_size=32)
+    export_bundle(request)
+    bundle = open_bundle(tmp_path / "out")
+    assert (bundle.threshold.value, bundle.name, bundle.manifest["license"], bundle.image_size) == (
+        0.7,
+        "mine",
+        "CC0-1.0",
+        32,
+    )
+    assert "--threshold" in bundle.threshold.source
+
+
+def test_the_users_own_pictures_can_prove_it(tiny_checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
+    assert export_bundle(Request(tiny_checkpoint, tmp_path / "out", pictures=pictures)).pictures == 4
+    (tmp_path / "none").mkdir()
+    with pytest.raises(UsageError, match="holds 0 pictures"):
+        export_bundle(Request(tiny_checkpoint, tmp_path / "out2", pictures=tmp_path / "none"))
+
+
+@pytest.mark.parametrize("failure", ["disagreement", "not finite", "crash"])
+def test_a_failed_proof_leaves_nothing(
+    failure: str, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = package.trace
+
+    def spoiled(network: LCMem, image_size: int, path: Path) -> None:
+        real(network, image_size, path)
+        model = onnx.load(str(path))
+        if failure == "crash":
+            path.write_bytes(path.read_bytes()[:1000])
+            return
+        for tensor in model.graph.initializer:
+            if list(tensor.dims) == [16]:
+                values = np.array(onnx.numpy_helper.to_array(tensor))
+                values[0] = np.nan if failure == "not finite" else values[0] + 0.5
+                tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+        onnx.save(model, str(path))
+
+    monkeypatch.setattr(package, "trace", spoiled)
+    with pytest.raises(ExportError, match="disagree|not finite|does not run|not valid ONNX"):
+        export_bundle(Request(tiny_checkpoint, tmp_path / "out"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_folder_is_replaced_only_when_asked_and_only_a_bundle(
+    tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(tiny_bundle, tmp_path / "out"))
+    with pytest.raises(UsageError, match="exists already"):
+        export_bundle(Request(tiny_checkpoint, out))
+    export_bundle(Request(tiny_checkpoint, out, name="second", replace=True))
+    assert open_bundle(out).name == "second"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(UsageError, match="is no bundle"):
+        export_bundle(Request(tiny_checkpoint, tmp_path / "mine", replace=True))
+    assert (tmp_path / "mine" / "thesis.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"image_size": 50}, "multiple of 8"),
+        ({"image_size": 0}, "does not fit"),
+        ({"variants": ("fp64",)}, "unknown variants: fp64"),
+        ({"variants": ()}, "unknown variants"),
+        ({"threshold": 1.0}, "decides nothing"),
+    ],
+)
+def test_wrong_requests_are_refused(arguments: dict[str, object], message: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=message):
+        export_bundle(Request(tiny_checkpoint, tmp_path / "out", **arguments))  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+
+
+# -- the structural checks --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def traced(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("traced") / "encoder.onnx"
+    trace(load_lcmem(tiny_checkpoint).network, 64, path)
+    return path
+
+
+def test_group_norm_and_gelu_stay_single_operators(traced: Path) -> None:
+    kept = check_graph(traced, 64, 16)["kept_whole"]
+    assert kept == {"Conv": 17, "GroupNormalization": 9, "LayerNormalization": 5, "Gelu": 2}
+    kinds = {node.op_type for node in onnx.load(str(traced)).graph.node}
+    assert not any(kind.startswith("Random") for kind in kinds)
+
+
+@pytest.mark.parametrize("change", ["random", "fixed batch", "name", "opset", "foreign", "size", "float input"])
+def test_a_graph_that_breaks_the_contract_is_refused(change: str, traced: Path, tmp_path: Path) -> None:
+    model = onnx.load(str(traced))
+    graph = model.graph
+    if change == "random":
+        graph.node.append(helper.make_node("RandomNormal", [], ["noise"], shape=[1]))
+    elif change == "fixed batch":
+        graph.input[0].type.tensor_type.shape.dim[0].Clear()
+        graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
+    elif change == "name":
+        for node in graph.node:
+            node.output[:] = ["other" if name == "embeddings" else name for name in node.output]
+        graph.output[0].name = "other"
+    elif change == "opset":
+        model.opset_import[0].version = 20
+    elif change == "foreign":
+        graph.node.append(helper.make_node("Magic", ["embeddings"], ["magic"], domain="com.example"))
+        model.opset_import.append(helper.make_opsetid("com.example", 1))
+    elif change == "float input":
+        graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT
+    onnx.save(model, str(tmp_path / "bad.onnx"))
+    with pytest.raises(ExportError, match="the exported graph"):
+        check_graph(tmp_path / "bad.onnx", 128 if change == "size" else 64, 16)
+
+
+# -- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_writes_a_bundle_and_names_the_next_step(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["--ckpt", str(tiny_checkpoint), "--out", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    assert result.stdout == ""
+    assert "proven" in result.stderr
+    assert "next      lcmem-onnx bundle info" in result.stderr
+    assert open_bundle(tmp_path / "out").image_size == 64
+
+
+def test_the_commands_errors_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "bad.pt").write_bytes(b"not a checkpoint")
+    result = CliRunner().invoke(main, ["--ckpt", str(tmp_path / "bad.pt"), "--out", str(tmp_path / "out")])
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: ")
+    assert len(result.stderr.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
