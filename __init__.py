@@ -1,0 +1,85 @@
+"""lcmem-onnx: do two pictures show the same patient, or the same picture altered? LCMem on onnxruntime, without PyTorch.
+
+The names below are the public API. They are imported when they are first used, so that `import lcmem_onnx` (and with it
+`lcmem-onnx --help`) costs nothing.
+
+    from lcmem_onnx import Gallery, Screener
+
+    screener = Screener()                                   # the bundled demonstration model
+    with Gallery.create("idx", screener.bundle) as gallery:
+        for added in screener.index(["training-set/"], gallery):
+            print(added.path, added.added)
+        for result in screener.screen(["released/"], gallery):
+            print(result.path, result.verdict, result.matches)
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .runtime.bundle import Bundle, open_bundle
+    from .runtime.errors import (
+        BundleError,
+        CheckpointError,
+        EncodingError,
+        ExportError,
+        GalleryError,
+        GalleryMismatchError,
+        KeyConflictError,
+        LcmemError,
+        PictureError,
+        ProviderError,
+        Reason,
+        UsageError,
+    )
+    from .runtime.files import Limits
+    from .runtime.gallery import Gallery, Hit
+    from .runtime.head import Head
+    from .runtime.screening import Comparison, Indexed, Result, Screener, Verdict
+
+__all__ = [
+    "Bundle",
+    "BundleError",
+    "CheckpointError",
+    "Comparison",
+    "EncodingError",
+    "ExportError",
+    "Gallery",
+    "GalleryError",
+    "GalleryMismatchError",
+    "Head",
+    "Hit",
+    "Indexed",
+    "KeyConflictError",
+    "LcmemError",
+    "Limits",
+    "PictureError",
+    "ProviderError",
+    "Reason",
+    "Result",
+    "Screener",
+    "UsageError",
+    "Verdict",
+    "open_bundle",
+]
+
+_HOMES = {
+    "bundle": ("Bundle", "open_bundle"),
+    "gallery": ("Gallery", "Hit"),
+    "head": ("Head",),
+    "files": ("Limits",),
+    "screening": ("Comparison", "Indexed", "Result", "Screener", "Verdict"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".runtime.{_HOME_OF.get(name, 'errors')}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
