@@ -10,7 +10,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from .bundle import Bundle
-from .errors import BundleError, EncodingError, UsageError
+from .errors import BundleError, EncodingError
 from .head import Floats
 from .preprocess import check_rgb, resize
 from .providers import AUTO, Session, open_session, provider_in_use
