@@ -129,6 +129,13 @@ index_option = click.option(
 threshold_option = click.option("--threshold", type=float, help="Score for a match.  [default: the bundle's]")
 
 
+def filling_options(command: Callable[P, R]) -> Callable[P, R]:
+    """What `index build` and `index add` take."""
+    for option in (model_options, quiet_option, json_option, null_option, index_option, paths_argument):
+        command = option(command)
+    return command
+
+
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="lcmem-onnx", prog_name="lcmem-onnx")
 def main() -> None:
@@ -241,12 +248,7 @@ def index() -> None:
 
 
 @index.command("build")
-@paths_argument
-@index_option
-@null_option
-@json_option
-@quiet_option
-@model_options
+@filling_options
 def index_build(paths: tuple[str, ...], folder: Path, null: bool, as_json: bool, quiet: bool, model: Callable[[], Screener]) -> int:
     """Make a new index of the pictures in PATH.
 
@@ -263,12 +265,7 @@ def index_build(paths: tuple[str, ...], folder: Path, null: bool, as_json: bool,
 
 
 @index.command("add")
-@paths_argument
-@index_option
-@null_option
-@json_option
-@quiet_option
-@model_options
+@filling_options
 def index_add(paths: tuple[str, ...], folder: Path, null: bool, as_json: bool, quiet: bool, model: Callable[[], Screener]) -> int:
     """Add the pictures in PATH to an index; those that are in it already are not embedded again.
 

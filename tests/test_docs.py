@@ -1,0 +1,80 @@
+"""What the documentation promises is there: commands, options, examples, figures."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+from lcmem_onnx.cli import main
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCS = README + "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md")))
+
+
+def commands(group: click.Group, prefix: str = "") -> Iterator[tuple[str, click.Command]]:
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands(command, f"{prefix}{name} ")
+        else:
+            yield f"{prefix}{name}", command
+
+
+@pytest.mark.parametrize("name", [name for name, _ in commands(main)])
+def test_every_command_appears_in_the_documentation(name: str) -> None:
+    assert f"lcmem-onnx {name}" in DOCS
+
+
+@pytest.mark.parametrize(("name", "command"), list(commands(main)))
+def test_every_command_says_what_it_does_and_gives_an_example(name: str, command: click.Command) -> None:
+    assert command.help
+    assert f"lcmem-onnx {name}" in command.help
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help, f"{name} {parameter.name}"
+            assert all(re.fullmatch(r"--[a-z][a-z-]*|-\w", option) for option in parameter.opts), parameter.opts
+
+
+def test_every_option_that_the_documentation_uses_exists() -> None:
+    known = {option for _, command in commands(main) for parameter in command.params for option in parameter.opts}
+    known |= {option for parameter in importlib.import_module("lcmem_onnx.export.command").main.params for option in parameter.opts}
+    known |= {"--help", "--version"}
+    used = {
+        option
+        for block in re.findall(r"```sh\n(.*?)```", DOCS, re.S)
+        for line in block.splitlines()
+        if re.search(r"lcmem-onnx |-m export", line)
+        for option in re.findall(r"(?<=\s)--[a-z-]+", line.partition("lcmem-onnx")[2] or line)
+    }
+    assert used <= known, used - known
+
+
+def test_the_readmes_python_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    (program,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    monkeypatch.chdir(ROOT)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(program, "README.md", "exec"), {})
+    assert "Verdict" in printed.getvalue() or "match" in printed.getvalue()
+    assert "(1, 512)" in printed.getvalue()
+
+
+def test_ci_runs_the_readmes_test_command() -> None:
+    blocks = re.findall(r"```sh\n(python3 -m venv .*?)\n```", README, re.S)
+    assert len(blocks) == 2
+    install, test = blocks[1].removeprefix("python3 -m venv .venv-dev && ").split(" && ")
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert install.replace(".venv-dev/bin/pip install", "").strip() in script
+    assert test.replace(".venv-dev/bin/python", "").strip() in script
+
+
+def test_links_between_documents_hold() -> None:
+    for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text(encoding="utf-8")):
+            assert (path.parent / target).exists(), f"{path.name}: {target}"
