@@ -1,8 +1,8 @@
 """One compressed frame of a DICOM object to stored values: JPEG, JPEG-LS, JPEG 2000 and HTJ2K, by imagecodecs.
 
-imagecodecs (BSD) alone decodes what GDCM, pyjpegls and pylibjpeg-openjpeg do together, and 12-bit JPEG Extended, which neither they
-nor Pillow do; pylibjpeg-libjpeg, which does, is GPL. A codestream has a size of its own, which may differ from its DICOM header's
-by any factor, so it is read and compared before anything is allocated for it.
+imagecodecs (BSD) alone decodes what GDCM, pyjpegls and pylibjpeg-openjpeg do together, and 12-bit JPEG Extended, which
+neither they nor Pillow do; pylibjpeg-libjpeg, which does, is GPL. A codestream has a size of its own, which may differ
+from its DICOM header's by any factor, so it is read and compared before anything is allocated for it.
 """
 
 from __future__ import annotations
@@ -77,18 +77,19 @@ def decode_codestream(source: bytes, syntax: str, expected: Expected) -> NDArray
     found, wanted = (header.rows, header.columns, header.samples), (expected.rows, expected.columns, expected.samples)
     if found != wanted:
         raise PictureError(Reason.DAMAGED, f"its codestream is {_size(found)}, but its header says {_size(wanted)}")
-    bits = header.precision
     if syntax in _JPEG:
         values = _decode_jpeg(source, header, expected)
-        bits = expected.bits_stored if header.lossless else bits
     elif syntax in _JPEG_LS:
         values = _to_rgb(imagecodecs.jpegls_decode(source), expected)
-    elif syntax in _HTJ2K:
-        values = _to_rgb(imagecodecs.htj2k_decode(source), expected)
-    else:
+    else:  # OpenJPEG reads HTJ2K too
         values = _to_rgb(imagecodecs.jpeg2k_decode(source), expected)
     if values.shape != (wanted if expected.samples > 1 else wanted[:2]):
         raise PictureError(Reason.DAMAGED, f"its codestream gave an array of {values.shape} instead of {_size(wanted)}")
+    bits = header.precision
+    # A codestream of more bits than are stored holds whole words: the sign is where the header has it, or repeated
+    # above it.
+    if expected.signed or header.lossless:
+        bits = min(bits, expected.bits_stored)
     return _stored(values, bits, expected.signed)
 
 
@@ -101,7 +102,8 @@ def _decode_jpeg(source: bytes, header: _Header, expected: Expected) -> NDArray[
         return imagecodecs.jpeg8_decode(source)
     if header.lossless:  # here libjpeg converts no colours, and the markers of such streams are not to be trusted
         return _to_rgb(imagecodecs.jpeg8_decode(source, colorspace="RGB", outcolorspace="RGB"), expected)
-    # What the codestream's own markers say goes before the DICOM header, which often still tells of the time before compression.
+    # What the codestream's own markers say goes before the DICOM header, which often still tells of the time before
+    # compression.
     ycc = expected.photometric.startswith("YBR") if header.ycc is None else header.ycc
     return imagecodecs.jpeg8_decode(source, colorspace="YCBCR" if ycc else "RGB", outcolorspace="RGB")
 
@@ -116,7 +118,8 @@ def _to_rgb(values: NDArray[Any], expected: Expected) -> NDArray[Any]:
 def _stored(values: NDArray[Any], bits: int, signed: bool) -> NDArray[Any]:
     """Values of `bits` bits, as the header's Pixel Representation means them.
 
-    Neither JPEG nor JPEG-LS tells whether a value is signed, and JPEG 2000 often tells it wrongly: the lowest bits are taken anew.
+    Neither JPEG nor JPEG-LS tells whether a value is signed, and JPEG 2000 often tells it wrongly: the lowest bits are
+    taken anew.
     """
     if not signed:
         unsigned = values.view(f"u{values.dtype.itemsize}")

@@ -1,8 +1,9 @@
 """Deep pixels to 8 bits.
 
-Radiograph sets keep 10, 12 or 14-bit values in 16-bit files without saying so (PadChest's PNGs do); divided by 257 they would be
-all but black. So values are scaled by their nominal depth: the smallest of 8, 10, 12, 14 and 16 bits that holds the largest of
-them. It depends on one value only, and not on the picture's own contrast as stretching from minimum to maximum would.
+Radiograph sets keep 10, 12 or 14-bit values in 16-bit files without saying so (PadChest's PNGs do); divided by 257 they
+would be all but black. So values are scaled by their nominal depth: the smallest of 8, 10, 12, 14 and 16 bits that
+holds the largest of them. It depends on one value only, and not on the picture's own contrast as stretching from
+minimum to maximum would.
 """
 
 from __future__ import annotations
@@ -30,4 +31,5 @@ def to_8_bit(values: NDArray[Any], bits: int) -> NDArray[np.uint8]:
         values, bits = values >> (bits - 16), 16
     top = 2**bits - 1
     table = np.minimum(np.rint(np.arange(0x10000) * (255 / top)), 255).astype(np.uint8)
-    return table[np.minimum(values, 0xFFFF)]
+    levels: NDArray[np.uint8] = table[np.minimum(values, 0xFFFF)]
+    return levels

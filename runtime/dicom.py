@@ -1,10 +1,13 @@
-"""DICOM objects to RGB frames: the header is checked first, then frames are decoded one at a time and shown as a viewer shows them.
+"""DICOM objects to RGB frames: the header is checked first, then frames are decoded one at a time and shown as a viewer
+shows them.
 
-The order of the grey pipeline (PS3.3 C.7.6.3, C.11.1, C.11.2; PS3.4 N.2): stored values, padding masked on them, modality LUT or
-rescale, VOI LUT or window, MONOCHROME1 inverted once, padding to black, 8 bits. pydicom reads the two LUTs from the top level only;
-an enhanced multi-frame object has them in its functional groups, so these are merged first. Overlays are not burned in.
+The order of the grey pipeline (PS3.3 C.7.6.3, C.11.1, C.11.2; PS3.4 N.2): stored values, padding masked on them,
+modality LUT or rescale, VOI LUT or window, MONOCHROME1 inverted once, padding to black, 8 bits. pydicom reads the two
+LUTs from the top level only; an enhanced multi-frame object has them in its functional groups, so these are merged
+first. Overlays are not burned in.
 
-pydicom raises anything on a hostile object (RecursionError among it): callers must expect any Exception; `pictures` does.
+pydicom raises anything on a hostile object (RecursionError among it): callers must expect any Exception; `pictures`
+does.
 """
 
 from __future__ import annotations
@@ -29,10 +32,11 @@ from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply
 from .codestream import COMPRESSED, Expected, decode_codestream
 from .depth import nominal_depth, to_8_bit
 from .errors import PictureError, Reason
+from .preprocess import BLANK_LEVELS
 
 __all__ = ["Dicom", "open_dicom"]
 
-_NATIVE = {uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian, uid.DeflatedExplicitVRLittleEndian}
+_NATIVE = {uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian}
 _DEFLATED = str(uid.DeflatedExplicitVRLittleEndian)
 _SAMPLES = {
     "MONOCHROME1": 1,
@@ -44,8 +48,6 @@ _SAMPLES = {
     "YBR_ICT": 3,
     "YBR_RCT": 3,
 }
-_VISIBLE = 2 / 255
-"""A rendering that spans less shows nothing (as `preprocess.BLANK_LEVELS`)."""
 
 Floats = NDArray[np.float64]
 
@@ -82,7 +84,8 @@ class Dicom:
         if photometric == "PALETTE COLOR":
             colours = apply_color_lut(values, self._dataset)[..., :3]
             # Some tables keep 8-bit entries in 16 bits, so the table's own largest entry tells its depth.
-            return to_8_bit(colours, 8 if colours.dtype == np.uint8 else nominal_depth(_largest_of_palette(self._dataset)))
+            deep = colours.dtype != np.uint8
+            return to_8_bit(colours, nominal_depth(_largest_of_palette(self._dataset)) if deep else 8)
         if self._expected.samples == 3:
             return to_8_bit(values, self._expected.bits_stored)
         grey = _render(values, _merged(self._dataset, number), self._expected)
@@ -92,7 +95,8 @@ class Dicom:
         if self._encoded is None:
             return get_decoder(uid.UID(self._syntax)).as_array(self._dataset, index=number)[0]
         if number >= len(self._encoded):
-            raise PictureError(Reason.DAMAGED, f"its header says {self.frames} frames, but it holds {len(self._encoded)}")
+            held = len(self._encoded)
+            raise PictureError(Reason.DAMAGED, f"its header says {self.frames} frames, but it holds {held}")
         return decode_codestream(self._encoded[number], self._syntax, self._expected)
 
 
@@ -106,8 +110,8 @@ def open_dicom(data: bytes, *, max_pixels: int, max_frames: int, max_inflated: i
         max_inflated: bytes that a deflated object may grow to.
 
     Raises:
-        PictureError: not DICOM, no pixels, an unknown transfer syntax, over a limit, or a header that contradicts itself.
-        Exception: whatever pydicom raises on a damaged object.
+        PictureError: not DICOM, no pixels, an unknown transfer syntax, over a limit, or a header that contradicts
+        itself. Exception: whatever pydicom raises on a damaged object.
     """
     has_preamble = data[128:132] == b"DICM"
     syntax, body = _transfer_syntax(data) if has_preamble else ("", 0)
@@ -131,7 +135,7 @@ def open_dicom(data: bytes, *, max_pixels: int, max_frames: int, max_inflated: i
 
 
 def _transfer_syntax(data: bytes) -> tuple[str, int]:
-    """The transfer syntax in the file meta group (always explicit, little endian), "" if it has none, and where the group ends."""
+    """The transfer syntax in the file meta group (explicit, little endian), "" if none; and where the group ends."""
     at, syntax = 132, ""
     while data[at : at + 2] == b"\x02\x00" and at + 8 <= len(data):
         long = data[at + 4 : at + 6] in (b"OB", b"OW", b"UN", b"UT", b"SQ")
@@ -193,12 +197,13 @@ def _check_header(dataset: Dataset, max_pixels: int, max_frames: int) -> tuple[E
     if samples != _SAMPLES[photometric]:
         raise PictureError(Reason.DAMAGED, f"its header says {photometric}, but {samples} samples a pixel")
     if allocated not in (1, 8, 16, 32, 64) or not 1 <= stored <= allocated or signed not in (0, 1):
-        raise PictureError(Reason.DAMAGED, f"its header says {stored} bits stored in {allocated}, representation {signed}")
+        figures = f"{stored} bits stored in {allocated}, representation {signed}"
+        raise PictureError(Reason.DAMAGED, f"its header says {figures}")
     return Expected(rows, columns, samples, stored, signed == 1, photometric), frames
 
 
 def _merged(dataset: Dataset, number: int) -> Dataset:
-    """The elements of the grey pipeline as they hold for one frame: top level, then shared groups, then the frame's own."""
+    """The grey pipeline's elements as they hold for one frame: top level, then shared groups, then the frame's own."""
     merged = Dataset()
     sources = [dataset]
     for keyword, item in (("SharedFunctionalGroupsSequence", 0), ("PerFrameFunctionalGroupsSequence", number)):
@@ -218,9 +223,8 @@ def _merged(dataset: Dataset, number: int) -> Dataset:
             "PixelPaddingValue",
             "PixelPaddingRangeLimit",
         ):
-            value = source.get(keyword)
-            if value is not None:
-                setattr(merged, keyword, value)
+            if source.get(keyword) is not None:  # an empty element hides none of the level above
+                merged.add(source[keyword])
     return merged
 
 
@@ -234,7 +238,7 @@ def _render(values: NDArray[Any], tags: Dataset, expected: Expected) -> NDArray[
         return np.zeros(values.shape, np.uint8)  # all padding: a blank picture, which the caller refuses
     low, high = seen.min(), seen.max()
     modality = _modality(tags)
-    voi = _voi(tags, expected.signed)
+    declared = _voi(tags, expected.signed)
 
     def shown(stored: NDArray[Any], look: Callable[[Floats], Floats]) -> NDArray[np.uint8]:
         grey = look(modality(stored))
@@ -247,13 +251,12 @@ def _render(values: NDArray[Any], tags: Dataset, expected: Expected) -> NDArray[
         table = shown(np.arange(int(low), int(high) + 1, dtype=np.int64), look)
         return np.asarray(table[np.clip(values, low, high).astype(np.int64) - int(low)])
 
-    if voi is None and values.dtype.kind != "f" and expected.bits_stored <= 8 and not expected.signed:
-        full = modality(np.array([0, 2**expected.bits_stored - 1]))
-        voi = _between(float(full.min()), float(full.max()))
     ends = modality(np.unique(seen) if _is_table(tags) else np.array([low, high]))
+    if declared is None and values.dtype.kind != "f" and expected.bits_stored <= 8 and not expected.signed:
+        ends = modality(np.array([0, 2**expected.bits_stored - 1]))
     contrast = _between(float(ends.min()), float(ends.max()))
-    grey = rendered(voi or contrast)
-    if voi is not None and high > low and _spread(grey, padding) <= _VISIBLE * 255:
+    grey = rendered(declared or contrast)
+    if declared and high > low and _spread(grey, padding) <= BLANK_LEVELS:
         # A window that hides a picture that is there, by mistake or on purpose: any viewer brings it back.
         grey = rendered(contrast)
     if padding is not None:
@@ -296,15 +299,16 @@ def _modality(tags: Dataset) -> Callable[[NDArray[Any]], Floats]:
 def _voi(tags: Dataset, signed: bool) -> Callable[[Floats], Floats] | None:
     """Modality values to [0, 1]: the VOI LUT if there is one, else the first window, else None.
 
-    Without either, 8-bit objects are shown over the range of their type and deeper ones from their smallest to their largest value
-    that is no padding: in 16 bits a picture fills a small part of its type's range, and would be all but black. A window narrower
-    than its function allows is ignored, as is an unknown function's name (LINEAR is the default).
+    Without either, 8-bit objects are shown over the range of their type and deeper ones from their smallest to their
+    largest value that is no padding: in 16 bits a picture fills a small part of its type's range, and would be all but
+    black. A window narrower than its function allows is ignored, as is an unknown function's name (LINEAR is the
+    default).
     """
     if tags.get("VOILUTSequence"):
         item = tags.VOILUTSequence[0]
         tags.PixelRepresentation = int(signed)
         top = 2 ** nominal_depth(max(_largest_entry(item.LUTData), 1)) - 1
-        return lambda values: np.clip(np.asarray(apply_voi(values.astype(np.int64), tags), np.float64) / top, 0, 1)
+        return lambda values: np.clip(apply_voi(np.rint(values).astype(np.int64), tags).astype(np.float64) / top, 0, 1)
     centre, width = _number(tags.get("WindowCenter")), _number(tags.get("WindowWidth"))
     function = str(tags.get("VOILUTFunction") or "LINEAR").strip().upper()
     if centre is None or width is None or width <= 0:
@@ -340,7 +344,7 @@ def _largest_entry(table: Any) -> int:
 
 
 def _largest_of_palette(dataset: Dataset) -> int:
-    """Largest entry of a 16-bit palette; the top of its depth where the table is segmented, which is not expanded here."""
+    """Largest entry of a 16-bit palette; the top of its depth where it is segmented, which is not expanded here."""
     words = [f"{colour}PaletteColorLookupTableData" for colour in ("Red", "Green", "Blue")]
     if not all(word in dataset for word in words):
         return 0xFFFF

@@ -1,4 +1,4 @@
-"""Finding and reading files: the walk over folders, what a file is by its first bytes, and its content within a limit."""
+"""Finding and reading files: the walk over folders, what a file is by its first bytes, its content within a limit."""
 
 from __future__ import annotations
 
@@ -122,7 +122,8 @@ def read_file(path: str | os.PathLike[str], limits: Limits = DEFAULT_LIMITS) -> 
     """A regular file's content.
 
     Raises:
-        PictureError: not-found, no-permission, not-a-file (a folder, a pipe, a device), empty-file, too-large, read-failed,
+        PictureError: not-found, no-permission, not-a-file (a folder, a pipe, a device), empty-file, too-large,
+        read-failed,
             out-of-memory.
     """
     try:
@@ -174,16 +175,16 @@ def _cannot_read(error: Exception) -> PictureError:
 def walk(paths: Iterable[str | os.PathLike[str] | Found | Skipped | Unfound]) -> Iterator[Found | Skipped | Unfound]:
     """Find pictures: a file is always tried, a folder is searched with all below it, sorted by name.
 
-    In a folder a file counts as a picture if its suffix or its first bytes say so. Links to folders are not followed, so a
-    link cannot lead in circles or out of the folder; links to files are. What cannot be looked at is an Unfound, never left out:
-    it may have been a picture.
+    In a folder a file counts as a picture if its suffix or its first bytes say so. Links to folders are not followed,
+    so a link cannot lead in circles or out of the folder; links to files are. What cannot be looked at is an Unfound,
+    never left out: it may have been a picture.
 
     Args:
         paths: files and folders; items of an earlier walk pass through.
 
     Yields:
-        In order, lazily: a Found or Skipped a file; an Unfound for a path that does not exist (not-found), a folder or file that
-        may not be read (no-permission, read-failed), and a given folder that holds no picture (empty-folder).
+        In order, lazily: a Found or Skipped a file; an Unfound for a path that does not exist (not-found), a folder or
+        file that may not be read (no-permission, read-failed), and a given folder that holds no picture (empty-folder).
     """
     for path in paths:
         if isinstance(path, (Found, Skipped, Unfound)):
@@ -232,7 +233,7 @@ def _walk_folder(folder: Path) -> Iterator[Found | Skipped | Unfound]:
 
 
 def _judge(path: Path) -> Found | Skipped | Unfound:
-    """Whether a file in a folder is a picture. A link to a folder, a pipe or a device without a picture's suffix is none."""
+    """Whether a file in a folder is a picture. A link to a folder is none, nor a pipe without a picture's suffix."""
     try:
         mode = os.stat(path).st_mode
         if stat.S_ISDIR(mode):
@@ -250,7 +251,7 @@ def _judge(path: Path) -> Found | Skipped | Unfound:
 
 
 def picture_name(path: str | os.PathLike[str]) -> str:
-    """A path as text that is valid UTF-8, for JSON and SQLite: bytes that are not become `\\xNN`. For people, not for opening."""
+    """A path as valid UTF-8 text, for JSON and SQLite: bytes that are not become `\\xNN`. Not for opening."""
     try:
         return os.fsencode(path).decode("utf-8", "backslashreplace")
     except UnicodeEncodeError:  # a lone surrogate that stands for no byte

@@ -1,9 +1,10 @@
 """Any file to RGB frames: what it is, whether it may be decoded, and its frames one by one.
 
-A file is told by its first bytes, not by its name, and its header is checked before anything is decoded. Whatever goes wrong with
-one file or one frame is a PictureError. Nothing here changes global settings of Pillow or pydicom, which an embedding program
-shares, so frames may be decoded in threads. Both libraries may issue Python warnings about odd files; whether they are shown is
-left to the program too, since warning filters are global (an error filter makes of such a file a damaged one).
+A file is told by its first bytes, not by its name, and its header is checked before anything is decoded. Whatever goes
+wrong with one file or one frame is a PictureError. Nothing here changes global settings of Pillow or pydicom, which an
+embedding program shares, so frames may be decoded in threads. Both libraries may issue Python warnings about odd files;
+whether they are shown is left to the program too, since warning filters are global (an error filter makes of such a
+file a damaged one).
 """
 
 from __future__ import annotations
@@ -112,8 +113,8 @@ def open_picture(data: bytes, limits: Limits = DEFAULT_LIMITS, name_hint: str = 
 def _boundary() -> Iterator[None]:
     """The one place where a decoder's errors become PictureErrors.
 
-    On hostile files Pillow, pydicom and the codecs raise errors of every kind, RecursionError, SyntaxError and struct.error among
-    them, so nothing narrower than Exception will do.
+    On hostile files Pillow, pydicom and the codecs raise errors of every kind, RecursionError, SyntaxError and
+    struct.error among them, so nothing narrower than Exception will do.
     """
     try:
         yield

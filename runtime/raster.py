@@ -1,10 +1,10 @@
 """PNG, JPEG, TIFF, WebP, BMP and GIF to RGB frames.
 
-Pillow reads and decodes, because it is strict: OpenCV fills what a truncated JPEG lacks with grey and says nothing. 16-bit colour
-alone is then read again by OpenCV, because Pillow drops its lower bytes.
+Pillow reads and decodes, because it is strict: OpenCV fills what a truncated JPEG lacks with grey and says nothing.
+16-bit colour alone is then read again by OpenCV, because Pillow drops its lower bytes.
 
-As viewers show it, a picture is turned by its EXIF orientation: the reference does not do so, but a copy that a viewer saved again
-has it baked in, and would else be missed. Alpha is dropped, as `convert("RGB")` does in the reference.
+As viewers show it, a picture is turned by its EXIF orientation: the reference does not do so, but a copy that a viewer
+saved again has it baked in, and would else be missed. Alpha is dropped, as `convert("RGB")` does in the reference.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ from .files import Kind, Limits
 
 __all__ = ["Raster", "open_raster"]
 
-# The readers themselves instead of Image.open, which warns of large pictures, and refuses larger ones, by a global setting.
+# The readers themselves instead of Image.open, which warns of large pictures, and refuses larger ones, by a global
+# setting.
 _READERS: dict[Kind, Callable[[BytesIO], ImageFile.ImageFile]] = {
     Kind.PNG: PngImagePlugin.PngImageFile,
     Kind.JPEG: JpegImagePlugin.JpegImageFile,
@@ -50,7 +51,8 @@ _WHITE_IS_ZERO = 0
 
 
 class Raster:
-    """One picture whose header has passed. Frames may be asked for from several threads; they are decoded one after another.
+    """One picture whose header has passed. Frames may be asked for from several threads; they are decoded one after
+    another.
 
     Attributes:
         frames: pages of a TIFF, frames of an animation; else 1.
@@ -73,11 +75,14 @@ class Raster:
         """
         if ImageFile.LOAD_TRUNCATED_IMAGES:
             raise PictureError(
-                Reason.UNSUPPORTED, "this program sets Pillow's LOAD_TRUNCATED_IMAGES, so damage would go unnoticed; unset it"
+                Reason.UNSUPPORTED, "this program sets Pillow's LOAD_TRUNCATED_IMAGES: damage would not show; unset it"
             )
         with self._lock:
-            # An animation's frames build on one another, so the reader is kept from frame to frame, and dropped after an error.
-            image, self._image = self._image or _open(self._data, self._kind), None
+            # An animation's frames build on one another, so the reader is kept from frame to frame. It is dropped after
+            # an error, and for going back, at which Pillow's PNG reader fails once it has loaded the last frame.
+            image, self._image = self._image, None
+            if image is None or number < image.tell():
+                image = _open(self._data, self._kind)
             image.seek(number)
             _check_size(image, self._limits)
             deep = _is_deep(image, self._data, self._kind)
@@ -128,7 +133,8 @@ def _open(data: bytes, kind: Kind) -> ImageFile.ImageFile:
 
 def _check_size(image: Image.Image, limits: Limits) -> None:
     if image.width * image.height > limits.max_pixels:
-        raise PictureError(Reason.TOO_LARGE, f"it is {image.width} x {image.height} pixels, more than {limits.max_pixels}")
+        size = f"{image.width} x {image.height} pixels"
+        raise PictureError(Reason.TOO_LARGE, f"it is {size}, more than {limits.max_pixels}")
 
 
 def _tiff_tag(image: Image.Image, tag: int) -> Any:
@@ -162,14 +168,15 @@ def _stretched(values: NDArray[Any]) -> NDArray[np.uint8]:
 def _deep_colour(data: bytes, image: Image.Image, number: int, kind: Kind) -> NDArray[np.uint8]:
     """16-bit colour, or grey with alpha, read by OpenCV: 8-bit RGB by nominal depth."""
     if image.mode not in ("RGB", "RGBA", "RGBX", "LA") or (kind is Kind.PNG and number):
-        raise PictureError(Reason.UNSUPPORTED, f"16-bit pictures of mode {image.mode} are not read; save it with 8 bits")
+        raise PictureError(Reason.UNSUPPORTED, f"16-bit pictures of mode {image.mode} are not read; save with 8 bits")
     buffer = np.frombuffer(data, np.uint8)
     if kind is Kind.TIFF:
         read, pages = cv2.imdecodemulti(buffer, cv2.IMREAD_UNCHANGED, range=(number, number + 1))
         values = pages[0] if read and len(pages) else None
     else:
         values = cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED)
-    if values is None or values.dtype != np.uint16 or values.ndim != 3 or values.shape[:2] != (image.height, image.width):
+    size = (image.height, image.width)
+    if values is None or values.dtype != np.uint16 or values.ndim != 3 or values.shape[:2] != size:
         raise PictureError(Reason.UNSUPPORTED, "its 16-bit colour could not be read; save it with 8 bits")
     colours = np.asarray(values)[..., 2::-1]  # from blue, green, red, alpha
     return to_8_bit(colours, nominal_depth(int(colours.max())))

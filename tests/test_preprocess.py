@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -27,18 +25,34 @@ def triangle_weights(source: int, target: int) -> NDArray[np.float64]:
         centre = (row + 0.5) * scale
         first = max(int(centre - reach + 0.5), 0)
         last = min(int(centre + reach + 0.5), source)
-        taps = [max(0.0, 1.0 - abs((at - centre + 0.5) / reach)) for at in range(first, last)]
-        weights[row, first:last] = np.array(taps) / math.fsum(taps)
+        taps = [max(0.0, 1.0 - abs((at - centre + 0.5) * (1.0 / reach))) for at in range(first, last)]
+        weights[row, first:last] = np.array(taps) * (1.0 / sum(taps))  # as doubles are, to the last bit: halves depend on it
     return weights
 
 
-def resized_by_hand(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Two float64 passes, along rows first, rounded to whole levels after each."""
-    height, width = pixels.shape[:2]
-    across = np.einsum("ts,hsc->htc", triangle_weights(width, size), pixels.astype(np.float64))
-    across = np.clip(np.floor(across + 0.5), 0, 255)
-    down = np.einsum("ts,swc->twc", triangle_weights(height, size), across)
-    return np.clip(np.floor(down + 0.5), 0, 255).astype(np.uint8)
+def one_pass(pixels: NDArray[np.int64], target: int) -> NDArray[np.int64]:
+    """Resample the first axis in fixed point: weights of 22 fractional bits, the sum rounded to whole levels.
+
+    In floats the many exact halves fall to either side, once in each pass, and two levels of difference result.
+    """
+    weights = np.floor(triangle_weights(len(pixels), target) * 2**22 + 0.5).astype(np.int64)
+    return np.clip((np.tensordot(weights, pixels, 1) + 2**21) >> 22, 0, 255)
+
+
+def resized_by_hand(pixels: NDArray[np.uint8], size: int, rows_first: bool = True) -> NDArray[np.int64]:
+    """Along each row and then along each column, as Pillow does it; or, as Pillow 13 does where it is less work, reversed."""
+    whole = pixels.astype(np.int64)
+    if rows_first:
+        return one_pass(one_pass(whole.swapaxes(0, 1), size).swapaxes(0, 1), size)
+    return one_pass(one_pass(whole, size).swapaxes(0, 1), size).swapaxes(0, 1)
+
+
+def check_by_hand(pixels: NDArray[np.uint8], size: int) -> None:
+    """Equal to one order of the passes in every value, and to the other, as older Pillows have it, within two levels."""
+    ours = resize(pixels, size)
+    either = [np.abs(resized_by_hand(pixels, size, rows_first) - ours).max() for rows_first in (True, False)]
+    assert min(either) == 0
+    assert max(either) <= 2
 
 
 sizes = st.integers(1, 90)
@@ -47,9 +61,7 @@ sizes = st.integers(1, 90)
 @settings(max_examples=120, deadline=None)
 @given(sizes, sizes, sizes, st.integers(0, 2**32 - 1))
 def test_equals_the_algorithm_written_by_hand(height: int, width: int, size: int, seed: int) -> None:
-    pixels = noise(height, width, seed)
-    ours = resize(pixels, size).astype(int)
-    assert np.abs(ours - resized_by_hand(pixels, size)).max() <= 1
+    check_by_hand(noise(height, width, seed), size)
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 700), (700, 1), (97, 1031), (513, 511), (256, 256), (40, 30)])
@@ -60,7 +72,7 @@ def test_equals_pillow_and_the_algorithm_at_the_networks_size(height: int, width
     assert ours.shape == (256, 256, 3)
     assert ours.dtype == np.uint8
     np.testing.assert_array_equal(ours, theirs)
-    assert np.abs(ours.astype(int) - resized_by_hand(pixels, 256)).max() <= 1
+    check_by_hand(pixels, 256)
 
 
 @pytest.mark.parametrize(("height", "width", "size"), [(300, 200, 64), (64, 64, 256), (500, 31, 128)])
