@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -38,6 +39,9 @@ class Commands(click.Group):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         from .runtime.errors import LcmemError
 
+        if not sys.warnoptions:
+            # Pillow and pydicom warn of odd files; what matters of them becomes a picture's error.
+            warnings.simplefilter("ignore")
         try:
             code = super().main(*args, **{**kwargs, "standalone_mode": False})
         except click.ClickException as error:

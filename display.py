@@ -154,10 +154,33 @@ def print_facts(facts: dict[str, object], as_json: bool) -> None:
 
 
 def print_card(card: Mapping[str, Any]) -> None:
+    """A model card: sentences beside their names, figures below, a group at a time."""
+    from rich.table import Table
     from rich.text import Text
 
+    table = Table.grid(padding=(0, 2))
+    for name, value in _flattened(card):
+        table.add_row(Text(name, "bold"), Text(value))
     console = _console(sys.stdout)
     console.print()
-    for name, value in card.items():
-        text = value if isinstance(value, str) else json.dumps(value, indent=2)
-        console.print(Text.assemble((f"{name.replace('_', ' ')}  ", "bold"), text))
+    console.print(table)
+
+
+def _flattened(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Rows for people: a mapping of plain numbers becomes one row, a mapping of anything else is opened."""
+    for name, value in values.items():
+        label = printable(name.replace("_", " "))
+        if not isinstance(value, Mapping):
+            yield label, _number(value)
+        elif all(isinstance(inner, int | float) for inner in value.values()):
+            yield label, ", ".join(f"{printable(inner)}: {_number(number)}" for inner, number in value.items())
+        else:
+            yield "", ""
+            yield label, ""
+            yield from _flattened(value)
+
+
+def _number(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.4g}" if isinstance(value, float) else printable(str(value))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +33,11 @@ EMBED_AT_ONCE = 32
 
 @dataclass(frozen=True)
 class Figures:
-    """Recall a cell at a threshold, in words for a model card."""
+    """Recall of each cell, for a model card.
+
+    `threshold` is the one that this set's own negatives give, and `mean_recall`, `worst_recall`, `cells` and `beyond` are at it;
+    what ends in `_at_decision` is at the threshold that the model ships with.
+    """
 
     pictures: int
     negative_pairs: int
@@ -42,6 +47,9 @@ class Figures:
     worst_cell: str
     cells: dict[str, float]
     beyond: dict[str, float]
+    mean_recall_at_decision: float
+    worst_recall_at_decision: float
+    false_positives_at_decision: float
 
 
 def embed_pictures(network: LCMem, pictures: Pixels) -> Floats:
@@ -75,22 +83,25 @@ def quantile_threshold(negatives: NDArray[np.float64], rate: float) -> float:
     return float(np.nextafter(np.sort(negatives)[::-1][allowed], np.inf))
 
 
-def copy_detection(network: LCMem, pictures: Pixels, rate: float, rng: np.random.Generator) -> Figures:
-    """Recall of each alteration at the threshold that `rate` of the pairs of different pictures of this set reach."""
+def copy_detection(network: LCMem, pictures: Pixels, rate: float, decision: float, rng: np.random.Generator) -> Figures:
+    """Recall of each alteration at two thresholds: the one that `rate` of this set's own negatives reach, and `decision`."""
     originals = embed_pictures(network, pictures)
     negatives = negative_scores(network, originals)
     threshold = quantile_threshold(negatives, rate)
 
-    def recalls(grid: Any) -> dict[str, float]:
+    def scores_of(grid: Any) -> dict[str, NDArray[np.float64]]:
         found = {}
         for transform, strengths in grid.items():
             for strength in strengths:
                 altered = np.stack([alter(picture, transform, strength, rng) for picture in pictures])
-                scores = _scores(network, originals, embed_pictures(network, altered))
-                found[f"{transform} {strength:g}"] = float((scores >= threshold).mean())
+                found[f"{transform} {strength:g}"] = _scores(network, originals, embed_pictures(network, altered))
         return found
 
-    cells = recalls(PAPER_GRID)
+    def recalls(scored: dict[str, NDArray[np.float64]], at: float) -> dict[str, float]:
+        return {cell: float((scores >= at).mean()) for cell, scores in scored.items()}
+
+    scored = scores_of(PAPER_GRID)
+    cells, decided = recalls(scored, threshold), recalls(scored, decision)
     worst = min(cells, key=lambda cell: cells[cell])
     return Figures(
         pictures=len(pictures),
@@ -100,22 +111,43 @@ def copy_detection(network: LCMem, pictures: Pixels, rate: float, rng: np.random
         worst_recall=cells[worst],
         worst_cell=worst,
         cells=cells,
-        beyond=recalls(BEYOND_THE_PAPER),
+        beyond=recalls(scores_of(BEYOND_THE_PAPER), threshold),
+        mean_recall_at_decision=float(np.mean(list(decided.values()))),
+        worst_recall_at_decision=min(decided.values()),
+        false_positives_at_decision=float((negatives >= decision).mean()),
     )
 
 
-def re_identification(network: LCMem, pool: Pool, rate: float) -> dict[str, float]:
-    """Two visits of one phantom against visits of different ones: AUC, and recall at `rate` false positives."""
-    embeddings = [embed_pictures(network, np.repeat(pool.phantoms[:, visit][..., None], 3, axis=3)) for visit in (0, 1)]
-    positives = _scores(network, *embeddings)
-    count = len(positives)
-    others = np.concatenate([_scores(network, embeddings[0], np.roll(embeddings[1], shift, axis=0)) for shift in range(1, count)])
-    rank = np.searchsorted(np.sort(others), positives, side="left") + 0.5 * (
-        np.searchsorted(np.sort(others), positives, side="right") - np.searchsorted(np.sort(others), positives, side="left")
-    )
+def re_identification(network: LCMem, pool: Pool, kinds: Sequence[str], rate: float) -> dict[str, dict[str, float]]:
+    """Two visits of one phantom against visits of others of its own kind, all kinds together and each by itself.
+
+    Negatives of another kind would flatter: a hand is no chest, and telling them apart is no re-identification.
+
+    Args:
+        kinds: the kind of each identity in the pool.
+        rate: false positives at which the recall is taken.
+    """
+    first, second = (embed_pictures(network, np.repeat(pool.phantoms[:, visit][..., None], 3, axis=3)) for visit in (0, 1))
+    positives = _scores(network, first, second)
+    others = {kind: [at for at, its in enumerate(kinds) if its == kind] for kind in sorted(set(kinds))}
+    negatives = {
+        kind: np.concatenate([_scores(network, first[[at] * (len(own) - 1)], second[[b for b in own if b != at]]) for at in own])
+        for kind, own in others.items()
+        if len(own) > 1
+    }
+    found = {"all kinds": _separation(positives, np.concatenate(list(negatives.values())), rate)}
+    for kind, scores in negatives.items():
+        found[kind] = _separation(positives[others[kind]], scores, rate)
+    return found
+
+
+def _separation(positives: NDArray[np.float64], negatives: NDArray[np.float64], rate: float) -> dict[str, float]:
+    """AUC, as the chance that a positive scores above a negative, ties half; and recall at `rate` false positives."""
+    ordered = np.sort(negatives)
+    below, upto = (np.searchsorted(ordered, positives, side=side) for side in ("left", "right"))
     return {
-        "pairs": count,
-        "negative_pairs": len(others),
-        "auc": float(rank.mean() / len(others)),
-        "recall": float((positives >= quantile_threshold(others, rate)).mean()),
+        "pairs": len(positives),
+        "negative_pairs": len(negatives),
+        "auc": float((below + upto).mean() / 2 / len(negatives)),
+        "recall": float((positives >= quantile_threshold(negatives, rate)).mean()),
     }

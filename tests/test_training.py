@@ -157,4 +157,4 @@ def test_the_recipe_runs_from_nothing_to_a_bundle(tmp_path: Path) -> None:
     assert "validation set" in bundle.threshold.source
     figures = json.loads((tmp_path / "out" / "figures.json").read_text())["figures"]
     assert len(figures["copy_detection_scenes"]["cells"]) == 24
-    assert 0 <= figures["re_identification_phantoms"]["auc"] <= 1
+    assert 0 <= figures["re_identification_phantoms"]["all kinds"]["auc"] <= 1
