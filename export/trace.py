@@ -15,6 +15,8 @@ from lcmem_onnx.models.lcmem import LCMem
 from lcmem_onnx.runtime.errors import ExportError
 from torch import Tensor, nn
 
+from .group_norm import with_exact_group_norms
+
 __all__ = ["INPUT", "OPSET", "OUTPUT", "PictureEncoder", "check_graph", "trace"]
 
 OPSET = 21
@@ -52,7 +54,7 @@ def trace(network: LCMem, image_size: int, path: Path) -> None:
     try:
         with _quiet(), torch.no_grad():
             torch.onnx.export(
-                PictureEncoder(network).eval(),
+                with_exact_group_norms(PictureEncoder(network)).eval(),
                 (example,),
                 str(path),
                 input_names=[INPUT],

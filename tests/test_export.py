@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 
 from click.testing import CliRunner  # noqa: E402
-from lcmem_onnx.export import package  # noqa: E402
+from lcmem_onnx.export import group_norm, package  # noqa: E402
 from lcmem_onnx.export.command import main  # noqa: E402
 from lcmem_onnx.export.package import Request, export_bundle  # noqa: E402
 from lcmem_onnx.export.parity import EMBEDDING_TOLERANCE, choose_pictures, embed_in_torch  # noqa: E402
@@ -159,6 +159,20 @@ def test_group_norm_and_gelu_stay_single_operators(traced: Path) -> None:
     assert kept == {"Conv": 17, "GroupNormalization": 9, "LayerNormalization": 5, "Gelu": 2}
     kinds = {node.op_type for node in onnx.load(str(traced)).graph.node}
     assert not any(kind.startswith("Random") for kind in kinds)
+
+
+def test_the_group_norm_for_large_maps_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    norm = torch.nn.GroupNorm(4, 8)
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    x = torch.randn(2, 8, 12, 10) * 3 + 50
+    with torch.no_grad():
+        expected = norm.double()(x.double()).float()
+        norm.float()
+        monkeypatch.setattr(group_norm, "LARGE_GROUP", 0)
+        exact = group_norm.with_exact_group_norms(torch.nn.Sequential(norm))
+        assert isinstance(exact[0], group_norm.CentredGroupNorm)
+        torch.testing.assert_close(exact(x), expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("change", ["random", "fixed batch", "name", "opset", "foreign", "size", "float input"])
