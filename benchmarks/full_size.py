@@ -4,7 +4,8 @@
 
 The network has Stable Diffusion 2's VAE shape and a ConvNeXt-Tiny, at 512 x 512, with random weights: none are public. ConvNeXt's
 layer scales are raised so that its blocks take part, and the head so that scores spread; the spread of embeddings is printed,
-since differences between numbers that are all alike would prove nothing. Everything is measured here and now; a bound that is missed is printed as missed.
+since differences between numbers that are all alike would prove nothing. Everything is measured here and
+now; a bound that is missed is printed as missed.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ def main() -> None:
 
         encoder = Encoder(open_bundle(out), provider="cpu", threads=threads)
         batch = np.random.default_rng(0).integers(0, 256, (1, 512, 512, 3), dtype=np.uint8)
-        pixels = torch.from_numpy(batch).permute(0, 3, 1, 2).float() / 255
+        pixels = torch.from_numpy(batch).permute(0, 3, 1, 2).contiguous().float() / 255
         onnx_seconds, torch_seconds = [], []
         for _ in range(runs):
             started = time.monotonic()
