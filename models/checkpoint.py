@@ -154,8 +154,8 @@ def _read(path: Path) -> dict[str, Any]:
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path} is not a plain file of weights: loading it safely was refused ({_first_line(error)}). "
-            "Save the network's state_dict() and try again"
+            f"{path} is not a plain file of weights: loading it safely was refused, since it is no pickle of tensors or asks to "
+            "run code. Save the network's state_dict() with torch.save and try again"
         ) from error
     except PermissionError as error:
         raise CheckpointError(f"{path} may not be read: {error.strerror}") from error
