@@ -41,8 +41,8 @@ def make_checkpoint(path: Path) -> None:
         for name, parameter in network.model.named_parameters():
             if "layer_scale" in name:
                 parameter.fill_(0.3)
-        network.fc_end.weight.uniform_(-0.5, 0.0)
-        network.fc_end.bias.fill_(8.0)
+        network.fc_end.weight.uniform_(-0.05, 0.0)
+        network.fc_end.bias.fill_(1.0)
     torch.save(network.state_dict(), path)
 
 

@@ -34,8 +34,10 @@ class CentredGroupNorm(nn.Module):
         groups = x.reshape(batch, norm.num_groups, -1, width)
         centred = groups - groups.mean(-1, keepdim=True).mean(-2, keepdim=True)
         variance = (centred * centred).mean(-1, keepdim=True).mean(-2, keepdim=True)
-        normal = (centred * torch.rsqrt(variance + norm.eps)).reshape(batch, channels, height, width)
-        return normal * norm.weight[:, None, None] + norm.bias[:, None, None]
+        # One factor a channel instead of one a group and then one a channel: a pass over the map less.
+        scale = torch.rsqrt(variance + norm.eps)[..., 0] * norm.weight.reshape(norm.num_groups, -1)
+        scaled = centred.reshape(batch, channels, height, width) * scale.reshape(batch, channels, 1, 1)
+        return scaled + norm.bias[:, None, None]
 
 
 def with_exact_group_norms(network: nn.Module) -> nn.Module:
