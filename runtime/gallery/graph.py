@@ -56,12 +56,16 @@ class Graph:
     Adding while searching is not safe in hnswlib; a `Graph` is extended by its owner only, between searches.
     """
 
-    def __init__(self, dimension: int, threads: int) -> None:
+    def __init__(self, dimension: int, threads: int, saved: tuple[Path, int] | None = None) -> None:
+        """An empty graph, or one from a checked file with its number of vectors. hnswlib warns when it is asked for both."""
         self.dimension = dimension
         self.newest = 0
         self._threads = threads
         self._index = hnswlib.Index(space="l2", dim=dimension)
-        self._index.init_index(max_elements=0, M=M, ef_construction=EF_CONSTRUCTION, random_seed=SEED)
+        if saved is None:
+            self._index.init_index(max_elements=0, M=M, ef_construction=EF_CONSTRUCTION, random_seed=SEED)
+        else:
+            self._index.load_index(str(saved[0]), max_elements=saved[1])
         self._index.set_num_threads(threads)
 
     def __len__(self) -> int:
@@ -141,12 +145,10 @@ def load_graph(folder: Path, fingerprint: str, dimension: int, threads: int) -> 
         raise GalleryError(f"the search graph cannot be read: {error.strerror}") from error
     if actual != manifest.sha256:
         raise GalleryError("the search graph is damaged: its sha256 differs from the manifest's")
-    graph = Graph(dimension, threads)
     try:
-        graph._index.load_index(str(path), max_elements=manifest.count)
+        graph = Graph(dimension, threads, (path, manifest.count))
     except RuntimeError as error:
         raise GalleryError(f"the search graph cannot be loaded: {error}") from error
-    graph._index.set_num_threads(threads)
     graph.newest = manifest.newest
     if len(graph) != manifest.count or not _answers(graph):
         raise GalleryError("the search graph does not find vectors that are in it")
