@@ -7,6 +7,7 @@ reported is always the model's own score.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from ..bundle import Bundle
 from ..errors import GalleryError, UsageError
 from ..head import Floats, check_threshold
 from ..machine import cpu_limit
-from .graph import Graph, load_graph, save_graph
+from .graph import Graph, GraphExhaustedError, load_graph, save_graph
 from .store import Entry, Store
 
 __all__ = ["EXACT_UP_TO", "Added", "Gallery", "Hit", "Search", "SearchResult"]
@@ -237,7 +238,11 @@ class Gallery:
         return [self._search_one(query, threshold, top, graph) for query in queries]
 
     def _search_one(self, query: Floats, threshold: float, top: int, graph: Graph | None) -> SearchResult:
-        ids, vectors = (self._ids, self._vectors) if graph is None else self._candidates(graph, query, threshold, top)
+        ids, vectors = self._ids, self._vectors
+        if graph is not None:
+            # Where the graph cannot answer, as among thousands of near-equal vectors, everything is scored: right, if slower.
+            with contextlib.suppress(GraphExhaustedError):
+                ids, vectors = self._candidates(graph, query, threshold, top)
         scores = self._scores(query, vectors)
         order = np.argsort(-scores, kind="stable")
         found = int((scores >= threshold).sum())
@@ -248,6 +253,9 @@ class Gallery:
             if len(hits) >= top:
                 break
         total = self._store.pictures_of(ids[order[:found]].tolist()) if found else 0
+        if total < found or (len(ids) and not hits):
+            # Each vector is some picture's; were it passed over, a match would be reported as clear.
+            raise GalleryError(f"{self.folder} is damaged: embeddings have lost their pictures. Restore it, or build it again")
         return SearchResult(tuple(hits[:top]) if found else (), total, hits[0] if hits else None)
 
     def _scores(self, query: Floats, vectors: Floats) -> NDArray[np.float64]:
@@ -279,7 +287,8 @@ class Gallery:
         if len(vectors):
             self._low = np.minimum(self._low, vectors.min(axis=0))
             self._high = np.maximum(self._high, vectors.max(axis=0))
-        self._loaded_up_to = newest
+        # What was read, and not what `newest` said before: another process may have added in between.
+        self._loaded_up_to = int(self._ids[-1]) if len(self._ids) else newest
 
     def _current_graph(self) -> Graph:
         """The graph with every vector in it: loaded, extended by what is new, or made again."""

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from ..errors import GalleryError
 from ..head import Floats
 
-__all__ = ["MANIFEST", "Graph", "load_graph", "save_graph"]
+__all__ = ["MANIFEST", "Graph", "GraphExhaustedError", "load_graph", "save_graph"]
 
 MANIFEST = "graph.json"
 FORMAT_VERSION = 1
@@ -48,6 +48,10 @@ class GraphManifest:
     count: int
     newest: int
     fingerprint: str
+
+
+class GraphExhaustedError(GalleryError):
+    """The graph reaches fewer vectors than were asked for; the exact search does not depend on it."""
 
 
 class Graph:
@@ -88,7 +92,10 @@ class Graph:
         if not count:
             return np.empty(0, np.int64), np.empty(0, np.float32)
         self._index.set_ef(max(2 * count, FIRST_BEAM))
-        labels, distances = self._index.knn_query(weighted[None], k=count, num_threads=1)
+        try:
+            labels, distances = self._index.knn_query(weighted[None], k=count, num_threads=1)
+        except RuntimeError as error:
+            raise GraphExhaustedError(f"the search graph does not reach {count} of its {len(self)} vectors") from error
         return labels[0].astype(np.int64), distances[0]
 
 

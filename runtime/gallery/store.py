@@ -9,8 +9,10 @@ An addition is acknowledged when its transaction has been committed with `synchr
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import secrets
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -109,7 +111,7 @@ class Store:
         path = folder / DATABASE
         if path.exists():
             raise GalleryError(f"{folder} holds an index already: add to it with 'lcmem-onnx index add', or give another folder")
-        draft = folder / f".{DATABASE}.{os.getpid()}"
+        draft = folder / f".{DATABASE}.{secrets.token_hex(8)}"
         try:
             folder.mkdir(parents=True, exist_ok=True)
             connection = sqlite3.connect(draft, isolation_level=None)
@@ -127,9 +129,11 @@ class Store:
                 connection.execute("PRAGMA journal_mode = WAL")
             finally:
                 connection.close()
-            draft.rename(path)
+            os.link(draft, path)  # fails where another process was quicker; renaming would replace its index
+            draft.unlink()
         except (OSError, sqlite3.Error) as error:
-            draft.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                draft.unlink()
             raise GalleryError(f"an index cannot be made in {folder}: {error}") from error
         return cls(folder, fingerprint, features)
 
