@@ -8,6 +8,7 @@ reported is always the model's own score.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import tempfile
 from collections.abc import Callable
@@ -290,12 +291,21 @@ class Gallery:
         # What was read, and not what `newest` said before: another process may have added in between.
         self._loaded_up_to = int(self._ids[-1]) if len(self._ids) else newest
 
+    def _content(self, newest: int) -> str:
+        """sha256 of the vectors up to an id, with their ids: a graph left over from another database shows by it."""
+        count = int(np.searchsorted(self._ids, newest, side="right"))
+        digest = hashlib.sha256(self._ids[:count].tobytes())
+        digest.update(np.ascontiguousarray(self._vectors[:count]).data)
+        return digest.hexdigest()
+
     def _current_graph(self) -> Graph:
         """The graph with every vector in it: loaded, extended by what is new, or made again."""
         self._load_new_vectors()
         if self._graph is None:
             try:
                 self._graph = load_graph(self.folder, self.bundle.fingerprint, self.bundle.features, cpu_limit())
+                if self._graph.content != self._content(self._graph.newest):
+                    raise GalleryError("the search graph is of other pictures than the index holds")
             except GalleryError as error:
                 self._warn(f"{error}; making the search graph of {len(self._ids)} vectors")
                 self._graph = Graph(self.bundle.features, cpu_limit())
@@ -304,6 +314,7 @@ class Gallery:
                 self._graph = Graph(self.bundle.features, cpu_limit())
             new = self._ids > self._graph.newest
             self._graph.extend(self._ids[new], self.bundle.head.weighted(self._vectors[new]))
+            self._graph.content = self._content(self._graph.newest)
             if self._persistent:
                 save_graph(self._graph, self.folder, self.bundle.fingerprint)
         return self._graph

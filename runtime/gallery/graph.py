@@ -48,6 +48,7 @@ class GraphManifest:
     count: int
     newest: int
     fingerprint: str
+    content: str
 
 
 class GraphExhaustedError(GalleryError):
@@ -64,6 +65,7 @@ class Graph:
         """An empty graph, or one from a checked file with its number of vectors. hnswlib warns when it is asked for both."""
         self.dimension = dimension
         self.newest = 0
+        self.content = ""
         self._threads = threads
         self._index = hnswlib.Index(space="l2", dim=dimension)
         if saved is None:
@@ -118,7 +120,9 @@ def save_graph(graph: Graph, folder: Path, fingerprint: str) -> None:
             raise GalleryError(f"the graph in {folder} could not be written whole ({size} of {claimed} bytes): is the disk full?")
         name = f"graph-{sha256[:16]}.hnsw"
         os.replace(draft, folder / name)
-        manifest = GraphManifest(FORMAT_VERSION, name, sha256, size, METRIC, graph.dimension, len(graph), graph.newest, fingerprint)
+        manifest = GraphManifest(
+            FORMAT_VERSION, name, sha256, size, METRIC, graph.dimension, len(graph), graph.newest, fingerprint, graph.content
+        )
         _write_atomically(folder / MANIFEST, json.dumps(asdict(manifest), indent=2) + "\n")
         for older in folder.glob("graph-*.hnsw"):
             if older.name != name:
@@ -156,7 +160,7 @@ def load_graph(folder: Path, fingerprint: str, dimension: int, threads: int) -> 
         graph = Graph(dimension, threads, (path, manifest.count))
     except RuntimeError as error:
         raise GalleryError(f"the search graph cannot be loaded: {error}") from error
-    graph.newest = manifest.newest
+    graph.newest, graph.content = manifest.newest, manifest.content
     if len(graph) != manifest.count or not _answers(graph):
         raise GalleryError("the search graph does not find vectors that are in it")
     return graph
