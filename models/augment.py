@@ -1,124 +1,18 @@
-"""Alterations of pictures: the paper's evaluation grid, some beyond it, and the one-sided augmentation of stage 2.
-
-All functions take and give RGB, uint8 (height, width, 3), and keep the size. Strengths are those of arXiv 2512.14421's
-robustness table: blur with a kernel of 9, noise as a part of the full range, rotation in degrees with black corners,
-brightness and contrast as torchvision's `adjust_*` factors, JPEG by quality.
-"""
+"""The one-sided augmentation of stage 2: a random mixture of alterations (arXiv 2512.14421, section 3)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from types import MappingProxyType
-
-import cv2
 import numpy as np
+from lcmem_onnx.evaluation.alterations import alter, warped
 from numpy.typing import NDArray
 
-__all__ = ["BEYOND_THE_PAPER", "PAPER_GRID", "alter", "augment"]
+__all__ = ["augment"]
 
 Pixels = NDArray[np.uint8]
 
-PAPER_GRID = MappingProxyType(
-    {
-        "blur": (0.1, 1.0, 2.0, 6.0),
-        "noise": (0.01, 0.1, 0.2, 0.3),
-        "rotation": (5.0, 10.0, 20.0, 30.0),
-        "brightness": (1.1, 1.3, 1.6, 2.0),
-        "contrast": (1.1, 1.3, 1.6, 2.0),
-        "jpeg": (95.0, 70.0, 40.0, 10.0),
-    }
-)
-BEYOND_THE_PAPER = MappingProxyType({"mirror": (1.0,), "crop": (0.7,), "half size": (0.5,), "invert": (1.0,)})
-BLUR_KERNEL = 9
-GREY = np.array([0.299, 0.587, 0.114], np.float32)
-
-
-def alter(picture: Pixels, transform: str, strength: float, rng: np.random.Generator) -> Pixels:
-    """Apply one named alteration; only noise and the sense of a rotation are random.
-
-    Raises:
-        KeyError: an unknown name.
-    """
-    return _TRANSFORMS[transform](picture, strength, rng)
-
-
-def _blur(picture: Pixels, sigma: float, rng: np.random.Generator) -> Pixels:
-    return cv2.GaussianBlur(picture, (BLUR_KERNEL, BLUR_KERNEL), sigma).astype(np.uint8)
-
-
-def _noise(picture: Pixels, sigma: float, rng: np.random.Generator) -> Pixels:
-    return _levels(picture + rng.standard_normal(picture.shape, dtype=np.float32) * np.float32(255.0 * sigma))
-
-
-def _rotation(picture: Pixels, degrees: float, rng: np.random.Generator) -> Pixels:
-    return _warped(picture, degrees if rng.random() < 0.5 else -degrees, 1.0, (0.0, 0.0))
-
-
-def _brightness(picture: Pixels, factor: float, rng: np.random.Generator) -> Pixels:
-    return _levels(picture * np.float32(factor))
-
-
-def _contrast(picture: Pixels, factor: float, rng: np.random.Generator) -> Pixels:
-    middle = float((picture @ GREY).mean())
-    return _levels(middle + (picture - np.float32(middle)) * np.float32(factor))
-
-
-def _jpeg(picture: Pixels, quality: float, rng: np.random.Generator) -> Pixels:
-    _, data = cv2.imencode(".jpg", np.ascontiguousarray(picture[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, int(quality)])
-    return np.ascontiguousarray(np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR))[..., ::-1])
-
-
-def _mirror(picture: Pixels, strength: float, rng: np.random.Generator) -> Pixels:
-    return np.ascontiguousarray(picture[:, ::-1])
-
-
-def _crop(picture: Pixels, area: float, rng: np.random.Generator) -> Pixels:
-    """A random window of this part of the area, enlarged to the whole."""
-    height, width = picture.shape[:2]
-    side = float(np.sqrt(area))
-    top, left = (int(rng.integers(0, max(1, int(length * (1 - side)) + 1))) for length in (height, width))
-    window = picture[top : top + int(height * side), left : left + int(width * side)]
-    return cv2.resize(window, (width, height), interpolation=cv2.INTER_LINEAR).astype(np.uint8)
-
-
-def _half_size(picture: Pixels, scale: float, rng: np.random.Generator) -> Pixels:
-    height, width = picture.shape[:2]
-    small = cv2.resize(picture, (max(1, int(width * scale)), max(1, int(height * scale))), interpolation=cv2.INTER_AREA)
-    return cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR).astype(np.uint8)
-
-
-def _invert(picture: Pixels, strength: float, rng: np.random.Generator) -> Pixels:
-    return (255 - picture).astype(np.uint8)
-
-
-def _warped(picture: Pixels, degrees: float, scale: float, shift: tuple[float, float]) -> Pixels:
-    """Rotate about the middle, scale and move (by parts of the size); black where nothing was."""
-    height, width = picture.shape[:2]
-    matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, scale)
-    matrix[:, 2] += np.array(shift) * (width, height)
-    return cv2.warpAffine(picture, matrix, (width, height), flags=cv2.INTER_LINEAR).astype(np.uint8)
-
-
-def _levels(values: NDArray[np.float32]) -> Pixels:
-    return np.asarray(np.clip(values + 0.5, 0, 255), np.uint8)
-
-
-_TRANSFORMS: dict[str, Callable[[Pixels, float, np.random.Generator], Pixels]] = {
-    "blur": _blur,
-    "noise": _noise,
-    "rotation": _rotation,
-    "brightness": _brightness,
-    "contrast": _contrast,
-    "jpeg": _jpeg,
-    "mirror": _mirror,
-    "crop": _crop,
-    "half size": _half_size,
-    "invert": _invert,
-}
-
 
 def augment(picture: Pixels, rng: np.random.Generator) -> Pixels:
-    """One side of a stage-2 pair: a random mixture of alterations.
+    """One side of a stage-2 pair: a random mixture of alterations, RGB uint8 (height, width, 3) to the same.
 
     The reference rotates to 20 degrees, blurs with sigma .2 and adds noise of .05; the evaluation goes to 30 degrees, 6 and
     .3. The small model is trained on what it is measured on, rotation and brightness more often, since those were the
@@ -129,25 +23,28 @@ def augment(picture: Pixels, rng: np.random.Generator) -> Pixels:
         return bool(rng.random() < probability)
 
     if chance(0.25):
-        picture = _mirror(picture, 1.0, rng)
+        picture = alter(picture, "mirror", 1.0, rng)
     if chance(0.25):
-        picture = _crop(picture, rng.uniform(0.65, 1.0), rng)
+        picture = alter(picture, "crop", rng.uniform(0.65, 1.0), rng)
     if chance(0.55):
         degrees, scale = rng.uniform(-32, 32), rng.uniform(0.88, 1.12) if chance(0.5) else 1.0
-        picture = _warped(picture, degrees, scale, tuple(rng.uniform(-0.05, 0.05, 2)) if chance(0.3) else (0.0, 0.0))
+        picture = warped(picture, degrees, scale, tuple(rng.uniform(-0.05, 0.05, 2)) if chance(0.3) else (0.0, 0.0))
     if chance(0.08):
-        picture = _invert(picture, 1.0, rng)
+        picture = alter(picture, "invert", 1.0, rng)
+    if chance(0.06):
+        picture = alter(picture, "caption", 1.0, rng)
+    if chance(0.06):
+        picture = alter(picture, "border", rng.uniform(0.03, 0.12), rng)
     if chance(0.5):
-        factor = float(np.exp(rng.uniform(np.log(0.55), np.log(2.1))))
-        picture = _brightness(picture, factor, rng)
+        picture = alter(picture, "brightness", float(np.exp(rng.uniform(np.log(0.55), np.log(2.1)))), rng)
     if chance(0.45):
-        picture = _contrast(picture, float(np.exp(rng.uniform(np.log(0.55), np.log(2.1)))), rng)
+        picture = alter(picture, "contrast", float(np.exp(rng.uniform(np.log(0.55), np.log(2.1)))), rng)
     if chance(0.3):
-        picture = _blur(picture, rng.uniform(0.2, 6.0), rng)
+        picture = alter(picture, "blur", rng.uniform(0.2, 6.0), rng)
     elif chance(0.15):
-        picture = _half_size(picture, rng.uniform(0.3, 0.8), rng)
+        picture = alter(picture, "half size", rng.uniform(0.3, 0.8), rng)
     if chance(0.35):
-        picture = _noise(picture, rng.uniform(0.01, 0.32), rng)
+        picture = alter(picture, "noise", rng.uniform(0.01, 0.32), rng)
     if chance(0.4):
-        picture = _jpeg(picture, float(rng.integers(8, 96)), rng)
+        picture = alter(picture, "jpeg", float(rng.integers(8, 96)), rng)
     return picture

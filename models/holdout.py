@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from lcmem_onnx.evaluation.alterations import BEYOND_THE_PAPER, PAPER_GRID, alter
 from numpy.typing import NDArray
 
-from .augment import BEYOND_THE_PAPER, PAPER_GRID, alter
 from .lcmem import LCMem
 from .pairs import Pool
 

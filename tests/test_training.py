@@ -12,7 +12,8 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
-from lcmem_onnx.models.augment import BEYOND_THE_PAPER, PAPER_GRID, alter, augment  # noqa: E402
+from lcmem_onnx.evaluation.alterations import BEYOND_THE_PAPER, PAPER_GRID, alter  # noqa: E402
+from lcmem_onnx.models.augment import augment  # noqa: E402
 from lcmem_onnx.models.demo import Recipe, train  # noqa: E402
 from lcmem_onnx.models.holdout import quantile_threshold  # noqa: E402
 from lcmem_onnx.models.losses import nt_xent, pair_bce, pair_loss  # noqa: E402
