@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         CheckpointError,
         EncodingError,
         ExportError,
+        FileListError,
         GalleryError,
         GalleryMismatchError,
         KeyConflictError,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
         PictureError,
         ProviderError,
         Reason,
+        TrainingError,
         UsageError,
     )
     from .runtime.files import Limits
@@ -46,6 +48,7 @@ __all__ = [
     "Comparison",
     "EncodingError",
     "ExportError",
+    "FileListError",
     "Gallery",
     "GalleryError",
     "GalleryMismatchError",
@@ -60,6 +63,7 @@ __all__ = [
     "Reason",
     "Result",
     "Screener",
+    "TrainingError",
     "UsageError",
     "Verdict",
     "open_bundle",

@@ -13,7 +13,9 @@ A message says what happened, where (a path, a key) and, where it is known, what
     │   ├── GalleryMismatchError  the index belongs to another bundle
     │   └── KeyConflictError      a key is taken by another picture
     ├── CheckpointError        a checkpoint or VAE cannot be loaded
-    └── ExportError            an exported graph failed a check, or differs from torch
+    ├── ExportError            an exported graph failed a check, or differs from torch
+    ├── FileListError          a CSV file list lacks something, or an identity is in two splits
+    └── TrainingError          a training cannot start or go on: its configuration, its disk, its loss
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ __all__ = [
     "CheckpointError",
     "EncodingError",
     "ExportError",
+    "FileListError",
     "GalleryError",
     "GalleryMismatchError",
     "KeyConflictError",
@@ -32,6 +35,7 @@ __all__ = [
     "PictureError",
     "ProviderError",
     "Reason",
+    "TrainingError",
     "UsageError",
 ]
 
@@ -111,3 +115,11 @@ class CheckpointError(LcmemError):
 
 class ExportError(LcmemError):
     """An exported graph failed a structural check, or disagrees with torch."""
+
+
+class FileListError(LcmemError):
+    """A CSV file list cannot be read, lacks a column or a picture, or puts one identity into two splits."""
+
+
+class TrainingError(LcmemError):
+    """A training cannot start or go on: an unknown configuration key, no space, a loss that is not finite."""
