@@ -14,8 +14,10 @@ from .config import Config, read_config
 __all__ = ["train"]
 
 
-def train(config: Config, say: object = None) -> Path:
+def train(config: Config) -> Path:
     """Train one stage and give the path of its best network (for an autoencoder: a diffusers VAE's folder)."""
+    from accelerate.utils import set_seed
+
     from .autoencoder import autoencoder_trainee
     from .latents import PairedLatents, cached_latents
     from .loop import EpochSet, Trainee, accelerator_for, run
@@ -27,6 +29,7 @@ def train(config: Config, say: object = None) -> Path:
     rows = {split: listed(config.data, split) for split in ("TRAIN", "VAL")}
     groups = {split: identities(its) for split, its in rows.items()}
     accelerator = accelerator_for(config)
+    set_seed(config.seed)  # of the networks' first weights; each epoch sets its own
 
     def tell(line: str) -> None:
         if accelerator.is_main_process:
