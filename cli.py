@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import traceback
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -16,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import click
 
 from .display import print_card, print_comparison, print_facts, print_results, printable, progress, warn
+from .ending import FAILED, FOUND, NOTHING_FOUND, EndingGroup
 
 if TYPE_CHECKING:
     from .runtime.files import Found, Unfound
@@ -24,45 +23,11 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-NOTHING_FOUND, FOUND, FAILED, INTERRUPTED = 0, 1, 2, 130
-"""Exit codes, as ClamAV's clamscan has them; an error outranks a match, since what was not screened may match as well."""
 SHOW_ALL_UP_TO = 40
 """Up to so many pictures a scan's table shows every one; above, matches and errors only (`-v` shows all)."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-class Commands(click.Group):
-    """A group whose expected errors are one line on stderr and exit code 2, whatever went wrong."""
-
-    def main(self, *args: Any, **kwargs: Any) -> Any:
-        from .runtime.errors import LcmemError
-
-        if not sys.warnoptions:
-            # Pillow and pydicom warn of odd files; what matters of them becomes a picture's error.
-            warnings.simplefilter("ignore")
-        try:
-            code = super().main(*args, **{**kwargs, "standalone_mode": False})
-        except click.ClickException as error:
-            error.show()
-            code = FAILED
-        except LcmemError as error:
-            click.echo(f"error: {printable(str(error))}", err=True)
-            code = FAILED
-        except (click.Abort, KeyboardInterrupt):
-            click.echo("interrupted: what was reported or indexed until now stands", err=True)
-            code = INTERRUPTED
-        except BrokenPipeError:
-            # The reader of our output has gone. Python would complain once more when it flushes stdout at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            code = FAILED
-        except Exception:  # noqa: BLE001
-            # A defect of ours. Python would exit with 1, which here means "a match was found".
-            traceback.print_exc()
-            click.echo("error: this is a defect in lcmem-onnx; please report the lines above", err=True)
-            code = FAILED
-        sys.exit(code or 0)
 
 
 # -- options that several commands share ------------------------------------------------------------------------------
@@ -140,7 +105,7 @@ def filling_options(command: Callable[P, R]) -> Callable[P, R]:
     return command
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=EndingGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="lcmem-onnx", prog_name="lcmem-onnx")
 def main() -> None:
     """Tell whether pictures show a patient, or are a copy of a picture, that is in a gallery.
@@ -426,6 +391,8 @@ def _inputs(paths: Iterable[str], null: bool) -> list[Path]:
     inputs: list[Path] = []
     for path in paths:
         if path == "-":
+            if sys.stdin is None:
+                raise click.UsageError("stdin is closed, and '-' asks for the names on it")
             names = sys.stdin.buffer.read().split(b"\0" if null else b"\n")
             inputs += [Path(os.fsdecode(name if null else name.rstrip(b"\r"))) for name in names if name.strip()]
         else:
