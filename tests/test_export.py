@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +129,66 @@ def test_an_existing_folder_is_replaced_only_when_asked_and_only_a_bundle(
     with pytest.raises(UsageError, match="is no bundle"):
         export_bundle(Request(tiny_checkpoint, tmp_path / "mine", replace=True))
     assert (tmp_path / "mine" / "thesis.txt").exists()
+
+
+@pytest.mark.parametrize("kind", [OSError, KeyboardInterrupt])
+@pytest.mark.parametrize("fails", [1, 2])
+def test_a_bundle_is_never_lost_while_it_is_replaced(
+    fails: int, kind: type[BaseException], tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, draft = Path(shutil.copytree(tiny_bundle, tmp_path / "out")), Path(shutil.copytree(tiny_bundle, tmp_path / "draft"))
+    before = open_bundle(out).manifest
+    real, calls = Path.rename, []
+
+    def rename(self: Path, target: Path) -> Path:
+        calls.append(self)
+        if len(calls) == fails:
+            raise kind("no more")
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(kind, match="no more"):
+        package._put_in_place(draft, out)
+    assert open_bundle(out).manifest == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["draft", "out"]
+
+
+def test_a_leftover_of_a_killed_export_is_named_and_refused(tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    """Killed between the two renames, in a process of its own: then nobody renames back."""
+    out = Path(shutil.copytree(tiny_bundle, tmp_path / "o[u]t"))
+    program = f"""
+import os, signal
+from pathlib import Path
+from lcmem_onnx.export import package
+real = Path.rename
+def rename(self, target):
+    if self.name == "draft":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(self, target)
+Path.rename = rename
+Path({str(tmp_path / "draft")!r}).mkdir()
+package._put_in_place(Path({str(tmp_path / "draft")!r}), Path({str(out)!r}))
+"""
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == -signal.SIGKILL
+    assert not out.exists()
+    (older,) = tmp_path.glob(".*replaced*")
+    for replace in (False, True):
+        with pytest.raises(UsageError, match="rename it to") as caught:
+            export_bundle(Request(tiny_checkpoint, out, replace=replace))
+        assert str(older) in str(caught.value)
+    assert open_bundle(older).name == "tiny"
+    shutil.copytree(older, out)
+    with pytest.raises(UsageError, match="delete it, and export again"):
+        export_bundle(Request(tiny_checkpoint, out, replace=True))
+
+
+def test_replacing_a_link_to_a_bundle_leaves_what_it_led_to(tiny_bundle: Path, tmp_path: Path) -> None:
+    real, draft = Path(shutil.copytree(tiny_bundle, tmp_path / "real")), Path(shutil.copytree(tiny_bundle, tmp_path / "draft"))
+    (tmp_path / "out").symlink_to(real)
+    package._put_in_place(draft, tmp_path / "out")
+    assert not (tmp_path / "out").is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "real"]
+    assert open_bundle(real).name == "tiny"
 
 
 @pytest.mark.parametrize(
