@@ -159,6 +159,8 @@ def scan(
     screener = model()
     with _gallery(screener, folder, against, quiet) as (gallery, unreadable):
         items, skipped = _walk(_inputs(paths, null))
+        if as_json:
+            _say_skipped(skipped, quiet)
         results = screener.screen(items, gallery, threshold=threshold, top=top, search=search)
         shown = progress(results, len(items), "screening", quiet, lambda result: result.path)
         counts = {"clear": 0, "match": 0, "error": 0}
@@ -394,7 +396,9 @@ def _inputs(paths: Iterable[str], null: bool) -> list[Path]:
             if sys.stdin is None:
                 raise click.UsageError("stdin is closed, and '-' asks for the names on it")
             names = sys.stdin.buffer.read().split(b"\0" if null else b"\n")
-            inputs += [Path(os.fsdecode(name if null else name.rstrip(b"\r"))) for name in names if name.strip()]
+            inputs += [
+                Path(os.fsdecode(name)) for name in (names if null else (name.removesuffix(b"\r") for name in names)) if name
+            ]
         else:
             inputs.append(Path(path))
     if not inputs:
@@ -416,6 +420,12 @@ def _walk(paths: Iterable[Path]) -> tuple[list[Found | Unfound], int]:
     return found, skipped
 
 
+def _say_skipped(skipped: int, quiet: bool, whose: str = "") -> None:
+    """Also where stdout is for programs: among what was skipped may be a picture that no one can tell from its first bytes."""
+    if skipped and not quiet:
+        click.echo(f"note: {skipped}{whose} files are no pictures and were skipped", err=True)
+
+
 @contextmanager
 def _gallery(screener: Screener, folder: Path | None, against: Path | None, quiet: bool) -> Iterator[tuple[Gallery, int]]:
     """The gallery to screen against, and how many pictures of it could not be read."""
@@ -428,7 +438,8 @@ def _gallery(screener: Screener, folder: Path | None, against: Path | None, quie
         return
     with Gallery.temporary(screener.bundle) as gallery:
         unreadable = 0
-        items, _ = _walk([against] if against else [])
+        items, skipped = _walk([against] if against else [])
+        _say_skipped(skipped, quiet, " of the gallery's")
         for outcome in progress(screener.index(items, gallery), len(items), "indexing", quiet, lambda done: done.path):
             for frame, reason, detail in outcome.errors:
                 unreadable += 1
@@ -452,6 +463,8 @@ def _fill(screener: Screener, gallery: Gallery, items: list[Found | Unfound], sk
         if as_json:
             click.echo(json.dumps(outcome.as_json()))
     gallery.update_graph()
+    if as_json:
+        _say_skipped(skipped, quiet)
     if not as_json and not quiet:
         others = f", {skipped} other files skipped" if skipped else ""
         click.echo(

@@ -130,6 +130,14 @@ def test_names_on_stdin_by_line_and_by_nul(index: Path, tmp_path: Path) -> None:
     assert lcmem("scan", "-", "--index", index).code == 2
 
 
+def test_names_of_blanks_and_an_empty_line_are_told_apart(index: Path, tmp_path: Path) -> None:
+    shutil.copy(QUERIES / "other-coffee.jpg", tmp_path / "  ")
+    for arguments, stdin in ((["-0", "-"], b"  \0\0 \0"), (["-"], b"  \r\n\r\n \n")):
+        run = lcmem("scan", *arguments, "--index", index, "--json", stdin=stdin, cwd=tmp_path)
+        assert [(line["path"], line["reason"]) for line in run.lines] == [("  ", "below-threshold"), (" ", "not-found")]
+        assert run.code == 2
+
+
 def test_the_bundle_can_come_from_the_environment(tiny_bundle: Path, tmp_path: Path) -> None:
     environment = {"LCMEM_ONNX_BUNDLE": str(tiny_bundle)}
     assert lcmem("bundle", "info", env=environment, cwd=tmp_path).out.startswith("name")
@@ -191,6 +199,31 @@ def test_every_kind_of_bad_file_is_a_line_with_a_reason(index: Path, tmp_path: P
     assert table.code == 2
     assert "cut\\nshort.dcm" in table.out
     assert "1 other files skipped" in table.out
+
+
+def test_what_a_walk_does_not_look_at_is_never_silent(index: Path, tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "folder", tmp_path / "elsewhere"
+    folder.mkdir()
+    shutil.copytree(QUERIES, elsewhere)
+    shutil.copy(QUERIES / "other-coffee.jpg", folder / "good.jpg")
+    (folder / "link").symlink_to(elsewhere)
+    (folder / "notes.txt").write_text("no picture")
+    run = lcmem("scan", folder, "--index", index, "--json")
+    assert run.code == 2
+    assert [(Path(str(line["path"])).name, line["verdict"], line["reason"]) for line in run.lines] == [
+        ("good.jpg", "clear", "below-threshold"),
+        ("link", "error", "link-to-folder"),
+    ]
+    assert "1 files are no pictures and were skipped" in run.err
+    assert lcmem("scan", folder, "--index", index, "--json", "-q").err == ""
+    added = lcmem("index", "add", folder, "--index", index, "--json")
+    assert added.code == 2
+    assert added.lines[1]["errors"][0]["reason"] == "link-to-folder"  # type: ignore[index]
+    assert "1 files are no pictures and were skipped" in added.err
+    against = lcmem("scan", QUERIES / "other-rocket.jpg", "--against", folder, "--json")
+    assert against.code == 2
+    assert "link: it is a link to a folder" in against.err
+    assert "1 of the gallery's files are no pictures" in against.err
 
 
 def test_an_empty_or_missing_folder_is_an_error(index: Path, tmp_path: Path) -> None:
