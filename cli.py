@@ -6,14 +6,14 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import click
 
-from .display import print_card, print_comparison, print_facts, print_results, printable, progress, warn
+from .display import print_card, print_comparison, print_facts, print_results, printable, progress, say, warn
 from .ending import FAILED, FOUND, NOTHING_FOUND, EndingGroup
 
 if TYPE_CHECKING:
@@ -83,6 +83,15 @@ def bundle_option(command: Callable[P, R]) -> Callable[P, R]:
     )(command)
 
 
+def _checked_threshold(context: click.Context, option: click.Parameter, value: float | None) -> float | None:
+    """Refuse a wrong one here, before a gallery has been indexed for it."""
+    if value is None:
+        return None
+    from .runtime.head import check_threshold
+
+    return check_threshold(value)
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="JSON on stdout, and nothing else there.")
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="No progress and no notes on stderr, errors only.")
 null_option = click.option("-0", "--null", is_flag=True, help="With '-': names on stdin end in NUL, not newline.")
@@ -95,7 +104,9 @@ index_option = click.option(
     envvar="LCMEM_ONNX_INDEX",
     help="The index's folder.",
 )
-threshold_option = click.option("--threshold", type=float, help="Score for a match.  [default: the bundle's]")
+threshold_option = click.option(
+    "--threshold", type=float, callback=_checked_threshold, help="Score for a match.  [default: the bundle's]"
+)
 
 
 def filling_options(command: Callable[P, R]) -> Callable[P, R]:
@@ -156,23 +167,35 @@ def scan(
     """
     if (folder is None) == (against is None):
         raise click.UsageError("give either --index DIR or --against DIR: what to screen against")
+    from .runtime.errors import LcmemError
+
+    items, skipped = _walk(_inputs(paths, null))
     screener = model()
     with _gallery(screener, folder, against, quiet) as (gallery, unreadable):
-        items, skipped = _walk(_inputs(paths, null))
         if as_json:
             _say_skipped(skipped, quiet)
         results = screener.screen(items, gallery, threshold=threshold, top=top, search=search)
-        shown = progress(results, len(items), "screening", quiet, lambda result: result.path)
+        no_bar = quiet or (as_json and sys.stdout.isatty())  # the lines themselves show how far it is
         counts = {"clear": 0, "match": 0, "error": 0}
         kept: list[Result] = []
-        for result in shown:
-            counts[result.verdict.value] += 1
-            if as_json:
-                click.echo(json.dumps(result.as_json()))
-            elif verbose or len(items) <= SHOW_ALL_UP_TO or result.verdict.value != "clear":
-                kept.append(result)
-        if not as_json:
-            print_results(kept, screener.bundle, gallery, counts, skipped, threshold)
+
+        def report(stopped: str | None = None) -> None:
+            if not as_json:
+                print_results(kept, screener.bundle, gallery, counts, skipped, threshold, stopped)
+
+        try:
+            with closing(progress(results, len(items), "screening", no_bar, lambda result: result.path)) as shown:
+                for result in shown:
+                    counts[result.verdict.value] += 1
+                    if as_json:
+                        click.echo(json.dumps(result.as_json()))
+                    elif verbose or len(items) <= SHOW_ALL_UP_TO or result.verdict.value != "clear":
+                        kept.append(result)
+        except (KeyboardInterrupt, LcmemError) as error:
+            how = "stopped" if isinstance(error, LcmemError) else "interrupted"
+            report(f"{how}: these are the results until then, of {len(items)} pictures in all")
+            raise
+        report()
     if counts["error"] or unreadable:
         return FAILED
     return FOUND if counts["match"] else NOTHING_FOUND
@@ -444,7 +467,7 @@ def _gallery(screener: Screener, folder: Path | None, against: Path | None, quie
             for frame, reason, detail in outcome.errors:
                 unreadable += 1
                 place = outcome.path if frame is None else f"{outcome.path} frame {frame}"
-                click.echo(f"error: gallery picture {printable(place)}: {printable(detail)} [{reason}]", err=True)
+                say(f"error: gallery picture {printable(place)}: {printable(detail)} [{reason}]")
         if not len(gallery):
             raise GalleryError(f"{against} holds no picture that can be read: there is nothing to screen against")
         yield gallery, unreadable
@@ -452,14 +475,15 @@ def _gallery(screener: Screener, folder: Path | None, against: Path | None, quie
 
 def _fill(screener: Screener, gallery: Gallery, items: list[Found | Unfound], skipped: int, as_json: bool, quiet: bool) -> int:
     counts = {"new": 0, "known": 0, "copy": 0, "error": 0}
-    for outcome in progress(screener.index(items, gallery), len(items), "indexing", quiet, lambda done: done.path):
+    no_bar = quiet or (as_json and sys.stdout.isatty())
+    for outcome in progress(screener.index(items, gallery), len(items), "indexing", no_bar, lambda done: done.path):
         if outcome.added:
             counts[outcome.added.value] += 1
         for frame, reason, detail in outcome.errors:
             counts["error"] += 1
             if not as_json:
                 place = outcome.path if frame is None else f"{outcome.path} frame {frame}"
-                click.echo(f"error: {printable(place)}: {printable(detail)} [{reason}]", err=True)
+                say(f"error: {printable(place)}: {printable(detail)} [{reason}]")
         if as_json:
             click.echo(json.dumps(outcome.as_json()))
     gallery.update_graph()
