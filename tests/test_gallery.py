@@ -16,7 +16,7 @@ from lcmem_onnx.runtime.bundle import Bundle, Threshold
 from lcmem_onnx.runtime.errors import GalleryError, GalleryMismatchError, KeyConflictError, UsageError
 from lcmem_onnx.runtime.gallery import Added, Gallery
 from lcmem_onnx.runtime.gallery import gallery as gallery_module
-from lcmem_onnx.runtime.gallery.graph import MANIFEST, Graph, load_graph, save_graph
+from lcmem_onnx.runtime.gallery.graph import MANIFEST, Graph, load_graph, save_graph, sealed
 from lcmem_onnx.runtime.gallery.store import DATABASE, Entry
 from lcmem_onnx.runtime.head import Floats, Head
 
@@ -277,7 +277,7 @@ def graph_folder(bundle: Bundle, tmp_path: Path) -> Path:
 
 def change_manifest(folder: Path, **changes: object) -> None:
     manifest = json.loads((folder / MANIFEST).read_text())
-    (folder / MANIFEST).write_text(json.dumps(manifest | changes))
+    (folder / MANIFEST).write_text(json.dumps(sealed(manifest | changes)))
 
 
 def test_a_saved_graph_loads_and_answers(graph_folder: Path, bundle: Bundle) -> None:
@@ -299,9 +299,17 @@ def test_a_saved_graph_loads_and_answers(graph_folder: Path, bundle: Bundle) -> 
         ("file gone", "cannot be read"),
         ("manifest gone", "no search graph yet"),
         ("manifest garbled", "is damaged"),
-        ("manifest of another kind", "is damaged"),
-        ("path outside", "outside the index"),
+        ("manifest of another kind", "another format"),
+        ("path outside", "no search graph of this index"),
+        ("NUL in the name", "no search graph of this index"),
+        ("folder for a name", "no search graph of this index"),
         ("count", "cannot be loaded|does not find"),
+        ("count far too high", "count differs"),
+        ("count below nothing", "count differs"),
+        ("not sealed again", "its own digest differs"),
+        ("no seal", "lacks fields"),
+        ("list", "no JSON object"),
+        ("null", "no JSON object"),
     ],
 )
 def test_a_wrong_graph_is_never_loaded(damage: str, message: str, graph_folder: Path, bundle: Bundle) -> None:
@@ -321,21 +329,46 @@ def test_a_wrong_graph_is_never_loaded(damage: str, message: str, graph_folder: 
     elif damage == "manifest of another kind":
         (graph_folder / MANIFEST).write_text('{"a": 1}')
     elif damage == "path outside":
-        change_manifest(graph_folder, file="../graph-x.hnsw")
+        change_manifest(graph_folder, file="../graph-0123456789abcdef.hnsw")
+    elif damage == "not sealed again":
+        text = (graph_folder / MANIFEST).read_text()
+        (graph_folder / MANIFEST).write_text(text.replace('"newest": 100', '"newest": 101'))
+    elif damage == "no seal":
+        manifest = json.loads((graph_folder / MANIFEST).read_text())
+        del manifest["manifest_sha256"]
+        (graph_folder / MANIFEST).write_text(json.dumps(manifest))
+    elif damage in ("list", "null"):
+        (graph_folder / MANIFEST).write_text({"list": "[]", "null": "null"}[damage])
     else:
         changes: dict[str, object] = {
             "another dimension": {"dimension": 16},
             "another bundle": {"fingerprint": "0" * 64},
             "another metric": {"metric": "cosine"},
-            "newer": {"format_version": 2},
-            "count": {"count": 101},
+            "newer": {"format_version": 3},
+            "count": {"count": 101, "newest": 101},
+            "count far too high": {"count": 1 << 60},
+            "count below nothing": {"count": -1},
+            "NUL in the name": {"file": "graph-\0.hnsw"},
+            "folder for a name": {"file": "."},
         }[damage]
         change_manifest(graph_folder, **changes)
     with pytest.raises(GalleryError, match=message):
         load_graph(graph_folder, bundle.fingerprint, FEATURES, 1)
 
 
-@pytest.mark.parametrize("damage", ["flipped", "gone", "manifest"])
+@pytest.mark.parametrize("value", [5, -1, 1.5, True, None, "x", "\0", [], {}])
+@pytest.mark.parametrize("field", ["file", "sha256", "bytes", "dimension", "count", "newest", "fingerprint", "content"])
+def test_a_manifest_with_fields_of_any_type_is_refused(field: str, value: object, graph_folder: Path, bundle: Bundle) -> None:
+    """Even sealed; only what `content` says is for the gallery to check, which knows its vectors."""
+    change_manifest(graph_folder, **{field: value})
+    if (field, type(value)) == ("content", str):
+        load_graph(graph_folder, bundle.fingerprint, FEATURES, 1)
+        return
+    with pytest.raises(GalleryError):
+        load_graph(graph_folder, bundle.fingerprint, FEATURES, 1)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "gone", "manifest", "types"])
 def test_a_damaged_graph_is_made_again_with_a_word(
     damage: str, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -350,6 +383,8 @@ def test_a_damaged_graph_is_made_again_with_a_word(
         path.write_bytes(data)
     elif damage == "gone":
         path.unlink()
+    elif damage == "types":
+        change_manifest(tmp_path / "idx", file=None, count="x")
     else:
         (tmp_path / "idx" / MANIFEST).write_text("")
     told: list[str] = []
