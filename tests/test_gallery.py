@@ -226,7 +226,7 @@ def test_a_writer_waits_for_another_and_then_says_who_is_in_the_way(
         fill(gallery, vectors(0, 1))
 
 
-@pytest.mark.parametrize("damage", ["flipped vector", "truncated", "not sqlite", "newer version"])
+@pytest.mark.parametrize("damage", ["flipped vector", "truncated", "not sqlite", "other version"])
 def test_a_damaged_store_is_never_answered_from(damage: str, bundle: Bundle, tmp_path: Path) -> None:
     folder = tmp_path / "idx"
     with Gallery.create(folder, bundle) as gallery:
@@ -242,12 +242,12 @@ def test_a_damaged_store_is_never_answered_from(damage: str, bundle: Bundle, tmp
     elif damage == "not sqlite":
         data[:] = b"hello" * 100
     path.write_bytes(data)
-    if damage == "newer version":
+    if damage == "other version":
         connection = sqlite3.connect(path)
         with connection:
-            connection.execute("UPDATE meta SET value = '2' WHERE name = 'format_version'")
+            connection.execute("UPDATE meta SET value = '1' WHERE name = 'format_version'")
         connection.close()
-    with pytest.raises(GalleryError, match="damaged|format 2"), Gallery.open(folder, bundle) as gallery:
+    with pytest.raises(GalleryError, match="damaged|format 1"), Gallery.open(folder, bundle) as gallery:
         gallery.search(vectors(0, 1), 0.5)
 
 
@@ -262,6 +262,97 @@ def test_a_read_only_folder_can_be_searched(bundle: Bundle, tmp_path: Path) -> N
             assert gallery.search(vectors(0, 1), 0.5)[0].total == 1
     finally:
         folder.chmod(0o755)
+
+
+def damaged(folder: Path, *statements: str) -> None:
+    connection = sqlite3.connect(folder / DATABASE)
+    with connection:
+        for statement in statements:
+            connection.execute(statement)
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE pictures SET vector = 2 WHERE vector = 3",
+        "UPDATE pictures SET vector = 99 WHERE vector = 3",
+        "UPDATE pictures SET key = '/pictures/3x.png' WHERE vector = 4",
+        "UPDATE pictures SET frame = 1 WHERE vector = 3",
+        "UPDATE pictures SET frames = 3 WHERE vector = 3",
+        "UPDATE pictures SET content = x'00' WHERE vector = 3",
+        "UPDATE pictures SET content = '0' WHERE vector = 3",
+        "DELETE FROM pictures WHERE vector = 3",
+        "DELETE FROM pictures WHERE key = '/copy/2.png'",
+        "DELETE FROM pictures",
+        "INSERT INTO pictures SELECT 99, 'x', 0, 1, x'00', 1",
+        "DELETE FROM vectors WHERE id = 3",
+        "DELETE FROM vectors WHERE id = 50",
+        "DELETE FROM meta WHERE name = 'pictures'",
+        "UPDATE meta SET value = 'x' WHERE name = 'pictures'",
+    ],
+)
+def test_a_row_that_changed_or_fell_out_is_noticed_on_opening(statement: str, bundle: Bundle, tmp_path: Path) -> None:
+    with Gallery.create(tmp_path / "idx", bundle) as gallery:
+        fill(gallery, vectors(0, 50))
+        gallery.add_copy("/copy/2.png", content(2))
+    damaged(tmp_path / "idx", statement)
+    for read_only in (True, False):
+        with pytest.raises(GalleryError, match="is damaged"):
+            Gallery.open(tmp_path / "idx", bundle, read_only=read_only)
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [
+        [f"UPDATE vectors SET id = {new} WHERE id = {old}" for new, old in ((99, 50), (50, 49), (49, 99))],
+        ["UPDATE meta SET value = '50 0' WHERE name = 'vectors'"],
+        ["UPDATE meta SET value = (SELECT value FROM meta WHERE name = 'pictures') WHERE name = 'vectors'"],
+        ["UPDATE meta SET value = '' WHERE name = 'vectors'"],
+    ],
+)
+def test_vectors_that_changed_places_or_fell_out_are_noticed_when_they_are_read(
+    statements: list[str], bundle: Bundle, tmp_path: Path
+) -> None:
+    with Gallery.create(tmp_path / "idx", bundle) as gallery:
+        fill(gallery, vectors(0, 50))
+    damaged(tmp_path / "idx", "PRAGMA foreign_keys = OFF", *statements)
+    with Gallery.open(tmp_path / "idx", bundle) as gallery, pytest.raises(GalleryError, match="is damaged"):
+        gallery.search(vectors(0, 1), 0.5)
+
+
+def test_any_flipped_bit_of_a_row_is_noticed_or_harmless(bundle: Bundle, tmp_path: Path) -> None:
+    """The file itself, bit by bit where names and numbers lie: an error, or the answer that it gave before."""
+    original = tmp_path / "idx"
+    with Gallery.create(original, bundle) as gallery:
+        fill(gallery, vectors(0, 6))
+        before = gallery.search(vectors(0, 6), 0.9)
+    data = (original / DATABASE).read_bytes()
+    random = np.random.default_rng(0)
+    noticed = 0
+    written = [place for place, byte in enumerate(data) if byte]
+    for place in random.choice(written, 400, replace=False).tolist():
+        changed = bytearray(data)
+        changed[place] ^= 1 << int(random.integers(8))
+        (original / DATABASE).write_bytes(changed)
+        try:
+            with Gallery.open(original, bundle) as gallery:
+                assert gallery.search(vectors(0, 6), 0.9) == before, place
+        except GalleryError:
+            noticed += 1
+    assert noticed > 20
+
+
+def test_an_embedding_that_differs_in_its_last_bit_when_tried_again_leaves_no_vector_behind(bundle: Bundle, tmp_path: Path) -> None:
+    frames = vectors(0, 3)
+    with Gallery.create(tmp_path / "idx", bundle) as gallery:
+        gallery.add(Entry("/a.dcm", content(1), 3, {0: frames[0], 2: frames[2]}))
+        again = np.nextafter(frames, 1, dtype=np.float32)
+        gallery.add(Entry("/a.dcm", content(1), 3, dict(enumerate(again))))
+        assert gallery.describe()["distinct_vectors"] == 3
+        assert all(result.total == 1 for result in gallery.search(again, 0.9))
+    with Gallery.open(tmp_path / "idx", bundle) as gallery:
+        assert gallery.status("/a.dcm", content(1)) is Added.KNOWN
 
 
 # -- the graph's file -----------------------------------------------------------------------------------------------

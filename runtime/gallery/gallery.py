@@ -25,7 +25,7 @@ from ..errors import GalleryError, UsageError
 from ..head import Floats, check_threshold
 from ..machine import cpu_limit
 from .graph import Graph, GraphExhaustedError, load_graph, save_graph
-from .store import Entry, Store
+from .store import Entry, Store, Tally
 
 __all__ = ["EXACT_UP_TO", "Added", "Gallery", "Hit", "Search", "SearchResult"]
 
@@ -90,6 +90,7 @@ class Gallery:
         self._persistent = persistent
         self._warn = warn
         self._loaded_up_to = -1
+        self._tally = Tally()
         self._ids: NDArray[np.int64] = np.empty(0, np.int64)
         self._vectors: Floats = np.empty((0, bundle.features), np.float32)
         self._low: Floats = np.full(bundle.features, np.inf, np.float32)
@@ -282,7 +283,7 @@ class Gallery:
         newest = self._store.newest()
         if newest == self._loaded_up_to:
             return
-        ids, vectors = self._store.vectors(after=max(self._loaded_up_to, 0))
+        ids, vectors, self._tally = self._store.vectors(max(self._loaded_up_to, 0), self._tally)
         self._ids = np.concatenate([self._ids, ids])
         self._vectors = np.concatenate([self._vectors, vectors])
         if len(vectors):
