@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from lcmem_onnx.runtime.bundle import Bundle, Threshold
 from lcmem_onnx.runtime.errors import GalleryError, GalleryMismatchError, KeyConflictError, UsageError
 from lcmem_onnx.runtime.gallery import Added, Gallery
 from lcmem_onnx.runtime.gallery import gallery as gallery_module
-from lcmem_onnx.runtime.gallery.graph import MANIFEST, Graph, load_graph, save_graph, sealed
+from lcmem_onnx.runtime.gallery.graph import MANIFEST, Graph, GraphExhaustedError, load_graph, save_graph, sealed
 from lcmem_onnx.runtime.gallery.store import DATABASE, Entry
 from lcmem_onnx.runtime.head import Floats, Head
 
@@ -264,6 +265,109 @@ def test_a_read_only_folder_can_be_searched(bundle: Bundle, tmp_path: Path) -> N
         folder.chmod(0o755)
 
 
+@pytest.mark.parametrize("statement", ["DELETE FROM pictures WHERE vector = 4", "DELETE FROM pictures"])
+def test_picture_rows_that_get_lost_while_it_is_open_are_an_error_where_they_matter(
+    statement: str, bundle: Bundle, tmp_path: Path
+) -> None:
+    with Gallery.create(tmp_path / "idx", bundle) as gallery:
+        fill(gallery, vectors(0, 10))
+        damaged(tmp_path / "idx", statement)
+        for how in ("exact", "hnsw"):
+            with pytest.raises(GalleryError, match="embeddings have lost their pictures"):
+                gallery.search(vectors(0, 10)[3:4], 0.9, how=how)
+
+
+def test_no_row_is_read_twice(bundle: Bundle, tmp_path: Path) -> None:
+    """Another process adds between the look at the newest id and the reading: what was read counts, not what was seen."""
+    with Gallery.create(tmp_path / "idx", bundle) as writer, Gallery.open(tmp_path / "idx", bundle) as reader:
+        fill(writer, vectors(0, 3))
+        real = reader._store.newest
+
+        def newest() -> int:
+            seen = real()
+            if seen == 3:
+                fill(writer, vectors(1, 2), first=3)
+            return seen
+
+        reader._store.newest = newest  # type: ignore[method-assign]
+        for _ in range(3):
+            assert reader.search(vectors(1, 1), 0.9)[0].total == 1
+            assert reader._ids.tolist() == [1, 2, 3, 4, 5]
+        read: list[int] = []
+        whole = reader._store.vectors
+        reader._store.vectors = lambda after, before: read.append(after) or whole(after, before)  # type: ignore[assignment,func-returns-value,method-assign]
+        fill(writer, vectors(2, 1), first=5)
+        reader.search(vectors(2, 1), 0.9)
+        reader.search(vectors(2, 1), 0.9)
+        assert read == [5]
+        assert reader._ids.tolist() == [1, 2, 3, 4, 5, 6]
+
+
+def test_of_two_that_create_one_index_at_once_one_wins_and_loses_nothing(bundle: Bundle, tmp_path: Path) -> None:
+    """Threads stand for processes: both have looked, and found nothing, before either makes its file."""
+    together = threading.Barrier(2)
+    real = sqlite3.connect
+    outcomes: list[str] = []
+
+    def connect(path: object, *args: object, **kwargs: object) -> sqlite3.Connection:
+        if Path(str(path)).name.startswith("."):
+            together.wait(10)
+        return real(path, *args, **kwargs)  # type: ignore[arg-type,call-overload,no-any-return]
+
+    def build(number: int) -> None:
+        try:
+            with Gallery.create(tmp_path / "idx", bundle) as gallery:
+                gallery.add(Entry(f"/by/{number}.png", content(number), 1, {0: vectors(number, 1)[0]}))
+                outcomes.append(f"/by/{number}.png")
+        except GalleryError as error:
+            outcomes.append(str(error))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sqlite3, "connect", connect)
+        threads = [threading.Thread(target=build, args=(number,)) for number in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    (winner,) = [said for said in outcomes if said.startswith("/by/")]
+    (loser,) = [said for said in outcomes if said != winner]
+    assert "cannot be made" in loser or "holds an index already" in loser
+    assert not list((tmp_path / "idx").glob(".gallery*"))
+    with Gallery.open(tmp_path / "idx", bundle) as gallery:
+        assert [gallery.search(vectors(number, 1), 0.9)[0].total for number in range(2)].count(1) == 1
+        assert gallery._store.content_of(winner)
+
+
+def test_a_graph_that_runs_dry_falls_back_to_the_exact_search(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """hnswlib says "Cannot return the results in a contiguous 2D array" when it reaches fewer vectors than were asked for."""
+    near = np.clip(vectors(0, 1) + np.random.default_rng(1).normal(0, 1e-6, (300, FEATURES)), 0, 1).astype(np.float32)
+
+    class Dry:
+        def __init__(self, index: object) -> None:
+            self.index = index
+            self.asked = 0
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self.index, name)
+
+        def knn_query(self, *args: object, **kwargs: object) -> None:
+            self.asked += 1
+            raise RuntimeError("Cannot return the results in a contiguous 2D array. Probably ef or M is too small")
+
+    with Gallery.create(tmp_path / "idx", bundle) as gallery:
+        fill(gallery, near)
+        graph = gallery._current_graph()
+        graph._index = dry = Dry(graph._index)
+        (result,) = gallery.search(near[:1], 0.9, top=300, how="hnsw")
+        assert dry.asked == 1
+        assert result == gallery.search(near[:1], 0.9, top=300, how="exact")[0]
+        assert result.total == len(near)
+        with pytest.raises(GraphExhaustedError, match="does not reach"):
+            graph.nearest(near[0], 5)
+
+
 def damaged(folder: Path, *statements: str) -> None:
     connection = sqlite3.connect(folder / DATABASE)
     with connection:
@@ -483,6 +587,29 @@ def test_a_damaged_graph_is_made_again_with_a_word(
         assert gallery.search(vectors(0, 50)[30:31], 0.5)[0].matches[0].key == "/pictures/30.png"
     assert len(told) == 1
     assert "making the search graph" in told[0]
+
+
+def test_a_graph_of_another_database_is_refused_and_made_again(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database was restored from an older copy and went on from there: as many vectors, other ones, under the same ids."""
+    monkeypatch.setattr(gallery_module, "EXACT_UP_TO", 10)
+    for name, seed in (("one", 0), ("other", 1)):
+        with Gallery.create(tmp_path / name, bundle) as gallery:
+            fill(gallery, vectors(seed, 50))
+            gallery.update_graph()
+    for path in [tmp_path / "one" / MANIFEST, *(tmp_path / "one").glob("graph-*")]:
+        shutil.copy(path, tmp_path / "other")
+    told: list[str] = []
+    with Gallery.open(tmp_path / "other", bundle, read_only=False, warn=told.append) as gallery:
+        for number in range(50):
+            result = gallery.search(vectors(1, 50)[number : number + 1], 0.5)[0]
+            assert result.matches[0].key == f"/pictures/{number}.png"
+    assert len(told) == 1
+    assert "of other pictures than the index holds; making the search graph of 50 vectors" in told[0]
+    with Gallery.open(tmp_path / "other", bundle, warn=told.append) as gallery:
+        gallery.search(vectors(1, 1), 0.5)
+    assert len(told) == 1
 
 
 def test_a_killed_writer_loses_nothing_acknowledged(tmp_path: Path) -> None:
