@@ -259,6 +259,10 @@ def test_a_folder_and_a_file_without_permission_are_errors(index: Path, tmp_path
         (["compare", "a.png", "b.png"], "a.png: "),
         (["index", "info", "--index", "nothing-here"], "is no index"),
         (["index", "add", str(GALLERY), "--index", "nothing-here"], "is no index"),
+        (["index", "build", str(GALLERY), "--index", "a-file"], "there is a file of that name in its path"),
+        (["index", "build", str(GALLERY), "--index", "a-file/below"], "there is a file of that name in its path"),
+        (["index", "add", str(GALLERY), "--index", "a-file"], "a-file is no index"),
+        (["scan", str(GALLERY), "--index", "a-file"], "a-file is no index"),
         (["bundle", "info", "--bundle", "nothing-here"], "nothing-here is no folder"),
         (["bundle", "verify", "--provider", "quantum"], "unknown provider"),
         (["doctor", "--bundle", "nothing-here"], ""),
@@ -266,11 +270,24 @@ def test_a_folder_and_a_file_without_permission_are_errors(index: Path, tmp_path
     ],
 )
 def test_a_wrong_call_is_one_clear_line_and_exit_code_2(arguments: Sequence[str], says: str, tmp_path: Path) -> None:
+    (tmp_path / "a-file").write_text("years of work")
     run = lcmem(*arguments, cwd=tmp_path)
     assert run.code == 2, run
+    assert (tmp_path / "a-file").read_text() == "years of work"
+    assert [path.name for path in tmp_path.iterdir()] == ["a-file"]
     if says:
         last = run.err.strip().splitlines()[-1]
         assert says in last
+
+
+def test_a_temporary_index_that_has_no_place_is_said(tmp_path: Path) -> None:
+    closed = "import tempfile; tempfile.tempdir = '/nothing-here'; from lcmem_onnx.cli import main; main()"
+    finished = subprocess.run(
+        [sys.executable, "-c", closed, "scan", QUERIES, "--against", GALLERY, "-q"], capture_output=True, check=False
+    )
+    assert finished.returncode == 2
+    assert b"error: there is no place for a temporary index: No such file" in finished.stderr
+    assert len(finished.stderr.splitlines()) == 1
 
 
 def test_an_index_of_another_bundle_is_refused_and_unharmed(index: Path, tiny_bundle: Path) -> None:

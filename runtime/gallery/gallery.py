@@ -134,9 +134,20 @@ class Gallery:
 
     @classmethod
     def temporary(cls, bundle: Bundle) -> Gallery:
-        """A gallery that is gone when it is closed; its embeddings touch the disk only in a private temporary folder."""
-        folder = tempfile.TemporaryDirectory(prefix="lcmem-gallery-")
-        gallery = cls.create(folder.name, bundle)
+        """A gallery that is gone when it is closed; its embeddings touch the disk only in a private temporary folder.
+
+        Raises:
+            GalleryError: the temporary folder cannot be made or written.
+        """
+        try:
+            folder = tempfile.TemporaryDirectory(prefix="lcmem-gallery-")
+        except OSError as error:
+            raise GalleryError(f"there is no place for a temporary index: {error.strerror}. Set TMPDIR to a folder") from error
+        try:
+            gallery = cls.create(folder.name, bundle)
+        except BaseException:
+            folder.cleanup()
+            raise
         gallery._persistent = False
         gallery._temporary = folder
         return gallery

@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import GalleryError, GalleryMismatchError, KeyConflictError
+from ..errors import GalleryError, GalleryMismatchError, KeyConflictError, UsageError
 from ..head import Floats
 
 __all__ = ["DATABASE", "Entry", "Row", "Store"]
@@ -117,6 +117,7 @@ class Store:
         if not self.path.is_file():
             raise GalleryError(f"{folder} is no index: it has no {DATABASE}. 'lcmem-onnx index build' makes one")
         self._lock = threading.RLock()
+        self._process = os.getpid()
         with self._explained():
             self._connection = _connect(self.path, read_only=read_only)
             try:
@@ -160,7 +161,12 @@ class Store:
         except (OSError, sqlite3.Error) as error:
             with contextlib.suppress(OSError):
                 draft.unlink()
-            raise GalleryError(f"an index cannot be made in {folder}: {error}") from error
+            if isinstance(error, FileExistsError | NotADirectoryError) and not folder.is_dir():
+                raise GalleryError(f"an index cannot be made in {folder}: there is a file of that name in its path") from error
+            if isinstance(error, FileExistsError):
+                raise GalleryError(f"{folder} holds an index already: another process was quicker") from error
+            cause = error.strerror if isinstance(error, OSError) else None
+            raise GalleryError(f"an index cannot be made in {folder}: {cause or error}") from error
         return cls(folder, fingerprint, features)
 
     def close(self) -> None:
@@ -215,7 +221,14 @@ class Store:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Turn SQLite's errors into ours, and let one thread at a time use the connection."""
+        """Turn SQLite's errors into ours, and let one thread at a time use the connection.
+
+        Raises:
+            UsageError: this process is a fork of the one that opened the gallery. A connection that two processes share can
+                damage the file, as its locks are not the child's.
+        """
+        if os.getpid() != self._process:
+            raise UsageError(f"this process is a fork, and {self.folder} was opened before it: open the index in each process")
         try:
             with self._lock:
                 yield
