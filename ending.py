@@ -85,6 +85,8 @@ class Ending(click.Command):
                 error.show()
         except LcmemError as error:
             _say(f"error: {printable(str(error))}")
+        except MemoryError:
+            _say("error: there was not enough memory")
         except Exception as error:  # noqa: BLE001
             # A package that is not there, or a defect of ours. Python would exit with 1, which here means "a match was found".
             if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("lcmem_onnx"):
