@@ -181,6 +181,7 @@ def _read(path: Path) -> dict[str, Any]:
                 warnings.simplefilter("ignore")  # about pickle protocols, which the user did not choose
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        _refuse_what_torch_never_wrote(path)
         raise CheckpointError(
             f"{path} is not a plain file of weights: loading it safely was refused, since it is no pickle of tensors or asks to "
             "run code. Save the network's state_dict() with torch.save and try again"
@@ -188,11 +189,24 @@ def _read(path: Path) -> dict[str, Any]:
     except PermissionError as error:
         raise CheckpointError(f"{path} may not be read: {error.strerror}") from error
     except Exception as error:
+        _refuse_what_torch_never_wrote(path)
         # torch and safetensors raise whatever their parsers stumble over: EOFError, RuntimeError, KeyError, their own.
         raise CheckpointError(f"{path} cannot be read as a checkpoint: {_first_line(error)}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state dict. Save the network's state_dict()")
     return content
+
+
+def _refuse_what_torch_never_wrote(path: Path) -> None:
+    """torch's unpickler takes a text's letters for commands and says the number of the one it does not know.
+
+    Raises:
+        CheckpointError: the file begins neither as a zip archive nor, as before torch 1.6, as a pickle.
+    """
+    with path.open("rb") as stream:
+        head = stream.read(2)
+    if path.suffix != ".safetensors" and head and head[:1] != b"\x80" and head != b"PK":
+        raise CheckpointError(f"{path} is no checkpoint: torch.save writes a zip archive or a pickle, and this is neither")
 
 
 def _first_line(error: Exception) -> str:
