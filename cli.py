@@ -15,7 +15,6 @@ import click
 
 from .display import print_card, print_comparison, print_facts, print_results, printable, progress, say, warn
 from .ending import FAILED, FOUND, NOTHING_FOUND, EndingGroup
-from .evaluation.command import evaluate_command
 
 if TYPE_CHECKING:
     from .runtime.files import Found, Unfound
@@ -407,9 +406,6 @@ def doctor(as_json: bool, bundle: Path | None) -> int:
         code = FAILED
     print_facts(facts, as_json)
     return code
-
-
-main.add_command(evaluate_command)
 
 
 # -- what the commands share ------------------------------------------------------------------------------------------
