@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import click
 
 from .display import print_card, print_comparison, print_facts, print_results, printable, progress, warn
+from .evaluation.command import evaluate
 
 if TYPE_CHECKING:
     from .runtime.files import Found, Unfound
@@ -416,6 +417,9 @@ def doctor(as_json: bool, bundle: Path | None) -> int:
         code = FAILED
     print_facts(facts, as_json)
     return code
+
+
+main.command()(model_options(quiet_option(json_option(evaluate))))
 
 
 # -- what the commands share ------------------------------------------------------------------------------------------

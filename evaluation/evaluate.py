@@ -39,6 +39,7 @@ __all__ = [
     "CopyDetection",
     "Evaluation",
     "Grid",
+    "RecallAt",
     "Reidentification",
     "ScorerFacts",
     "evaluate",
@@ -61,17 +62,26 @@ class ScorerFacts:
 
 
 @dataclass(frozen=True)
+class RecallAt:
+    """Recall of the pairs of one identity at one limit; None where there is no threshold."""
+
+    limit: Limit
+    recall: float | None
+
+
+@dataclass(frozen=True)
 class Reidentification:
     """One scorer's re-identification on one data set; `ds_name` None means all of them together.
 
-    `at` is recall of the pairs of one identity at each limit.
+    `identities` have two or more pictures; `at` is recall at thresholds fitted on pairs of different pictures, all of them, as in
+    copy detection: the protocol's own are too few for low rates.
     """
 
     scorer: str
     ds_name: str | None
     pairs: Separation
     identities: int
-    at: tuple[tuple[Limit, float | None], ...]
+    at: tuple[RecallAt, ...]
 
 
 @dataclass(frozen=True)
@@ -142,10 +152,7 @@ class Evaluation:
             "unreadable": [asdict(picture) for picture in self.unreadable],
             "cells": [asdict(cell) | {"name": cell.name} for cell in CELLS],
             "scorers": [asdict(facts) for facts in self.scorers],
-            "reidentification": [
-                asdict(part) | {"at": [{"limit": limit.as_json(), "recall": recall} for limit, recall in part.at]}
-                for part in self.reidentification
-            ],
+            "reidentification": [asdict(part) for part in self.reidentification],
             "copy_detection": [asdict(part) for part in self.copy_detection],
             "notes": list(self.notes),
         }
@@ -273,7 +280,7 @@ def _reidentification(scorer: str, ds_name: str | None, scored: Scored, limits: 
         ds_name=ds_name,
         pairs=separation(scored.same, scored.different, scored.clusters, seed=seed),
         identities=int(scored.clusters.max()) + 1,
-        at=tuple((limit, None if limit.threshold is None else share_at(scored.same, limit.threshold)) for limit in limits),
+        at=tuple(RecallAt(limit, None if limit.threshold is None else share_at(scored.same, limit.threshold)) for limit in limits),
     )
 
 
@@ -319,7 +326,7 @@ def _notes(
 ) -> list[str]:
     """What a reader of the figures would otherwise have to guess; of limits, those over all data sets."""
     overall = [(part.scorer, at.limit) for part in copy_detection if part.ds_name is None for at in part.at]
-    overall += [(part.scorer, limit) for part in reidentification if part.ds_name is None for limit, _ in part.at]
+    overall += [(part.scorer, at.limit) for part in reidentification if part.ds_name is None for at in part.at]
     notes = []
     for source, whose in (("VAL", "VAL's pairs"), ("TEST", "TEST's own pairs, for VAL is not listed, or has too few")):
         rates = {limit.wanted for _, limit in overall if limit.source == source and limit.threshold is not None}

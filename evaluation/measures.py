@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,10 +97,7 @@ class Limit:
 
     @property
     def name(self) -> str:
-        return "bundle's threshold" if self.wanted is None else f"{100 * self.wanted:g} % false positives"
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return "the bundle's threshold" if self.wanted is None else f"{100 * self.wanted:g} % false positives"
 
 
 def auc(same: Doubles, different: Doubles) -> float:
