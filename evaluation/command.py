@@ -57,6 +57,13 @@ NEEDED = ("imagehash", "matplotlib", "pdqhash", "skimage", "sklearn")
     help="Fit a threshold to this rate of false positives. May be repeated.  [default: 0.001 and 0.00001]",
 )
 @click.option(
+    "--fit-on",
+    default="val",
+    show_default=True,
+    type=click.Choice(["val", "test"]),
+    help="Whose pairs to fit it to: VAL's where there are enough, else TEST's; or TEST's own.",
+)
+@click.option(
     "--negatives",
     default=20_000,
     show_default=True,
@@ -76,6 +83,7 @@ def evaluate(
     baseline_values: str,
     baseline_size: int,
     rates: tuple[float, ...],
+    fit_on: str,
     negatives: int,
     size: int | None,
     seed: int,
@@ -123,6 +131,7 @@ def evaluate(
             size=size or screener.bundle.image_size,
             limit=limit,
             pair_negatives=negatives,
+            fit_on=fit_on,
             false_positives=rates or FALSE_POSITIVES,
             workers=session.threads,
             progress=progress,

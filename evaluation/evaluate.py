@@ -47,6 +47,7 @@ __all__ = [
 
 SCHEMA_VERSION = 1
 PROTOCOLS = ("reid", "copy", "all")
+FIT_ON = ("val", "test")
 FALSE_POSITIVES = (1e-3, 1e-5)
 
 
@@ -169,6 +170,7 @@ def evaluate(
     limit: int | None = None,
     pair_negatives: int = 20_000,
     false_positives: Sequence[float] = FALSE_POSITIVES,
+    fit_on: str = "val",
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
@@ -184,6 +186,7 @@ def evaluate(
         limit: only the first so many pictures of each split of each data set, for a try.
         pair_negatives: pairs of different pictures a data set, for scorers without embeddings.
         false_positives: rates to fit thresholds to.
+        fit_on: "val" fits them on VAL where the list has enough of it, and else on TEST; "test" always on TEST.
         workers: threads that read and alter; None takes what the container allows.
         progress: is told how far it has come.
 
@@ -192,8 +195,8 @@ def evaluate(
         FileListError: the list is wrong, or holds too little.
         EncodingError: a scorer gave something that is no score.
     """
-    _check_settings(scorers, protocol, size, limit, pair_negatives, false_positives)
-    rows = _chosen(read_file_list(listing, base), limit)
+    _check_settings(scorers, protocol, size, limit, pair_negatives, false_positives, fit_on)
+    rows = [row for row in _chosen(read_file_list(listing, base), limit) if row.split == "TEST" or fit_on == "val"]
     if not any(row.split == "TEST" for row in rows):
         raise FileListError(f"{listing} has no TEST pictures: there is nothing to measure")
     plan = Plan(CELLS if protocol != "reid" else (), protocol != "copy", seed, size, pair_negatives, workers or cpu_limit())
@@ -227,13 +230,14 @@ def evaluate(
 
 
 def _check_settings(
-    scorers: Sequence[Scorer], protocol: str, size: int, limit: int | None, pair_negatives: int, rates: Sequence[float]
+    scorers: Sequence[Scorer], protocol: str, size: int, limit: int | None, pair_negatives: int, rates: Sequence[float], fit_on: str
 ) -> None:
     names = [scorer.name for scorer in scorers]
     if not names or len(set(names)) < len(names):
         raise UsageError(f"scorers need names that differ, and there must be one; these are {', '.join(names) or 'none'}")
-    if protocol not in PROTOCOLS:
-        raise UsageError(f"unknown protocol {protocol!r}; known are {', '.join(PROTOCOLS)}")
+    for value, known in ((protocol, PROTOCOLS), (fit_on, FIT_ON)):
+        if value not in known:
+            raise UsageError(f"{value!r} is unknown here; known are {', '.join(known)}")
     if size < 32 or pair_negatives < 1 or (limit is not None and limit < 2):
         raise UsageError("the working size must be 32 or more, pairs of different pictures 1 or more, and a limit 2 or more")
     if not all(0 < rate < 1 for rate in rates):
@@ -328,7 +332,7 @@ def _notes(
     overall = [(part.scorer, at.limit) for part in copy_detection if part.ds_name is None for at in part.at]
     overall += [(part.scorer, at.limit) for part in reidentification if part.ds_name is None for at in part.at]
     notes = []
-    for source, whose in (("VAL", "VAL's pairs"), ("TEST", "TEST's own pairs, for VAL is not listed, or has too few")):
+    for source, whose in (("VAL", "VAL's pairs"), ("TEST", "TEST's own pairs: VAL is not listed, has too few, or was not wanted")):
         rates = {limit.wanted for _, limit in overall if limit.source == source and limit.threshold is not None}
         if rates:
             named = ", ".join(f"{rate:g}" for rate in sorted(rate for rate in rates if rate is not None))

@@ -95,7 +95,7 @@ class OnnxScorer:
         height, width = shape[1:3] if self._channels_last else shape[2:4]
         self._size = tuple(side if isinstance(side, int) else free_size for side in (height, width))
         mean, deviation = RANGES[values]
-        self._mean, self._deviation = np.float32(mean), np.float32(deviation)
+        self._mean, self._deviation = np.asarray(mean, np.float32), np.asarray(deviation, np.float32)
         fed = "uint8 levels" if self._type == np.uint8 else f"values {values}"
         self.about = f"{path.name}, {self._size[1]} x {self._size[0]}, {fed}; cosine"
 
@@ -166,7 +166,7 @@ class RandomNetwork:
 
 
 def _unit(vectors: Floats) -> Floats:
-    return (vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), TINY)).astype(np.float32)
+    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), TINY), np.float32)
 
 
 def _resized(picture: Pixels, height: int, width: int) -> Pixels:

@@ -29,7 +29,8 @@ class Ssim:
 
     def score(self, first: Pixels, second: Pixels) -> float:
         side = min(*first.shape[:2], 7)
-        return float(structural_similarity(_grey(first), _grey(second), win_size=side - 1 + side % 2, data_range=255))
+        window = side - 1 + side % 2
+        return float(structural_similarity(_grey(first), _grey(second), win_size=window, data_range=255))  # type: ignore[no-untyped-call]
 
 
 class Ncc:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from lcmem_onnx.runtime.errors import UsageError
@@ -129,7 +130,7 @@ def _recall_figure(reached: dict[str, CopyAt]) -> Figure:
     axes.set_xticks(places, beyond)
     axes.set(ylim=(0, 1.03), ylabel="recall")
     axes.set_title("beyond the paper", fontsize="medium")
-    axes.legend(fontsize="small", loc="lower left")
+    figure.legend(*axes.get_legend_handles_labels(), fontsize="small", loc="outside lower center", ncols=min(len(reached), 6))
     return figure
 
 
@@ -145,7 +146,7 @@ def _finish(axes: Axes) -> None:
     axes.legend(fontsize="small", loc="lower right")
 
 
-def _style(number: int) -> dict[str, str | float]:
+def _style(number: int) -> dict[str, Any]:
     """The first scorer, ours, is black and thick."""
     return {"color": "black", "linewidth": 2.5} if number == 0 else {"color": f"C{(number - 1) % 10}", "linewidth": 1.2}
 

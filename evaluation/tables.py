@@ -58,10 +58,9 @@ def print_evaluation(evaluation: Evaluation) -> None:
         _print_reidentification(evaluation, console)
     if evaluation.copy_detection:
         _print_copy_detection(evaluation, console)
-    table = _table("Scorers", "", [facts.name for facts in evaluation.scorers])
+    table = _table("", [facts.name for facts in evaluation.scorers])
     table.add_row("milliseconds", *(f"{facts.milliseconds:.1f}" for facts in evaluation.scorers))
-    console.print()
-    console.print(table)
+    _print(console, "Time: a picture embedded, or two compared where there are no embeddings", table)
     for note in evaluation.notes:
         console.print(Text(f"note: {printable(note)}", "dim"))
     for lost in evaluation.unreadable[:SHOW_UNREADABLE]:
@@ -74,7 +73,7 @@ def _print_reidentification(evaluation: Evaluation, console: Console) -> None:
     overall = [part for part in evaluation.reidentification if part.ds_name is None]
     pairs = [part.pairs for part in overall]
     title = f"Re-identification: {pairs[0].same} pairs of one identity, {pairs[0].different} of different ones"
-    table = _table(title, "", [part.scorer for part in overall])
+    table = _table("", [part.scorer for part in overall])
     table.add_row("AUC", *(f"{of.auc:.4f}" for of in pairs), style="bold")
     table.add_row("  95 % from", *(f"{of.auc_interval.low:.4f}" for of in pairs))
     table.add_row("  to", *(f"{of.auc_interval.high:.4f}" for of in pairs))
@@ -98,8 +97,7 @@ def _print_reidentification(evaluation: Evaluation, console: Console) -> None:
             for limit in _limits([at.limit for part in there.values() for at in part.at]):
                 recalls = [_recall(there[part.scorer], limit) for part in overall]
                 table.add_row(f"  recall at {_short(limit)}", *map(_figure, recalls))
-    console.print()
-    console.print(table)
+    _print(console, title, table)
 
 
 def _print_copy_detection(evaluation: Evaluation, console: Console) -> None:
@@ -108,7 +106,7 @@ def _print_copy_detection(evaluation: Evaluation, console: Console) -> None:
     overall = [part for part in evaluation.copy_detection if part.ds_name is None]
     for limit in _limits([at.limit for part in overall for at in part.at]):
         reached = {part.scorer: at for part in overall if (at := _at(part, limit)) and at.cells}
-        table = _table(f"Copy detection at {limit.name}: recall of {overall[0].pictures} pictures a cell", "cell", list(reached))
+        table = _table("cell", list(reached))
         cells = [at.cells or {} for at in reached.values()]
         for paper, label, grids in (
             (True, "the paper's 24", [at.paper for at in reached.values()]),
@@ -125,14 +123,12 @@ def _print_copy_detection(evaluation: Evaluation, console: Console) -> None:
         table.add_row("threshold", *(_threshold(at.limit.threshold) for at in reached.values()))
         table.add_row("false positives", *(_rate(at.limit.false_positive_rate) for at in reached.values()))
         table.add_row("  of pairs", *(str(at.limit.negatives) for at in reached.values()))
-        console.print()
-        console.print(table)
-    table = _table("Copy detection, the paper's 24 cells together", "", [part.scorer for part in overall])
+        _print(console, f"Copy detection at {limit.name}: recall, {overall[0].pictures} pictures a cell", table)
+    table = _table("", [part.scorer for part in overall])
     table.add_row("AUC", *(f"{part.auc:.4f}" for part in overall), style="bold")
     table.add_row("  95 % from", *(f"{part.auc_interval.low:.4f}" for part in overall))
     table.add_row("  to", *(f"{part.auc_interval.high:.4f}" for part in overall))
-    console.print()
-    console.print(table)
+    _print(console, "Copy detection, the paper's 24 cells together, whatever the threshold", table)
 
 
 def _add_grid(table: Table, label: str, grids: Sequence[Grid | None], style: str = "bold") -> None:
@@ -162,11 +158,20 @@ def _recall(part: Reidentification, limit: Limit) -> float | None:
     return next((at.recall for at in part.at if at.limit.wanted == limit.wanted), None)
 
 
-def _table(title: str, label: str, scorers: Sequence[str]) -> Table:
+def _print(console: Console, title: str, table: Table) -> None:
+    """The title stands apart: rich would fold it to a narrow table's width."""
+    from rich.text import Text
+
+    console.print()
+    console.print(Text(title, "bold"))
+    console.print(table)
+
+
+def _table(label: str, scorers: Sequence[str]) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left", title_style="bold")
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column(label, no_wrap=True)
     for name in scorers:
         table.add_column(printable(name), justify="right", overflow="fold")
@@ -182,7 +187,7 @@ def _figure(value: float | None) -> str:
 
 
 def _threshold(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"
+    return "" if value is None else f"{value:.3g}" if value < 0 else f"{value:.4g}"
 
 
 def _rate(value: float | None) -> str:
