@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
+import re
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -340,3 +344,43 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert done.exit_code == 2
     assert "no_such_package" in done.stderr
     assert "pip install 'lcmem-onnx[evaluate]'" in done.stderr
+
+
+# -- documentation ----------------------------------------------------------------------------------------------------
+
+
+def test_the_documented_script_makes_lists(tmp_path: Path) -> None:
+    """On made-up metadata in the form that each data set has."""
+    text = (Path(__file__).parent.parent / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    (program,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    made: dict[str, Any] = {}
+    exec(compile(program, "evaluation.md", "exec"), made)
+    for name, content in {
+        "mimic-cxr-2.0.0-metadata.csv.gz": "dicom_id,ViewPosition\nd1,PA\nd2,LATERAL\n",
+        "mimic-cxr-2.0.0-split.csv.gz": "dicom_id,study_id,subject_id,split\nd1,50,10000032,validate\nd2,51,10000032,validate\n",
+        "labels.csv": "dicom_id,Edema\nd2,1\n",
+        "identity_CelebA.txt": "000001.jpg 7\n000002.jpg 8\n",
+        "list_eval_partition.txt": "000001.jpg 0\n000002.jpg 2\n",
+        "isic.csv": "isic_id,patient_id,lesion_id\nISIC_1,IP_1,IL_1\nISIC_2,IP_1,\n",
+        "ImageNet_LT_train.txt": "train/n01440764/a.JPEG 0\n",
+        "ImageNet_LT_val.txt": "",
+        "ImageNet_LT_test.txt": "val/ILSVRC2012_val_00000001.JPEG 65\n",
+    }.items():
+        (tmp_path / name).write_bytes(gzip.compress(content.encode()) if name.endswith("gz") else content.encode())
+    for name in ("valid_1_a_1/1.png", "train_2_a_1/1.png"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+
+    def rows(name: str, *arguments: Path) -> list[tuple[str, str, str]]:
+        return [(row.split, row.identity, row.name) for row in made[name](tmp_path, *arguments)]
+
+    picture = "files/p10/p10000032/s{}/{}.jpg"
+    assert rows("mimic_cxr") == [("VAL", "10000032", picture.format(50, "d1"))]
+    split = made["split_of"]
+    assert rows("cxr_lt", tmp_path / "labels.csv") == [(split("10000032"), "10000032", picture.format(51, "d2"))]
+    assert rows("celeba") == [("TRAIN", "7", "img_align_celeba/000001.jpg"), ("TEST", "8", "img_align_celeba/000002.jpg")]
+    assert rows("isic", tmp_path / "isic.csv") == [(split("IP_1"), "IL_1", "ISIC_1.jpg")]
+    assert [row[:2] for row in rows("ct_rate")][1] == ("TEST", "valid_1_a_1")
+    assert [row[0] for row in rows("imagenet_lt")] == ["TRAIN", "TEST"]
+    parts = Counter(split(str(number)) for number in range(1000))
+    assert parts == pytest.approx({"TRAIN": 800, "VAL": 100, "TEST": 100}, abs=40)
