@@ -16,7 +16,13 @@ The names below are the public API. They are imported when they are first used, 
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
+
+# onnxruntime's wheels (1.32 for one) hold a telemetry client that looks for Microsoft's server some seconds after the import
+# and leaves a file in the temporary folder. Its disable_telemetry_events() does not stop that; this variable does, if it is set
+# before onnxruntime is imported. That makes it the one thing done at import here. Who sets it to anything keeps it.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from .runtime.bundle import Bundle, open_bundle

@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 import os
 import sys
-import traceback
-import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import click
 
-from .display import print_card, print_comparison, print_facts, print_results, printable, progress, warn
+from .display import print_card, print_comparison, print_facts, print_results, printable, progress, say, warn
+from .ending import FAILED, FOUND, NOTHING_FOUND, EndingGroup
 from .evaluation.command import evaluate
 
 if TYPE_CHECKING:
@@ -25,45 +24,11 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-NOTHING_FOUND, FOUND, FAILED, INTERRUPTED = 0, 1, 2, 130
-"""Exit codes, as ClamAV's clamscan has them; an error outranks a match, since what was not screened may match as well."""
 SHOW_ALL_UP_TO = 40
 """Up to so many pictures a scan's table shows every one; above, matches and errors only (`-v` shows all)."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-class Commands(click.Group):
-    """A group whose expected errors are one line on stderr and exit code 2, whatever went wrong."""
-
-    def main(self, *args: Any, **kwargs: Any) -> Any:
-        from .runtime.errors import LcmemError
-
-        if not sys.warnoptions:
-            # Pillow and pydicom warn of odd files; what matters of them becomes a picture's error.
-            warnings.simplefilter("ignore")
-        try:
-            code = super().main(*args, **{**kwargs, "standalone_mode": False})
-        except click.ClickException as error:
-            error.show()
-            code = FAILED
-        except LcmemError as error:
-            click.echo(f"error: {printable(str(error))}", err=True)
-            code = FAILED
-        except (click.Abort, KeyboardInterrupt):
-            click.echo("interrupted: what was reported or indexed until now stands", err=True)
-            code = INTERRUPTED
-        except BrokenPipeError:
-            # The reader of our output has gone. Python would complain once more when it flushes stdout at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            code = FAILED
-        except Exception:  # noqa: BLE001
-            # A defect of ours. Python would exit with 1, which here means "a match was found".
-            traceback.print_exc()
-            click.echo("error: this is a defect in lcmem-onnx; please report the lines above", err=True)
-            code = FAILED
-        sys.exit(code or 0)
 
 
 # -- options that several commands share ------------------------------------------------------------------------------
@@ -119,6 +84,15 @@ def bundle_option(command: Callable[P, R]) -> Callable[P, R]:
     )(command)
 
 
+def _checked_threshold(context: click.Context, option: click.Parameter, value: float | None) -> float | None:
+    """Refuse a wrong one here, before a gallery has been indexed for it."""
+    if value is None:
+        return None
+    from .runtime.head import check_threshold
+
+    return check_threshold(value)
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="JSON on stdout, and nothing else there.")
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="No progress and no notes on stderr, errors only.")
 null_option = click.option("-0", "--null", is_flag=True, help="With '-': names on stdin end in NUL, not newline.")
@@ -131,7 +105,9 @@ index_option = click.option(
     envvar="LCMEM_ONNX_INDEX",
     help="The index's folder.",
 )
-threshold_option = click.option("--threshold", type=float, help="Score for a match.  [default: the bundle's]")
+threshold_option = click.option(
+    "--threshold", type=float, callback=_checked_threshold, help="Score for a match.  [default: the bundle's]"
+)
 
 
 def filling_options(command: Callable[P, R]) -> Callable[P, R]:
@@ -141,7 +117,7 @@ def filling_options(command: Callable[P, R]) -> Callable[P, R]:
     return command
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=EndingGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="lcmem-onnx", prog_name="lcmem-onnx")
 def main() -> None:
     """Tell whether pictures show a patient, or are a copy of a picture, that is in a gallery.
@@ -192,21 +168,35 @@ def scan(
     """
     if (folder is None) == (against is None):
         raise click.UsageError("give either --index DIR or --against DIR: what to screen against")
+    from .runtime.errors import LcmemError
+
+    items, skipped = _walk(_inputs(paths, null))
     screener = model()
     with _gallery(screener, folder, against, quiet) as (gallery, unreadable):
-        items, skipped = _walk(_inputs(paths, null))
+        if as_json:
+            _say_skipped(skipped, quiet)
         results = screener.screen(items, gallery, threshold=threshold, top=top, search=search)
-        shown = progress(results, len(items), "screening", quiet, lambda result: result.path)
+        no_bar = quiet or (as_json and sys.stdout.isatty())  # the lines themselves show how far it is
         counts = {"clear": 0, "match": 0, "error": 0}
         kept: list[Result] = []
-        for result in shown:
-            counts[result.verdict.value] += 1
-            if as_json:
-                click.echo(json.dumps(result.as_json()))
-            elif verbose or len(items) <= SHOW_ALL_UP_TO or result.verdict.value != "clear":
-                kept.append(result)
-        if not as_json:
-            print_results(kept, screener.bundle, gallery, counts, skipped, threshold)
+
+        def report(stopped: str | None = None) -> None:
+            if not as_json:
+                print_results(kept, screener.bundle, gallery, counts, skipped, threshold, stopped)
+
+        try:
+            with closing(progress(results, len(items), "screening", no_bar, lambda result: result.path)) as shown:
+                for result in shown:
+                    counts[result.verdict.value] += 1
+                    if as_json:
+                        click.echo(json.dumps(result.as_json()))
+                    elif verbose or len(items) <= SHOW_ALL_UP_TO or result.verdict.value != "clear":
+                        kept.append(result)
+        except (KeyboardInterrupt, LcmemError) as error:
+            how = "stopped" if isinstance(error, LcmemError) else "interrupted"
+            report(f"{how}: these are the results until then, of {len(items)} pictures in all")
+            raise
+        report()
     if counts["error"] or unreadable:
         return FAILED
     return FOUND if counts["match"] else NOTHING_FOUND
@@ -430,8 +420,12 @@ def _inputs(paths: Iterable[str], null: bool) -> list[Path]:
     inputs: list[Path] = []
     for path in paths:
         if path == "-":
+            if sys.stdin is None:
+                raise click.UsageError("stdin is closed, and '-' asks for the names on it")
             names = sys.stdin.buffer.read().split(b"\0" if null else b"\n")
-            inputs += [Path(os.fsdecode(name if null else name.rstrip(b"\r"))) for name in names if name.strip()]
+            inputs += [
+                Path(os.fsdecode(name)) for name in (names if null else (name.removesuffix(b"\r") for name in names)) if name
+            ]
         else:
             inputs.append(Path(path))
     if not inputs:
@@ -453,6 +447,12 @@ def _walk(paths: Iterable[Path]) -> tuple[list[Found | Unfound], int]:
     return found, skipped
 
 
+def _say_skipped(skipped: int, quiet: bool, whose: str = "") -> None:
+    """Also where stdout is for programs: among what was skipped may be a picture that no one can tell from its first bytes."""
+    if skipped and not quiet:
+        click.echo(f"note: {skipped}{whose} files are no pictures and were skipped", err=True)
+
+
 @contextmanager
 def _gallery(screener: Screener, folder: Path | None, against: Path | None, quiet: bool) -> Iterator[tuple[Gallery, int]]:
     """The gallery to screen against, and how many pictures of it could not be read."""
@@ -465,12 +465,13 @@ def _gallery(screener: Screener, folder: Path | None, against: Path | None, quie
         return
     with Gallery.temporary(screener.bundle) as gallery:
         unreadable = 0
-        items, _ = _walk([against] if against else [])
+        items, skipped = _walk([against] if against else [])
+        _say_skipped(skipped, quiet, " of the gallery's")
         for outcome in progress(screener.index(items, gallery), len(items), "indexing", quiet, lambda done: done.path):
             for frame, reason, detail in outcome.errors:
                 unreadable += 1
                 place = outcome.path if frame is None else f"{outcome.path} frame {frame}"
-                click.echo(f"error: gallery picture {printable(place)}: {printable(detail)} [{reason}]", err=True)
+                say(f"error: gallery picture {printable(place)}: {printable(detail)} [{reason}]")
         if not len(gallery):
             raise GalleryError(f"{against} holds no picture that can be read: there is nothing to screen against")
         yield gallery, unreadable
@@ -478,17 +479,20 @@ def _gallery(screener: Screener, folder: Path | None, against: Path | None, quie
 
 def _fill(screener: Screener, gallery: Gallery, items: list[Found | Unfound], skipped: int, as_json: bool, quiet: bool) -> int:
     counts = {"new": 0, "known": 0, "copy": 0, "error": 0}
-    for outcome in progress(screener.index(items, gallery), len(items), "indexing", quiet, lambda done: done.path):
+    no_bar = quiet or (as_json and sys.stdout.isatty())
+    for outcome in progress(screener.index(items, gallery), len(items), "indexing", no_bar, lambda done: done.path):
         if outcome.added:
             counts[outcome.added.value] += 1
         for frame, reason, detail in outcome.errors:
             counts["error"] += 1
             if not as_json:
                 place = outcome.path if frame is None else f"{outcome.path} frame {frame}"
-                click.echo(f"error: {printable(place)}: {printable(detail)} [{reason}]", err=True)
+                say(f"error: {printable(place)}: {printable(detail)} [{reason}]")
         if as_json:
             click.echo(json.dumps(outcome.as_json()))
     gallery.update_graph()
+    if as_json:
+        _say_skipped(skipped, quiet)
     if not as_json and not quiet:
         others = f", {skipped} other files skipped" if skipped else ""
         click.echo(

@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import click
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from .runtime.bundle import Bundle
     from .runtime.gallery import Gallery
     from .runtime.screening import Comparison, Result
 
-__all__ = ["print_card", "print_comparison", "print_facts", "print_results", "printable", "progress", "warn"]
+__all__ = ["print_card", "print_comparison", "print_facts", "print_results", "printable", "progress", "say", "warn"]
 
 PIPE_WIDTH = 160
+UNBOUNDED = 100_000
+STACKED_BELOW = 100
+"""Columns of a terminal below which long paths go under each other: beside each other they would be folded into shreds."""
 STYLES = {"clear": "green", "match": "bold red", "error": "bold yellow"}
 T = TypeVar("T")
+Row: TypeAlias = "tuple[Text, Text, Text, Text]"
+"""Verdict, picture, score, and the gallery's picture or what is wrong."""
 
 
 def printable(text: str) -> str:
@@ -30,8 +36,11 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
-def progress(items: Iterable[T], total: int, what: str, quiet: bool, place: Callable[[T], str]) -> Iterator[T]:
-    """Pass items on; on a terminal show a bar with rate and time left, by pictures and not by frames."""
+def progress(items: Iterable[T], total: int, what: str, quiet: bool, place: Callable[[T], str]) -> Generator[T, None, None]:
+    """Pass items on; on a terminal show a bar with rate and time left, by pictures and not by frames.
+
+    Close the iterator before printing to stdout, where that may be the same terminal. Lines for stderr go above the bar.
+    """
     if quiet or not sys.stderr.isatty():
         yield from items
         return
@@ -44,19 +53,25 @@ def progress(items: Iterable[T], total: int, what: str, quiet: bool, place: Call
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=_console(sys.stderr), transient=True) as bar:
+    with Progress(*columns, console=_console(sys.stderr), transient=True, redirect_stdout=False) as bar:
         task = bar.add_task(what, total=total, rate="")
         last = None
         for item in items:
             if place(item) != last:
                 last = place(item)
-                speed = bar.tasks[task].speed
-                bar.update(task, advance=1, rate=f"{speed:.1f}/s" if speed else "")
+                # Over the whole time: results come in bursts, a batch at once, and rich's own rate is that of a burst.
+                elapsed = bar.tasks[task].elapsed
+                bar.update(task, advance=1, rate=f"{(bar.tasks[task].completed + 1) / elapsed:.1f}/s" if elapsed else "")
             yield item
 
 
+def say(line: str) -> None:
+    """A line on stderr; above the bar where there is one, which stands in for `sys.stderr` then. `err=True` would go past it."""
+    click.echo(line, file=sys.stderr)
+
+
 def warn(line: str) -> None:
-    click.echo(f"warning: {printable(line)}", err=True)
+    say(f"warning: {printable(line)}")
 
 
 def _console(stream: IO[str]) -> Console:
@@ -66,13 +81,27 @@ def _console(stream: IO[str]) -> Console:
     return Console(file=stream, width=None if stream.isatty() else PIPE_WIDTH, highlight=False)
 
 
-def _table(*columns: str) -> Table:
+def _wide(rows: Sequence[Row]) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
+    for column in ("verdict", "picture", "score", "gallery picture, or what is wrong"):
         table.add_column(column, overflow="fold", justify="right" if column == "score" else "left")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _stacked(rows: Sequence[Row]) -> Table:
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 1))
+    table.add_column()
+    table.add_column(overflow="fold")
+    for verdict, name, score, about in rows:
+        table.add_row(verdict, name)
+        table.add_row(score, about)
     return table
 
 
@@ -83,36 +112,47 @@ def print_results(
     counts: dict[str, int],
     skipped: int,
     threshold: float | None,
+    stopped: str | None = None,
 ) -> None:
+    """A table, and below it the counts and the threshold; `stopped` says how far a scan came that did not come to its end."""
     from rich.text import Text
 
     console = _console(sys.stdout)
     if results:
-        table = _table("verdict", "picture", "score", "gallery picture, or what is wrong")
-        for result in results:
-            hit = result.matches[0] if result.matches else result.nearest
-            style = STYLES[result.verdict.value]
-            name = printable(result.path) + (f" frame {result.frame}" if result.frame else "")
-            about = f"{printable(result.detail or '')} [{result.reason}]"
-            if hit:
-                about = _shortened(hit.key) + (f" frame {hit.frame}" if hit.frame else "")
-                if result.total > 1:
-                    about += f" and {result.total - 1} more"
-                if not result.matches:
-                    about = f"nearest: {about}"
-            table.add_row(
-                Text(result.verdict.value, style),
-                Text(name),
-                f"{hit.score:.4f}" if hit else "",
-                Text(about, "" if result.matches or not hit else "dim"),
-            )
+        rows = [_row(result) for result in results]
+        table = _wide(rows)
+        if console.width < STACKED_BELOW:
+            unfolded = console.measure(table, options=console.options.update_width(UNBOUNDED)).maximum
+            table = table if unfolded <= console.width else _stacked(rows)
         console.print(table)
     limit = bundle.threshold.value if threshold is None else threshold
     source = bundle.threshold.source if threshold is None else "given with --threshold"
     others = f" {skipped} other files skipped." if skipped else ""
     verdicts = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+    if stopped:
+        console.print(Text(printable(stopped), STYLES["error"]))
     console.print(Text(f"{verdicts}, against {len(gallery)} in the gallery.{others}"))
     console.print(Text(f"threshold {limit:.4g}: {source}", "dim"))
+
+
+def _row(result: Result) -> Row:
+    from rich.text import Text
+
+    hit = result.matches[0] if result.matches else result.nearest
+    name = printable(result.path) + (f" frame {result.frame}" if result.frame else "")
+    about = f"{printable(result.detail or '')} [{result.reason}]"
+    if hit:
+        about = _shortened(hit.key) + (f" frame {hit.frame}" if hit.frame else "")
+        if result.total > 1:
+            about += f" and {result.total - 1} more"
+        if not result.matches:
+            about = f"nearest: {about}"
+    return (
+        Text(result.verdict.value, STYLES[result.verdict.value]),
+        Text(name),
+        Text(f"{hit.score:.4f}" if hit else ""),
+        Text(about, "" if result.matches or not hit else "dim"),
+    )
 
 
 def _shortened(key: str) -> str:

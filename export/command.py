@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
-from lcmem_onnx.runtime.errors import LcmemError
+from lcmem_onnx.display import printable
+from lcmem_onnx.ending import Ending
+from lcmem_onnx.runtime.errors import UsageError
 
 __all__ = ["main"]
 
 FILE = click.Path(path_type=Path)
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+class Export(Ending):
+    """Ends as every command of lcmem-onnx does; but a bundle is there whole or not at all."""
+
+    interrupted = "interrupted: nothing was written"
+
+
+@click.command(cls=Export, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.option("--ckpt", "checkpoint", type=FILE, required=True, help="Trained LCMem: .pth, .pt or .safetensors.")
 @click.option("--vae", type=FILE, help="The VAE of a stage-1 checkpoint: a diffusers folder or a .safetensors file.")
 @click.option("--out", type=FILE, help="Folder to write.  [default: the checkpoint's name, with '-bundle']")
@@ -56,32 +63,27 @@ def main(
 
     try:
         from .package import Request, export_bundle
-    except ImportError as error:
-        click.echo(f"error: exporting needs {error.name}, which is not installed: pip install 'lcmem-onnx[export]'", err=True)
-        sys.exit(2)
-    try:
-        export_bundle(
-            Request(
-                checkpoint=checkpoint,
-                out=out,
-                vae=vae,
-                image_size=image_size,
-                variants=tuple(filter(None, (variant.strip() for variant in variants.split(",")))),
-                threshold=threshold,
-                pictures=pictures,
-                name=name,
-                licence=licence,
-                replace=force,
-            ),
-            say,
-        )
-    except LcmemError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        click.echo("interrupted: nothing was written", err=True)
-        sys.exit(130)
-    say(f"written   {out}\nnext      lcmem-onnx bundle info --bundle {out}")
+    except ModuleNotFoundError as error:
+        if str(error.name).startswith("lcmem_onnx"):
+            raise
+        raise UsageError(f"exporting needs {error.name}, which is not installed: pip install 'lcmem-onnx[export]'") from error
+    export_bundle(
+        Request(
+            checkpoint=checkpoint,
+            out=out,
+            vae=vae,
+            image_size=image_size,
+            variants=tuple(filter(None, (variant.strip() for variant in variants.split(",")))),
+            threshold=threshold,
+            pictures=pictures,
+            name=name,
+            licence=licence,
+            replace=force,
+        ),
+        say,
+    )
+    shown = printable(str(out))
+    say(f"written   {shown}\nnext      lcmem-onnx bundle info --bundle {shown}")
 
 
 if __name__ == "__main__":

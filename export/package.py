@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -31,6 +33,8 @@ __all__ = ["VARIANTS", "Request", "export_bundle"]
 
 VARIANTS = ("fp32",)
 HEAD = "head.json"
+UNPROVEN, REPLACED = "unproven", "replaced"
+"""What hidden folders beside the output are called while an export is at work."""
 REFERENCE_THRESHOLD: dict[str, Any] = {
     "value": 0.5,
     "source": "the reference's default of 0.5; it was not calibrated on any pictures of yours",
@@ -70,6 +74,7 @@ def export_bundle(request: Request, say: Callable[[str], None] = lambda line: No
         raise UsageError(f"{request.out} exists already: choose another --out, or replace it with --force")
     if request.out.exists() and not (request.out / MANIFEST).exists():
         raise UsageError(f"{request.out} exists and is no bundle, so --force does not replace it: choose another --out")
+    _refuse_leftovers(request.out)
     unknown = sorted(set(request.variants) - set(VARIANTS))
     if unknown or not request.variants:
         raise UsageError(f"unknown variants: {', '.join(unknown)}. This version exports {', '.join(VARIANTS)}")
@@ -115,25 +120,53 @@ def _image_size(request: Request, loaded: Loaded) -> int:
 def _draft(out: Path) -> Iterator[Path]:
     """A hidden folder beside `out`, gone afterwards whatever happens; beside it, so that renaming stays on one file system."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{out.name}.unproven-", dir=out.parent))
+    draft = Path(tempfile.mkdtemp(prefix=_hidden(out, UNPROVEN), dir=out.parent))
     try:
         yield draft
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
 
+def _refuse_leftovers(out: Path) -> None:
+    """Name what an export that was killed while it replaced a bundle left behind: it may be the only copy of the older one.
+
+    Raises:
+        UsageError: there is something.
+    """
+    for older in sorted(out.parent.glob(f"{glob.escape(_hidden(out, REPLACED))}*")):
+        what = "delete it" if out.exists() else f"rename it to {out} to have it back, or delete it"
+        raise UsageError(f"{older} is the older bundle that an export was replacing when it was stopped: {what}, and export again")
+
+
 def _put_in_place(draft: Path, out: Path) -> None:
-    """Rename the finished draft to `out`, moving an older bundle out of the way first."""
+    """Rename the finished draft to `out`. An older bundle there is moved aside, and deleted only when the new one is in place.
+
+    Raises:
+        OSError: it could not be renamed. What was at `out` is there again.
+    """
     draft.chmod(0o755)  # mkdtemp makes folders that only their owner may enter; a bundle is read by the gateway's user
     for path in draft.iterdir():
         with path.open("rb") as stream:
             os.fsync(stream.fileno())
-    if out.exists():
-        with _draft(out) as older:
-            out.rename(older / "replaced")
-            draft.rename(out)
-    else:
+    if not out.exists():
         draft.rename(out)
+        return
+    older = out.with_name(f"{_hidden(out, REPLACED)}{secrets.token_hex(4)}")
+    try:
+        out.rename(older)
+        draft.rename(out)
+    except BaseException:
+        if older.is_dir() and not out.exists():
+            older.rename(out)
+        raise
+    if older.is_symlink():  # the name was a link to a bundle elsewhere, which is left alone
+        older.unlink()
+    else:
+        shutil.rmtree(older, ignore_errors=True)
+
+
+def _hidden(out: Path, state: str) -> str:
+    return f".{out.name}.{state}-"
 
 
 def _head(network: LCMem) -> dict[str, Any]:

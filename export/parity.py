@@ -17,7 +17,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from lcmem_onnx.models.lcmem import LCMem
-from lcmem_onnx.runtime.errors import ExportError, UsageError
+from lcmem_onnx.runtime.errors import ExportError, PictureError, UsageError
+from lcmem_onnx.runtime.files import read_file
+from lcmem_onnx.runtime.pictures import open_picture
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
@@ -67,7 +69,7 @@ def choose_pictures(folder: Path | None) -> list[Path]:
     """The pictures to prove an export on: up to four from `folder`, or those that come with the package.
 
     Raises:
-        UsageError: `folder` holds fewer than two pictures.
+        UsageError: `folder` holds fewer than two pictures, or one that was chosen cannot be read.
     """
     source = folder or SAMPLES
     if not source.is_dir():
@@ -75,17 +77,37 @@ def choose_pictures(folder: Path | None) -> list[Path]:
     found = sorted(path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     if len(found) < 2:
         raise UsageError(f"{source} holds {len(found)} pictures; two or more are needed to compare pairs")
-    return found[:: max(1, len(found) // MAX_PICTURES)][:MAX_PICTURES]
+    chosen = found[:: max(1, len(found) // MAX_PICTURES)][:MAX_PICTURES]
+    for path in chosen:
+        # Both sides, before the network is loaded: the runtime's limits hold off what Pillow would fill the memory with.
+        try:
+            open_picture(read_file(path)).frame(0)
+        except PictureError as error:
+            raise UsageError(f"{path} cannot prove an export: {error} [{error.reason}]") from error
+        _upright(path)
+    return chosen
+
+
+def _upright(path: Path) -> Image.Image:
+    """A picture as Pillow reads it, RGB, turned the way a viewer shows it.
+
+    Raises:
+        UsageError: Pillow cannot read it.
+    """
+    try:
+        with Image.open(path) as opened:
+            return ImageOps.exif_transpose(opened).convert("RGB")
+    except Exception as error:
+        # Pillow's decoders raise whatever a damaged file makes them stumble over, and an error of their own for large ones.
+        raise UsageError(f"{path} cannot prove an export: Pillow says {str(error) or type(error).__name__}") from error
 
 
 def embed_in_torch(network: LCMem, pictures: Sequence[Path], image_size: int) -> NDArray[np.float32]:
     """The reference's way from file to embedding: Pillow, then torch in fp32, a picture at a time. (n, features)."""
     embeddings = []
     for path in pictures:
-        with Image.open(path) as opened:
-            # As the runtime does and the reference does not: a picture is turned the way a viewer shows it.
-            upright = ImageOps.exif_transpose(opened).convert("RGB")
-        resized = upright.resize((image_size, image_size), Image.Resampling.BILINEAR)
+        # As the runtime does and the reference does not: a picture is turned the way a viewer shows it.
+        resized = _upright(path).resize((image_size, image_size), Image.Resampling.BILINEAR)
         # Contiguous, as the reference's ToTensor makes it: on a permuted view torch computes in channels-last order, which on one
         # AMX machine was wrong by 5e-4 in the full-size network's embeddings where the ordinary order was wrong by 1e-6.
         pixels = torch.from_numpy(np.asarray(resized, dtype=np.float32) / 255.0).permute(2, 0, 1)[None].contiguous()

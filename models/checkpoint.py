@@ -28,7 +28,7 @@ from .convnext import ConvNeXtShape
 from .lcmem import LCMem
 from .resnet import ResNetShape
 
-__all__ = ["Loaded", "load_lcmem", "save_lcmem"]
+__all__ = ["Loaded", "load_lcmem", "load_state", "load_vae", "save_lcmem"]
 
 WRAPPERS = ("module.", "_orig_mod.")
 """Prefixes that DistributedDataParallel and torch.compile put before every key."""
@@ -83,8 +83,7 @@ def load_lcmem(checkpoint: Path, vae: Path | None = None) -> Loaded:
 
     shape = None
     if vae_state:
-        vae_state = modern_attention_keys({k: v for k, v in vae_state.items() if not k.startswith(UNUSED_VAE)})
-        shape = AutoencoderShape.from_state(vae_state, groups)
+        shape, vae_state = _encoder(vae_state, groups)
         _check_vae(shape, backbone, vae or checkpoint)
     network = LCMem(backbone, shape)
     parameters = {key: value for key, value in state.items() if not key.startswith("vae.")}
@@ -100,23 +99,50 @@ def load_lcmem(checkpoint: Path, vae: Path | None = None) -> Loaded:
     )
 
 
+def load_state(path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint in any of the accepted layouts, without wrappers' prefixes.
+
+    Raises:
+        CheckpointError: the file cannot be read or is no state dict.
+    """
+    return _network_state(_read(path), path)
+
+
+def load_vae(path: Path) -> tuple[AutoencoderShape, dict[str, Tensor]]:
+    """The encoder's shape and state (`encoder.*`, `quant_conv.*`) of a diffusers VAE, or of a stage-2 checkpoint that holds one.
+
+    Raises:
+        CheckpointError: it cannot be read, or is no `AutoencoderKL` encoder.
+    """
+    state, groups = _read_vae(path)
+    return _encoder(state, groups)
+
+
+def _encoder(state: Mapping[str, Tensor], groups: int) -> tuple[AutoencoderShape, dict[str, Tensor]]:
+    kept = modern_attention_keys({key: value for key, value in state.items() if not key.startswith(UNUSED_VAE)})
+    return AutoencoderShape.from_state(kept, groups), kept
+
+
 def save_lcmem(
     network: LCMem,
     path: Path,
     *,
     image_size: int,
+    with_vae: bool = True,
     threshold: Mapping[str, Any] | None = None,
     card: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a stage-2 checkpoint in the reference's key layout, under `state_dict` as its `*_checkpoint.pth` files have it.
+    """Write a checkpoint in the reference's key layout: stage 2, or, without the VAE, stage 1.
 
-    Beside the weights stand what the reference's files leave to the command line: the VAE's GroupNorm groups, the picture
-    size, and, if given, a decision threshold with its source and a model card. Plain Python values only, so that the file
-    loads with `weights_only=True`.
+    What the reference's files leave to the command line stands beside the weights, under `state_dict` as its
+    `*_checkpoint.pth` files have it: the VAE's GroupNorm groups, the picture size, and, if given, a decision threshold with its
+    source and a model card. A network for which the reference's own values hold is written flat, as its `*_best_network.pth`
+    files are. Plain Python values only, so that the file loads with `weights_only=True`.
     """
-    content: dict[str, Any] = {"state_dict": network.state_dict(), "image_size": image_size}
-    if network.vae is not None:
-        shape = network.vae.shape
+    state = {key: value for key, value in network.state_dict().items() if with_vae or not key.startswith("vae.")}
+    content: dict[str, Any] = {"state_dict": state, "image_size": image_size}
+    shape = network.vae.shape if network.vae is not None else None
+    if shape is not None and with_vae:
         content["vae_config"] = {
             "_class_name": "AutoencoderKL",
             "in_channels": shape.in_channels,
@@ -131,7 +157,9 @@ def save_lcmem(
         content["threshold"] = dict(threshold)
     if card is not None:
         content["card"] = dict(card)
-    torch.save(content, path)
+    usual = VAE_IMAGE_SIZE if shape else SIAMESE_IMAGE_SIZE
+    plain = threshold is None and card is None and image_size == usual and (shape is None or shape.groups == DEFAULT_GROUPS)
+    torch.save(state if plain else content, path)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -153,6 +181,7 @@ def _read(path: Path) -> dict[str, Any]:
                 warnings.simplefilter("ignore")  # about pickle protocols, which the user did not choose
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        _refuse_what_torch_never_wrote(path)
         raise CheckpointError(
             f"{path} is not a plain file of weights: loading it safely was refused, since it is no pickle of tensors or asks to "
             "run code. Save the network's state_dict() with torch.save and try again"
@@ -160,11 +189,24 @@ def _read(path: Path) -> dict[str, Any]:
     except PermissionError as error:
         raise CheckpointError(f"{path} may not be read: {error.strerror}") from error
     except Exception as error:
+        _refuse_what_torch_never_wrote(path)
         # torch and safetensors raise whatever their parsers stumble over: EOFError, RuntimeError, KeyError, their own.
         raise CheckpointError(f"{path} cannot be read as a checkpoint: {_first_line(error)}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state dict. Save the network's state_dict()")
     return content
+
+
+def _refuse_what_torch_never_wrote(path: Path) -> None:
+    """torch's unpickler takes a text's letters for commands and says the number of the one it does not know.
+
+    Raises:
+        CheckpointError: the file begins neither as a zip archive nor, as before torch 1.6, as a pickle.
+    """
+    with path.open("rb") as stream:
+        head = stream.read(2)
+    if path.suffix != ".safetensors" and head and head[:1] != b"\x80" and head != b"PK":
+        raise CheckpointError(f"{path} is no checkpoint: torch.save writes a zip archive or a pickle, and this is neither")
 
 
 def _first_line(error: Exception) -> str:
@@ -230,7 +272,10 @@ def _read_vae(path: Path) -> tuple[dict[str, Tensor], int]:
         if not weights:
             raise CheckpointError(f"{folder} has no weights: neither {' nor '.join(VAE_WEIGHTS)}")
         path = weights[0]
-    state = _network_state(_read(path), path)
+    content = _read(path)
+    if "state_dict" in content and "vae_config" in content:
+        groups = _groups(content["vae_config"])
+    state = _network_state(content, path)
     return _below(state, "vae.") or state, groups
 
 

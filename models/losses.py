@@ -8,34 +8,45 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["ALPHA", "TEMPERATURE", "nt_xent", "pair_bce", "pair_loss"]
+__all__ = ["ALPHA", "TEMPERATURE", "hardest_bce", "nt_xent", "pair_loss", "rolled_bce"]
 
 ALPHA = 0.8
 TEMPERATURE = 0.07
+Logit = Callable[[Tensor, Tensor], Tensor]
+"""The head: two (..., features) to (...,) after flattening."""
 
 
-def nt_xent(first: Tensor, second: Tensor, temperature: float = TEMPERATURE) -> Tensor:
+def nt_xent(first: Tensor, second: Tensor, temperature: float = TEMPERATURE, *, centred: bool = False) -> Tensor:
     """NT-Xent of Chen et al. (arXiv 2002.05709) over all 2B embeddings, (B, features) each in (0, 1).
 
-    Embeddings are centred at 0.5 first: after a sigmoid all of them point the same way, and cosines would not tell them apart.
+    `centred` subtracts 0.5 first: after a sigmoid all embeddings point the same way, and cosines hardly tell them apart.
     """
     count = len(first)
-    unit = functional.normalize(torch.cat([first, second]) - 0.5, dim=1)
+    both = torch.cat([first, second])
+    unit = functional.normalize(both - 0.5 if centred else both, dim=1)
     cosines = unit @ unit.T / temperature
     cosines = cosines.masked_fill(torch.eye(2 * count, dtype=torch.bool, device=cosines.device), float("-inf"))
     partner = torch.arange(2 * count, device=cosines.device).roll(count)
     return functional.cross_entropy(cosines, partner)
 
 
-def pair_bce(first: Tensor, second: Tensor, logit: Callable[[Tensor, Tensor], Tensor], hardest: int = 4) -> Tensor:
-    """Binary cross-entropy of the head: each pair as a positive, its hardest others in the batch as negatives.
+def rolled_bce(first: Tensor, second: Tensor, logit: Logit) -> Tensor:
+    """The paper's binary cross-entropy: the batch's first half as positives; in its second half, rolled by one, negatives."""
+    half = len(first) // 2
+    positives = logit(first[:half], second[:half])
+    negatives = logit(first[half:].roll(1, 0), second[half:])
+    return torch.cat([functional.softplus(-positives), functional.softplus(negatives)]).mean()
 
-    The reference takes as negatives the neighbours that rolling the batch by one gives. With small batches those are almost
-    always easy; the `hardest` highest-scoring others of the batch teach more. Both kinds weigh the same.
+
+def hardest_bce(first: Tensor, second: Tensor, logit: Logit, hardest: int = 4) -> Tensor:
+    """Binary cross-entropy with each pair as a positive, and its hardest others in the batch as negatives.
+
+    With small batches the rolled neighbours are almost always easy; the `hardest` highest-scoring others of the batch teach
+    more. Positives and negatives weigh the same.
 
     Args:
         first, second: embeddings (B, features).
-        logit: the head, two (..., features) to (...,) after flattening.
+        logit: the head.
         hardest: negatives a query, fewer in a smaller batch.
     """
     count = len(first)
@@ -47,7 +58,15 @@ def pair_bce(first: Tensor, second: Tensor, logit: Callable[[Tensor, Tensor], Te
 
 
 def pair_loss(
-    first: Tensor, second: Tensor, logit: Callable[[Tensor, Tensor], Tensor], alpha: float = ALPHA, hardest: int = 4
+    first: Tensor,
+    second: Tensor,
+    logit: Logit,
+    *,
+    alpha: float = ALPHA,
+    temperature: float = TEMPERATURE,
+    centred: bool = False,
+    negatives: str = "rolled",
 ) -> Tensor:
-    """alpha * BCE + (1 - alpha) * NT-Xent of embeddings (B, features), a scalar."""
-    return alpha * pair_bce(first, second, logit, hardest) + (1 - alpha) * nt_xent(first, second)
+    """alpha * BCE + (1 - alpha) * NT-Xent of embeddings (B, features), a scalar; `negatives` are "rolled" or "hardest"."""
+    bce = (hardest_bce if negatives == "hardest" else rolled_bce)(first, second, logit)
+    return alpha * bce + (1 - alpha) * nt_xent(first, second, temperature, centred=centred)

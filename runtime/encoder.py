@@ -10,7 +10,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from .bundle import Bundle
-from .errors import BundleError, EncodingError
+from .errors import BundleError, EncodingError, UsageError
 from .head import Floats
 from .preprocess import check_rgb, resize
 from .providers import AUTO, Session, open_session, provider_in_use
@@ -78,8 +78,8 @@ class Encoder:
             float32 (n, features), in [0, 1].
 
         Raises:
-            UsageError: an array of another shape or dtype.
-            EncodingError: the network's output is not finite, or this process is a fork of the one that made the session.
+            UsageError: an array of another shape or dtype, or this process is a fork of the one that made the session.
+            EncodingError: the network's output is not finite.
         """
         size = self.bundle.image_size
         for picture in pictures:
@@ -92,10 +92,13 @@ class Encoder:
         """Embed pictures that already have the encoder's size: uint8 (n, size, size, 3) to float32 (n, features).
 
         Raises:
-            EncodingError: as for `embed`.
+            UsageError, EncodingError: as for `embed`.
         """
         if os.getpid() != self._process:
-            raise EncodingError("an onnxruntime session does not survive a fork: make an Encoder in each process")
+            # No EncodingError: that is one picture's, and the next would be tried, in vain and with a misleading reason.
+            raise UsageError(
+                "this process is a fork, which an onnxruntime session does not survive: make a Screener in each process"
+            )
         try:
             embeddings: Floats = self.session.session.run([self._output], {self._input: batch})[0]
         except Exception as error:

@@ -55,6 +55,7 @@ class Reason(StrEnum):
     READ_FAILED = "read-failed"
     EMPTY_FILE = "empty-file"
     EMPTY_FOLDER = "empty-folder"
+    LINK_TO_FOLDER = "link-to-folder"
     TOO_LARGE = "too-large"
     NOT_A_PICTURE = "not-a-picture"
     UNSUPPORTED = "unsupported"

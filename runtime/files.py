@@ -176,15 +176,16 @@ def walk(paths: Iterable[str | os.PathLike[str] | Found | Skipped | Unfound]) ->
     """Find pictures: a file is always tried, a folder is searched with all below it, sorted by name.
 
     In a folder a file counts as a picture if its suffix or its first bytes say so. Links to folders are not followed,
-    so a link cannot lead in circles or out of the folder; links to files are. What cannot be looked at is an Unfound,
-    never left out: it may have been a picture.
+    so a link cannot lead in circles or out of the folder; links to files are. What is not looked at is an Unfound,
+    never left out: it may have been a picture, or hold some.
 
     Args:
         paths: files and folders; items of an earlier walk pass through.
 
     Yields:
         In order, lazily: a Found or Skipped a file; an Unfound for a path that does not exist (not-found), a folder or
-        file that may not be read (no-permission, read-failed), and a given folder that holds no picture (empty-folder).
+        file that may not be read (no-permission, read-failed), a link to a folder met on the way (link-to-folder), and a
+        given folder that holds no picture (empty-folder).
     """
     for path in paths:
         if isinstance(path, (Found, Skipped, Unfound)):
@@ -233,11 +234,11 @@ def _walk_folder(folder: Path) -> Iterator[Found | Skipped | Unfound]:
 
 
 def _judge(path: Path) -> Found | Skipped | Unfound:
-    """Whether a file in a folder is a picture. A link to a folder is none, nor a pipe without a picture's suffix."""
+    """Whether a file in a folder is a picture. A pipe without a picture's suffix is none."""
     try:
         mode = os.stat(path).st_mode
         if stat.S_ISDIR(mode):
-            return Skipped(path)
+            return Unfound(path, PictureError(Reason.LINK_TO_FOLDER, "it is a link to a folder and not followed: name that folder"))
         if path.suffix.lower() in _SUFFIXES:
             return Found(path)
         if not stat.S_ISREG(mode):

@@ -172,7 +172,8 @@ def broken_checkpoints(state: dict[str, Any], tmp_path: Path) -> dict[str, Calla
         "missing file": lambda: (tmp_path / "none.pth", "does not exist"),
         "folder": lambda: (tmp_path, "is a folder"),
         "empty file": lambda: (written(b""), "truncated"),
-        "text": lambda: (written(b"hello"), "safely was refused|cannot be read"),
+        "text": lambda: (written(b"hello"), "neither$"),
+        "another text": lambda: (written(b"ids: a text that begins with a pickle's command"), "neither$"),
         "truncated zip": lambda: (written(saved(state).read_bytes()[:5000]), "cannot be read"),
         "code": lambda: (written(pickle.dumps(Malicious())), "safely was refused"),
         "code in torch.save": lambda: (saved({"state_dict": Malicious()}), "safely was refused"),
@@ -196,7 +197,7 @@ def broken_checkpoints(state: dict[str, Any], tmp_path: Path) -> dict[str, Calla
 
 
 CASES = [
-    "missing file", "folder", "empty file", "text", "truncated zip", "code", "code in torch.save", "a list",
+    "missing file", "folder", "empty file", "text", "another text", "truncated zip", "code", "code in torch.save", "a list",
     "a dict of numbers", "empty dict", "another network", "missing key", "surplus key", "missing vae key", "other shape",
     "not finite", "stage 1 without a VAE",
 ]  # fmt: skip

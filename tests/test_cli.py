@@ -130,6 +130,14 @@ def test_names_on_stdin_by_line_and_by_nul(index: Path, tmp_path: Path) -> None:
     assert lcmem("scan", "-", "--index", index).code == 2
 
 
+def test_names_of_blanks_and_an_empty_line_are_told_apart(index: Path, tmp_path: Path) -> None:
+    shutil.copy(QUERIES / "other-coffee.jpg", tmp_path / "  ")
+    for arguments, stdin in ((["-0", "-"], b"  \0\0 \0"), (["-"], b"  \r\n\r\n \n")):
+        run = lcmem("scan", *arguments, "--index", index, "--json", stdin=stdin, cwd=tmp_path)
+        assert [(line["path"], line["reason"]) for line in run.lines] == [("  ", "below-threshold"), (" ", "not-found")]
+        assert run.code == 2
+
+
 def test_the_bundle_can_come_from_the_environment(tiny_bundle: Path, tmp_path: Path) -> None:
     environment = {"LCMEM_ONNX_BUNDLE": str(tiny_bundle)}
     assert lcmem("bundle", "info", env=environment, cwd=tmp_path).out.startswith("name")
@@ -193,6 +201,31 @@ def test_every_kind_of_bad_file_is_a_line_with_a_reason(index: Path, tmp_path: P
     assert "1 other files skipped" in table.out
 
 
+def test_what_a_walk_does_not_look_at_is_never_silent(index: Path, tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "folder", tmp_path / "elsewhere"
+    folder.mkdir()
+    shutil.copytree(QUERIES, elsewhere)
+    shutil.copy(QUERIES / "other-coffee.jpg", folder / "good.jpg")
+    (folder / "link").symlink_to(elsewhere)
+    (folder / "notes.txt").write_text("no picture")
+    run = lcmem("scan", folder, "--index", index, "--json")
+    assert run.code == 2
+    assert [(Path(str(line["path"])).name, line["verdict"], line["reason"]) for line in run.lines] == [
+        ("good.jpg", "clear", "below-threshold"),
+        ("link", "error", "link-to-folder"),
+    ]
+    assert "1 files are no pictures and were skipped" in run.err
+    assert lcmem("scan", folder, "--index", index, "--json", "-q").err == ""
+    added = lcmem("index", "add", folder, "--index", index, "--json")
+    assert added.code == 2
+    assert added.lines[1]["errors"][0]["reason"] == "link-to-folder"  # type: ignore[index]
+    assert "1 files are no pictures and were skipped" in added.err
+    against = lcmem("scan", QUERIES / "other-rocket.jpg", "--against", folder, "--json")
+    assert against.code == 2
+    assert "link: it is a link to a folder" in against.err
+    assert "1 of the gallery's files are no pictures" in against.err
+
+
 def test_an_empty_or_missing_folder_is_an_error(index: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for path in (tmp_path / "empty", tmp_path / "missing"):
@@ -219,11 +252,17 @@ def test_a_folder_and_a_file_without_permission_are_errors(index: Path, tmp_path
         (["scan", "x.png", "--index", "a", "--against", "b"], "give either --index DIR or --against DIR"),
         (["scan", "x.png", "--index", "nothing-here"], "nothing-here is no index"),
         (["scan", "x.png", "--against", "nothing-here"], "nothing-here holds no picture"),
-        (["scan", "x.png", "--index", "a", "--threshold", "7"], "is no index"),
+        (["scan", "x.png", "--index", "a", "--threshold", "7"], "decides nothing"),
+        (["scan", "x.png", "--against", str(GALLERY), "--threshold", "nan"], "decides nothing"),
+        (["compare", "x.png", "y.png", "--threshold", "0"], "decides nothing"),
         (["scan", "x.png", "--against", str(GALLERY), "--threshold", "7"], "decides nothing"),
         (["compare", "a.png", "b.png"], "a.png: "),
         (["index", "info", "--index", "nothing-here"], "is no index"),
         (["index", "add", str(GALLERY), "--index", "nothing-here"], "is no index"),
+        (["index", "build", str(GALLERY), "--index", "a-file"], "there is a file of that name in its path"),
+        (["index", "build", str(GALLERY), "--index", "a-file/below"], "there is a file of that name in its path"),
+        (["index", "add", str(GALLERY), "--index", "a-file"], "a-file is no index"),
+        (["scan", str(GALLERY), "--index", "a-file"], "a-file is no index"),
         (["bundle", "info", "--bundle", "nothing-here"], "nothing-here is no folder"),
         (["bundle", "verify", "--provider", "quantum"], "unknown provider"),
         (["doctor", "--bundle", "nothing-here"], ""),
@@ -231,11 +270,24 @@ def test_a_folder_and_a_file_without_permission_are_errors(index: Path, tmp_path
     ],
 )
 def test_a_wrong_call_is_one_clear_line_and_exit_code_2(arguments: Sequence[str], says: str, tmp_path: Path) -> None:
+    (tmp_path / "a-file").write_text("years of work")
     run = lcmem(*arguments, cwd=tmp_path)
     assert run.code == 2, run
+    assert (tmp_path / "a-file").read_text() == "years of work"
+    assert [path.name for path in tmp_path.iterdir()] == ["a-file"]
     if says:
         last = run.err.strip().splitlines()[-1]
         assert says in last
+
+
+def test_a_temporary_index_that_has_no_place_is_said(tmp_path: Path) -> None:
+    closed = "import tempfile; tempfile.tempdir = '/nothing-here'; from lcmem_onnx.cli import main; main()"
+    finished = subprocess.run(
+        [sys.executable, "-c", closed, "scan", QUERIES, "--against", GALLERY, "-q"], capture_output=True, check=False
+    )
+    assert finished.returncode == 2
+    assert b"error: there is no place for a temporary index: No such file" in finished.stderr
+    assert len(finished.stderr.splitlines()) == 1
 
 
 def test_an_index_of_another_bundle_is_refused_and_unharmed(index: Path, tiny_bundle: Path) -> None:

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import struct
+import subprocess
+import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +18,7 @@ torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 
 from click.testing import CliRunner  # noqa: E402
-from lcmem_onnx.export import group_norm, package  # noqa: E402
+from lcmem_onnx.export import group_norm, package, parity  # noqa: E402
 from lcmem_onnx.export.command import main  # noqa: E402
 from lcmem_onnx.export.package import Request, export_bundle  # noqa: E402
 from lcmem_onnx.export.parity import EMBEDDING_TOLERANCE, choose_pictures, embed_in_torch  # noqa: E402
@@ -27,6 +32,18 @@ from lcmem_onnx.runtime.errors import ExportError, UsageError  # noqa: E402
 from lcmem_onnx.runtime.files import read_file  # noqa: E402
 from lcmem_onnx.runtime.pictures import open_picture  # noqa: E402
 from onnx import TensorProto, helper  # noqa: E402
+
+
+def png_bomb(side: int) -> bytes:
+    """A PNG of side x side grey pixels in a few kilobytes."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    compressor = zlib.compressobj(9)
+    body = b"".join(compressor.compress(bytes(side + 1)) for _ in range(side)) + compressor.flush()
+    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
 
 
 def test_the_manifest_states_what_a_stranger_needs(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
@@ -128,6 +145,66 @@ def test_an_existing_folder_is_replaced_only_when_asked_and_only_a_bundle(
     assert (tmp_path / "mine" / "thesis.txt").exists()
 
 
+@pytest.mark.parametrize("kind", [OSError, KeyboardInterrupt])
+@pytest.mark.parametrize("fails", [1, 2])
+def test_a_bundle_is_never_lost_while_it_is_replaced(
+    fails: int, kind: type[BaseException], tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, draft = Path(shutil.copytree(tiny_bundle, tmp_path / "out")), Path(shutil.copytree(tiny_bundle, tmp_path / "draft"))
+    before = open_bundle(out).manifest
+    real, calls = Path.rename, []
+
+    def rename(self: Path, target: Path) -> Path:
+        calls.append(self)
+        if len(calls) == fails:
+            raise kind("no more")
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(kind, match="no more"):
+        package._put_in_place(draft, out)
+    assert open_bundle(out).manifest == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["draft", "out"]
+
+
+def test_a_leftover_of_a_killed_export_is_named_and_refused(tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    """Killed between the two renames, in a process of its own: then nobody renames back."""
+    out = Path(shutil.copytree(tiny_bundle, tmp_path / "o[u]t"))
+    program = f"""
+import os, signal
+from pathlib import Path
+from lcmem_onnx.export import package
+real = Path.rename
+def rename(self, target):
+    if self.name == "draft":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(self, target)
+Path.rename = rename
+Path({str(tmp_path / "draft")!r}).mkdir()
+package._put_in_place(Path({str(tmp_path / "draft")!r}), Path({str(out)!r}))
+"""
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == -signal.SIGKILL
+    assert not out.exists()
+    (older,) = tmp_path.glob(".*replaced*")
+    for replace in (False, True):
+        with pytest.raises(UsageError, match="rename it to") as caught:
+            export_bundle(Request(tiny_checkpoint, out, replace=replace))
+        assert str(older) in str(caught.value)
+    assert open_bundle(older).name == "tiny"
+    shutil.copytree(older, out)
+    with pytest.raises(UsageError, match="delete it, and export again"):
+        export_bundle(Request(tiny_checkpoint, out, replace=True))
+
+
+def test_replacing_a_link_to_a_bundle_leaves_what_it_led_to(tiny_bundle: Path, tmp_path: Path) -> None:
+    real, draft = Path(shutil.copytree(tiny_bundle, tmp_path / "real")), Path(shutil.copytree(tiny_bundle, tmp_path / "draft"))
+    (tmp_path / "out").symlink_to(real)
+    package._put_in_place(draft, tmp_path / "out")
+    assert not (tmp_path / "out").is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "real"]
+    assert open_bundle(real).name == "tiny"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -219,3 +296,60 @@ def test_the_commands_errors_are_one_line(tmp_path: Path) -> None:
     assert result.stderr.startswith("error: ")
     assert len(result.stderr.splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("text.png", b"no picture", "it is no picture that can be read"),
+        ("cut.png", None, "damaged"),
+        ("bomb.png", png_bomb(20000), "too-large"),
+        ("empty.png", b"", "it is empty"),
+    ],
+)
+def test_a_picture_that_cannot_prove_it_is_named_before_anything_is_loaded(
+    name: str, content: bytes | None, says: str, pictures: Path, tmp_path: Path
+) -> None:
+    for path in sorted(pictures.iterdir())[2:]:
+        path.unlink()
+    (pictures / name).write_bytes((pictures / "0.png").read_bytes()[:300] if content is None else content)
+    result = CliRunner().invoke(main, ["--ckpt", str(tmp_path / "none.pt"), "--pictures", str(pictures)])
+    assert result.exit_code == 2
+    assert len(result.stderr.splitlines()) == 1
+    assert result.stderr.startswith(f"error: {pictures / name} cannot prove an export: ")
+    assert says in result.stderr
+
+
+def test_what_only_pillow_refuses_is_an_error_of_one_line_too(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(UsageError, match="Pillow says Image size .* exceeds limit"):
+        parity._upright(pictures / "0.png")
+
+
+def test_a_name_with_a_newline_stays_on_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "two\nlines.pt"
+    path.write_text("no checkpoint")
+    result = CliRunner().invoke(main, ["--ckpt", str(path), "--out", str(tmp_path / "out")])
+    assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1)
+    assert "two\\nlines.pt is no checkpoint" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "last"),
+    [
+        (ZeroDivisionError("x"), 2, "error: this is a defect in lcmem-onnx; please report the lines above"),
+        (KeyboardInterrupt(), 130, "interrupted: nothing was written"),
+        (MemoryError(), 2, "error: there was not enough memory"),
+        (BrokenPipeError(32, "Broken pipe"), 2, "error: the reader of the output has gone: not everything was reported"),
+    ],
+)
+def test_whatever_happens_the_command_ends_as_all_do(
+    error: BaseException, code: int, last: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr(package, "export_bundle", fails)
+    result = CliRunner().invoke(main, ["--ckpt", str(tmp_path / "x.pt")])
+    assert result.exit_code == code
+    assert result.stderr.splitlines()[-1] == last

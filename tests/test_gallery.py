@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from lcmem_onnx.runtime.bundle import Bundle, Threshold
 from lcmem_onnx.runtime.errors import GalleryError, GalleryMismatchError, KeyConflictError, UsageError
 from lcmem_onnx.runtime.gallery import Added, Gallery
 from lcmem_onnx.runtime.gallery import gallery as gallery_module
-from lcmem_onnx.runtime.gallery.graph import MANIFEST, Graph, load_graph, save_graph
+from lcmem_onnx.runtime.gallery.graph import MANIFEST, Graph, GraphExhaustedError, load_graph, save_graph, sealed
 from lcmem_onnx.runtime.gallery.store import DATABASE, Entry
 from lcmem_onnx.runtime.head import Floats, Head
 
@@ -226,7 +227,7 @@ def test_a_writer_waits_for_another_and_then_says_who_is_in_the_way(
         fill(gallery, vectors(0, 1))
 
 
-@pytest.mark.parametrize("damage", ["flipped vector", "truncated", "not sqlite", "newer version"])
+@pytest.mark.parametrize("damage", ["flipped vector", "truncated", "not sqlite", "other version"])
 def test_a_damaged_store_is_never_answered_from(damage: str, bundle: Bundle, tmp_path: Path) -> None:
     folder = tmp_path / "idx"
     with Gallery.create(folder, bundle) as gallery:
@@ -242,12 +243,12 @@ def test_a_damaged_store_is_never_answered_from(damage: str, bundle: Bundle, tmp
     elif damage == "not sqlite":
         data[:] = b"hello" * 100
     path.write_bytes(data)
-    if damage == "newer version":
+    if damage == "other version":
         connection = sqlite3.connect(path)
         with connection:
-            connection.execute("UPDATE meta SET value = '2' WHERE name = 'format_version'")
+            connection.execute("UPDATE meta SET value = '1' WHERE name = 'format_version'")
         connection.close()
-    with pytest.raises(GalleryError, match="damaged|format 2"), Gallery.open(folder, bundle) as gallery:
+    with pytest.raises(GalleryError, match="damaged|format 1"), Gallery.open(folder, bundle) as gallery:
         gallery.search(vectors(0, 1), 0.5)
 
 
@@ -264,6 +265,200 @@ def test_a_read_only_folder_can_be_searched(bundle: Bundle, tmp_path: Path) -> N
         folder.chmod(0o755)
 
 
+@pytest.mark.parametrize("statement", ["DELETE FROM pictures WHERE vector = 4", "DELETE FROM pictures"])
+def test_picture_rows_that_get_lost_while_it_is_open_are_an_error_where_they_matter(
+    statement: str, bundle: Bundle, tmp_path: Path
+) -> None:
+    with Gallery.create(tmp_path / "idx", bundle) as gallery:
+        fill(gallery, vectors(0, 10))
+        damaged(tmp_path / "idx", statement)
+        for how in ("exact", "hnsw"):
+            with pytest.raises(GalleryError, match="embeddings have lost their pictures"):
+                gallery.search(vectors(0, 10)[3:4], 0.9, how=how)
+
+
+def test_no_row_is_read_twice(bundle: Bundle, tmp_path: Path) -> None:
+    """Another process adds between the look at the newest id and the reading: what was read counts, not what was seen."""
+    with Gallery.create(tmp_path / "idx", bundle) as writer, Gallery.open(tmp_path / "idx", bundle) as reader:
+        fill(writer, vectors(0, 3))
+        real = reader._store.newest
+
+        def newest() -> int:
+            seen = real()
+            if seen == 3:
+                fill(writer, vectors(1, 2), first=3)
+            return seen
+
+        reader._store.newest = newest  # type: ignore[method-assign]
+        for _ in range(3):
+            assert reader.search(vectors(1, 1), 0.9)[0].total == 1
+            assert reader._ids.tolist() == [1, 2, 3, 4, 5]
+        read: list[int] = []
+        whole = reader._store.vectors
+        reader._store.vectors = lambda after, before: read.append(after) or whole(after, before)  # type: ignore[assignment,func-returns-value,method-assign]
+        fill(writer, vectors(2, 1), first=5)
+        reader.search(vectors(2, 1), 0.9)
+        reader.search(vectors(2, 1), 0.9)
+        assert read == [5]
+        assert reader._ids.tolist() == [1, 2, 3, 4, 5, 6]
+
+
+def test_of_two_that_create_one_index_at_once_one_wins_and_loses_nothing(bundle: Bundle, tmp_path: Path) -> None:
+    """Threads stand for processes: both have looked, and found nothing, before either makes its file."""
+    together = threading.Barrier(2)
+    real = sqlite3.connect
+    outcomes: list[str] = []
+
+    def connect(path: object, *args: object, **kwargs: object) -> sqlite3.Connection:
+        if Path(str(path)).name.startswith("."):
+            together.wait(10)
+        return real(path, *args, **kwargs)  # type: ignore[arg-type,call-overload,no-any-return]
+
+    def build(number: int) -> None:
+        try:
+            with Gallery.create(tmp_path / "idx", bundle) as gallery:
+                gallery.add(Entry(f"/by/{number}.png", content(number), 1, {0: vectors(number, 1)[0]}))
+                outcomes.append(f"/by/{number}.png")
+        except GalleryError as error:
+            outcomes.append(str(error))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sqlite3, "connect", connect)
+        threads = [threading.Thread(target=build, args=(number,)) for number in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    (winner,) = [said for said in outcomes if said.startswith("/by/")]
+    (loser,) = [said for said in outcomes if said != winner]
+    assert "cannot be made" in loser or "holds an index already" in loser
+    assert not list((tmp_path / "idx").glob(".gallery*"))
+    with Gallery.open(tmp_path / "idx", bundle) as gallery:
+        assert [gallery.search(vectors(number, 1), 0.9)[0].total for number in range(2)].count(1) == 1
+        assert gallery._store.content_of(winner)
+
+
+def test_a_graph_that_runs_dry_falls_back_to_the_exact_search(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """hnswlib says "Cannot return the results in a contiguous 2D array" when it reaches fewer vectors than were asked for."""
+    near = np.clip(vectors(0, 1) + np.random.default_rng(1).normal(0, 1e-6, (300, FEATURES)), 0, 1).astype(np.float32)
+
+    class Dry:
+        def __init__(self, index: object) -> None:
+            self.index = index
+            self.asked = 0
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self.index, name)
+
+        def knn_query(self, *args: object, **kwargs: object) -> None:
+            self.asked += 1
+            raise RuntimeError("Cannot return the results in a contiguous 2D array. Probably ef or M is too small")
+
+    with Gallery.create(tmp_path / "idx", bundle) as gallery:
+        fill(gallery, near)
+        graph = gallery._current_graph()
+        graph._index = dry = Dry(graph._index)
+        (result,) = gallery.search(near[:1], 0.9, top=300, how="hnsw")
+        assert dry.asked == 1
+        assert result == gallery.search(near[:1], 0.9, top=300, how="exact")[0]
+        assert result.total == len(near)
+        with pytest.raises(GraphExhaustedError, match="does not reach"):
+            graph.nearest(near[0], 5)
+
+
+def damaged(folder: Path, *statements: str) -> None:
+    connection = sqlite3.connect(folder / DATABASE)
+    with connection:
+        for statement in statements:
+            connection.execute(statement)
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE pictures SET vector = 2 WHERE vector = 3",
+        "UPDATE pictures SET vector = 99 WHERE vector = 3",
+        "UPDATE pictures SET key = '/pictures/3x.png' WHERE vector = 4",
+        "UPDATE pictures SET frame = 1 WHERE vector = 3",
+        "UPDATE pictures SET frames = 3 WHERE vector = 3",
+        "UPDATE pictures SET content = x'00' WHERE vector = 3",
+        "UPDATE pictures SET content = '0' WHERE vector = 3",
+        "DELETE FROM pictures WHERE vector = 3",
+        "DELETE FROM pictures WHERE key = '/copy/2.png'",
+        "DELETE FROM pictures",
+        "INSERT INTO pictures SELECT 99, 'x', 0, 1, x'00', 1",
+        "DELETE FROM vectors WHERE id = 3",
+        "DELETE FROM vectors WHERE id = 50",
+        "DELETE FROM meta WHERE name = 'pictures'",
+        "UPDATE meta SET value = 'x' WHERE name = 'pictures'",
+    ],
+)
+def test_a_row_that_changed_or_fell_out_is_noticed_on_opening(statement: str, bundle: Bundle, tmp_path: Path) -> None:
+    with Gallery.create(tmp_path / "idx", bundle) as gallery:
+        fill(gallery, vectors(0, 50))
+        gallery.add_copy("/copy/2.png", content(2))
+    damaged(tmp_path / "idx", statement)
+    for read_only in (True, False):
+        with pytest.raises(GalleryError, match="is damaged"):
+            Gallery.open(tmp_path / "idx", bundle, read_only=read_only)
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [
+        [f"UPDATE vectors SET id = {new} WHERE id = {old}" for new, old in ((99, 50), (50, 49), (49, 99))],
+        ["UPDATE meta SET value = '50 0' WHERE name = 'vectors'"],
+        ["UPDATE meta SET value = (SELECT value FROM meta WHERE name = 'pictures') WHERE name = 'vectors'"],
+        ["UPDATE meta SET value = '' WHERE name = 'vectors'"],
+    ],
+)
+def test_vectors_that_changed_places_or_fell_out_are_noticed_when_they_are_read(
+    statements: list[str], bundle: Bundle, tmp_path: Path
+) -> None:
+    with Gallery.create(tmp_path / "idx", bundle) as gallery:
+        fill(gallery, vectors(0, 50))
+    damaged(tmp_path / "idx", "PRAGMA foreign_keys = OFF", *statements)
+    with Gallery.open(tmp_path / "idx", bundle) as gallery, pytest.raises(GalleryError, match="is damaged"):
+        gallery.search(vectors(0, 1), 0.5)
+
+
+def test_any_flipped_bit_of_a_row_is_noticed_or_harmless(bundle: Bundle, tmp_path: Path) -> None:
+    """The file itself, bit by bit where names and numbers lie: an error, or the answer that it gave before."""
+    original = tmp_path / "idx"
+    with Gallery.create(original, bundle) as gallery:
+        fill(gallery, vectors(0, 6))
+        before = gallery.search(vectors(0, 6), 0.9)
+    data = (original / DATABASE).read_bytes()
+    random = np.random.default_rng(0)
+    noticed = 0
+    written = [place for place, byte in enumerate(data) if byte]
+    for place in random.choice(written, 400, replace=False).tolist():
+        changed = bytearray(data)
+        changed[place] ^= 1 << int(random.integers(8))
+        (original / DATABASE).write_bytes(changed)
+        try:
+            with Gallery.open(original, bundle) as gallery:
+                assert gallery.search(vectors(0, 6), 0.9) == before, place
+        except GalleryError:
+            noticed += 1
+    assert noticed > 20
+
+
+def test_an_embedding_that_differs_in_its_last_bit_when_tried_again_leaves_no_vector_behind(bundle: Bundle, tmp_path: Path) -> None:
+    frames = vectors(0, 3)
+    with Gallery.create(tmp_path / "idx", bundle) as gallery:
+        gallery.add(Entry("/a.dcm", content(1), 3, {0: frames[0], 2: frames[2]}))
+        again = np.nextafter(frames, 1, dtype=np.float32)
+        gallery.add(Entry("/a.dcm", content(1), 3, dict(enumerate(again))))
+        assert gallery.describe()["distinct_vectors"] == 3
+        assert all(result.total == 1 for result in gallery.search(again, 0.9))
+    with Gallery.open(tmp_path / "idx", bundle) as gallery:
+        assert gallery.status("/a.dcm", content(1)) is Added.KNOWN
+
+
 # -- the graph's file -----------------------------------------------------------------------------------------------
 
 
@@ -277,7 +472,7 @@ def graph_folder(bundle: Bundle, tmp_path: Path) -> Path:
 
 def change_manifest(folder: Path, **changes: object) -> None:
     manifest = json.loads((folder / MANIFEST).read_text())
-    (folder / MANIFEST).write_text(json.dumps(manifest | changes))
+    (folder / MANIFEST).write_text(json.dumps(sealed(manifest | changes)))
 
 
 def test_a_saved_graph_loads_and_answers(graph_folder: Path, bundle: Bundle) -> None:
@@ -299,9 +494,17 @@ def test_a_saved_graph_loads_and_answers(graph_folder: Path, bundle: Bundle) -> 
         ("file gone", "cannot be read"),
         ("manifest gone", "no search graph yet"),
         ("manifest garbled", "is damaged"),
-        ("manifest of another kind", "is damaged"),
-        ("path outside", "outside the index"),
+        ("manifest of another kind", "another format"),
+        ("path outside", "no search graph of this index"),
+        ("NUL in the name", "no search graph of this index"),
+        ("folder for a name", "no search graph of this index"),
         ("count", "cannot be loaded|does not find"),
+        ("count far too high", "count differs"),
+        ("count below nothing", "count differs"),
+        ("not sealed again", "its own digest differs"),
+        ("no seal", "lacks fields"),
+        ("list", "no JSON object"),
+        ("null", "no JSON object"),
     ],
 )
 def test_a_wrong_graph_is_never_loaded(damage: str, message: str, graph_folder: Path, bundle: Bundle) -> None:
@@ -321,21 +524,46 @@ def test_a_wrong_graph_is_never_loaded(damage: str, message: str, graph_folder: 
     elif damage == "manifest of another kind":
         (graph_folder / MANIFEST).write_text('{"a": 1}')
     elif damage == "path outside":
-        change_manifest(graph_folder, file="../graph-x.hnsw")
+        change_manifest(graph_folder, file="../graph-0123456789abcdef.hnsw")
+    elif damage == "not sealed again":
+        text = (graph_folder / MANIFEST).read_text()
+        (graph_folder / MANIFEST).write_text(text.replace('"newest": 100', '"newest": 101'))
+    elif damage == "no seal":
+        manifest = json.loads((graph_folder / MANIFEST).read_text())
+        del manifest["manifest_sha256"]
+        (graph_folder / MANIFEST).write_text(json.dumps(manifest))
+    elif damage in ("list", "null"):
+        (graph_folder / MANIFEST).write_text({"list": "[]", "null": "null"}[damage])
     else:
         changes: dict[str, object] = {
             "another dimension": {"dimension": 16},
             "another bundle": {"fingerprint": "0" * 64},
             "another metric": {"metric": "cosine"},
-            "newer": {"format_version": 2},
-            "count": {"count": 101},
+            "newer": {"format_version": 3},
+            "count": {"count": 101, "newest": 101},
+            "count far too high": {"count": 1 << 60},
+            "count below nothing": {"count": -1},
+            "NUL in the name": {"file": "graph-\0.hnsw"},
+            "folder for a name": {"file": "."},
         }[damage]
         change_manifest(graph_folder, **changes)
     with pytest.raises(GalleryError, match=message):
         load_graph(graph_folder, bundle.fingerprint, FEATURES, 1)
 
 
-@pytest.mark.parametrize("damage", ["flipped", "gone", "manifest"])
+@pytest.mark.parametrize("value", [5, -1, 1.5, True, None, "x", "\0", [], {}])
+@pytest.mark.parametrize("field", ["file", "sha256", "bytes", "dimension", "count", "newest", "fingerprint", "content"])
+def test_a_manifest_with_fields_of_any_type_is_refused(field: str, value: object, graph_folder: Path, bundle: Bundle) -> None:
+    """Even sealed; only what `content` says is for the gallery to check, which knows its vectors."""
+    change_manifest(graph_folder, **{field: value})
+    if (field, type(value)) == ("content", str):
+        load_graph(graph_folder, bundle.fingerprint, FEATURES, 1)
+        return
+    with pytest.raises(GalleryError):
+        load_graph(graph_folder, bundle.fingerprint, FEATURES, 1)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "gone", "manifest", "types"])
 def test_a_damaged_graph_is_made_again_with_a_word(
     damage: str, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -350,6 +578,8 @@ def test_a_damaged_graph_is_made_again_with_a_word(
         path.write_bytes(data)
     elif damage == "gone":
         path.unlink()
+    elif damage == "types":
+        change_manifest(tmp_path / "idx", file=None, count="x")
     else:
         (tmp_path / "idx" / MANIFEST).write_text("")
     told: list[str] = []
@@ -357,6 +587,29 @@ def test_a_damaged_graph_is_made_again_with_a_word(
         assert gallery.search(vectors(0, 50)[30:31], 0.5)[0].matches[0].key == "/pictures/30.png"
     assert len(told) == 1
     assert "making the search graph" in told[0]
+
+
+def test_a_graph_of_another_database_is_refused_and_made_again(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database was restored from an older copy and went on from there: as many vectors, other ones, under the same ids."""
+    monkeypatch.setattr(gallery_module, "EXACT_UP_TO", 10)
+    for name, seed in (("one", 0), ("other", 1)):
+        with Gallery.create(tmp_path / name, bundle) as gallery:
+            fill(gallery, vectors(seed, 50))
+            gallery.update_graph()
+    for path in [tmp_path / "one" / MANIFEST, *(tmp_path / "one").glob("graph-*")]:
+        shutil.copy(path, tmp_path / "other")
+    told: list[str] = []
+    with Gallery.open(tmp_path / "other", bundle, read_only=False, warn=told.append) as gallery:
+        for number in range(50):
+            result = gallery.search(vectors(1, 50)[number : number + 1], 0.5)[0]
+            assert result.matches[0].key == f"/pictures/{number}.png"
+    assert len(told) == 1
+    assert "of other pictures than the index holds; making the search graph of 50 vectors" in told[0]
+    with Gallery.open(tmp_path / "other", bundle, warn=told.append) as gallery:
+        gallery.search(vectors(1, 1), 0.5)
+    assert len(told) == 1
 
 
 def test_a_killed_writer_loses_nothing_acknowledged(tmp_path: Path) -> None:

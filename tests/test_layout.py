@@ -118,6 +118,28 @@ assert codes == [0, 0, 1, 0, 0, 0], codes
     assert all(json.loads(line)["schema_version"] == 1 for line in lines)
 
 
+@pytest.mark.parametrize("first", ["lcmem_onnx", "lcmem_onnx.runtime.encoder", "lcmem_onnx.export.package", "lcmem_onnx.cli"])
+def test_onnxruntime_is_imported_with_its_telemetry_off(first: str, tmp_path: Path) -> None:
+    """The test above sees Python's sockets only; onnxruntime's own client opens them in C, and leaves a file when it is on."""
+    program = f"""
+import os, sys, tempfile
+os.environ.pop("ORT_DISABLE_TELEMETRY", None)
+os.environ["TMPDIR"] = {str(tmp_path)!r}
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if name == "onnxruntime":
+            assert os.environ.get("ORT_DISABLE_TELEMETRY") == "1"
+            print("seen")
+sys.meta_path.insert(0, Watch())
+import {first}
+import onnxruntime
+"""
+    if first == "lcmem_onnx.export.package":
+        pytest.importorskip("torch")
+    assert run(program) == "seen\n"
+    assert not (tmp_path / ".ses").exists()
+
+
 def test_no_module_grows_past_600_lines() -> None:
     for path in [
         *ROOT.glob("*.py"),

@@ -371,8 +371,13 @@ def test_walk_follows_no_links_to_folders_and_waits_for_no_pipe(tmp_path: Path) 
     items = {item.path.name: item for item in walk([inside])}
     assert isinstance(items["file.png"], Found)
     assert isinstance(items["broken.png"], Unfound)
-    assert all(isinstance(items[name], Skipped) for name in ("circle", "away.png", "pipe"))
+    assert isinstance(items["pipe"], Skipped)
+    for name in ("circle", "away.png"):
+        item = items[name]
+        assert isinstance(item, Unfound)
+        assert item.error.reason is Reason.LINK_TO_FOLDER
     assert len(items) == 5
+    assert len(list(walk([inside / "circle"]))) == 5  # named by the user: followed
 
 
 def test_walk_names_what_is_missing_or_empty_and_goes_on(tmp_path: Path) -> None:

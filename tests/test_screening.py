@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -175,8 +177,45 @@ def test_a_caller_may_bring_a_session(bundle: Bundle, pictures: Path, screener: 
 
 def test_an_encoder_does_not_survive_a_fork(screener: Screener, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "getpid", lambda: -1)
-    with pytest.raises(EncodingError, match="fork"):
+    with pytest.raises(UsageError, match="fork"):
         screener.self_test()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_child_gets_one_clear_error_and_not_one_for_each_picture(
+    tiny_bundle: Path, pictures: Path, tmp_path: Path
+) -> None:
+    program = f"""
+import os, sys
+from lcmem_onnx.runtime.errors import UsageError
+from lcmem_onnx.runtime.gallery import Gallery
+from lcmem_onnx.runtime.screening import Screener
+screener = Screener({str(tiny_bundle)!r}, provider="cpu", threads=1)
+folder, pictures = {str(tmp_path / "idx")!r}, {str(pictures)!r}
+with Gallery.create(folder, screener.bundle) as gallery:
+    list(screener.index([pictures], gallery))
+    if os.fork() == 0:
+        for use in (
+            lambda: list(screener.screen([pictures], gallery)),
+            lambda: list(screener.screen([pictures], Gallery.open(folder, screener.bundle))),
+            lambda: list(screener.index([pictures], gallery)),
+        ):
+            try:
+                print("results:", use())
+            except UsageError as error:
+                print(error, flush=True)
+        sys.stdout.flush()
+        os._exit(0)
+    os.wait()
+    assert len(list(screener.screen([pictures], gallery))) == 6
+"""
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120)
+    assert finished.returncode == 0, finished.stderr
+    lines = finished.stdout.splitlines()
+    assert len(lines) == 3
+    assert all("this process is a fork" in line for line in lines)
+    assert "make a Screener in each process" in lines[1]
+    assert "open the index in each process" in lines[0]
 
 
 @pytest.mark.parametrize("bad", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((0, 4, 3), np.uint8)])

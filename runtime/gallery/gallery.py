@@ -25,7 +25,7 @@ from ..errors import GalleryError, UsageError
 from ..head import Floats, check_threshold
 from ..machine import cpu_limit
 from .graph import Graph, GraphExhaustedError, load_graph, save_graph
-from .store import Entry, Store
+from .store import Entry, Store, Tally
 
 __all__ = ["EXACT_UP_TO", "Added", "Gallery", "Hit", "Search", "SearchResult"]
 
@@ -90,6 +90,7 @@ class Gallery:
         self._persistent = persistent
         self._warn = warn
         self._loaded_up_to = -1
+        self._tally = Tally()
         self._ids: NDArray[np.int64] = np.empty(0, np.int64)
         self._vectors: Floats = np.empty((0, bundle.features), np.float32)
         self._low: Floats = np.full(bundle.features, np.inf, np.float32)
@@ -133,9 +134,20 @@ class Gallery:
 
     @classmethod
     def temporary(cls, bundle: Bundle) -> Gallery:
-        """A gallery that is gone when it is closed; its embeddings touch the disk only in a private temporary folder."""
-        folder = tempfile.TemporaryDirectory(prefix="lcmem-gallery-")
-        gallery = cls.create(folder.name, bundle)
+        """A gallery that is gone when it is closed; its embeddings touch the disk only in a private temporary folder.
+
+        Raises:
+            GalleryError: the temporary folder cannot be made or written.
+        """
+        try:
+            folder = tempfile.TemporaryDirectory(prefix="lcmem-gallery-")
+        except OSError as error:
+            raise GalleryError(f"there is no place for a temporary index: {error.strerror}. Set TMPDIR to a folder") from error
+        try:
+            gallery = cls.create(folder.name, bundle)
+        except BaseException:
+            folder.cleanup()
+            raise
         gallery._persistent = False
         gallery._temporary = folder
         return gallery
@@ -282,7 +294,7 @@ class Gallery:
         newest = self._store.newest()
         if newest == self._loaded_up_to:
             return
-        ids, vectors = self._store.vectors(after=max(self._loaded_up_to, 0))
+        ids, vectors, self._tally = self._store.vectors(max(self._loaded_up_to, 0), self._tally)
         self._ids = np.concatenate([self._ids, ids])
         self._vectors = np.concatenate([self._vectors, vectors])
         if len(vectors):

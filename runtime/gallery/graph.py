@@ -2,7 +2,8 @@
 
 hnswlib loads a file with flipped bytes, or one of another dimension, without a word and answers wrongly; a wrong element
 count aborts the process. So a manifest with sha256, dimension, metric, count and the bundle's fingerprint is checked before
-hnswlib sees the file, and known vectors are asked for after it was loaded. The graph's file is named by its content and the
+hnswlib sees the file, and known vectors are asked for after it was loaded. The manifest is sealed with a digest of its own
+fields, since a changed count or newest id would be believed as readily. The graph's file is named by its content and the
 manifest is renamed last: at no moment do the two disagree.
 """
 
@@ -12,9 +13,11 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import hnswlib
 import numpy as np
@@ -26,7 +29,9 @@ from ..head import Floats
 __all__ = ["MANIFEST", "Graph", "GraphExhaustedError", "load_graph", "save_graph"]
 
 MANIFEST = "graph.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+SEAL = "manifest_sha256"
+FILE_NAME = re.compile(r"graph-[0-9a-f]{16}\.hnsw")
 METRIC = "squared L2 over sqrt(max(-w, 0)) * e"
 M, EF_CONSTRUCTION = 16, 200
 """hnswlib's own defaults; 16 links suit 512 dimensions and 200 candidates build a graph of good recall."""
@@ -123,7 +128,7 @@ def save_graph(graph: Graph, folder: Path, fingerprint: str) -> None:
         manifest = GraphManifest(
             FORMAT_VERSION, name, sha256, size, METRIC, graph.dimension, len(graph), graph.newest, fingerprint, graph.content
         )
-        _write_atomically(folder / MANIFEST, json.dumps(asdict(manifest), indent=2) + "\n")
+        _write_atomically(folder / MANIFEST, json.dumps(sealed(asdict(manifest)), indent=2) + "\n")
         for older in folder.glob("graph-*.hnsw"):
             if older.name != name:
                 older.unlink(missing_ok=True)
@@ -143,22 +148,23 @@ def load_graph(folder: Path, fingerprint: str, dimension: int, threads: int) -> 
     """
     manifest = _read_manifest(folder / MANIFEST)
     path = folder / manifest.file
-    if Path(manifest.file).name != manifest.file:
-        raise GalleryError(f"{folder / MANIFEST} names a file outside the index")
-    if manifest.format_version != FORMAT_VERSION or manifest.metric != METRIC or manifest.dimension != dimension:
-        raise GalleryError("the search graph has another format, metric or dimension")
+    if manifest.metric != METRIC or manifest.dimension != dimension:
+        raise GalleryError("the search graph has another metric or dimension")
     if manifest.fingerprint != fingerprint:
         raise GalleryError("the search graph was made with another bundle")
     try:
         with path.open("rb") as stream:
             actual = hashlib.file_digest(stream, "sha256").hexdigest()
+            size = os.fstat(stream.fileno()).st_size
     except OSError as error:
         raise GalleryError(f"the search graph cannot be read: {error.strerror}") from error
     if actual != manifest.sha256:
         raise GalleryError("the search graph is damaged: its sha256 differs from the manifest's")
+    if size != manifest.bytes or not 0 < manifest.count * dimension * 4 < size or not manifest.count <= manifest.newest < 1 << 63:
+        raise GalleryError("the search graph is damaged: its size or count differs from the manifest's")
     try:
         graph = Graph(dimension, threads, (path, manifest.count))
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         raise GalleryError(f"the search graph cannot be loaded: {error}") from error
     graph.newest, graph.content = manifest.newest, manifest.content
     if len(graph) != manifest.count or not _answers(graph):
@@ -177,15 +183,39 @@ def _answers(graph: Graph) -> bool:
     return True
 
 
+def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The manifest with a sha256 of its own fields."""
+    content = {name: value for name, value in manifest.items() if name != SEAL}
+    return {**content, SEAL: hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()}
+
+
 def _read_manifest(path: Path) -> GraphManifest:
+    """Read and check a manifest: whatever is off with it, the graph is made again.
+
+    Raises:
+        GalleryError: it is missing, damaged or of another format.
+    """
     try:
-        return GraphManifest(**json.loads(path.read_text(encoding="utf-8")))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise GalleryError("there is no search graph yet") from error
     except OSError as error:
         raise GalleryError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, TypeError, RecursionError) as error:
-        raise GalleryError(f"{path} is damaged") from error
+    except (ValueError, RecursionError) as error:
+        raise GalleryError(f"{path} is damaged: it is no JSON") from error
+    if not isinstance(content, dict):
+        raise GalleryError(f"{path} is damaged: it is no JSON object")
+    if content.get("format_version") != FORMAT_VERSION:
+        raise GalleryError("the search graph has another format")
+    types = {field.name: {"int": int, "str": str}[str(field.type)] for field in fields(GraphManifest)}
+    if content.keys() != {*types, SEAL} or any(type(content[name]) is not kind for name, kind in types.items()):
+        raise GalleryError(f"{path} is damaged: it lacks fields, or they are of another type")
+    if sealed(content) != content:
+        raise GalleryError(f"{path} is damaged: its own digest differs")
+    manifest = GraphManifest(**{name: content[name] for name in types})
+    if not FILE_NAME.fullmatch(manifest.file):
+        raise GalleryError(f"{path} names a file that is no search graph of this index")
+    return manifest
 
 
 def _write_atomically(path: Path, text: str) -> None:

@@ -1,0 +1,108 @@
+"""Generated pictures as files and a file list: `python -m lcmem_onnx.models.generate --out DIR`.
+
+Scenes (dead leaves, fractal noise, drawn shapes, text) are photograph-like, one picture an identity; phantoms are
+radiograph-like, several visits an identity. A picture is a function of its seed alone, and the splits take their seeds from
+disjoint ranges: the same command gives the same files, and no identity is in two splits.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import click
+import cv2
+from lcmem_onnx.evaluation.filelist import SPLITS, Listed, write_file_list
+from tqdm import tqdm
+
+from .phantoms import kind_of, phantom
+from .scenes import scene
+
+__all__ = ["FIRST_SEEDS", "Amounts", "generate"]
+
+FIRST_SEEDS = {"TRAIN": 0, "VAL": 1_000_000, "TEST": 2_000_000}
+BUNCH = 16
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """How many pictures of each sort a split gets."""
+
+    scenes: int
+    identities: int
+    visits: int
+
+
+@dataclass(frozen=True)
+class Order:
+    """One picture to be made; what it shows follows from its seeds."""
+
+    row: Listed
+    seed: int
+    visit: int | None
+    size: int
+
+
+def generate(out: Path, amounts: dict[str, Amounts], size: int) -> list[Listed]:
+    """Write all pictures and `list.csv` into `out`, one process a CPU; files that are there already are left as they are."""
+    orders = [order for split in SPLITS if split in amounts for order in _orders(out, split, amounts[split], size)]
+    for folder in {order.row.path.parent for order in orders}:
+        folder.mkdir(parents=True, exist_ok=True)
+    todo = [order for order in orders if not order.row.path.exists()]
+    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as processes:
+        for _ in tqdm(processes.map(_draw, todo, chunksize=BUNCH), total=len(todo), desc="pictures", disable=None):
+            pass
+    rows = [order.row for order in orders]
+    write_file_list(out / "list.csv", rows)
+    return rows
+
+
+def _orders(out: Path, split: str, amounts: Amounts, size: int) -> Iterator[Order]:
+    first = FIRST_SEEDS[split]
+    for seed in range(first, first + amounts.scenes):
+        name = f"{split.lower()}/scenes/{seed:07d}.png"
+        yield Order(Listed(split, f"scene-{seed}", name, out / name, "scenes"), seed, None, size)
+    for seed in range(first, first + amounts.identities):
+        for visit in range(amounts.visits):
+            kind = kind_of(seed)
+            name = f"{split.lower()}/{kind}/{seed:07d}-{visit}.png"
+            yield Order(Listed(split, f"phantom-{seed}", name, out / name, kind), seed, visit, size)
+
+
+def _draw(order: Order) -> None:
+    cv2.setNumThreads(1)
+    if order.visit is None:
+        pixels = cv2.cvtColor(scene(order.seed, order.size), cv2.COLOR_RGB2BGR)
+    else:
+        pixels = phantom(order.seed, order.visit, order.size)[..., 0]
+    unfinished = order.row.path.with_suffix(".unfinished.png")
+    cv2.imwrite(str(unfinished), pixels)
+    unfinished.replace(order.row.path)
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder for pictures and list.csv.")
+@click.option("--scenes", default=4000, help="Scenes to train on.")
+@click.option("--identities", default=8000, help="Phantom identities to train on.")
+@click.option("--visits", default=4, help="Pictures of each identity, in every split.")
+@click.option("--val", default=300, help="Scenes, and identities, of the validation split.")
+@click.option("--test", default=700, help="Scenes, and identities, of the test split.")
+@click.option("--size", default=256, help="Side of a picture, in pixels.")
+def main(out: Path, scenes: int, identities: int, visits: int, val: int, test: int, size: int) -> None:
+    """Draw scenes and phantoms to train and to measure on."""
+    amounts = {
+        "TRAIN": Amounts(scenes, identities, visits),
+        "VAL": Amounts(val, val, visits),
+        "TEST": Amounts(test, test, visits),
+    }
+    rows = generate(out, amounts, size)
+    click.echo(f"{len(rows)} pictures, listed in {out / 'list.csv'}", err=True)
+
+
+if __name__ == "__main__":
+    main()

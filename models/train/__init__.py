@@ -1,0 +1,1 @@
+"""Training from file lists: an autoencoder, stage 1 on its latents, stage 2 on pictures. `python -m lcmem_onnx.models.train`."""

@@ -1,0 +1,90 @@
+"""`python -m lcmem_onnx.models.train CONFIG.toml`: one stage of a training, as its TOML file describes it."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+
+import click
+from lcmem_onnx.runtime.errors import LcmemError
+
+from .config import Config, read_config
+
+__all__ = ["train"]
+
+
+def train(config: Config) -> Path:
+    """Train one stage and give the path of its best network (for an autoencoder: a diffusers VAE's folder)."""
+    from accelerate.utils import set_seed
+
+    from .autoencoder import autoencoder_trainee
+    from .latents import PairedLatents, cached_latents
+    from .loop import EpochSet, Trainee, accelerator_for, run
+    from .pairs import PairedPictures
+    from .pictures import Pictures, identities, listed
+    from .stages import network_for, stage_trainee
+
+    training = config.training
+    rows = {split: listed(config.data, split) for split in ("TRAIN", "VAL")}
+    groups = {split: identities(its) for split, its in rows.items()}
+    accelerator = accelerator_for(config)
+    set_seed(config.seed)  # of the networks' first weights; each epoch sets its own
+
+    def tell(line: str) -> None:
+        if accelerator.is_main_process:
+            click.echo(line, err=True)
+
+    size = config.network.image_size
+    pairs = {"TRAIN": (training.steps * training.pairs) or len(rows["TRAIN"]), "VAL": training.validation_pairs}
+    seeds = {"TRAIN": config.seed, "VAL": config.seed + 1}
+    trainee: Trainee
+    if config.stage == "autoencoder":
+        pictures = (Pictures(rows["TRAIN"], size), Pictures(rows["VAL"], size))
+        trainee = autoencoder_trainee(config, accelerator, pictures, (groups["TRAIN"], groups["VAL"]))
+    else:
+        network = network_for(config)
+        sets: dict[str, EpochSet] = {}
+        for split, its in rows.items():
+            if config.stage == "1":
+                with accelerator.main_process_first():
+                    cache = config.out / f"latents-{split.lower()}"
+                    latents = cached_latents(network, its, size, cache, accelerator.device)
+                sets[split] = PairedLatents(config, latents, groups[split], pairs[split], seed=seeds[split])
+            else:
+                sets[split] = PairedPictures(config, Pictures(its, size), groups[split], pairs[split], seed=seeds[split])
+        trainee = stage_trainee(config, network, sets["TRAIN"], sets["VAL"])
+    best = run(config, trainee, accelerator, tell)
+    return config.out / "vae" if config.stage == "autoencoder" else best
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("config", type=click.Path(path_type=Path))
+@click.option(
+    "--set", "settings", multiple=True, metavar="TABLE.KEY=VALUE", help="Outranks the file; the value is TOML. Repeatable."
+)
+@click.option("--monotone-head/--free-head", default=None, help="Hold the head's weights at or below 0, or do not.")
+def main(config: Path, settings: tuple[str, ...], monotone_head: bool | None) -> None:
+    """Train one stage, or go on with it where it was stopped.
+
+    \b
+    Examples:
+      python -m lcmem_onnx.models.train paper-stage1.toml --set 'network.vae="stable-diffusion-2"'
+      accelerate launch -m lcmem_onnx.models.train paper-stage2.toml
+    """
+    warnings.filterwarnings("ignore", category=UserWarning, module="(PIL|pydicom|accelerate|torch)")
+    if monotone_head is not None:
+        settings = (*settings, f"network.monotone_head={str(monotone_head).lower()}")
+    try:
+        best = train(read_config(config, settings))
+    except LcmemError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        click.echo("interrupted: the same command goes on after the last whole epoch", err=True)
+        sys.exit(130)
+    click.echo(f"trained: {best}", err=True)
+
+
+if __name__ == "__main__":
+    main()

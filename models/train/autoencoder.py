@@ -1,0 +1,100 @@
+"""An autoencoder of AutoencoderKL's family from scratch, for those without Stable Diffusion's: crops, L1 + L2 + a little KL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import Dataset
+
+from .config import Autoencoder, Config
+from .loop import Trainee
+from .pictures import Identity, Pictures
+
+__all__ = ["autoencoder_trainee"]
+
+
+class Crops(Dataset[Tensor]):
+    """Square crops at full resolution, uint8 (3, crop, crop)."""
+
+    def __init__(self, config: Config, pictures: Pictures, identities: Sequence[Identity], count: int, *, seed: int) -> None:
+        self._pictures, self._count, self._seed = pictures, count, seed
+        self._crop = config.autoencoder.crop
+        weights = config.data.weights
+        groups: dict[str, list[int]] = {}
+        for identity in identities:
+            groups.setdefault(identity.ds_name, []).extend(identity.pictures)
+        self._groups = list(groups.values())
+        shares = np.array([weights.get(name, len(its)) for name, its in groups.items()], np.float64)
+        self._shares = shares / shares.sum()
+        self._epoch = 0
+
+    def start_epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, number: int) -> tuple[Tensor]:
+        rng = np.random.default_rng([self._seed, self._epoch, number])
+        group = self._groups[int(rng.choice(len(self._groups), p=self._shares))]
+        whole = self._pictures.whole(int(rng.choice(group)))
+        top, left = (int(at) for at in rng.integers(0, len(whole) - self._crop + 1, 2))
+        crop = whole[top : top + self._crop, left : left + self._crop]
+        return (torch.from_numpy(np.ascontiguousarray(crop.transpose(2, 0, 1))),)
+
+
+class Reconstruction(nn.Module):
+    """uint8 crops (B, 3, side, side) to the loss of their reconstruction. Fed [0, 1], as LCMem feeds its VAE."""
+
+    def __init__(self, shape: Autoencoder) -> None:
+        super().__init__()
+        channels = 3 * shape.unshuffle**2
+        self.unshuffle, self.kl = shape.unshuffle, shape.kl
+        self.vae: Any = AutoencoderKL(  # type: ignore[no-untyped-call]
+            in_channels=channels,
+            out_channels=channels,
+            down_block_types=("DownEncoderBlock2D",) * len(shape.widths),
+            up_block_types=("UpDecoderBlock2D",) * len(shape.widths),
+            block_out_channels=shape.widths,
+            layers_per_block=shape.layers,
+            latent_channels=shape.latent_channels,
+            norm_num_groups=shape.groups,
+            mid_block_add_attention=shape.middle_attention,
+        )
+
+    def forward(self, crops: Tensor) -> Tensor:
+        target = functional.pixel_unshuffle(crops.float() / 255.0, self.unshuffle)
+        posterior = self.vae.encode(target).latent_dist
+        decoded = self.vae.decode(posterior.sample()).sample.float()
+        kl: Tensor = posterior.kl().float().mean()
+        return functional.l1_loss(decoded, target) + functional.mse_loss(decoded, target) + self.kl * kl
+
+
+def autoencoder_trainee(
+    config: Config, accelerator: Accelerator, pictures: tuple[Pictures, Pictures], groups: tuple[list[Identity], list[Identity]]
+) -> Trainee:
+    """`pictures` and `groups` of the TRAIN and of the VAL split. The best network is a diffusers folder beside its state dict."""
+    module = Reconstruction(config.autoencoder)
+
+    def write(path: Path) -> None:
+        module.vae.save_pretrained(config.out / "vae")
+        torch.save(module.vae.state_dict(), path)
+
+    training = config.training
+    return Trainee(
+        name="autoencoder",
+        module=module,
+        groups=[{"params": list(module.parameters())}],
+        train=Crops(config, pictures[0], groups[0], (training.steps * training.pairs) or len(pictures[0]), seed=config.seed),
+        validation=Crops(config, pictures[1], groups[1], training.validation_pairs, seed=config.seed + 1),
+        after_step=lambda: None,
+        write=write,
+    )

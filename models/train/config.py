@@ -1,0 +1,227 @@
+"""A training's configuration: one TOML file a stage, read into frozen dataclasses. A key that does not exist is an error."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from lcmem_onnx.runtime.errors import TrainingError
+
+from ..augment import AUGMENTATIONS
+from ..convnext import CONVNEXT_NAMES
+
+__all__ = ["Config", "read_config"]
+
+
+@dataclass(frozen=True)
+class Data:
+    """What is learnt from."""
+
+    lists: tuple[Path, ...] = ()
+    """CSV file lists; paths in them are relative to the list's own folder, or to `base`."""
+    base: Path | None = None
+    weights: Mapping[str, float] = field(default_factory=dict)
+    """How often a data set (`ds_name`) is drawn from; by its number of identities, if nothing is said."""
+    chunk: int = 0
+    """Pairs of a batch that come from one data set, so that negatives are of a kind; 0 mixes all."""
+    window: float = 1.0
+    """Smallest part of the area that is taken as the picture, for identities with one picture; 1 takes pictures whole."""
+    same_picture: float = 0.0
+    """Share of the pairs that show one picture twice although the identity has others."""
+    unaltered: float = 0.0
+    """Share of the pairs of two pictures that are not altered besides."""
+    workers: int = 0
+    """Processes that load and alter pictures; 0 does it between the steps."""
+
+
+@dataclass(frozen=True)
+class Autoencoder:
+    """The shape of an autoencoder that is trained here (diffusers' AutoencoderKL)."""
+
+    unshuffle: int = 1
+    widths: tuple[int, ...] = (128, 256, 512, 512)
+    layers: int = 2
+    latent_channels: int = 4
+    groups: int = 32
+    middle_attention: bool = True
+    crop: int = 64
+    """Side of the crops that it learns to reconstruct, in pixels."""
+    kl: float = 1e-6
+    """Weight of the Kullback-Leibler term beside L1 + L2."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """What is trained, and what it starts from."""
+
+    image_size: int = 512
+    vae: Path | None = None
+    """A diffusers VAE: folder or file. Stage 2 may take it from `start`, if that holds one."""
+    start: Path | None = None
+    """A checkpoint to begin with (stage 2: stage 1's best network), or, for stage 1, torchvision's ConvNeXt weights."""
+    backbone: str = "ConvNeXt-Tiny"
+    """One of torchvision's ConvNeXts by name, or "custom" for the next three."""
+    widths: tuple[int, ...] = (96, 192, 384, 768)
+    depths: tuple[int, ...] = (3, 3, 9, 3)
+    stem: int = 4
+    features: int = 512
+    layer_scale: float = 1e-6
+    """torchvision's 1e-6 is for hundreds of epochs; in a short training the blocks would not come to life."""
+    monotone_head: bool = False
+    """Hold the head's weights at or below 0: the score is then a function of a weighted L1 metric."""
+    head_weight: float | None = None
+    head_bias: float | None = None
+    """What the head starts from; random, if not given."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """How it is trained."""
+
+    epochs: int = 20
+    steps: int = 0
+    """Steps of an epoch; 0 draws as many pairs as the split has pictures."""
+    pairs: int = 64
+    """Pairs of a batch (crops, for an autoencoder)."""
+    rate: float = 8e-5
+    head_rate: float = 1.0
+    """The head's learning rate, as a multiple of `rate`."""
+    warm: int = 0
+    """Steps in which the rate rises, before the cosine takes it down."""
+    clip: float = 0.0
+    """Largest norm of the gradient; 0 does not clip."""
+    patience: int = 5
+    """Epochs without a better validation loss after which the training ends."""
+    alpha: float = 0.8
+    temperature: float = 0.07
+    centred: bool = False
+    """NT-Xent on embeddings minus 0.5: after a sigmoid they all point the same way otherwise."""
+    negatives: Literal["rolled", "hardest"] = "rolled"
+    """Of the BCE: the batch rolled by one, as the paper has it, or the hardest four of the batch for each query."""
+    augmentation: str = "paper"
+    validation_pairs: int = 1024
+    precision: Literal["no", "bf16", "fp16", "auto"] = "no"
+    """auto: bf16 where the processor or accelerator multiplies it in hardware, else no."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """One stage's training."""
+
+    stage: Literal["autoencoder", "1", "2"]
+    out: Path
+    seed: int = 0
+    data: Data = field(default_factory=Data)
+    autoencoder: Autoencoder = field(default_factory=Autoencoder)
+    network: Network = field(default_factory=Network)
+    training: Training = field(default_factory=Training)
+
+
+def read_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
+    """Read and check a TOML file. Paths in it are relative to the folder that the command runs in.
+
+    Args:
+        overrides: `table.key=value` settings that outrank the file, values in TOML's notation.
+
+    Raises:
+        TrainingError: unreadable, a key that does not exist, a value of another type, or values that do not go together.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise TrainingError(f"{path} cannot be read as a TOML configuration: {error}") from error
+    for override in overrides:
+        _override(content, override)
+    config = _filled(Config, content, str(path), "")
+    _check(config, path)
+    return config
+
+
+def _override(content: dict[str, Any], setting: str) -> None:
+    name, equals, value = setting.partition("=")
+    try:
+        if not equals:
+            raise tomllib.TOMLDecodeError("there is no '='")
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError as error:
+        raise TrainingError(f"--set {setting!r} is not of the form table.key=value, value in TOML's notation: {error}") from error
+    *tables, key = name.strip().split(".")
+    for table in tables:
+        content = content.setdefault(table, {})
+    content[key] = parsed
+
+
+def _filled(kind: Any, content: Any, path: str, place: str) -> Any:
+    if not isinstance(content, dict):
+        raise TrainingError(f"{path}: {place.rstrip('.')!r} is a table of settings, not {content!r}")
+    known = {each.name for each in fields(kind)}
+    for key in content:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1)
+            meant = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(sorted(known))}"
+            raise TrainingError(f"{path} has the key {place + key!r}, which does not exist{meant}")
+    hints = get_type_hints(kind)
+    values = {key: _value(hints[key], value, path, place + key) for key, value in content.items()}
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise TrainingError(f"{path} lacks a key: {error}") from error
+
+
+def _value(hint: Any, value: Any, path: str, name: str) -> Any:
+    """A TOML value as the type that its field has."""
+    if is_dataclass(hint):
+        return _filled(hint, value, path, f"{name}.")
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is types.UnionType:
+        return _value(next(each for each in arguments if each is not types.NoneType), value, path, name)
+    if origin is Literal:
+        if str(value) in arguments:
+            return str(value)
+    elif origin is tuple:
+        if isinstance(value, list):
+            return tuple(_value(arguments[0], each, path, name) for each in value)
+    elif origin is Mapping:
+        if isinstance(value, dict):
+            return {str(key): _value(float, each, path, f"{name}.{key}") for key, each in value.items()}
+    elif hint is Path:
+        if isinstance(value, str) and value:
+            return Path(value)
+    elif hint is float:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+    elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    expected = " or ".join(map(repr, arguments)) if origin is Literal else getattr(hint, "__name__", str(hint))
+    raise TrainingError(f"{path}: {name} is {value!r}; expected {expected}")
+
+
+def _check(config: Config, path: Path) -> None:
+    training, data, network = config.training, config.data, config.network
+    names = {"custom", *CONVNEXT_NAMES.values()}
+    wrong = {
+        "data.lists is empty: there is nothing to train on": not data.lists,
+        f"training.augmentation is {training.augmentation!r}; there are {', '.join(AUGMENTATIONS)}": (
+            training.augmentation not in AUGMENTATIONS
+        ),
+        f"network.backbone is {network.backbone!r}; there are {', '.join(sorted(names))}": network.backbone not in names,
+        "training.pairs must be 2 or more: a batch of one pair has no negative": training.pairs < 2,
+        "training.epochs must be 1 or more": training.epochs < 1,
+        "training.rate must be above 0": not training.rate > 0,
+        "training.alpha must lie in [0, 1]": not 0 <= training.alpha <= 1,
+        "data.window must lie in (0, 1]": not 0 < data.window <= 1,
+        "data.chunk must be 0 or divide training.pairs": data.chunk < 0 or bool(data.chunk and training.pairs % data.chunk),
+        "data.chunk must be 2 or more: a pair alone has no negative": data.chunk == 1,
+        "data.weights must be above 0": any(not weight > 0 for weight in data.weights.values()),
+        "network.vae is needed by stage 1: what makes the latents": config.stage == "1" and network.vae is None,
+        "network.vae or network.start is needed by stage 2": config.stage == "2" and not (network.vae or network.start),
+        "autoencoder.groups must divide every width": any(width % config.autoencoder.groups for width in config.autoencoder.widths),
+    }
+    for message, is_wrong in wrong.items():
+        if is_wrong:
+            raise TrainingError(f"{path}: {message}")

@@ -1,0 +1,240 @@
+"""The loop of every stage: epochs, validation, the best network kept, early stopping, and going on after a kill.
+
+Mixed precision, several accelerators and their data are accelerate's: start with `accelerate launch -m
+lcmem_onnx.models.train CONFIG` to use more than one.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from lcmem_onnx.runtime.errors import TrainingError
+from lcmem_onnx.runtime.machine import cpu_features, cpu_limit
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from .config import Config
+
+__all__ = ["EpochSet", "Trainee", "accelerator_for", "run"]
+
+LOG_COLUMNS = ("epoch", "train_loss", "val_loss", "rate", "seconds", "best")
+MISSING = float("inf")
+
+
+class EpochSet(Protocol):
+    """A data set that is drawn anew each epoch."""
+
+    def start_epoch(self, epoch: int) -> None: ...
+
+    def __len__(self) -> int: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Trainee:
+    """What the loop trains.
+
+    `module(*batch)` gives the loss; `groups` are the optimizer's; `after_step` is called after each step of it; `write(path)`
+    writes the network as others load it.
+    """
+
+    name: str
+    module: nn.Module
+    groups: Sequence[dict[str, Any]]
+    train: EpochSet
+    validation: EpochSet
+    after_step: Callable[[], None]
+    write: Callable[[Path], None]
+
+
+def accelerator_for(config: Config) -> Accelerator:
+    """An accelerator, or the CPU, in the precision that the configuration asks for."""
+    torch.set_num_threads(cpu_limit())
+    precision = config.training.precision
+    if precision == "auto":
+        cuda = torch.cuda.is_available()
+        in_hardware = torch.cuda.is_bf16_supported() if cuda else "amx_bf16" in (cpu_features() or [])
+        precision = "bf16" if in_hardware else "no"
+    return Accelerator(mixed_precision=precision)
+
+
+def run(config: Config, trainee: Trainee, accelerator: Accelerator, say: Callable[[str], None]) -> Path:
+    """Train, and give the path of the best network.
+
+    A training whose folder holds a checkpoint of the same configuration goes on after its last whole epoch.
+
+    Raises:
+        TrainingError: the loss is not finite (the last checkpoint and the best network stay), the folder holds a training of
+            another configuration, or it cannot be written.
+    """
+    training, out = config.training, config.out
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(f"{out} cannot be made: {error}") from error
+    best_file, checkpoint_file = out / f"{trainee.name}_best_network.pth", out / f"{trainee.name}_checkpoint.pth"
+    optimizer = torch.optim.Adam(list(trainee.groups), lr=training.rate)
+    loaders = [
+        DataLoader(
+            each,  # type: ignore[arg-type]  # a map-style data set, as its protocol says
+            batch_size=training.pairs,
+            drop_last=each is trainee.train,
+            num_workers=config.data.workers if each is trainee.train else 0,
+        )
+        for each in (trainee.train, trainee.validation)
+    ]
+    steps = len(trainee.train) // training.pairs
+    if steps < 1:
+        raise TrainingError(
+            f"an epoch of {len(trainee.train)} pairs is less than one batch of {training.pairs}: lower training.pairs"
+        )
+    module, optimizer, train_loader, val_loader = accelerator.prepare(trainee.module, optimizer, *loaders)
+    steps = len(train_loader)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _rising_then_cosine(training.warm, training.epochs * steps))
+    state = _resumed(checkpoint_file, config, trainee, optimizer, schedule)
+    if state["epoch"]:
+        say(f"going on after epoch {state['epoch']} of {training.epochs}")
+    rows: list[dict[str, Any]] = state["log"]
+
+    for epoch in range(state["epoch"], training.epochs):
+        if state["waited"] >= training.patience:
+            break
+        set_seed(config.seed + epoch)
+        trainee.train.start_epoch(epoch)
+        started = time.monotonic()
+        rate = float(schedule.get_last_lr()[0])
+        train_loss = _epoch(accelerator, trainee, module, optimizer, schedule, train_loader, training.clip, epoch, training.epochs)
+        val_loss = _validated(accelerator, module, val_loader)
+        if not math.isfinite(val_loss):
+            raise TrainingError(_not_finite("validation", epoch, len(train_loader), checkpoint_file))
+        better = val_loss < state["best"]
+        state["best"], state["waited"] = (val_loss, 0) if better else (state["best"], state["waited"] + 1)
+        seconds = time.monotonic() - started
+        values = (epoch + 1, round(train_loss, 6), round(val_loss, 6), rate, round(seconds, 1), better)
+        rows.append(dict(zip(LOG_COLUMNS, values, strict=True)))
+        state |= {"epoch": epoch + 1, "log": rows}
+        if accelerator.is_main_process:
+            _kept(out, best_file if better else None, checkpoint_file, trainee, optimizer, schedule, state, config)
+        say(
+            f"epoch {epoch + 1}/{training.epochs}  train {train_loss:.4f}  validation {val_loss:.4f}"
+            f"{' (best)' if better else ''}  {seconds:.0f} s"
+        )
+    if state["waited"] >= training.patience:
+        say(f"ended early: no better validation loss in {training.patience} epochs")
+    return best_file
+
+
+def _rising_then_cosine(warm: int, total: int) -> Callable[[int], float]:
+    def factor(step: int) -> float:
+        risen = min(1.0, (step + 1) / warm) if warm else 1.0
+        return risen * 0.5 * (1.0 + math.cos(math.pi * min(1.0, step / max(1, total))))
+
+    return factor
+
+
+def _epoch(
+    accelerator: Accelerator, trainee: Trainee, module: nn.Module, optimizer: Any, schedule: Any, loader: Any, clip: float,
+    epoch: int, epochs: int,
+) -> float:  # fmt: skip
+    module.train()
+    total, count = 0.0, 0
+    with tqdm(loader, desc=f"{trainee.name} {epoch + 1}/{epochs}", disable=None, leave=False) as batches:
+        for step, batch in enumerate(batches, 1):
+            loss = module(*batch)
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                raise TrainingError(_not_finite("training", epoch, step, Path(trainee.name)))
+            optimizer.zero_grad(set_to_none=True)
+            accelerator.backward(loss)
+            if clip:
+                accelerator.clip_grad_norm_(module.parameters(), clip)
+            optimizer.step()
+            schedule.step()
+            trainee.after_step()
+            total, count = total + value, count + 1
+            batches.set_postfix(loss=f"{total / count:.4f}", refresh=False)
+    return total / count
+
+
+def _not_finite(which: str, epoch: int, step: int, kept: Path) -> str:
+    return (
+        f"the {which} loss is not finite in epoch {epoch + 1}, step {step}: training ends here; the checkpoint of the last whole "
+        "epoch and the best network stay as they are. Lower training.rate, set training.clip, or train in precision 'no'"
+    )
+
+
+@torch.no_grad()
+def _validated(accelerator: Accelerator, module: nn.Module, loader: Any) -> float:
+    module.eval()
+    losses = [accelerator.gather(module(*batch).detach().float().reshape(1)).mean() for batch in loader if len(batch[0]) > 1]
+    return float(torch.stack(losses).mean())
+
+
+def _resumed(path: Path, config: Config, trainee: Trainee, optimizer: Any, schedule: Any) -> dict[str, Any]:
+    """Load the last whole epoch, if there is one."""
+    if not path.exists():
+        return {"epoch": 0, "best": MISSING, "waited": 0, "log": []}
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if content["config"] != _settings(config):
+            raise TrainingError(
+                f"{path} belongs to a training with other settings. Choose another 'out', or remove {path.parent} to start anew"
+            )
+        trainee.module.load_state_dict(content["module"])
+        optimizer.load_state_dict(content["optimizer"])
+        schedule.load_state_dict(content["schedule"])
+        return dict(content["state"])
+    except TrainingError:
+        raise
+    except Exception as error:  # torch's loader raises whatever its parsers stumble over
+        raise TrainingError(f"{path} cannot be read: {error}. Remove it to start this stage anew") from error
+
+
+def _settings(config: Config) -> dict[str, str]:
+    """What must be equal for a training to be the same one: everything but where it is written and how it is loaded."""
+    flat = asdict(config)
+    flat.pop("out")
+    flat["data"].pop("workers")
+    return {key: repr(value) for key, value in flat.items()}
+
+
+def _kept(
+    out: Path, best_file: Path | None, checkpoint_file: Path, trainee: Trainee, optimizer: Any, schedule: Any,
+    state: dict[str, Any], config: Config,
+) -> None:  # fmt: skip
+    """Write the best network, the log and the checkpoint, each whole or not at all; the checkpoint last, since it counts."""
+    content = {
+        "config": _settings(config),
+        "module": trainee.module.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "schedule": schedule.state_dict(),
+        "state": dict(state),
+    }
+    try:
+        if best_file is not None:
+            _replaced(best_file, trainee.write)
+        with (out / f"{trainee.name}_log.csv").open("w", encoding="utf-8", newline="") as lines:
+            writer = csv.DictWriter(lines, LOG_COLUMNS)
+            writer.writeheader()
+            writer.writerows(state["log"])
+        _replaced(checkpoint_file, lambda path: torch.save(content, path))
+    except (OSError, RuntimeError) as error:
+        raise TrainingError(f"{out} cannot be written: {error}. The files of the epoch before stand") from error
+
+
+def _replaced(path: Path, write: Callable[[Path], None]) -> None:
+    unfinished = path.with_name(f".unfinished-{path.name}")
+    write(unfinished)
+    with unfinished.open("rb") as file:
+        os.fsync(file.fileno())
+    unfinished.replace(path)

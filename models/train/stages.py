@@ -1,0 +1,133 @@
+"""LCMem's two stages as trainees: identity consistency on cached latents, copy detection on altered pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from lcmem_onnx.runtime.errors import CheckpointError, TrainingError
+from torch import Tensor, nn
+
+from ..autoencoder import Autoencoder
+from ..checkpoint import load_state, load_vae, save_lcmem
+from ..convnext import CONVNEXT_NAMES, ConvNeXtShape
+from ..lcmem import LCMem
+from ..losses import pair_loss
+from .config import Config, Network
+from .loop import EpochSet, Trainee
+
+__all__ = ["PairLoss", "network_for", "stage_trainee"]
+
+
+class PairLoss(nn.Module):
+    """Two aligned batches, pictures uint8 (B, 3, size, size) or latents float (B, C, h, w), to LCMem's loss.
+
+    The embeddings and the loss are computed in fp32 whatever the precision of the networks.
+    """
+
+    def __init__(self, network: LCMem, config: Config) -> None:
+        super().__init__()
+        self.network, self.settings = network, config.training
+        self.on_latents = config.stage == "1"
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        both = torch.cat([first, second])
+        if not self.on_latents:
+            with torch.no_grad():
+                pixels = (both.float() / 255.0).contiguous(memory_format=torch.channels_last)
+                both = self.network.latents(pixels)
+        features = self.network.model(both.contiguous(memory_format=torch.channels_last))
+        with torch.autocast(both.device.type, enabled=False):
+            embeddings = torch.sigmoid(features.float())
+            one, other = embeddings.chunk(2)
+            settings = self.settings
+            return pair_loss(
+                one,
+                other,
+                self.network.logit,
+                alpha=settings.alpha,
+                temperature=settings.temperature,
+                centred=settings.centred,
+                negatives=settings.negatives,
+            )
+
+
+def network_for(config: Config) -> LCMem:
+    """The network that a stage trains, with its VAE, started as the configuration says.
+
+    Raises:
+        CheckpointError, TrainingError: the VAE or the start cannot be loaded, or does not fit.
+    """
+    wanted = config.network
+    state = load_state(wanted.start) if wanted.start else {}
+    own_vae = {key.removeprefix("vae."): value for key, value in state.items() if key.startswith("vae.")}
+    if wanted.vae is not None:
+        shape, vae_state = load_vae(wanted.vae)
+    elif own_vae and wanted.start is not None:
+        shape, vae_state = load_vae(wanted.start)
+    else:
+        raise TrainingError(f"{wanted.start} holds no VAE: set network.vae")
+    network = LCMem(_backbone(wanted, shape.latent_channels), shape)
+    vae: Autoencoder | None = network.vae
+    if vae is None:
+        raise TrainingError("this network has no VAE to freeze")
+    vae.load_state_dict(vae_state)
+    vae.requires_grad_(False)
+    with torch.no_grad():
+        for name, parameter in network.model.named_parameters():
+            if name.endswith("layer_scale"):
+                parameter.fill_(wanted.layer_scale)
+        if wanted.head_weight is not None:
+            network.fc_end.weight.fill_(wanted.head_weight)
+        if wanted.head_bias is not None:
+            network.fc_end.bias.fill_(wanted.head_bias)
+    if wanted.start:
+        _start(network, {key: value for key, value in state.items() if not key.startswith("vae.")}, wanted.start)
+    return network
+
+
+def _backbone(wanted: Network, latent_channels: int) -> ConvNeXtShape:
+    if wanted.backbone == "custom":
+        return ConvNeXtShape(latent_channels, wanted.widths, wanted.depths, wanted.stem, wanted.features)
+    widths, depths = next(shape for shape, name in CONVNEXT_NAMES.items() if name == wanted.backbone)
+    return ConvNeXtShape(latent_channels, widths, depths, wanted.stem, wanted.features)
+
+
+def _start(network: LCMem, state: Mapping[str, Tensor], source: Path) -> None:
+    """Take a checkpoint's weights; of torchvision's ConvNeXt (keys without `model.`) all but stem and last layer, which differ."""
+    if any(key.startswith("features.") for key in state):
+        own = network.model.state_dict()
+        fitting = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
+        if len(fitting) < len(own) // 2:
+            raise CheckpointError(f"{source} is a ConvNeXt of another shape than {network.model.shape.name}")
+        network.model.load_state_dict(fitting, strict=False)
+        return
+    missing, surplus = network.load_state_dict(dict(state), strict=False)
+    missing = [key for key in missing if not key.startswith("vae.")]
+    if missing or surplus:
+        raise CheckpointError(f"{source} does not fit the network: missing {missing[:3]}, surplus {surplus[:3]}")
+
+
+def stage_trainee(config: Config, network: LCMem, train: EpochSet, validation: EpochSet) -> Trainee:
+    """Adam on backbone and head; the head may learn faster and be held at or below 0."""
+    training, head = config.training, network.fc_end
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def after_step() -> None:
+        if config.network.monotone_head:
+            with torch.no_grad():
+                head.weight.clamp_(max=0.0)
+
+    return Trainee(
+        name=f"stage{config.stage}",
+        module=PairLoss(network, config),
+        groups=[
+            {"params": list(network.model.parameters()), "lr": training.rate},
+            {"params": list(head.parameters()), "lr": training.rate * training.head_rate},
+        ],
+        train=train,
+        validation=validation,
+        after_step=after_step,
+        write=lambda path: save_lcmem(network, path, image_size=config.network.image_size, with_vae=config.stage == "2"),
+    )

@@ -1,0 +1,64 @@
+"""Generated pictures: functions of their seeds, and files with a list whose splits share nobody."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("tqdm")
+
+from lcmem_onnx.evaluation.filelist import read_file_list
+from lcmem_onnx.models.generate import Amounts, generate
+from lcmem_onnx.models.phantoms import KINDS, kind_of, phantom
+from lcmem_onnx.models.scenes import scene
+from PIL import Image
+
+
+def difference(first: np.ndarray, second: np.ndarray) -> float:
+    return float(np.abs(first.astype(float) - second.astype(float)).mean())
+
+
+def test_a_seed_is_a_picture() -> None:
+    assert (scene(3, 64) == scene(3, 64)).all()
+    assert difference(scene(3, 64), scene(4, 64)) > 10
+    assert (phantom(3, 0, 64) == phantom(3, 0, 64)).all()
+    assert scene(3, 64).shape == phantom(3, 0, 64).shape == (64, 64, 3)
+    assert scene(3, 64).dtype == phantom(3, 0, 64).dtype == np.uint8
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_is_drawn_in_grey_and_visits_differ_less_than_people(kind: str) -> None:
+    """Of many: one visit may well differ more than one other person, or there would be nothing to learn."""
+    people = [seed for seed in range(400) if kind_of(seed) == kind][:6]
+    films = [[phantom(person, visit, 64)[..., 0] for visit in range(2)] for person in people]
+    assert all(grey.std() > 5 for visits in films for grey in visits)
+    one = phantom(people[0], 0, 64)
+    assert (one[..., 0] == one[..., 2]).all()
+    assert all(difference(*visits) > 1 for visits in films)
+
+
+def test_the_identity_does_not_depend_on_the_visit() -> None:
+    """The volume's shapes are drawn whatever the level of the slice is: the visit may not move the identity's random numbers."""
+    person = next(seed for seed in range(400) if kind_of(seed) == "volume")
+    alike = np.mean([difference(phantom(person, visit, 64), phantom(person, visit + 1, 64)) for visit in range(6)])
+    stranger = next(seed for seed in range(person + 1, 400) if kind_of(seed) == "volume")
+    unlike = np.mean([difference(phantom(person, visit, 64), phantom(stranger, visit, 64)) for visit in range(6)])
+    assert alike < unlike
+
+
+def test_files_are_what_the_seeds_say_and_the_list_is_sound(tmp_path: Path) -> None:
+    amounts = {"TRAIN": Amounts(2, 3, 2), "VAL": Amounts(1, 2, 2)}
+    rows = generate(tmp_path, amounts, 48)
+    assert read_file_list(tmp_path / "list.csv") == rows
+    assert len(rows) == 2 + 3 * 2 + 1 + 2 * 2
+    assert not {row.identity for row in rows if row.split == "TRAIN"} & {row.identity for row in rows if row.split == "VAL"}
+    by_name = {row.name: row for row in rows}
+    assert (np.asarray(Image.open(by_name["train/scenes/0000001.png"].path)) == scene(1, 48)).all()
+    film = next(row for row in rows if row.identity == "phantom-1000000" and row.name.endswith("-1.png"))
+    assert film.ds_name == kind_of(1_000_000)
+    assert (np.asarray(Image.open(film.path)) == phantom(1_000_000, 1, 48)[..., 0]).all()
+    stamp = film.path.stat().st_mtime_ns
+    generate(tmp_path, amounts, 48)
+    assert film.path.stat().st_mtime_ns == stamp  # what is there is not drawn again

@@ -1,0 +1,299 @@
+"""Training end to end, made tiny: three stages to a bundle, going on after a kill, and each way in which one ends early."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("accelerate")
+
+from lcmem_onnx import FileListError, TrainingError  # noqa: E402
+from lcmem_onnx.evaluation.filelist import read_file_list  # noqa: E402
+from lcmem_onnx.models.checkpoint import load_lcmem  # noqa: E402
+from lcmem_onnx.models.generate import Amounts, generate  # noqa: E402
+from lcmem_onnx.models.train import latents as latents_module  # noqa: E402
+from lcmem_onnx.models.train.__main__ import train  # noqa: E402
+from lcmem_onnx.models.train.config import Config, read_config  # noqa: E402
+from lcmem_onnx.models.train.latents import cached_latents  # noqa: E402
+from lcmem_onnx.models.train.pairs import chosen_identities  # noqa: E402
+from lcmem_onnx.models.train.pictures import Identity, Pictures, identities, listed  # noqa: E402
+from lcmem_onnx.models.train.stages import PairLoss, network_for  # noqa: E402
+
+RECIPES = sorted((Path(__file__).parent.parent / "models" / "recipes").glob("*.toml"))
+SETTINGS = """
+[data]
+lists = ["{folder}/pictures/list.csv"]
+chunk = 4
+window = 0.5
+same_picture = 0.3
+unaltered = 0.5
+[network]
+image_size = 64
+vae = "{folder}/autoencoder/vae"
+backbone = "custom"
+widths = [8, 8, 16, 16]
+depths = [1, 1, 1, 1]
+stem = 1
+features = 16
+layer_scale = 0.1
+monotone_head = true
+[autoencoder]
+unshuffle = 4
+widths = [8, 16]
+layers = 1
+groups = 4
+middle_attention = false
+crop = 32
+[training]
+epochs = 2
+steps = 2
+pairs = 8
+rate = 1e-3
+negatives = "hardest"
+augmentation = "wide"
+centred = true
+validation_pairs = 16
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures, and an autoencoder trained for a few steps."""
+    folder = tmp_path_factory.mktemp("training")
+    generate(folder / "pictures", {"TRAIN": Amounts(8, 24, 2), "VAL": Amounts(4, 8, 2)}, 64)
+    train(config_of(folder, "autoencoder"))
+    return folder
+
+
+def config_of(folder: Path, stage: str, out: str = "", *settings: str) -> Config:
+    file = folder / "settings.toml"
+    names = {"autoencoder": "autoencoder", "1": "stage1", "2": "stage2"}
+    head = f'stage = "{stage}"\nout = "{folder / (out or names[stage])}"\n'
+    file.write_text(head + SETTINGS.format(folder=folder), encoding="utf-8")
+    return read_config(file, settings)
+
+
+def logged(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=[path.stem for path in RECIPES])
+def test_the_recipes_are_configurations(recipe: Path) -> None:
+    config = read_config(recipe)
+    if recipe.stem.startswith("paper"):  # the table of the paper, as shared by its authors' code
+        expected = {"1": (5e-4, 512, 500, 25), "2": (8e-5, 64, 20, 5)}[config.stage]
+        training = config.training
+        assert (training.rate, training.pairs, training.epochs, training.patience) == expected
+        assert (training.alpha, training.temperature, training.negatives, training.augmentation) == (0.8, 0.07, "rolled", "paper")
+        assert not config.network.monotone_head
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("epoch = 3", "the key 'epoch', which does not exist"),
+        ("[training]\nepoch = 3", "'training.epoch', which does not exist; did you mean 'epochs'"),
+        ("[training]\nepochs = 'three'", "training.epochs is 'three'; expected int"),
+        ("[training]\nepochs = true", "training.epochs is True; expected int"),
+        ("[training]\nnegatives = 'all'", "training.negatives is 'all'; expected 'rolled' or 'hardest'"),
+        ("[training]\npairs = 1", "training.pairs must be 2 or more"),
+        ("[training]\naugmentation = 'none'", "training.augmentation is 'none'; there are paper, wide"),
+        ("[data]\nlists = []", "data.lists is empty"),
+        ("[data]\nlists = ['a']\nchunk = 7", "data.chunk must be 0 or divide"),
+        ("[network]\nbackbone = 'ConvNeXt-Tini'", "network.backbone is 'ConvNeXt-Tini'; there are"),
+        ("data = 3", "'data' is a table of settings"),
+        ("[[[", "cannot be read as a TOML"),
+    ],
+)
+def test_a_configuration_that_is_wrong_is_refused(tmp_path: Path, line: str, message: str) -> None:
+    lists = "" if "[data]" in line or "data =" in line else "[data]\nlists = ['a.csv']\n"
+    file = tmp_path / "c.toml"
+    top, table = ("", line) if line.startswith("[") else (line, "")
+    file.write_text(f'stage = "autoencoder"\nout = "x"\n{top}\n{lists}{table}\n', encoding="utf-8")
+    with pytest.raises(TrainingError, match=message):
+        read_config(file)
+
+
+def test_settings_of_the_command_line_outrank_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text('stage = "autoencoder"\nout = "x"\n[data]\nlists = ["a"]\n', encoding="utf-8")
+    assert read_config(file, ("training.epochs=3", 'out="y"')).training.epochs == 3
+    with pytest.raises(TrainingError, match="not of the form"):
+        read_config(file, ("training.epochs",))
+    file.write_text('stage = "2"\n', encoding="utf-8")
+    with pytest.raises(TrainingError, match="lacks a key.*'out'"):
+        read_config(file)
+
+
+def test_chunks_are_of_one_data_set_and_hold_nobody_twice() -> None:
+    people = [Identity("a", str(n), (n,)) for n in range(20)] + [Identity("b", str(n), (n,)) for n in range(3)]
+    chosen = chosen_identities(people, 40, 8, {"a": 1.0, "b": 1.0}, np.random.default_rng(0))
+    assert len(chosen) == 40
+    for at in range(0, 40, 8):
+        chunk = chosen[at : at + 8]
+        assert len(set(chunk)) == 8
+    assert {people[number].ds_name for number in chosen} == {"a", "b"}
+    mixed = chosen_identities(people, 23, 0, {}, np.random.default_rng(0))
+    assert sorted(mixed) == list(range(23))
+
+
+def test_three_stages_end_in_a_bundle_that_screens(folder: Path) -> None:
+    from lcmem_onnx import open_bundle
+    from lcmem_onnx.export.package import Request, export_bundle
+
+    stage1 = train(config_of(folder, "1"))
+    assert {key.split(".")[0] for key in torch.load(stage1)["state_dict"]} == {"model", "fc_end"}
+    stage2 = train(config_of(folder, "2", "", f'network.start="{stage1}"'))
+    loaded = load_lcmem(stage2)
+    assert loaded.image_size == 64
+    assert (loaded.network.fc_end.weight <= 0).all()
+    frozen, vae = loaded.network.vae.state_dict(), torch.load(folder / "autoencoder" / "autoencoder_best_network.pth")
+    assert all(torch.equal(frozen[key], vae[key]) for key in frozen)
+    export_bundle(Request(stage2, folder / "bundle"))
+    assert open_bundle(folder / "bundle").image_size == 64
+    log = logged(folder / "stage2" / "stage2_log.csv")
+    assert [row["epoch"] for row in log] == ["1", "2"]
+    assert all(float(row["val_loss"]) > 0 for row in log)
+
+
+def test_training_goes_on_after_a_kill_as_if_there_had_been_none(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lcmem_onnx.models.train import loop
+
+    def ends(*args: object, **kwargs: object) -> float:
+        if args[-2] == 1:  # the second epoch, as a kill would: after some of its steps
+            raise KeyboardInterrupt
+        return whole(*args, **kwargs)
+
+    train(config_of(folder, "1", "uninterrupted"))
+    whole = loop._epoch
+    monkeypatch.setattr(loop, "_epoch", ends)
+    with pytest.raises(KeyboardInterrupt):
+        train(config_of(folder, "1", "killed"))
+    monkeypatch.setattr(loop, "_epoch", whole)
+    train(config_of(folder, "1", "killed"))
+    weights = [torch.load(folder / name / "stage1_checkpoint.pth")["module"] for name in ("uninterrupted", "killed")]
+    assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
+    assert [row["epoch"] for row in logged(folder / "killed" / "stage1_log.csv")] == ["1", "2"]
+
+
+def test_a_folder_with_another_training_in_it_is_not_overwritten(folder: Path) -> None:
+    train(config_of(folder, "1", "other"))
+    before = (folder / "other" / "stage1_checkpoint.pth").read_bytes()
+    with pytest.raises(TrainingError, match="other settings"):
+        train(config_of(folder, "1", "other", "training.rate=1e-4"))
+    assert (folder / "other" / "stage1_checkpoint.pth").read_bytes() == before
+
+
+def test_a_loss_that_is_not_finite_ends_it_and_keeps_the_last_checkpoint(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(config_of(folder, "1", "nan", "training.epochs=1"))
+    monkeypatch.setattr(PairLoss, "forward", lambda self, first, second: torch.tensor(float("nan"), requires_grad=True))
+    kept = (folder / "nan" / "stage1_best_network.pth").read_bytes()
+    (folder / "nan" / "stage1_checkpoint.pth").unlink()
+    with pytest.raises(TrainingError, match=r"not finite in epoch 1, step 1.*stay as they are"):
+        train(config_of(folder, "1", "nan"))
+    assert (folder / "nan" / "stage1_best_network.pth").read_bytes() == kept
+
+
+def test_training_ends_early_without_a_better_validation_loss(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lcmem_onnx.models.train.loop._validated", lambda *rest: 1.0)
+    train(config_of(folder, "1", "patient", "training.epochs=9", "training.patience=2"))
+    log = logged(folder / "patient" / "stage1_log.csv")
+    assert [row["best"] for row in log] == ["True", "False", "False"]
+
+
+def test_latents_are_the_networks_own_and_computed_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of(folder, "1")
+    rows, network = listed(config.data, "VAL"), network_for(config)
+    latents = cached_latents(network, rows, 64, folder / "cache", torch.device("cpu"))
+    pictures = Pictures(rows, 64)
+    pixels = torch.from_numpy(pictures.whole(3)).permute(2, 0, 1)[None].float() / 255
+    with torch.no_grad():
+        assert np.abs(network.latents(pixels)[0].numpy() - latents[3]).max() < 2e-3  # float16
+    monkeypatch.setattr(latents_module, "Pictures", None)  # nothing may be read again
+    assert (cached_latents(network, rows, 64, folder / "cache", torch.device("cpu")) == latents).all()
+
+
+def test_a_half_filled_cache_is_filled_and_one_of_another_vae_thrown_away(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of(folder, "1")
+    rows, network = listed(config.data, "VAL"), network_for(config)
+    monkeypatch.setattr(latents_module, "AT_ONCE", 4)
+    original, calls = latents_module.Pictures, []
+
+    def counting(chosen: list, size: int) -> Pictures:
+        calls.append(len(chosen))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(chosen, size)
+
+    monkeypatch.setattr(latents_module, "Pictures", counting)
+    with pytest.raises(KeyboardInterrupt):
+        cached_latents(network, rows, 64, folder / "half", torch.device("cpu"))
+    cached_latents(network, rows, 64, folder / "half", torch.device("cpu"))
+    assert sum(calls) - calls[1] == len(rows)
+    calls.clear()
+    with torch.no_grad():
+        network.vae.quant_conv.bias.add_(1.0)
+    cached_latents(network, rows, 64, folder / "half", torch.device("cpu"))
+    assert sum(calls) == len(rows) + calls[1]
+
+
+def test_no_room_for_the_latents(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latents_module.shutil, "disk_usage", lambda path: SimpleNamespace(free=1 << 20))
+    config = config_of(folder, "1")
+    with pytest.raises(TrainingError, match=r"needs 0.00 GB and its disk has 0.00 GB left: free some"):
+        cached_latents(network_for(config), listed(config.data, "VAL"), 64, folder / "full", torch.device("cpu"))
+
+
+def test_lists_that_cannot_be_trained_on(folder: Path, tmp_path: Path) -> None:
+    config = config_of(folder, "1")
+    rows = read_file_list(config.data.lists[0])
+    lines = ["Split,id,path", *(f"{row.split},same,{row.path}" for row in rows if row.split == "TRAIN")]
+    (tmp_path / "one.csv").write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(FileListError, match="fewer than two identities"):
+        listed(replace(config.data, lists=(tmp_path / "one.csv",)), "TRAIN")
+    lines = ["Split,id,path,ds_name", *(f"VAL,{row.identity},{row.path},{row.ds_name}" for row in rows if row.split == "TRAIN")]
+    (tmp_path / "leak.csv").write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(FileListError, match="in more than one split of the lists"):
+        listed(replace(config.data, lists=(config.data.lists[0], tmp_path / "leak.csv")), "TRAIN")
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    with pytest.raises(FileListError, match=r"bad.png cannot be read"):
+        Pictures([replace(rows[0], path=tmp_path / "bad.png")], 64)
+
+
+def test_windows_lie_in_the_picture_and_pictures_keep_their_numbers(folder: Path) -> None:
+    rows = listed(config_of(folder, "1").data, "TRAIN")
+    pictures, rng = Pictures(rows, 32), np.random.default_rng(0)
+    groups = identities(rows)
+    assert sorted(number for group in groups for number in group.pictures) == list(range(len(rows)))
+    for number in range(8):
+        assert pictures.window(number, 0.2, rng).shape == pictures.whole(number).shape == (32, 32, 3)
+
+
+def test_the_command_says_what_is_wrong_in_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "lcmem_onnx.models.train", str(tmp_path / "none.toml")]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert finished.returncode == 2
+    assert finished.stderr.startswith("error: ")
+    assert len(finished.stderr.splitlines()) == 1
+
+
+def test_the_best_network_of_the_papers_shape_is_flat_as_the_reference_writes_it(tmp_path: Path) -> None:
+    from lcmem_onnx.models.autoencoder import AutoencoderShape
+    from lcmem_onnx.models.checkpoint import save_lcmem
+    from lcmem_onnx.models.convnext import ConvNeXtShape
+    from lcmem_onnx.models.lcmem import LCMem
+
+    network = LCMem(ConvNeXtShape(4, (8, 8, 8, 8), (1, 1, 1, 1)), AutoencoderShape(3, (32, 32), 1, 4))
+    save_lcmem(network, tmp_path / "flat.pth", image_size=512)
+    assert set(torch.load(tmp_path / "flat.pth")) == set(network.state_dict())
+    assert json.dumps(load_lcmem(tmp_path / "flat.pth").image_size) == "512"
