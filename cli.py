@@ -15,6 +15,7 @@ import click
 
 from .display import print_card, print_comparison, print_facts, print_results, printable, progress, say, warn
 from .ending import FAILED, FOUND, NOTHING_FOUND, EndingGroup
+from .evaluation.command import evaluate
 
 if TYPE_CHECKING:
     from .runtime.files import Found, Unfound
@@ -406,6 +407,9 @@ def doctor(as_json: bool, bundle: Path | None) -> int:
         code = FAILED
     print_facts(facts, as_json)
     return code
+
+
+main.command()(model_options(quiet_option(json_option(evaluate))))
 
 
 # -- what the commands share ------------------------------------------------------------------------------------------

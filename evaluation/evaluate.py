@@ -1,0 +1,351 @@
+"""The evaluation: a file list and scorers in, the paper's figures out, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lcmem_onnx.runtime.errors import FileListError, UsageError
+from lcmem_onnx.runtime.machine import cpu_limit
+from numpy.typing import NDArray
+
+from .compare import Scorer
+from .filelist import Listed, read_file_list
+from .measures import (
+    Interval,
+    Limit,
+    Separation,
+    auc,
+    given_limit,
+    limit_for,
+    mean_interval,
+    pairs_needed,
+    placements,
+    separation,
+    share_at,
+)
+from .networks import BundleScorer
+from .protocols import CELLS
+from .reading import Unreadable
+from .scoring import Plan, Progress, Scored, Scoring, Seen, score_all
+
+__all__ = [
+    "PROTOCOLS",
+    "SCHEMA_VERSION",
+    "CopyAt",
+    "CopyDetection",
+    "Evaluation",
+    "Grid",
+    "RecallAt",
+    "Reidentification",
+    "ScorerFacts",
+    "evaluate",
+]
+
+SCHEMA_VERSION = 1
+PROTOCOLS = ("reid", "copy", "all")
+FIT_ON = ("val", "test")
+FALSE_POSITIVES = (1e-3, 1e-5)
+
+
+@dataclass(frozen=True)
+class ScorerFacts:
+    """Who was measured. `milliseconds` is a picture's embedding, or one pair's score where there are no embeddings."""
+
+    name: str
+    about: str
+    threshold: float | None
+    fingerprint: str | None
+    milliseconds: float
+
+
+@dataclass(frozen=True)
+class RecallAt:
+    """Recall of the pairs of one identity at one limit; None where there is no threshold."""
+
+    limit: Limit
+    recall: float | None
+
+
+@dataclass(frozen=True)
+class Reidentification:
+    """One scorer's re-identification on one data set; `ds_name` None means all of them together.
+
+    `identities` have two or more pictures; `at` is recall at thresholds fitted on pairs of different pictures, all of them, as in
+    copy detection: the protocol's own are too few for low rates.
+    """
+
+    scorer: str
+    ds_name: str | None
+    pairs: Separation
+    identities: int
+    at: tuple[RecallAt, ...]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Mean recall over some cells, with a bootstrap interval over pictures, and the worst of them."""
+
+    mean: float
+    mean_interval: Interval
+    worst: float
+    worst_cell: str
+
+
+@dataclass(frozen=True)
+class CopyAt:
+    """Recall of altered copies at one limit: each cell, the paper's 24, and those beyond. None where there is no threshold."""
+
+    limit: Limit
+    cells: Mapping[str, float] | None
+    paper: Grid | None
+    beyond: Grid | None
+
+
+@dataclass(frozen=True)
+class CopyDetection:
+    """One scorer's copy detection on one data set; `ds_name` None means all together.
+
+    Attributes:
+        pictures: how many; each is one pair in each cell.
+        negatives: pairs of different pictures.
+        auc: of the paper's cells against the negatives. Its interval is over pictures, the negatives held.
+        at: recall at each limit.
+    """
+
+    scorer: str
+    ds_name: str | None
+    pictures: int
+    negatives: int
+    auc: float
+    auc_interval: Interval
+    at: tuple[CopyAt, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """All figures, and with `scoring` the scores that they are of, for plots."""
+
+    listing: str
+    protocol: str
+    seed: int
+    size: int
+    data_sets: tuple[Seen, ...]
+    unreadable: tuple[Unreadable, ...]
+    scorers: tuple[ScorerFacts, ...]
+    reidentification: tuple[Reidentification, ...]
+    copy_detection: tuple[CopyDetection, ...]
+    notes: tuple[str, ...]
+    scoring: Scoring = field(repr=False)
+
+    def as_json(self) -> dict[str, Any]:
+        """The document that `evaluate --json` prints. Fields are added in later versions, never removed or redefined."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "list": self.listing,
+            "protocol": self.protocol,
+            "seed": self.seed,
+            "size": self.size,
+            "data_sets": [asdict(seen) for seen in self.data_sets],
+            "unreadable": [asdict(picture) for picture in self.unreadable],
+            "cells": [asdict(cell) | {"name": cell.name} for cell in CELLS],
+            "scorers": [asdict(facts) for facts in self.scorers],
+            "reidentification": [asdict(part) for part in self.reidentification],
+            "copy_detection": [asdict(part) for part in self.copy_detection],
+            "notes": list(self.notes),
+        }
+
+
+def evaluate(
+    listing: Path,
+    scorers: Sequence[Scorer],
+    *,
+    base: Path | None = None,
+    protocol: str = "all",
+    seed: int = 42,
+    size: int = 256,
+    limit: int | None = None,
+    pair_negatives: int = 20_000,
+    false_positives: Sequence[float] = FALSE_POSITIVES,
+    fit_on: str = "val",
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Measure scorers on a file list.
+
+    Args:
+        listing: CSV file list; see `filelist`. TEST is measured; thresholds come from VAL where it has enough pairs.
+        scorers: whom to measure, the first being ours. Names must differ.
+        base: what the list's paths are relative to; its own folder if not given.
+        protocol: "reid", "copy" or "all".
+        seed: of pairs, alterations and resampling.
+        size: working size: every picture is resized to it first, and altered at it.
+        limit: only the first so many pictures of each split of each data set, for a try.
+        pair_negatives: pairs of different pictures a data set, for scorers without embeddings.
+        false_positives: rates to fit thresholds to.
+        fit_on: "val" fits them on VAL where the list has enough of it, and else on TEST; "test" always on TEST.
+        workers: threads that read and alter; None takes what the container allows.
+        progress: is told how far it has come.
+
+    Raises:
+        UsageError: a setting out of range, or two scorers of one name.
+        FileListError: the list is wrong, or holds too little.
+        EncodingError: a scorer gave something that is no score.
+    """
+    _check_settings(scorers, protocol, size, limit, pair_negatives, false_positives, fit_on)
+    rows = [row for row in _chosen(read_file_list(listing, base), limit) if row.split == "TEST" or fit_on == "val"]
+    if not any(row.split == "TEST" for row in rows):
+        raise FileListError(f"{listing} has no TEST pictures: there is nothing to measure")
+    plan = Plan(CELLS if protocol != "reid" else (), protocol != "copy", seed, size, pair_negatives, workers or cpu_limit())
+    scoring = score_all(rows, scorers, plan, progress)
+    reidentification: list[Reidentification] = []
+    copy_detection: list[CopyDetection] = []
+    val_pairs = _val_pairs(scoring)
+    for scorer in scorers:
+        shipped = scorer.bundle.threshold.value if isinstance(scorer, BundleScorer) else None
+        parts = scoring.scores[scorer.name]
+        groups: list[tuple[str | None, Scored]] = [(None, Scored.together(list(parts.values()))), *parts.items()]
+        for ds_name, scored in groups:
+            limits = _limits(scored, shipped, false_positives, val_pairs[ds_name])
+            if len(scored.same):
+                reidentification.append(_reidentification(scorer.name, ds_name, scored, limits, seed))
+            if plan.cells:
+                copy_detection.append(_copy_detection(scorer.name, ds_name, scored, limits, seed))
+    return Evaluation(
+        listing=str(listing),
+        protocol=protocol,
+        seed=seed,
+        size=size,
+        data_sets=scoring.seen,
+        unreadable=scoring.unreadable,
+        scorers=tuple(_facts(scorer, scoring.milliseconds[scorer.name]) for scorer in scorers),
+        reidentification=tuple(reidentification),
+        copy_detection=tuple(copy_detection),
+        notes=tuple(_notes(scoring, plan, reidentification, copy_detection)),
+        scoring=scoring,
+    )
+
+
+def _check_settings(
+    scorers: Sequence[Scorer], protocol: str, size: int, limit: int | None, pair_negatives: int, rates: Sequence[float], fit_on: str
+) -> None:
+    names = [scorer.name for scorer in scorers]
+    if not names or len(set(names)) < len(names):
+        raise UsageError(f"scorers need names that differ, and there must be one; these are {', '.join(names) or 'none'}")
+    for value, known in ((protocol, PROTOCOLS), (fit_on, FIT_ON)):
+        if value not in known:
+            raise UsageError(f"{value!r} is unknown here; known are {', '.join(known)}")
+    if size < 32 or pair_negatives < 1 or (limit is not None and limit < 2):
+        raise UsageError("the working size must be 32 or more, pairs of different pictures 1 or more, and a limit 2 or more")
+    if not all(0 < rate < 1 for rate in rates):
+        raise UsageError(f"false-positive rates lie between 0 and 1, both excluded; these are {', '.join(map(str, rates))}")
+
+
+def _chosen(rows: Sequence[Listed], limit: int | None) -> list[Listed]:
+    """TEST and VAL, the first of each data set."""
+    counts: dict[tuple[str, str], int] = {}
+    chosen = []
+    for row in rows:
+        counts[row.split, row.ds_name] = counts.get((row.split, row.ds_name), 0) + 1
+        if row.split in ("TEST", "VAL") and (limit is None or counts[row.split, row.ds_name] <= limit):
+            chosen.append(row)
+    # VAL of a data set that TEST does not have serves nothing.
+    tested = {row.ds_name for row in chosen if row.split == "TEST"}
+    return [row for row in chosen if row.ds_name in tested]
+
+
+def _val_pairs(scoring: Scoring) -> dict[str | None, int]:
+    """How many of VAL's pairs of different pictures a data set has for who sees most of them.
+
+    Whether a threshold is fitted on VAL or on TEST goes by this, so that it goes the same way for every scorer: those that see
+    a sample only would else get theirs from other pictures.
+    """
+    counts: dict[str | None, int] = {seen.ds_name: 0 for seen in scoring.seen}
+    for parts in scoring.scores.values():
+        for ds_name, scored in parts.items():
+            counts[ds_name] = max(counts[ds_name], 0 if scored.val_negatives is None else len(scored.val_negatives))
+    return {**counts, None: sum(counts.values()) if all(counts.values()) else 0}
+
+
+def _limits(scored: Scored, shipped: float | None, rates: Sequence[float], val_pairs: int) -> tuple[Limit, ...]:
+    fitted = tuple(
+        limit_for(rate, scored.negatives, scored.val_negatives if val_pairs >= pairs_needed(rate) else None)
+        for rate in dict.fromkeys(rates)
+    )
+    return fitted if shipped is None else (*fitted, given_limit(shipped, scored.negatives))
+
+
+def _reidentification(scorer: str, ds_name: str | None, scored: Scored, limits: tuple[Limit, ...], seed: int) -> Reidentification:
+    return Reidentification(
+        scorer=scorer,
+        ds_name=ds_name,
+        pairs=separation(scored.same, scored.different, scored.clusters, seed=seed),
+        identities=int(scored.clusters.max()) + 1,
+        at=tuple(RecallAt(limit, None if limit.threshold is None else share_at(scored.same, limit.threshold)) for limit in limits),
+    )
+
+
+def _copy_detection(scorer: str, ds_name: str | None, scored: Scored, limits: tuple[Limit, ...], seed: int) -> CopyDetection:
+    paper = np.asarray([cell.paper for cell in CELLS])
+    on_paper = scored.copies[:, paper]
+    return CopyDetection(
+        scorer=scorer,
+        ds_name=ds_name,
+        pictures=len(scored.copies),
+        negatives=len(scored.negatives),
+        auc=auc(on_paper.reshape(-1), scored.negatives),
+        auc_interval=mean_interval(placements(on_paper, scored.negatives).mean(axis=1), seed),
+        at=tuple(_copy_at(scored.copies, limit, paper, seed) for limit in limits),
+    )
+
+
+def _copy_at(copies: NDArray[np.float64], limit: Limit, paper: NDArray[np.bool_], seed: int) -> CopyAt:
+    if limit.threshold is None:
+        return CopyAt(limit, None, None, None)
+    found = copies >= limit.threshold
+    cells = {cell.name: float(found[:, column].mean()) for column, cell in enumerate(CELLS)}
+    return CopyAt(limit, cells, _grid(found, paper, seed), _grid(found, ~paper, seed))
+
+
+def _grid(found: NDArray[np.bool_], columns: NDArray[np.bool_], seed: int) -> Grid:
+    chosen = found[:, columns]
+    recalls = chosen.mean(axis=0)
+    worst = int(recalls.argmin())
+    names = [cell.name for cell, taken in zip(CELLS, columns, strict=True) if taken]
+    return Grid(float(recalls.mean()), mean_interval(chosen.mean(axis=1), seed), float(recalls[worst]), names[worst])
+
+
+def _facts(scorer: Scorer, milliseconds: float) -> ScorerFacts:
+    if isinstance(scorer, BundleScorer):
+        bundle = scorer.bundle
+        return ScorerFacts(scorer.name, scorer.about, bundle.threshold.value, bundle.fingerprint, milliseconds)
+    return ScorerFacts(scorer.name, scorer.about, None, None, milliseconds)
+
+
+def _notes(
+    scoring: Scoring, plan: Plan, reidentification: Sequence[Reidentification], copy_detection: Sequence[CopyDetection]
+) -> list[str]:
+    """What a reader of the figures would otherwise have to guess; of limits, those over all data sets."""
+    overall = [(part.scorer, at.limit) for part in copy_detection if part.ds_name is None for at in part.at]
+    overall += [(part.scorer, at.limit) for part in reidentification if part.ds_name is None for at in part.at]
+    notes = []
+    for source, whose in (("VAL", "VAL's pairs"), ("TEST", "TEST's own pairs: VAL is not listed, has too few, or was not wanted")):
+        rates = {limit.wanted for _, limit in overall if limit.source == source and limit.threshold is not None}
+        if rates:
+            named = ", ".join(f"{rate:g}" for rate in sorted(rate for rate in rates if rate is not None))
+            notes.append(f"thresholds for false-positive rates of {named} over all data sets were fitted on {whose}")
+    problems: dict[str, list[str]] = {}
+    for scorer, limit in dict.fromkeys(overall):
+        if limit.problem:
+            problems.setdefault(limit.problem, []).append(scorer)
+    notes += [f"{problem} ({', '.join(dict.fromkeys(names))})" for problem, names in problems.items()]
+    measured = {part.ds_name for part in reidentification}
+    left_out = [repr(seen.ds_name) for seen in scoring.seen if seen.ds_name not in measured]
+    if plan.reidentification and left_out:
+        notes.append(f"no identity of TEST has two pictures in {', '.join(left_out)}: nothing to re-identify there")
+    if scoring.unreadable:
+        notes.append(f"{len(scoring.unreadable)} listed pictures could not be read and were left out")
+    return notes

@@ -1,0 +1,157 @@
+"""Curves of an evaluation as files: ROC, recall by transform and strength, histograms of scores. Matplotlib without pyplot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lcmem_onnx.runtime.errors import UsageError
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from sklearn.metrics import roc_curve
+
+from .evaluate import CopyAt, Evaluation
+from .protocols import CELLS
+from .scoring import Scored
+
+__all__ = ["FORMATS", "write_plots"]
+
+FORMATS = ("png", "svg")
+DOTS = 150
+MOST_POINTS = 200_000
+"""Negatives that a curve is drawn from; of more, evenly many of the sorted ones, which moves no curve by a line's width."""
+SVG_SALT = "lcmem-onnx"
+
+
+def write_plots(evaluation: Evaluation, folder: Path, kind: str = "png") -> list[Path]:
+    """Write what the evaluation's protocols allow, and say what was written. All data sets together.
+
+    Args:
+        folder: made if need be; files of the same names are replaced.
+        kind: one of `FORMATS`.
+
+    Raises:
+        UsageError: another format, or the folder cannot be written to.
+    """
+    if kind not in FORMATS:
+        raise UsageError(f"plots are written as {' or '.join(FORMATS)}, not as {kind!r}")
+    scores = {name: Scored.together(list(parts.values())) for name, parts in evaluation.scoring.scores.items()}
+    figures: dict[str, Figure] = {}
+    if evaluation.reidentification:
+        pairs = {name: (scored.same, scored.different) for name, scored in scores.items()}
+        figures["reidentification-roc"] = _roc(pairs, "Re-identification")
+        figures["reidentification-scores"] = _histograms(pairs, "Re-identification", ("one identity", "different identities"))
+    if evaluation.copy_detection:
+        paper = np.asarray([cell.paper for cell in CELLS])
+        pairs = {name: (scored.copies[:, paper].reshape(-1), scored.negatives) for name, scored in scores.items()}
+        figures["copy-detection-roc"] = _roc(pairs, "Copy detection, the paper's 24 cells")
+        figures["copy-detection-scores"] = _histograms(pairs, "Copy detection", ("altered copies", "different pictures"))
+        figures |= _recalls(evaluation)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return [_written(figure, folder / f"{name}.{kind}") for name, figure in figures.items()]
+    except OSError as error:
+        raise UsageError(f"plots cannot be written to {folder}: {error.strerror or error}") from error
+
+
+def _written(figure: Figure, path: Path) -> Path:
+    from matplotlib import rc_context
+
+    FigureCanvasAgg(figure)
+    # Without a salt, ids in an SVG differ from run to run; without a date, the same figures give the same file.
+    with rc_context({"svg.hashsalt": SVG_SALT}):
+        figure.savefig(path, dpi=DOTS, metadata={"Date": None} if path.suffix == ".svg" else None)
+    return path
+
+
+def _roc(pairs: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]], title: str) -> Figure:
+    figure = Figure(figsize=(6, 5), layout="constrained")
+    axes = figure.subplots()
+    least = 1.0
+    for number, (name, (same, different)) in enumerate(pairs.items()):
+        different = _thinned(different)
+        truth = np.concatenate([np.ones(len(same), np.int8), np.zeros(len(different), np.int8)])
+        false, true, _ = roc_curve(truth, np.concatenate([same, different]))
+        least = min(least, 1.0 / len(different))
+        axes.step(np.maximum(false, 1e-12), true, where="post", label=name, **_style(number))
+    axes.set(xscale="log", xlim=(least, 1), ylim=(0, 1.02), xlabel="false-positive rate", ylabel="recall", title=title)
+    _finish(axes)
+    return figure
+
+
+def _histograms(pairs: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]], title: str, labels: tuple[str, str]) -> Figure:
+    figure = Figure(figsize=(6, 1.2 + 1.6 * len(pairs)), layout="constrained")
+    figure.suptitle(title)
+    for axes, (name, both) in zip(figure.subplots(len(pairs), squeeze=False)[:, 0], pairs.items(), strict=True):
+        every = np.concatenate(both)
+        edges = np.linspace(every.min(), max(every.max(), every.min() + 1e-9), 61)
+        for values, label, colour in zip(both, labels, ("tab:green", "tab:red"), strict=True):
+            axes.hist(values, edges, weights=np.full(len(values), 1 / len(values)), alpha=0.6, label=label, color=colour)
+        axes.set_ylabel(name)
+        axes.set_yticks([])
+        if axes.get_subplotspec().is_first_row():
+            axes.legend(fontsize="small")
+    return figure
+
+
+def _recalls(evaluation: Evaluation) -> dict[str, Figure]:
+    """A figure a limit that can be fitted: recall against strength, our model's line the thick one."""
+    overall = [part for part in evaluation.copy_detection if part.ds_name is None]
+    figures = {}
+    for wanted in dict.fromkeys(at.limit.wanted for part in overall for at in part.at):
+        reached = {part.scorer: at for part in overall for at in part.at if at.limit.wanted == wanted and at.cells}
+        if reached:
+            rate = "bundle-threshold" if wanted is None else f"{wanted:g}"
+            figures[f"copy-detection-recall-{rate}"] = _recall_figure(reached)
+    return figures
+
+
+def _recall_figure(reached: dict[str, CopyAt]) -> Figure:
+    transforms = list(dict.fromkeys(cell.transform for cell in CELLS if cell.paper))
+    figure = Figure(figsize=(11, 8), layout="constrained")
+    figure.suptitle(f"Recall of altered copies at {next(iter(reached.values())).limit.name}")
+    grid = figure.add_gridspec(3, 3)
+    for number, transform in enumerate(transforms):
+        axes = figure.add_subplot(grid[divmod(number, 3)])
+        cells = [cell for cell in CELLS if cell.transform == transform]
+        _lines(axes, reached, [cell.name for cell in cells], [f"{cell.strength:g}" for cell in cells])
+        axes.set_title(transform, fontsize="medium")
+    axes = figure.add_subplot(grid[2, :])
+    beyond = [cell.name for cell in CELLS if not cell.paper]
+    places = np.arange(len(beyond))
+    width = 0.8 / len(reached)
+    for number, (name, at) in enumerate(reached.items()):
+        heights = [(at.cells or {})[cell] for cell in beyond]
+        axes.bar(places + (number + 0.5) * width - 0.4, heights, width, label=name, color=_style(number)["color"])
+    axes.set_xticks(places, beyond)
+    axes.set(ylim=(0, 1.03), ylabel="recall")
+    axes.set_title("beyond the paper", fontsize="medium")
+    figure.legend(*axes.get_legend_handles_labels(), fontsize="small", loc="outside lower center", ncols=min(len(reached), 6))
+    return figure
+
+
+def _lines(axes: Axes, reached: dict[str, CopyAt], cells: Sequence[str], strengths: Sequence[str]) -> None:
+    for number, (name, at) in enumerate(reached.items()):
+        axes.plot(strengths, [(at.cells or {})[cell] for cell in cells], marker="o", markersize=3, label=name, **_style(number))
+    axes.set(ylim=(0, 1.03), ylabel="recall")
+    axes.grid(alpha=0.3)
+
+
+def _finish(axes: Axes) -> None:
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small", loc="lower right")
+
+
+def _style(number: int) -> dict[str, Any]:
+    """The first scorer, ours, is black and thick."""
+    return {"color": "black", "linewidth": 2.5} if number == 0 else {"color": f"C{(number - 1) % 10}", "linewidth": 1.2}
+
+
+def _thinned(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    if len(values) <= MOST_POINTS:
+        return values
+    return np.sort(values)[np.linspace(0, len(values) - 1, MOST_POINTS).astype(np.int64)]

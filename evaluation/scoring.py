@@ -1,0 +1,253 @@
+"""Runs scorers over a file list: every picture is read and altered once, and every scorer sees the same arrays."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from lcmem_onnx.runtime.errors import EncodingError, FileListError
+from numpy.typing import NDArray
+
+from .compare import Embedder, Pixels, Scorer
+from .filelist import Listed
+from .protocols import Cell, Pairs, different_pairs, reidentification_pairs
+from .reading import Store, Unreadable, Versions, read_ahead
+
+__all__ = ["MOST_NEGATIVES", "Plan", "Scored", "Scoring", "Seen", "score_all"]
+
+Doubles = NDArray[np.float64]
+Progress = Callable[[str, int, int], None]
+"""Is told what is being done, how many steps are done, and of how many."""
+MOST_NEGATIVES = 2_000_000
+"""Pairs of different pictures of one data set that embeddings are compared in: all pairs of up to 2,000 pictures, a sample of
+more. Sixteen megabytes of scores; a false-positive rate of 0.00001 leaves twenty of them."""
+AT_ONCE = 8
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be scored.
+
+    Attributes:
+        cells: alterations for copy detection; empty when it is not wanted.
+        reidentification: whether its pairs are wanted.
+        seed: of pairs and alterations.
+        size: working size.
+        pair_negatives: pairs of different pictures for scorers without embeddings, a data set.
+        workers: threads that read.
+    """
+
+    cells: tuple[Cell, ...]
+    reidentification: bool
+    seed: int
+    size: int
+    pair_negatives: int
+    workers: int
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """One scorer's scores on one data set, or on several together.
+
+    Attributes:
+        copies: float64 (pictures, cells).
+        same, different: of re-identification's pairs, float64 (pairs,).
+        clusters: (pairs,), which identity the pairs' first picture shows, from 0.
+        negatives: of pairs of different pictures of TEST, float64, sorted.
+        val_negatives: the same of VAL; None when VAL has none.
+    """
+
+    copies: Doubles
+    same: Doubles
+    different: Doubles
+    clusters: NDArray[np.int64]
+    negatives: Doubles
+    val_negatives: Doubles | None
+
+    @staticmethod
+    def together(parts: Sequence[Scored]) -> Scored:
+        """Several data sets as one: pairs stay within each."""
+        clusters, offset = [], 0
+        for part in parts:
+            clusters.append(part.clusters + offset)
+            offset += int(part.clusters.max(initial=-1)) + 1
+        vals = [part.val_negatives for part in parts if part.val_negatives is not None]
+        return Scored(
+            np.concatenate([part.copies for part in parts]),
+            np.concatenate([part.same for part in parts]),
+            np.concatenate([part.different for part in parts]),
+            np.concatenate(clusters),
+            np.sort(np.concatenate([part.negatives for part in parts])),
+            # A threshold for all of TEST cannot come from a VAL that lacks some of its data sets.
+            np.sort(np.concatenate(vals)) if len(vals) == len(parts) else None,
+        )
+
+
+@dataclass(frozen=True)
+class Seen:
+    """How much of a data set was read: pictures and identities of TEST, pictures of VAL."""
+
+    ds_name: str
+    pictures: int
+    identities: int
+    val_pictures: int
+
+
+@dataclass(frozen=True, eq=False)
+class Scoring:
+    """All scores: `scores[scorer's name][ds_name]`, and what they are of; `milliseconds` a picture embedded or a pair scored."""
+
+    scores: dict[str, dict[str, Scored]]
+    seen: tuple[Seen, ...]
+    unreadable: tuple[Unreadable, ...]
+    milliseconds: dict[str, float]
+
+
+class _Stopwatch:
+    """Adds up what a scorer takes, a picture or pair."""
+
+    def __init__(self) -> None:
+        self.seconds, self.things = 0.0, 0
+
+    def __call__(self, started: float, things: int) -> None:
+        self.seconds += time.perf_counter() - started
+        self.things += things
+
+    @property
+    def milliseconds(self) -> float:
+        return 1000.0 * self.seconds / max(1, self.things)
+
+
+class _Bench:
+    """One scorer at work: takes pictures as they are read, and scores pairs of them afterwards."""
+
+    def __init__(self, scorer: Scorer, store: Store) -> None:
+        self.scorer = scorer
+        self.watch = _Stopwatch()
+        self.copies: dict[int, Doubles] = {}
+        self._store = store
+        self._vectors: dict[int, NDArray[np.float32]] = {}
+
+    def take(self, number: int, versions: Versions) -> None:
+        """Embed a picture and its copies, and score them against it."""
+        started = time.perf_counter()
+        if isinstance(self.scorer, Embedder):
+            every = np.concatenate([versions.original[None], versions.copies])
+            vectors = np.concatenate([self.scorer.embed(every[at : at + AT_ONCE]) for at in range(0, len(every), AT_ONCE)])
+            self.watch(started, len(every))
+            self._vectors[number] = vectors[0].copy()
+            scores = self.scorer.compare(vectors[0], vectors[1:]) if len(every) > 1 else np.empty(0)
+        else:
+            scores = np.asarray([self.scorer.score(versions.original, copy) for copy in versions.copies], np.float64)
+            self.watch(started, len(scores))
+        self.copies[number] = self._checked(scores)
+
+    def pairs(self, numbers: Sequence[int], pairs: Pairs) -> Doubles:
+        """Scores of pairs, float64 (pairs,); pairs count within `numbers`."""
+        scores = np.empty(len(pairs))
+        begins = [0, *(np.flatnonzero(np.diff(pairs.first)) + 1).tolist()] if len(pairs) else []
+        vectors = np.stack([self._vectors[number] for number in numbers]) if self._vectors and len(pairs) else None
+        for begin, end in zip(begins, [*begins[1:], len(pairs)], strict=False):
+            first, second = int(pairs.first[begin]), pairs.second[begin:end]
+            if isinstance(self.scorer, Embedder) and vectors is not None:
+                scores[begin:end] = self.scorer.compare(vectors[first], vectors[second])
+            elif not isinstance(self.scorer, Embedder):
+                picture = self._store.get(numbers[first])
+                scores[begin:end] = [self._pair(picture, self._store.get(numbers[int(other)])) for other in second]
+        return self._checked(scores)
+
+    def _pair(self, first: Pixels, second: Pixels) -> float:
+        started = time.perf_counter()
+        score = self.scorer.score(first, second) if not isinstance(self.scorer, Embedder) else 0.0
+        self.watch(started, 1)
+        return score
+
+    def _checked(self, scores: Doubles) -> Doubles:
+        if not np.isfinite(scores).all():
+            raise EncodingError(f"{self.scorer.name} gave a score that is not finite")
+        return scores
+
+
+def score_all(rows: Sequence[Listed], scorers: Sequence[Scorer], plan: Plan, progress: Progress | None = None) -> Scoring:
+    """Score a list's TEST pictures, and its VAL pictures against each other.
+
+    Args:
+        rows: TEST and VAL, in the order of the file list; others must not be among them.
+
+    Raises:
+        FileListError: a data set with fewer than two identities that can be read, or nothing to re-identify.
+        EncodingError: a scorer gave something that is no score.
+        UsageError: no room for the pictures.
+    """
+    tell = progress or (lambda what, done, total: None)
+    pixels = not all(isinstance(scorer, Embedder) for scorer in scorers)
+    store = Store(plan.size)
+    try:
+        benches = [_Bench(scorer, store) for scorer in scorers]
+        unreadable: list[Unreadable] = []
+        read: dict[tuple[str, str], list[int]] = {}
+        for number, versions in enumerate(read_ahead(rows, plan.size, plan.cells, plan.seed, plan.workers)):
+            tell("pictures", number, len(rows))
+            if isinstance(versions, Unreadable):
+                unreadable.append(versions)
+                continue
+            read.setdefault((rows[number].ds_name, rows[number].split), []).append(number)
+            if pixels:
+                store.put(number, versions.original)
+            for bench in benches:
+                bench.take(number, versions)
+        seen = _checked(rows, read, plan, len(unreadable))
+        scores: dict[str, dict[str, Scored]] = {scorer.name: {} for scorer in scorers}
+        steps = [(data_set, bench) for data_set in seen for bench in benches]
+        for step, (data_set, bench) in enumerate(steps):
+            tell("pairs", step, len(steps))
+            scores[bench.scorer.name][data_set.ds_name] = _scored(rows, read, data_set.ds_name, bench, plan)
+        tell("pairs", len(steps), len(steps))
+    finally:
+        store.close()
+    return Scoring(scores, seen, tuple(unreadable), {bench.scorer.name: bench.watch.milliseconds for bench in benches})
+
+
+def _checked(rows: Sequence[Listed], read: dict[tuple[str, str], list[int]], plan: Plan, unreadable: int) -> tuple[Seen, ...]:
+    """What was read of each data set of TEST; that there is enough of it."""
+    names = list(dict.fromkeys(row.ds_name for row in rows if row.split == "TEST"))
+    lost = f" ({unreadable} listed pictures could not be read)" if unreadable else ""
+    seen, paired = [], 0
+    for name in names:
+        numbers = read.get((name, "TEST"), [])
+        identities = [rows[number].identity for number in numbers]
+        of = f"TEST of {name!r}" if name else "TEST"
+        if len(set(identities)) < 2:
+            raise FileListError(
+                f"{of} has {len(set(identities))} identities that can be read{lost}; it takes two or more to have pairs of "
+                "different pictures"
+            )
+        paired += len(identities) > len(set(identities))
+        seen.append(Seen(name, len(numbers), len(set(identities)), len(read.get((name, "VAL"), []))))
+    if plan.reidentification and not plan.cells and not paired:
+        raise FileListError(f"no identity of TEST has two pictures{lost}: there is nothing to re-identify")
+    return tuple(seen)
+
+
+def _scored(rows: Sequence[Listed], read: dict[tuple[str, str], list[int]], ds_name: str, bench: _Bench, plan: Plan) -> Scored:
+    most = MOST_NEGATIVES if isinstance(bench.scorer, Embedder) else plan.pair_negatives
+
+    def negatives(split: str) -> Doubles:
+        chosen = read.get((ds_name, split), [])
+        return np.sort(bench.pairs(chosen, different_pairs([rows[number].identity for number in chosen], most, plan.seed)))
+
+    numbers = read[ds_name, "TEST"]
+    identities = [rows[number].identity for number in numbers]
+    same, different = reidentification_pairs(identities, plan.seed) if plan.reidentification else reidentification_pairs([])
+    firsts = [identities[number] for number in same.first.tolist()]
+    val = negatives("VAL")
+    return Scored(
+        copies=np.stack([bench.copies[number] for number in numbers]),
+        same=bench.pairs(numbers, same),
+        different=bench.pairs(numbers, different),
+        clusters=np.unique(np.asarray(firsts, dtype=str), return_inverse=True)[1].astype(np.int64),
+        negatives=negatives("TEST"),
+        val_negatives=val if len(val) else None,
+    )

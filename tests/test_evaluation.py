@@ -1,0 +1,386 @@
+"""Evaluation: the protocols' pairs, and the whole command on a small list."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lcmem_onnx import FileListError, Screener, UsageError
+from lcmem_onnx.cli import main
+from lcmem_onnx.evaluation import command, scoring
+from lcmem_onnx.evaluation.evaluate import Evaluation, evaluate
+from lcmem_onnx.evaluation.filelist import Listed, write_file_list
+from lcmem_onnx.evaluation.hashes import PHash
+from lcmem_onnx.evaluation.networks import BundleScorer
+from lcmem_onnx.evaluation.pixelwise import Mse
+from lcmem_onnx.evaluation.protocols import CELLS, altered, cell_rng, different_pairs, reidentification_pairs
+from lcmem_onnx.runtime.head import sigmoid
+from PIL import Image
+
+IDENTITIES = 5
+NAMES = st.lists(st.sampled_from("abcdefg"), max_size=30)
+
+
+@pytest.fixture(scope="module")
+def listing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two data sets, one of which has VAL too; five identities of two visits in TEST each; one file that is no picture."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    rows = []
+    for ds_name, splits in (("grids", ("TEST", "VAL")), ("others", ("TEST",))):
+        for split in splits:
+            for identity in range(IDENTITIES):
+                rng = np.random.default_rng([len(ds_name), len(split), identity])
+                smooth = rng.integers(0, 256, (5, 5, 3), dtype=np.uint8)
+                for visit in range(2):
+                    name = f"{ds_name}-{split}-{identity}-{visit}.png"
+                    seen = np.clip(smooth.astype(int) + rng.integers(-12, 13, smooth.shape), 0, 255).astype(np.uint8)
+                    Image.fromarray(seen).resize((70, 60), Image.Resampling.BICUBIC).save(folder / name)
+                    rows.append(Listed(split, f"{split}{identity}", name, folder / name, ds_name))
+    (folder / "broken.png").write_bytes(b"no picture")
+    rows.append(Listed("TEST", "lost", "broken.png", folder / "broken.png", "grids"))
+    write_file_list(folder / "list.csv", rows)
+    return folder / "list.csv"
+
+
+@pytest.fixture(scope="module")
+def evaluation(listing: Path, tiny_bundle: Path) -> Evaluation:
+    return evaluate(
+        listing, [BundleScorer(Screener(tiny_bundle)), PHash(), Mse()], size=64, pair_negatives=20, false_positives=(0.1, 1e-5)
+    )
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, ["evaluate", *map(str, arguments)])
+
+
+# -- pairs ------------------------------------------------------------------------------------------------------------
+
+
+def reference_pairs(identities: list[str], seed: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """The protocol, written down once more as its description reads."""
+    rng = random.Random(seed)
+    same, different = [], []
+    for identity in dict.fromkeys(identities):
+        own = [number for number, other in enumerate(identities) if other == identity]
+        others = [other for other in dict.fromkeys(identities) if other != identity]
+        if len(own) >= 2 and others:
+            for place, number in enumerate(own):
+                same.append((number, own[(place + 1) % len(own)]))
+                different.append((number, identities.index(rng.choice(others))))
+    return same, different
+
+
+@given(NAMES, st.integers(0, 5))
+def test_re_identification_pairs_are_those_of_the_description(identities: list[str], seed: int) -> None:
+    same, different = reidentification_pairs(identities, seed)
+    expected = reference_pairs(identities, seed)
+    assert (list(zip(same.first, same.second, strict=True)), list(zip(different.first, different.second, strict=True))) == expected
+    assert all(identities[a] == identities[b] and a != b for a, b in zip(same.first, same.second, strict=True))
+    assert all(identities[a] != identities[b] for a, b in zip(different.first, different.second, strict=True))
+
+
+@given(NAMES, st.integers(1, 60), st.booleans())
+@settings(max_examples=60)
+def test_pairs_of_different_pictures_are_all_of_them_or_a_sample(identities: list[str], most: int, large: bool) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        if large:
+            patch.setattr("lcmem_onnx.evaluation.protocols.ENUMERATE_UP_TO", 0)
+        pairs = different_pairs(identities, most)
+        again = different_pairs(identities, most)
+    drawn = set(zip(pairs.first.tolist(), pairs.second.tolist(), strict=True))
+    count = len(identities)
+    every = {(a, b) for a in range(count) for b in range(a + 1, count) if identities[a] != identities[b]}
+    assert len(drawn) == len(pairs)
+    assert drawn <= every
+    # Drawing one by one is for many pictures, of which no identity has nearly all.
+    assert len(pairs) == min(most, len(every)) or (large and 4 * most < count * (count - 1) // 2)
+    assert (pairs.first.tolist(), pairs.second.tolist()) == (again.first.tolist(), again.second.tolist())
+    assert (np.diff(pairs.first) >= 0).all()
+
+
+def test_a_sample_of_very_many_pairs_is_complete(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lcmem_onnx.evaluation.protocols.ENUMERATE_UP_TO", 0)
+    identities = [str(number // 2) for number in range(400)]
+    pairs = different_pairs(identities, 5000)
+    assert len(pairs) == len(set(zip(pairs.first.tolist(), pairs.second.tolist(), strict=True))) == 5000
+    # Every picture takes part about as often as any other: 25 times.
+    assert np.bincount(np.concatenate([pairs.first, pairs.second]), minlength=400).min() >= 8
+
+
+def test_the_grid_is_the_papers_and_six_more() -> None:
+    assert sum(cell.paper for cell in CELLS) == 24
+    assert [cell.name for cell in CELLS if not cell.paper] == [
+        "mirror", "crop 0.7", "half size 0.5", "caption", "border 0.08", "invert",
+    ]  # fmt: skip
+    assert len({cell.name for cell in CELLS}) == 30
+
+
+def test_an_alteration_depends_on_seed_and_name_and_cell_only() -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    everything = altered(picture, "a.png", 1)
+    for number in (5, 9, 27):
+        assert (altered(picture, "a.png", 1, CELLS[number : number + 1])[0] == everything[number]).all()
+    noise = [cell for cell in CELLS if cell.transform == "noise"]
+    assert (altered(picture, "b.png", 1, noise) != altered(picture, "a.png", 1, noise)).any()
+    assert (altered(picture, "a.png", 2, noise) != altered(picture, "a.png", 1, noise)).any()
+    assert cell_rng(1, "a", noise[0]).random() != cell_rng(1, "a", noise[1]).random()
+
+
+# -- evaluation -------------------------------------------------------------------------------------------------------
+
+
+def test_scores_are_those_of_the_runtime(evaluation: Evaluation, listing: Path, tiny_bundle: Path) -> None:
+    """One negative, one pair of an identity and one altered copy, computed by hand from the files."""
+    screener = Screener(tiny_bundle)
+    folder = listing.parent
+    vectors = [screener.embed(folder / f"others-TEST-{i}-{v}.png")[0] for i in range(IDENTITIES) for v in range(2)]
+    head = screener.bundle.head
+
+    def score(first: int, second: int) -> float:
+        logit = float(np.abs(vectors[first] - vectors[second]) @ head.weight) + head.bias
+        return float(sigmoid(np.asarray([logit]))[0])
+
+    scored = evaluation.scoring.scores[screener.bundle.name]["others"]
+    negatives = sorted(score(a, b) for a in range(10) for b in range(a + 1, 10) if a // 2 != b // 2)
+    assert scored.negatives == pytest.approx(negatives, rel=1e-3, abs=1e-6)
+    assert scored.same == pytest.approx([score(a, a ^ 1) for a in range(10)], rel=1e-3)
+    resized = np.asarray(Image.open(folder / "others-TEST-3-1.png").resize((64, 64), Image.Resampling.BILINEAR))
+    copy = altered(resized, "others-TEST-3-1.png", 42, CELLS[7:8])[0]
+    assert scored.copies[7, 7] == pytest.approx(head.score(vectors[7], screener.embed(copy)[0]), rel=1e-3)
+    assert scored.val_negatives is None
+
+
+def test_figures_carry_their_counts(evaluation: Evaluation) -> None:
+    ours = [part for part in evaluation.copy_detection if part.scorer == evaluation.scorers[0].name]
+    assert [(part.ds_name, part.pictures, part.negatives) for part in ours] == [
+        (None, 20, 80),
+        ("grids", 10, 40),
+        ("others", 10, 40),
+    ]
+    mse = [part for part in evaluation.copy_detection if part.scorer == "mse"]
+    assert [part.negatives for part in mse] == [40, 20, 20]
+    reid = [part for part in evaluation.reidentification if part.scorer == "phash"]
+    assert [(part.ds_name, part.pairs.same, part.pairs.different, part.identities) for part in reid] == [
+        (None, 20, 20, 10), ("grids", 10, 10, 5), ("others", 10, 10, 5),
+    ]  # fmt: skip
+
+
+def test_thresholds_say_where_they_come_from(evaluation: Evaluation) -> None:
+    ours = {part.ds_name: part for part in evaluation.copy_detection if part.scorer == evaluation.scorers[0].name}
+    assert [at.limit.source for at in ours["grids"].at] == ["VAL", "TEST", "bundle"]
+    # "others" has no VAL, so neither has the whole.
+    assert [at.limit.source for at in ours["others"].at] == [at.limit.source for at in ours[None].at] == ["TEST", "TEST", "bundle"]
+    fitted, unreachable, shipped = ours[None].at
+    assert fitted.limit.false_positive_rate == pytest.approx(0.1, abs=0.0126)
+    assert (fitted.limit.fitted_on, fitted.limit.negatives) == (80, 80)
+    assert (unreachable.limit.threshold, unreachable.cells, unreachable.paper) == (None, None, None)
+    assert "needs 100000 pairs" in str(unreachable.limit.problem)
+    assert shipped.limit.threshold == evaluation.scorers[0].threshold == 0.5
+    assert shipped.cells
+    assert shipped.paper
+    assert shipped.paper.mean == pytest.approx(np.mean([shipped.cells[cell.name] for cell in CELLS if cell.paper]))
+    assert shipped.paper.worst == min(shipped.cells[cell.name] for cell in CELLS if cell.paper)
+    assert shipped.paper.mean_interval.low <= shipped.paper.mean <= shipped.paper.mean_interval.high
+    # mse sees as many pairs of VAL as it needs, but the choice does not go by that.
+    mse = next(part for part in evaluation.copy_detection if part.scorer == "mse" and part.ds_name == "grids")
+    assert [at.limit.source for at in mse.at] == ["VAL", "TEST"]
+
+
+def test_what_cannot_be_read_is_listed(evaluation: Evaluation) -> None:
+    (lost,) = evaluation.unreadable
+    assert (lost.name, lost.ds_name, lost.split, lost.reason) == ("broken.png", "grids", "TEST", "not-a-picture")
+    assert any("1 listed pictures could not be read" in note for note in evaluation.notes)
+    assert any("100000" in note and "mse" in note for note in evaluation.notes)
+
+
+def test_the_same_seed_gives_the_same_figures_and_another_does_not(listing: Path) -> None:
+    def figures(seed: int, scorers: list[PHash | Mse]) -> list[object]:
+        document = evaluate(listing, scorers, size=48, seed=seed, pair_negatives=15, workers=3).as_json()
+        return [part for kind in ("reidentification", "copy_detection") for part in document[kind] if part["scorer"] == "mse"]
+
+    # Whoever is measured beside it changes nothing.
+    assert figures(3, [Mse()]) == figures(3, [PHash(), Mse()])
+    assert figures(3, [Mse()]) != figures(4, [Mse()])
+
+
+def test_thresholds_can_be_fitted_on_test_alone(listing: Path) -> None:
+    measured = evaluate(listing, [PHash()], size=48, protocol="copy", false_positives=(0.1,), fit_on="test")
+    assert {at.limit.source for part in measured.copy_detection for at in part.at} == {"TEST"}
+    assert [seen.val_pictures for seen in measured.data_sets] == [0, 0]
+
+
+def test_more_pictures_than_can_be_paired_are_sampled(listing: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "MOST_NEGATIVES", 7)
+    measured = evaluate(listing, [PHash()], size=48, protocol="copy")
+    assert [part.negatives for part in measured.copy_detection] == [14, 7, 7]
+
+
+# -- bad input --------------------------------------------------------------------------------------------------------
+
+
+def relisted(listing: Path, *rows: tuple[str, str, str]) -> Path:
+    path = listing.parent / "other.csv"
+    write_file_list(path, [Listed(split, identity, name, listing.parent / name) for split, identity, name in rows])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("rows", "protocol", "message"),
+    [
+        ([("VAL", "a", "grids-VAL-0-0.png")], "all", "no TEST pictures"),
+        ([("TEST", "a", "grids-TEST-0-0.png"), ("TEST", "a", "grids-TEST-0-1.png")], "all", "1 identities that can be read"),
+        ([("TEST", "a", "grids-TEST-0-0.png"), ("TEST", "b", "broken.png")], "all", "1 listed pictures could not be read"),
+        ([("TEST", "a", "grids-TEST-0-0.png"), ("TEST", "b", "grids-TEST-1-0.png")], "reid", "nothing to re-identify"),
+    ],
+)
+def test_a_list_that_holds_too_little_is_refused(
+    listing: Path, rows: list[tuple[str, str, str]], protocol: str, message: str
+) -> None:
+    with pytest.raises(FileListError, match=message):
+        evaluate(relisted(listing, *rows), [PHash()], size=48, protocol=protocol)
+
+
+def test_single_pictures_are_enough_for_copy_detection(listing: Path) -> None:
+    rows = [("TEST", str(number), f"grids-TEST-{number}-0.png") for number in range(3)]
+    measured = evaluate(relisted(listing, *rows), [PHash()], size=48)
+    assert not measured.reidentification
+    assert len(measured.copy_detection) == 2
+    assert any("nothing to re-identify" in note for note in measured.notes)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"protocol": "both"}, {"size": 8}, {"pair_negatives": 0}, {"limit": 1}, {"false_positives": (1.0,)}, {"fit_on": "train"}],
+)
+def test_settings_out_of_range_are_refused(listing: Path, settings: dict[str, object]) -> None:
+    with pytest.raises(UsageError):
+        evaluate(listing, [PHash()], **settings)  # type: ignore[arg-type]
+
+
+def test_two_scorers_of_one_name_are_refused(listing: Path) -> None:
+    with pytest.raises(UsageError, match="phash, phash"):
+        evaluate(listing, [PHash(), PHash()])
+
+
+# -- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_prints_one_document_and_draws_curves(listing: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    curves = tmp_path / "new" / "curves"
+    done = run(
+        "--list", listing, "--bundle", tiny_bundle, "--baseline", "pdq", "--baseline", tiny_bundle, "--json", "--plots", curves,
+        "--plot-format", "svg", "--false-positives", "0.05", "--limit", "8", "-q",
+    )  # fmt: skip
+    assert (done.exit_code, done.stderr) == (0, "")
+    document = json.loads(done.stdout)
+    assert document["schema_version"] == 1
+    assert [facts["name"] for facts in document["scorers"]] == ["tiny", "pdq", "tiny (2)"]
+    ours, again = (part for part in document["copy_detection"] if part["ds_name"] is None and part["scorer"] != "pdq")
+    assert {**ours, "scorer": ""} == {**again, "scorer": ""}
+    assert ours["pictures"] == 16
+    assert len(ours["at"][0]["cells"]) == 30
+    assert {path.name for path in curves.iterdir()} == {
+        "reidentification-roc.svg", "reidentification-scores.svg", "copy-detection-roc.svg", "copy-detection-scores.svg",
+        "copy-detection-recall-0.05.svg", "copy-detection-recall-bundle-threshold.svg",
+    }  # fmt: skip
+    assert all(path.read_text(encoding="utf-8").rstrip().endswith("</svg>") for path in curves.iterdir())
+
+
+def test_the_tables_fit_in_a_hundred_columns(listing: Path, tiny_bundle: Path) -> None:
+    baselines = [word for name in ("mse", "ncc", "ssim", "phash", "pdq", "random") for word in ("--baseline", name)]
+    done = run("--list", listing, "--bundle", tiny_bundle, "--false-positives", "0.05", "--negatives", "10", *baselines)
+    assert done.exit_code == 0
+    assert max(map(len, done.stdout.splitlines())) <= 100
+    for words in ("Re-identification: 20 pairs", "Copy detection at 5 % false positives", "rotation 30", "the paper's 24: mean",
+                  "not read: broken.png", "95 % from", "fitted on TEST's own pairs"):  # fmt: skip
+        assert words in " ".join(done.stdout.split())
+
+
+def test_png_is_the_default_and_copy_detection_alone_draws_its_own(listing: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    done = run("--list", listing, "--bundle", tiny_bundle, "--protocol", "copy", "--plots", tmp_path, "--json")
+    assert done.exit_code == 0
+    assert not json.loads(done.stdout)["reidentification"]
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "copy-detection-roc.png", "copy-detection-scores.png", "copy-detection-recall-bundle-threshold.png",
+    }  # fmt: skip
+    assert "3 plots" in done.stderr
+
+
+def test_bad_options_are_one_line(listing: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    given = ("--list", listing, "--bundle", tiny_bundle, "-q")
+    (tmp_path / "text.onnx").write_text("no model")
+    for arguments, message in (
+        ((*given, "--baseline", "clip"), "'clip' is no baseline"),
+        ((*given, "--baseline", tmp_path / "text.onnx"), "cannot be opened"),
+        (("--list", tmp_path / "none.csv"), "cannot be read"),
+        ((*given, "--base", tmp_path), "not below"),
+    ):
+        done = run(*arguments)
+        assert done.exit_code == 2
+        assert message in done.stderr
+        assert done.stdout == ""
+
+
+def test_plots_that_cannot_be_written_are_an_error(listing: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    done = run("--list", listing, "--bundle", tiny_bundle, "--protocol", "reid", "--plots", tmp_path / "taken", "-q")
+    assert done.exit_code == 2
+    assert "cannot be written" in done.stderr
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(command, "NEEDED", ("sklearn", "no_such_package"))
+    done = run("--list", tmp_path / "list.csv")
+    assert done.exit_code == 2
+    assert "no_such_package" in done.stderr
+    assert "pip install 'lcmem-onnx[evaluate]'" in done.stderr
+
+
+# -- documentation ----------------------------------------------------------------------------------------------------
+
+
+def test_the_documented_script_makes_lists(tmp_path: Path) -> None:
+    """On made-up metadata in the form that each data set has."""
+    text = (Path(__file__).parent.parent / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    (program,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    made: dict[str, Any] = {}
+    exec(compile(program, "evaluation.md", "exec"), made)
+    for name, content in {
+        "mimic-cxr-2.0.0-metadata.csv.gz": "dicom_id,ViewPosition\nd1,PA\nd2,LATERAL\n",
+        "mimic-cxr-2.0.0-split.csv.gz": "dicom_id,study_id,subject_id,split\nd1,50,10000032,validate\nd2,51,10000032,validate\n",
+        "labels.csv": "dicom_id,Edema\nd2,1\n",
+        "identity_CelebA.txt": "000001.jpg 7\n000002.jpg 8\n",
+        "list_eval_partition.txt": "000001.jpg 0\n000002.jpg 2\n",
+        "isic.csv": "isic_id,patient_id,lesion_id\nISIC_1,IP_1,IL_1\nISIC_2,IP_1,\n",
+        "ImageNet_LT_train.txt": "train/n01440764/a.JPEG 0\n",
+        "ImageNet_LT_val.txt": "",
+        "ImageNet_LT_test.txt": "val/ILSVRC2012_val_00000001.JPEG 65\n",
+    }.items():
+        (tmp_path / name).write_bytes(gzip.compress(content.encode()) if name.endswith("gz") else content.encode())
+    for name in ("valid_1_a_1/1.png", "train_2_a_1/1.png"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+
+    def rows(name: str, *arguments: Path) -> list[tuple[str, str, str]]:
+        return [(row.split, row.identity, row.name) for row in made[name](tmp_path, *arguments)]
+
+    picture = "files/p10/p10000032/s{}/{}.jpg"
+    assert rows("mimic_cxr") == [("VAL", "10000032", picture.format(50, "d1"))]
+    split = made["split_of"]
+    assert rows("cxr_lt", tmp_path / "labels.csv") == [(split("10000032"), "10000032", picture.format(51, "d2"))]
+    assert rows("celeba") == [("TRAIN", "7", "img_align_celeba/000001.jpg"), ("TEST", "8", "img_align_celeba/000002.jpg")]
+    assert rows("isic", tmp_path / "isic.csv") == [(split("IP_1"), "IL_1", "ISIC_1.jpg")]
+    assert [row[:2] for row in rows("ct_rate")][1] == ("TEST", "valid_1_a_1")
+    assert [row[0] for row in rows("imagenet_lt")] == ["TRAIN", "TEST"]
+    parts = Counter(split(str(number)) for number in range(1000))
+    assert parts == pytest.approx({"TRAIN": 800, "VAL": 100, "TEST": 100}, abs=40)
