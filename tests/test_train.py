@@ -153,7 +153,7 @@ def test_three_stages_end_in_a_bundle_that_screens(folder: Path) -> None:
 
     stage1 = train(config_of(folder, "1"))
     assert {key.split(".")[0] for key in torch.load(stage1)["state_dict"]} == {"model", "fc_end"}
-    stage2 = train(config_of(folder, "2", "", f'network.start="{stage1}"'))
+    stage2 = train(config_of(folder, "2", "", f'network.start="{stage1}"', "data.workers=1"))
     loaded = load_lcmem(stage2)
     assert loaded.image_size == 64
     assert (loaded.network.fc_end.weight <= 0).all()

@@ -16,6 +16,7 @@ __all__ = ["train"]
 
 def train(config: Config) -> Path:
     """Train one stage and give the path of its best network (for an autoencoder: a diffusers VAE's folder)."""
+    import cv2
     from accelerate.utils import set_seed
 
     from .autoencoder import autoencoder_trainee
@@ -25,6 +26,8 @@ def train(config: Config) -> Path:
     from .pictures import Pictures, identities, listed
     from .stages import network_for, stage_trainee
 
+    # One thread, and before OpenCV starts its pool: a forked loader that inherits a pool whose threads it lacks waits for ever.
+    cv2.setNumThreads(1)
     training = config.training
     rows = {split: listed(config.data, split) for split in ("TRAIN", "VAL")}
     groups = {split: identities(its) for split, its in rows.items()}

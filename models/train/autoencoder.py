@@ -21,7 +21,7 @@ from .pictures import Identity, Pictures
 __all__ = ["autoencoder_trainee"]
 
 
-class Crops(Dataset[Tensor]):
+class Crops(Dataset[tuple[Tensor]]):
     """Square crops at full resolution, uint8 (3, crop, crop)."""
 
     def __init__(self, config: Config, pictures: Pictures, identities: Sequence[Identity], count: int, *, seed: int) -> None:

@@ -137,7 +137,7 @@ def read_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
         raise TrainingError(f"{path} cannot be read as a TOML configuration: {error}") from error
     for override in overrides:
         _override(content, override)
-    config = _filled(Config, content, str(path), "")
+    config: Config = _filled(Config, content, str(path), "")
     _check(config, path)
     return config
 

@@ -85,7 +85,7 @@ def run(config: Config, trainee: Trainee, accelerator: Accelerator, say: Callabl
         raise TrainingError(f"{out} cannot be made: {error}") from error
     best_file, checkpoint_file = out / f"{trainee.name}_best_network.pth", out / f"{trainee.name}_checkpoint.pth"
     optimizer = torch.optim.Adam(list(trainee.groups), lr=training.rate)
-    loaders = [
+    loaders: list[DataLoader[Any]] = [
         DataLoader(
             each,  # type: ignore[arg-type]  # a map-style data set, as its protocol says
             batch_size=training.pairs,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -65,7 +64,6 @@ class PairedPictures(Dataset[tuple[Tensor, Tensor]]):
         return self._pairs
 
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
-        cv2.setNumThreads(1)  # one process of several: without this, each of them starts as many threads as there are CPUs
         rng = np.random.default_rng([self._seed, self._epoch, number])
         its = self._identities[self._order[number]].pictures
         if len(its) == 1:

@@ -1,0 +1,227 @@
+"""The model that comes with the package, from nothing in one command: `python -m lcmem_onnx.models.bundled --out DIR`.
+
+Real pictures are fetched (`photographs`), others drawn (`generate`), an autoencoder and LCMem's two stages trained (`train`, by
+the recipes `bundled-*.toml`), a threshold is set on validation pictures, the test split is measured through the exported
+bundle, and the figures go into its card. Each step is left out when what it makes is there already, and training goes on after
+its last whole epoch: after a kill, the same command goes on.
+
+The same command gives the same model up to floating point, as long as all packages can still be fetched; arithmetic in
+bfloat16, where a processor has it, differs from one processor to the next.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from lcmem_onnx.evaluation.evaluate import CopyAt, CopyDetection, Evaluation, Reidentification, evaluate
+from lcmem_onnx.evaluation.filelist import Listed, read_file_list, write_file_list
+from lcmem_onnx.evaluation.measures import limit_for
+from lcmem_onnx.evaluation.networks import BundleScorer
+from lcmem_onnx.evaluation.scoring import Plan, score_all
+from lcmem_onnx.export.package import Request, export_bundle
+from lcmem_onnx.runtime.machine import cpu_limit, cpu_name
+from lcmem_onnx.runtime.screening import Screener
+
+from .checkpoint import load_lcmem, save_lcmem
+from .generate import Amounts, generate
+from .photographs import collect
+from .train.__main__ import train
+from .train.config import read_config
+
+__all__ = ["make"]
+
+STAGES = ("autoencoder", "stage1", "stage2")
+NAME = "lcmem-small"
+DECISION_RATE = 1e-3
+SCENES_MEASURED, PHANTOMS_MEASURED = 200, 60
+"""Pictures of the test split that are altered in every cell: scenes, and phantoms of a kind, one an identity."""
+SIZE = 256
+
+Say = Callable[[str], None]
+
+
+def make(out: Path, amounts: dict[str, Amounts], settings: Sequence[str], say: Say) -> Path:
+    """Do all steps that are not done yet, and give the folder of the finished bundle.
+
+    Args:
+        amounts: generated pictures, by split.
+        settings: `table.key=value`, for every stage's configuration; for a try.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    lists = {"real": out / "real" / "list.csv", "generated": out / "generated" / "list.csv"}
+    if not lists["real"].exists():
+        collect(out / "real", say)
+    if not lists["generated"].exists():
+        generate(out / "generated", amounts, SIZE)
+    for stage in STAGES:
+        train(read_config(Path(__file__).parent / "recipes" / f"bundled-{stage}.toml", (*_places(out, stage), *settings)))
+    rows = {name: read_file_list(path) for name, path in lists.items()}
+    copies, people = out / "copies.csv", out / "identities.csv"
+    write_file_list(copies, _below(out, _one_a_phantom(rows["generated"]), rows["real"]))
+    write_file_list(people, _below(out, [row for row in rows["generated"] if row.ds_name != "scenes" and row.split != "TRAIN"]))
+
+    best = load_lcmem(out / "stage2" / "stage2_best_network.pth")
+    with tempfile.TemporaryDirectory() as scratch:
+        unmeasured = Path(scratch) / "bundle"
+        export_bundle(Request(out / "stage2" / "stage2_best_network.pth", unmeasured, name=NAME))
+        threshold = _threshold(unmeasured, copies)
+        say(f"threshold {threshold['value']:.4f}: {threshold['source']}")
+        checkpoint = out / f"{NAME}.pth"
+        save_lcmem(best.network, checkpoint, image_size=best.image_size, threshold=threshold, card={})
+        export_bundle(Request(checkpoint, Path(scratch) / "decided", name=NAME))
+        screener = Screener(Path(scratch) / "decided")
+        say("measuring copy detection")
+        copied = evaluate(copies, [BundleScorer(screener)], protocol="copy", fit_on="test")
+        say("measuring re-identification")
+        identified = evaluate(people, [BundleScorer(screener)], protocol="reid", fit_on="test")
+    for name, evaluation in (("copies", copied), ("identities", identified)):
+        (out / f"{name}.json").write_text(json.dumps(evaluation.as_json(), indent=1) + "\n", encoding="utf-8")
+    card = _card(out, rows, copied, identified)
+    save_lcmem(best.network, checkpoint, image_size=best.image_size, threshold=threshold, card=card)
+    export_bundle(Request(checkpoint, out / "bundle", name=NAME, licence="MIT", replace=True), say)
+    return out / "bundle"
+
+
+def _places(out: Path, stage: str) -> list[str]:
+    """Settings that put a recipe's paths below `out`."""
+    listed = ", ".join(json.dumps(str(out / name / "list.csv")) for name in ("real", "generated"))
+    places = [f"out={json.dumps(str(out / stage))}", f"data.lists=[{listed}]"]
+    if stage != "autoencoder":
+        places.append(f"network.vae={json.dumps(str(out / 'autoencoder' / 'vae'))}")
+    if stage == "stage2":
+        places.append(f"network.start={json.dumps(str(out / 'stage1' / 'stage1_best_network.pth'))}")
+    return places
+
+
+def _one_a_phantom(rows: Iterable[Listed]) -> list[Listed]:
+    """Of TEST the first scenes, and the first picture of the first identities of each kind; of VAL the first of each identity."""
+    kept, seen, counts = [], set(), dict[tuple[str, str], int]()
+    for row in rows:
+        if row.split == "TRAIN" or row.identity in seen:
+            continue
+        seen.add(row.identity)
+        many = SCENES_MEASURED if row.ds_name == "scenes" else PHANTOMS_MEASURED
+        counts[row.split, row.ds_name] = counts.get((row.split, row.ds_name), 0) + 1
+        if row.split == "VAL" or counts[row.split, row.ds_name] <= many:
+            kept.append(row)
+    return kept
+
+
+def _below(out: Path, *groups: Iterable[Listed]) -> list[Listed]:
+    """Rows with names relative to `out`, TRAIN left out."""
+    return [replace(row, name=row.path.relative_to(out).as_posix()) for rows in groups for row in rows if row.split != "TRAIN"]
+
+
+def _threshold(bundle: Path, listing: Path) -> dict[str, Any]:
+    """The strictest data set's score that `DECISION_RATE` of the pairs of different VAL pictures reach, where there are enough."""
+    rows = [replace(row, split="TEST") for row in read_file_list(listing) if row.split == "VAL"]
+    plan = Plan((), reidentification=False, seed=42, size=SIZE, pair_negatives=0, workers=cpu_limit())
+    scorer = BundleScorer(Screener(bundle))
+    scored = score_all(rows, [scorer], plan).scores[scorer.name]
+    limits = {name: limit_for(DECISION_RATE, part.negatives) for name, part in scored.items()}
+    found = {name: limit.threshold for name, limit in limits.items() if limit.threshold is not None}
+    if not found:
+        every = np.sort(np.concatenate([part.negatives for part in scored.values()]))
+        return {"value": float(every[-1]), "source": f"the highest of only {len(every)} pairs of different validation pictures"}
+    strictest = max(found, key=lambda name: found[name])
+    return {
+        "value": found[strictest],
+        "source": f"{DECISION_RATE:.1%} of the pairs of different {strictest} pictures of the validation split reach it, fewer in "
+        "other data sets; not calibrated on patients",
+    }
+
+
+def _card(out: Path, rows: dict[str, list[Listed]], copied: Evaluation, identified: Evaluation) -> dict[str, Any]:
+    trained = [row for its in rows.values() for row in its if row.split == "TRAIN"]
+    counts = {name: sum(row.ds_name == name for row in trained) for name in dict.fromkeys(row.ds_name for row in trained)}
+    logs = {stage: _logged(out / stage) for stage in STAGES}
+    minutes = {stage: sum(float(row["seconds"]) for row in log) / 60 for stage, log in logs.items()}
+    return {
+        "demonstration": True,
+        "summary": "A small LCMem: copies of photographs and of radiograph-like pictures. Re-identification was measured on drawn "
+        "phantoms alone. Not for decisions about patients' data before it is trained and calibrated on your own.",
+        "license": "MIT",
+        "data": "Training pictures: "
+        + ", ".join(f"{count} {name}" for name, count in counts.items())
+        + ". Photographs and textures "
+        "come out of public packages under free licences (models/photographs.py lists them), the rest is drawn. No patient.",
+        "training": ", ".join(f"{stage}: {len(log)} epochs, {minutes[stage]:.0f} minutes" for stage, log in logs.items())
+        + f"; seed 0; {cpu_limit()} cores of {cpu_name()}, torch {torch.__version__}, no accelerator",
+        "limits": "There is no real set of patients with several pictures each behind the re-identification figures: they are of "
+        "drawn phantoms, and a hospital must train and calibrate on its own data before it relies on them.",
+        "measured": "On the fixed test split, by lcmem-onnx evaluate: pictures never trained on. Recall at thresholds that the "
+        "wanted share of pairs of different test pictures reaches, and at the shipped one. Negatives are of the same kind.",
+        "figures": {
+            "copy_detection": {part.ds_name or "all": _copy_figures(part) for part in copied.copy_detection},
+            "re_identification": {part.ds_name or "all": _identity_figures(part) for part in identified.reidentification},
+        },
+    }
+
+
+def _logged(folder: Path) -> list[dict[str, str]]:
+    with (folder / f"{folder.name}_log.csv").open(encoding="utf-8", newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def _copy_figures(part: CopyDetection) -> dict[str, Any]:
+    figures: dict[str, Any] = {"pictures": part.pictures, "negative_pairs": part.negatives, "auc": round(part.auc, 5)}
+    for at in part.at:
+        if at.cells is not None and at.paper is not None:
+            figures[_label(at)] = {
+                "mean_recall": round(at.paper.mean, 4),
+                "worst_recall": round(at.paper.worst, 4),
+                "worst_cell": at.paper.worst_cell,
+                "cells": {cell: round(recall, 4) for cell, recall in at.cells.items()},
+            }
+    return figures
+
+
+def _label(at: CopyAt) -> str:
+    if at.limit.wanted is None:
+        return f"at the shipped threshold ({at.limit.false_positive_rate or 0.0:.3%} false positives)"
+    return f"at {at.limit.wanted:.3%} false positives"
+
+
+def _identity_figures(part: Reidentification) -> dict[str, Any]:
+    low, high = part.pairs.auc_interval.low, part.pairs.auc_interval.high
+    figures: dict[str, Any] = {
+        "identities": part.identities,
+        "pairs": part.pairs.same,
+        "auc": round(part.pairs.auc, 5),
+        "auc 95 % interval": f"{low:.4f} to {high:.4f}",
+    }
+    for at in part.at:
+        if at.recall is not None:
+            wanted = "the shipped threshold" if at.limit.wanted is None else f"{at.limit.wanted:.3%} false positives"
+            figures[f"recall at {wanted}"] = round(at.recall, 4)
+    return figures
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder for everything that is made.")
+@click.option("--scenes", default=4000, help="Scenes to train on.")
+@click.option("--identities", default=8000, help="Phantom identities to train on.")
+@click.option("--held-out", default=700, help="Scenes, and identities, of the test split; of validation three sevenths of it.")
+@click.option("--set", "settings", multiple=True, metavar="TABLE.KEY=VALUE", help="For every stage's configuration. Repeatable.")
+def main(out: Path, scenes: int, identities: int, held_out: int, settings: tuple[str, ...]) -> None:
+    """Make the bundled model: pictures, three trainings, threshold, figures, bundle."""
+    amounts = {
+        "TRAIN": Amounts(scenes, identities, 4),
+        "VAL": Amounts(3 * held_out // 7, 3 * held_out // 7, 4),
+        "TEST": Amounts(held_out, held_out, 4),
+    }
+    bundle = make(out, amounts, settings, lambda line: click.echo(line, err=True))
+    click.echo(f"next  lcmem-onnx bundle info --bundle {bundle}", err=True)
+
+
+if __name__ == "__main__":
+    main()
