@@ -62,31 +62,37 @@ class Pairs:
         return len(self.first)
 
 
-def reidentification_pairs(identities: Sequence[str], seed: int = 42) -> tuple[Pairs, Pairs]:
+def reidentification_pairs(identities: Sequence[str], rng: random.Random | None = None) -> tuple[Pairs, Pairs]:
     """The pairs of one data set: those of one identity, and as many of different ones, picture by picture.
+
+    The reference's draw: identities are counted in sorted order (as numbers, if all are numbers, since it reads its list with
+    pandas), the other one is drawn again until it is another, and one generator serves all data sets, in the list's order.
 
     Args:
         identities: of each picture, in the list's order.
-        seed: of the draw of other identities.
+        rng: draws the other identities; `random.Random(42)` if not given.
 
     Returns:
         Pairs of the same identity and pairs of different ones; the n-th of both have the same first picture. Both are empty
         when no identity has two pictures, or when there is only one identity.
     """
+    rng = rng or random.Random(42)
     pictures: dict[str, list[int]] = {}
     for number, identity in enumerate(identities):
         pictures.setdefault(identity, []).append(number)
-    everyone = list(pictures)
-    rng = random.Random(seed)
+    everyone = sorted(pictures, key=int) if all(identity.isdecimal() for identity in pictures) else sorted(pictures)
     same: list[tuple[int, int]] = []
     different: list[tuple[int, int]] = []
-    for own, (_, numbers) in enumerate(pictures.items()):
+    for own, identity in enumerate(everyone):
+        numbers = pictures[identity]
         if len(numbers) < 2 or len(everyone) < 2:
             continue
         for place, number in enumerate(numbers):
-            other = rng.randrange(len(everyone) - 1)  # the draw that rng.choice would make among the others
             same.append((number, numbers[(place + 1) % len(numbers)]))
-            different.append((number, pictures[everyone[other + (other >= own)]][0]))
+            other = own
+            while other == own:
+                other = rng.randint(0, len(everyone) - 1)
+            different.append((number, pictures[everyone[other]][0]))
     return _pairs(same), _pairs(different)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -199,11 +200,20 @@ def score_all(rows: Sequence[Listed], scorers: Sequence[Scorer], plan: Plan, pro
             for bench in benches:
                 bench.take(number, versions)
         seen = _checked(rows, read, plan, len(unreadable))
+        rng = random.Random(plan.seed)
+        drawn = {
+            data_set.ds_name: reidentification_pairs(
+                [rows[number].identity for number in read[data_set.ds_name, "TEST"]] if plan.reidentification else [], rng
+            )
+            for data_set in seen
+        }
         scores: dict[str, dict[str, Scored]] = {scorer.name: {} for scorer in scorers}
         steps = [(data_set, bench) for data_set in seen for bench in benches]
         for step, (data_set, bench) in enumerate(steps):
             tell("pairs", step, len(steps))
-            scores[bench.scorer.name][data_set.ds_name] = _scored(rows, read, data_set.ds_name, bench, plan)
+            scores[bench.scorer.name][data_set.ds_name] = _scored(
+                rows, read, data_set.ds_name, drawn[data_set.ds_name], bench, plan
+            )
         tell("pairs", len(steps), len(steps))
     finally:
         store.close()
@@ -231,7 +241,14 @@ def _checked(rows: Sequence[Listed], read: dict[tuple[str, str], list[int]], pla
     return tuple(seen)
 
 
-def _scored(rows: Sequence[Listed], read: dict[tuple[str, str], list[int]], ds_name: str, bench: _Bench, plan: Plan) -> Scored:
+def _scored(
+    rows: Sequence[Listed],
+    read: dict[tuple[str, str], list[int]],
+    ds_name: str,
+    drawn: tuple[Pairs, Pairs],
+    bench: _Bench,
+    plan: Plan,
+) -> Scored:
     most = MOST_NEGATIVES if isinstance(bench.scorer, Embedder) else plan.pair_negatives
 
     def negatives(split: str) -> Doubles:
@@ -240,7 +257,7 @@ def _scored(rows: Sequence[Listed], read: dict[tuple[str, str], list[int]], ds_n
 
     numbers = read[ds_name, "TEST"]
     identities = [rows[number].identity for number in numbers]
-    same, different = reidentification_pairs(identities, plan.seed) if plan.reidentification else reidentification_pairs([])
+    same, different = drawn
     firsts = [identities[number] for number in same.first.tolist()]
     val = negatives("VAL")
     return Scored(
