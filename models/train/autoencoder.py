@@ -92,7 +92,7 @@ def autoencoder_trainee(
     return Trainee(
         name="autoencoder",
         module=module,
-        groups=[{"params": list(module.parameters())}],
+        optimizers=[torch.optim.Adam(module.parameters(), lr=training.rate)],
         train=Crops(config, pictures[0], groups[0], (training.steps * training.pairs) or len(pictures[0]), seed=config.seed),
         validation=Crops(config, pictures[1], groups[1], training.validation_pairs, seed=config.seed + 1),
         after_step=lambda: None,

@@ -91,6 +91,9 @@ class Training:
     rate: float = 8e-5
     head_rate: float = 1.0
     """The head's learning rate, as a multiple of `rate`."""
+    muon_rate: float = 0.0
+    """Muon's learning rate, for the matrices of the backbone's blocks; the rest stays with Adam. 0 trains everything with Adam, as
+    the paper does."""
     warm: int = 0
     """Steps in which the rate rises, before the cosine takes it down."""
     clip: float = 0.0
@@ -213,6 +216,7 @@ def _check(config: Config, path: Path) -> None:
         "training.pairs must be 2 or more: a batch of one pair has no negative": training.pairs < 2,
         "training.epochs must be 1 or more": training.epochs < 1,
         "training.rate must be above 0": not training.rate > 0,
+        "training.muon_rate must be 0 or above": not training.muon_rate >= 0,
         "training.alpha must lie in [0, 1]": not 0 <= training.alpha <= 1,
         "data.window must lie in (0, 1]": not 0 < data.window <= 1,
         "data.chunk must be 0 or divide training.pairs": data.chunk < 0 or bool(data.chunk and training.pairs % data.chunk),

@@ -44,17 +44,37 @@ class EpochSet(Protocol):
 class Trainee:
     """What the loop trains.
 
-    `module(*batch)` gives the loss; `groups` are the optimizer's; `after_step` is called after each step of it; `write(path)`
-    writes the network as others load it.
+    `module(*batch)` gives the loss; `after_step` is called after each step of all `optimizers`; `write(path)` writes the network as
+    others load it.
     """
 
     name: str
     module: nn.Module
-    groups: Sequence[dict[str, Any]]
+    optimizers: Sequence[torch.optim.Optimizer]
     train: EpochSet
     validation: EpochSet
     after_step: Callable[[], None]
     write: Callable[[Path], None]
+
+
+@dataclass(frozen=True)
+class _Stepped:
+    """Optimizers, each with its schedule, that take their steps together."""
+
+    optimizers: Sequence[Any]
+    schedules: Sequence[Any]
+
+    def clear(self) -> None:
+        for each in self.optimizers:
+            each.zero_grad(set_to_none=True)
+
+    def step(self) -> None:
+        for each in (*self.optimizers, *self.schedules):
+            each.step()
+
+    def load_state_dicts(self, optimizers: Sequence[Any], schedules: Sequence[Any]) -> None:
+        for each, content in zip((*self.optimizers, *self.schedules), (*optimizers, *schedules), strict=True):
+            each.load_state_dict(content)
 
 
 def accelerator_for(config: Config) -> Accelerator:
@@ -84,7 +104,6 @@ def run(config: Config, trainee: Trainee, accelerator: Accelerator, say: Callabl
     except OSError as error:
         raise TrainingError(f"{out} cannot be made: {error}") from error
     best_file, checkpoint_file = out / f"{trainee.name}_best_network.pth", out / f"{trainee.name}_checkpoint.pth"
-    optimizer = torch.optim.Adam(list(trainee.groups), lr=training.rate)
     loaders: list[DataLoader[Any]] = [
         DataLoader(
             each,  # type: ignore[arg-type]  # a map-style data set, as its protocol says
@@ -99,10 +118,11 @@ def run(config: Config, trainee: Trainee, accelerator: Accelerator, say: Callabl
         raise TrainingError(
             f"an epoch of {len(trainee.train)} pairs is less than one batch of {training.pairs}: lower training.pairs"
         )
-    module, optimizer, train_loader, val_loader = accelerator.prepare(trainee.module, optimizer, *loaders)
+    module, train_loader, val_loader, *optimizers = accelerator.prepare(trainee.module, *loaders, *trainee.optimizers)
     steps = len(train_loader)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _rising_then_cosine(training.warm, training.epochs * steps))
-    state = _resumed(checkpoint_file, config, trainee, optimizer, schedule)
+    factor = _rising_then_cosine(training.warm, training.epochs * steps)
+    stepped = _Stepped(optimizers, [torch.optim.lr_scheduler.LambdaLR(each, factor) for each in optimizers])
+    state = _resumed(checkpoint_file, config, trainee, stepped)
     if state["epoch"]:
         say(f"going on after epoch {state['epoch']} of {training.epochs}")
     rows: list[dict[str, Any]] = state["log"]
@@ -113,8 +133,8 @@ def run(config: Config, trainee: Trainee, accelerator: Accelerator, say: Callabl
         set_seed(config.seed + epoch)
         trainee.train.start_epoch(epoch)
         started = time.monotonic()
-        rate = float(schedule.get_last_lr()[0])
-        train_loss = _epoch(accelerator, trainee, module, optimizer, schedule, train_loader, training.clip, epoch, training.epochs)
+        rate = float(stepped.schedules[0].get_last_lr()[0])
+        train_loss = _epoch(accelerator, trainee, module, stepped, train_loader, training.clip, epoch, training.epochs)
         val_loss = _validated(accelerator, module, val_loader)
         if not math.isfinite(val_loss):
             raise TrainingError(_not_finite("validation", epoch, len(train_loader), checkpoint_file))
@@ -125,7 +145,7 @@ def run(config: Config, trainee: Trainee, accelerator: Accelerator, say: Callabl
         rows.append(dict(zip(LOG_COLUMNS, values, strict=True)))
         state |= {"epoch": epoch + 1, "log": rows}
         if accelerator.is_main_process:
-            _kept(out, best_file if better else None, checkpoint_file, trainee, optimizer, schedule, state, config)
+            _kept(out, best_file if better else None, checkpoint_file, trainee, stepped, state, config)
         say(
             f"epoch {epoch + 1}/{training.epochs}  train {train_loss:.4f}  validation {val_loss:.4f}"
             f"{' (best)' if better else ''}  {seconds:.0f} s"
@@ -144,8 +164,8 @@ def _rising_then_cosine(warm: int, total: int) -> Callable[[int], float]:
 
 
 def _epoch(
-    accelerator: Accelerator, trainee: Trainee, module: nn.Module, optimizer: Any, schedule: Any, loader: Any, clip: float,
-    epoch: int, epochs: int,
+    accelerator: Accelerator, trainee: Trainee, module: nn.Module, stepped: _Stepped, loader: Any, clip: float, epoch: int,
+    epochs: int,
 ) -> float:  # fmt: skip
     module.train()
     total, count = 0.0, 0
@@ -155,12 +175,11 @@ def _epoch(
             value = float(loss.detach())
             if not math.isfinite(value):
                 raise TrainingError(_not_finite("training", epoch, step, Path(trainee.name)))
-            optimizer.zero_grad(set_to_none=True)
+            stepped.clear()
             accelerator.backward(loss)
             if clip:
                 accelerator.clip_grad_norm_(module.parameters(), clip)
-            optimizer.step()
-            schedule.step()
+            stepped.step()
             trainee.after_step()
             total, count = total + value, count + 1
             batches.set_postfix(loss=f"{total / count:.4f}", refresh=False)
@@ -181,7 +200,7 @@ def _validated(accelerator: Accelerator, module: nn.Module, loader: Any) -> floa
     return float(torch.stack(losses).mean())
 
 
-def _resumed(path: Path, config: Config, trainee: Trainee, optimizer: Any, schedule: Any) -> dict[str, Any]:
+def _resumed(path: Path, config: Config, trainee: Trainee, stepped: _Stepped) -> dict[str, Any]:
     """Load the last whole epoch, if there is one."""
     if not path.exists():
         return {"epoch": 0, "best": MISSING, "waited": 0, "log": []}
@@ -192,8 +211,7 @@ def _resumed(path: Path, config: Config, trainee: Trainee, optimizer: Any, sched
                 f"{path} belongs to a training with other settings. Choose another 'out', or remove {path.parent} to start anew"
             )
         trainee.module.load_state_dict(content["module"])
-        optimizer.load_state_dict(content["optimizer"])
-        schedule.load_state_dict(content["schedule"])
+        stepped.load_state_dicts(content["optimizers"], content["schedules"])
         return dict(content["state"])
     except TrainingError:
         raise
@@ -210,15 +228,15 @@ def _settings(config: Config) -> dict[str, str]:
 
 
 def _kept(
-    out: Path, best_file: Path | None, checkpoint_file: Path, trainee: Trainee, optimizer: Any, schedule: Any,
-    state: dict[str, Any], config: Config,
+    out: Path, best_file: Path | None, checkpoint_file: Path, trainee: Trainee, stepped: _Stepped, state: dict[str, Any],
+    config: Config,
 ) -> None:  # fmt: skip
     """Write the best network, the log and the checkpoint, each whole or not at all; the checkpoint last, since it counts."""
     content = {
         "config": _settings(config),
         "module": trainee.module.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "schedule": schedule.state_dict(),
+        "optimizers": [each.state_dict() for each in stepped.optimizers],
+        "schedules": [each.state_dict() for each in stepped.schedules],
         "state": dict(state),
     }
     try:

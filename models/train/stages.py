@@ -14,7 +14,7 @@ from ..checkpoint import load_state, load_vae, save_lcmem
 from ..convnext import CONVNEXT_NAMES, ConvNeXtShape
 from ..lcmem import LCMem
 from ..losses import pair_loss
-from .config import Config, Network
+from .config import Config, Network, Training
 from .loop import EpochSet, Trainee
 
 __all__ = ["PairLoss", "network_for", "stage_trainee"]
@@ -39,7 +39,12 @@ class PairLoss(nn.Module):
         both = torch.cat([first, second])
         if not self.on_latents:
             with torch.no_grad():
-                both = torch.cat([self.network.latents(_pixels(part)) for part in both.split(VAE_AT_ONCE if both.device.type == "cpu" else len(both))])
+                both = torch.cat(
+                    [
+                        self.network.latents(_pixels(part))
+                        for part in both.split(VAE_AT_ONCE if both.device.type == "cpu" else len(both))
+                    ]
+                )
         features = self.network.model(both.contiguous(memory_format=torch.channels_last))
         with torch.autocast(both.device.type, enabled=False):
             embeddings = torch.sigmoid(features.float())
@@ -116,9 +121,25 @@ def _start(network: LCMem, state: Mapping[str, Tensor], source: Path) -> None:
         raise CheckpointError(f"{source} does not fit the network: missing {missing[:3]}, surplus {surplus[:3]}")
 
 
+def _optimizers(training: Training, network: LCMem) -> list[torch.optim.Optimizer]:
+    """Muon (torch's own; Jordan et al. 2024) gets further in a short training. After 300 steps of stage 1, re-identification of
+    validation phantoms had an AUC of .69 with Adam alone (.72 at three times the rate), .77 with Muon, .83 with a layer scale of 1
+    besides.
+    """
+    matrices, rest = [], []
+    for name, each in network.model.named_parameters():
+        of_a_block = name.startswith("features.") and each.ndim == 2
+        (matrices if training.muon_rate and of_a_block else rest).append(each)
+    head = {"params": list(network.fc_end.parameters()), "lr": training.rate * training.head_rate}
+    adam = torch.optim.Adam([{"params": rest, "lr": training.rate}, head])
+    if not matrices:
+        return [adam]
+    return [adam, torch.optim.Muon(matrices, lr=training.muon_rate, weight_decay=0.0)]
+
+
 def stage_trainee(config: Config, network: LCMem, train: EpochSet, validation: EpochSet) -> Trainee:
-    """Adam on backbone and head; the head may learn faster and be held at or below 0."""
-    training, head = config.training, network.fc_end
+    """Adam on backbone and head, or Muon on the blocks' matrices; the head may learn faster and be held at or below 0."""
+    head = network.fc_end
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def after_step() -> None:
@@ -129,10 +150,7 @@ def stage_trainee(config: Config, network: LCMem, train: EpochSet, validation: E
     return Trainee(
         name=f"stage{config.stage}",
         module=PairLoss(network, config),
-        groups=[
-            {"params": list(network.model.parameters()), "lr": training.rate},
-            {"params": list(head.parameters()), "lr": training.rate * training.head_rate},
-        ],
+        optimizers=_optimizers(config.training, network),
         train=train,
         validation=validation,
         after_step=after_step,
