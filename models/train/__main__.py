@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
 from pathlib import Path
 
 import click
-from lcmem_onnx.runtime.errors import LcmemError
+from lcmem_onnx.ending import Ending
 
 from .config import Config, read_config
 
@@ -61,7 +59,13 @@ def train(config: Config) -> Path:
     return config.out / "vae" if config.stage == "autoencoder" else best
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+class Training(Ending):
+    """Ctrl-C loses no more than an epoch, and says so."""
+
+    interrupted = "interrupted: the same command goes on after the last whole epoch"
+
+
+@click.command(cls=Training, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("config", type=click.Path(path_type=Path))
 @click.option(
     "--set", "settings", multiple=True, metavar="TABLE.KEY=VALUE", help="Outranks the file; the value is TOML. Repeatable."
@@ -75,18 +79,9 @@ def main(config: Path, settings: tuple[str, ...], monotone_head: bool | None) ->
       python -m lcmem_onnx.models.train paper-stage1.toml --set 'network.vae="stable-diffusion-2"'
       accelerate launch -m lcmem_onnx.models.train paper-stage2.toml
     """
-    warnings.filterwarnings("ignore", category=UserWarning, module="(PIL|pydicom|accelerate|torch)")
     if monotone_head is not None:
         settings = (*settings, f"network.monotone_head={str(monotone_head).lower()}")
-    try:
-        best = train(read_config(config, settings))
-    except LcmemError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        click.echo("interrupted: the same command goes on after the last whole epoch", err=True)
-        sys.exit(130)
-    click.echo(f"trained: {best}", err=True)
+    click.echo(f"trained: {train(read_config(config, settings))}", err=True)
 
 
 if __name__ == "__main__":

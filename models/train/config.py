@@ -224,7 +224,9 @@ def _check(config: Config, path: Path) -> None:
         "data.weights must be above 0": any(not weight > 0 for weight in data.weights.values()),
         "network.vae is needed by stage 1: what makes the latents": config.stage == "1" and network.vae is None,
         "network.vae or network.start is needed by stage 2": config.stage == "2" and not (network.vae or network.start),
-        "autoencoder.groups must divide every width": any(width % config.autoencoder.groups for width in config.autoencoder.widths),
+        "autoencoder.groups must divide every width": (
+            config.stage == "autoencoder" and any(width % config.autoencoder.groups for width in config.autoencoder.widths)
+        ),
     }
     for message, is_wrong in wrong.items():
         if is_wrong:

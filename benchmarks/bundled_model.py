@@ -1,0 +1,137 @@
+"""The bundled model on the held-out test split, cell by cell, beside pHash, PDQ and any ONNX embedder.
+
+python -m lcmem_onnx.models.bundled --out bundled          # first: pictures, file lists, and the model
+python benchmarks/bundled_model.py bundled [--bundle DIR] [--baseline sscd_distilled.onnx --baseline sscd.onnx] [--json FILE]
+
+Two groups, each with its own negatives and thresholds: the photographs, and the medical-like pictures, whose negatives are pairs
+of one kind. The second threshold of a group is just above the highest of its negatives: of 51,040 pairs, half a one would be 0.001 %.
+Every scorer sees the same arrays. SSCD: docs/evaluation.md says where it comes from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lcmem_onnx import Screener
+from lcmem_onnx.evaluation.evaluate import evaluate
+from lcmem_onnx.evaluation.filelist import Listed, read_file_list
+from lcmem_onnx.evaluation.measures import limit_for, share_at
+from lcmem_onnx.evaluation.networks import BundleScorer
+from lcmem_onnx.evaluation.protocols import CELLS
+from lcmem_onnx.evaluation.scorers import open_baselines
+from lcmem_onnx.evaluation.scoring import Plan, Scored, score_all
+from lcmem_onnx.runtime.machine import cpu_limit, cpu_name
+
+PHOTOGRAPH = Path(__file__).parent.parent / "examples" / "pictures" / "gallery" / "astronaut.jpg"
+NOT_MEDICAL = ("scenes", "photographs")
+PAPER = np.array([cell.paper for cell in CELLS])
+Cells = dict[str, float]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("made", type=Path, help="what models.bundled made")
+    parser.add_argument("--bundle", type=Path, help="another bundle than the one of the package")
+    parser.add_argument("--baseline", action="append", default=[], help="besides phash and pdq")
+    parser.add_argument("--json", type=Path, help="all figures")
+    options = parser.parse_args()
+    screener = Screener(options.bundle, provider="cpu")
+    size = sum(path.stat().st_size for path in screener.bundle.path.rglob("*")) / 1e6
+    print(f"{screener.bundle.name}, {size:.1f} MB; {cpu_name()}, {cpu_limit()} threads, {time.strftime('%Y-%m-%d')}\n")
+    print(f"one picture, file to embedding: {_milliseconds(screener):.1f} ms\n")
+    print(_identified(options.made / "identities.csv", screener), flush=True)
+
+    rows = [row for row in read_file_list(options.made / "copies.csv") if row.split == "TEST"]
+    figures: dict[str, Any] = {}
+    for group, chosen in {
+        "photographs": [row for row in rows if row.ds_name == "photographs"],
+        "medical-like pictures": [row for row in rows if row.ds_name not in NOT_MEDICAL],
+    }.items():
+        figures[group] = _copies(chosen, screener, options.baseline)
+        print(_table(group, figures[group]), flush=True)
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+
+
+def _milliseconds(screener: Screener, runs: int = 30) -> float:
+    taken = []
+    for _ in range(runs):
+        started = time.perf_counter()
+        screener.embed(PHOTOGRAPH)
+        taken.append(1000 * (time.perf_counter() - started))
+    return statistics.median(taken)
+
+
+def _identified(listing: Path, screener: Screener) -> str:
+    found = evaluate(listing, [BundleScorer(screener)], protocol="reid", fit_on="test", false_positives=(1e-3,))
+    lines = ["| re-identification | identities | pairs | AUC | 95 % | recall at 0.1 % |", "| --- | --- | --- | --- | --- | --- |"]
+    for part in found.reidentification:
+        pairs, recall = part.pairs, next((at.recall for at in part.at if at.limit.wanted == 1e-3), None)
+        shown = "too few pairs" if recall is None else f"{recall:.3f}"
+        lines.append(
+            f"| {part.ds_name or 'all'} | {part.identities} | {pairs.same} | {pairs.auc:.4f} | "
+            f"{pairs.auc_interval.low:.4f} to {pairs.auc_interval.high:.4f} | {shown} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _copies(rows: list[Listed], screener: Screener, baselines: list[str]) -> dict[str, Any]:
+    """`figures[scorer][rate]`: threshold, cells, and mean and worst of the paper's; and how much was measured."""
+    scorers = [BundleScorer(screener), *open_baselines(("phash", "pdq", *baselines), (screener.bundle.name,))]
+    plan = Plan(CELLS, reidentification=False, seed=42, size=screener.bundle.image_size, pair_negatives=1, workers=cpu_limit())
+    scoring = score_all(rows, scorers, plan)
+    figures: dict[str, Any] = {"pictures": len(rows), "milliseconds": scoring.milliseconds}
+    for scorer in scorers:
+        scored = Scored.together(list(scoring.scores[scorer.name].values()))
+        fitted = limit_for(1e-3, scored.negatives).threshold
+        above = float(np.nextafter(scored.negatives[-1], np.inf))
+        figures["negatives"] = len(scored.negatives)
+        figures[scorer.name] = {
+            name: _recalls(scored, threshold) for name, threshold in (("0.1 %", fitted), ("none", above)) if threshold is not None
+        }
+    return figures
+
+
+def _recalls(scored: Scored, threshold: float) -> dict[str, Any]:
+    recall = np.array([share_at(column, threshold) for column in scored.copies.T])
+    return {
+        "threshold": threshold,
+        "mean": float(recall[PAPER].mean()),
+        "worst": float(recall[PAPER].min()),
+        "cells": {cell.name: float(value) for cell, value in zip(CELLS, recall, strict=True)},
+    }
+
+
+def _table(group: str, figures: dict[str, Any]) -> str:
+    """Cells down, scorers across, at 0.1 % and at no false positive among the pairs there are; the best of a cell in bold."""
+    names = [name for name in figures if name not in ("pictures", "milliseconds", "negatives")]
+    columns = [(name, rate) for rate in ("0.1 %", "none") for name in names if rate in figures[name]]
+    lines = [
+        f"{figures['pictures']} {group}, {figures['negatives']} pairs of different ones; recall at thresholds that 0.1 % and "
+        "none of them reach",
+        "",
+        "| cell | " + " | ".join(f"{name}, {rate}" for name, rate in columns) + " |",
+        "| --- |" + " --- |" * len(columns),
+    ]
+    for cell in CELLS:
+        lines.append(
+            f"| {cell.name} | " + _line(columns, {each: figures[each[0]][each[1]]["cells"][cell.name] for each in columns})
+        )
+    for key, title in (("mean", "**mean of the paper's 24**"), ("worst", "**worst of them**")):
+        lines.append(f"| {title} | " + _line(columns, {each: figures[each[0]][each[1]][key] for each in columns}))
+    return "\n".join(lines) + "\n"
+
+
+def _line(columns: list[tuple[str, str]], values: dict[tuple[str, str], float]) -> str:
+    best = {rate: max(value for (_, its), value in values.items() if its == rate) for _, rate in columns}
+    return " | ".join(f"**{values[at]:.3f}**" if values[at] == best[at[1]] else f"{values[at]:.3f}" for at in columns) + " |"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""The bundled model's one command, made tiny: it ends in a bundle whose card has the figures, and goes on where it was."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("accelerate")
+pytest.importorskip("sklearn")
+
+from click.testing import CliRunner
+from lcmem_onnx import Gallery, Screener, open_bundle
+from lcmem_onnx.evaluation.filelist import read_file_list
+from lcmem_onnx.models import bundled
+from lcmem_onnx.models.generate import Amounts, generate
+
+TINY = (
+    "network.image_size=64",
+    "network.widths=[8, 8, 16, 16]",
+    "network.depths=[1, 1, 1, 1]",
+    "network.stem=1",
+    "autoencoder.crop=32",
+    "autoencoder.widths=[8, 16]",
+    "data.chunk=4",
+    "training.epochs=1",
+    "training.steps=2",
+    "training.pairs=8",
+    "training.validation_pairs=16",
+)
+AMOUNTS = {"TRAIN": Amounts(8, 24, 2), "VAL": Amounts(4, 50, 2), "TEST": Amounts(4, 50, 2)}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("bundled")
+    generate(out / "real", {split: Amounts(6, 0, 1) for split in AMOUNTS}, 64)  # instead of what would be fetched
+    bundled.make(out, AMOUNTS, TINY, lambda line: None)
+    return out
+
+
+def test_it_ends_in_a_bundle_that_screens_and_says_what_it_is(made: Path) -> None:
+    bundle = open_bundle(made / "bundle")
+    assert bundle.demonstration
+    assert bundle.threshold.source
+    card = json.loads((made / "bundle" / "bundle.json").read_text(encoding="utf-8"))["card"]
+    assert "no real set of patients" in card["limits"]
+    assert card["figures"]["copy_detection"]["all"]["pictures"] > 50
+    assert "auc" in card["figures"]["re_identification"]["all"]
+    assert "1 epochs" in card["training"]
+    screener = Screener(bundle)
+    with Gallery.temporary(screener.bundle) as gallery:
+        pictures = made / "real" / "val"
+        assert not [done for done in screener.index([pictures], gallery) if done.errors]
+        assert all(result.matches for result in screener.screen([next(pictures.iterdir())], gallery))
+
+
+def test_the_threshold_is_one_that_few_pairs_of_different_validation_pictures_reach(made: Path) -> None:
+    threshold = open_bundle(made / "bundle").threshold
+    assert 0 <= threshold.value <= 1
+    rows = read_file_list(made / "copies.csv")
+    assert {row.split for row in rows} == {"VAL", "TEST"}
+    phantoms = [row.identity for row in rows if row.ds_name != "scenes"]
+    assert len(phantoms) == len(set(phantoms)), "copies of a phantom are measured on one picture of it"
+
+
+def test_what_is_done_is_not_done_again(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = (made / "stage2" / "stage2_log.csv").read_bytes()
+    monkeypatch.setattr(bundled, "generate", None)
+    monkeypatch.setattr(bundled, "collect", None)
+    bundled.make(made, AMOUNTS, TINY, lambda line: None)
+    assert (made / "stage2" / "stage2_log.csv").read_bytes() == log
+
+
+def test_an_expected_error_is_one_line(made: Path) -> None:
+    done = CliRunner().invoke(bundled.main, ["--out", str(made), "--set", "training.epoch=1"])
+    assert done.exit_code == 2
+    assert "did you mean 'epochs'" in done.output
+    assert len(done.output.strip().splitlines()) == 1

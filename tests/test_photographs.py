@@ -1,0 +1,114 @@
+"""Real pictures: which are taken, that none is taken twice, and a split that stays. Nothing is fetched here."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+pytest.importorskip("imagehash")
+
+from lcmem_onnx import TrainingError
+from lcmem_onnx.evaluation.filelist import read_file_list
+from lcmem_onnx.models import photographs
+from lcmem_onnx.models.photographs import SOURCES, Source, collect
+from lcmem_onnx.models.scenes import scene
+from PIL import Image
+
+
+def packed(folder: Path, pictures: dict[str, np.ndarray]) -> None:
+    """A package as npm packs them: a tar archive of PNG files."""
+    with tarfile.open(folder / "package.tgz", "w:gz") as archive:
+        for name, pixels in pictures.items():
+            content = io.BytesIO()
+            Image.fromarray(pixels).save(content, "PNG")
+            member = tarfile.TarInfo(f"package/{name}")
+            member.size = content.tell()
+            content.seek(0)
+            archive.addfile(member, content)
+
+
+@pytest.fixture
+def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, np.ndarray]]:
+    """What `npm pack` gives, by package; a package that is not here cannot be fetched."""
+    store: dict[str, dict[str, np.ndarray]] = {}
+
+    def run(command: list[str], cwd: Path, **rest: object) -> object:
+        name = command[-1]
+        if name not in store:
+            return type("Done", (), {"returncode": 1, "stderr": "not found\n"})()
+        packed(cwd, store[name])
+        return type("Done", (), {"returncode": 0, "stderr": ""})()
+
+    monkeypatch.setattr(photographs.subprocess, "run", run)
+    monkeypatch.setattr(photographs, "TEST_PICTURES", 3)
+    monkeypatch.setattr(photographs, "VAL_PICTURES", 2)
+    return store
+
+
+def sources(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    monkeypatch.setattr(photographs, "SOURCES", tuple(Source("npm", name, ("*/img/*",), "MIT") for name in names))
+
+
+def natural(seed: int) -> np.ndarray:
+    noise = np.random.default_rng(seed).normal(0, 6, (160, 160, 3))
+    smooth = np.clip(cv2.GaussianBlur(scene(seed, 160), (0, 0), 1.0) + noise, 0, 255)
+    return smooth.astype(np.uint8)
+
+
+def test_each_picture_is_taken_once_also_mirrored_or_under_another_name(
+    packages: dict[str, dict[str, np.ndarray]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = [natural(seed) for seed in range(8)]
+    packages["first"] = {f"img/{n}.png": each for n, each in enumerate(pictures)}
+    packages["second"] = {"img/again.png": pictures[0], "img/mirrored.png": np.ascontiguousarray(pictures[1][:, ::-1])}
+    sources(monkeypatch, "first", "second")
+    rows = collect(tmp_path / "out", lambda line: None)
+    assert len(rows) == 8
+    assert sorted(row.split for row in rows) == ["TEST"] * 3 + ["TRAIN"] * 3 + ["VAL"] * 2
+    listed = read_file_list(tmp_path / "out" / "list.csv")
+    assert all(row.path.exists() for row in listed)
+    assert {row.ds_name for row in listed} == {"photographs"}
+
+
+def test_the_split_does_not_move_when_a_source_cannot_be_fetched_and_it_is_named(
+    packages: dict[str, dict[str, np.ndarray]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packages["first"] = {f"img/{n}.png": natural(n) for n in range(8)}
+    said: list[str] = []
+    sources(monkeypatch, "first")
+    alone = {row.identity: row.split for row in collect(tmp_path / "alone", said.append)}
+    sources(monkeypatch, "missing", "first")
+    both = {row.identity: row.split for row in collect(tmp_path / "both", said.append)}
+    assert alone == both
+    assert "left out: missing: not found" in said
+
+
+def test_drawings_small_pictures_and_files_outside_the_patterns_are_not_photographs(
+    packages: dict[str, dict[str, np.ndarray]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flat = np.full((200, 200, 3), 255, np.uint8)
+    flat[50:100, 50:100] = (200, 30, 30)
+    packages["first"] = {f"img/{n}.png": natural(n) for n in range(6)}
+    packages["first"] |= {"img/flat.png": flat, "img/small.png": natural(9)[:60, :60], "other/fine.png": natural(10)}
+    packages["first"]["img/company-logo.png"] = natural(11)
+    sources(monkeypatch, "first")
+    assert len(collect(tmp_path / "out", lambda line: None)) == 6
+
+
+def test_too_few_photographs_for_a_split_is_an_error_that_says_so(
+    packages: dict[str, dict[str, np.ndarray]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packages["first"] = {f"img/{n}.png": natural(n) for n in range(5)}
+    sources(monkeypatch, "first")
+    with pytest.raises(TrainingError, match="only 5 photographs came together; 3 are needed"):
+        collect(tmp_path / "out", lambda line: None)
+
+
+def test_every_source_says_its_licence_and_none_is_named_twice() -> None:
+    assert all(source.licence and source.keep for source in SOURCES)
+    assert len({source.package for source in SOURCES}) == len(SOURCES)
