@@ -5,7 +5,7 @@ The names below are the public API. They are imported when they are first used, 
 
     from lcmem_onnx import Gallery, Screener
 
-    screener = Screener()                                   # the bundled demonstration model
+    screener = Screener()                                   # the model of the package
     with Gallery.create("idx", screener.bundle) as gallery:
         for added in screener.index(["training-set/"], gallery):
             print(added.path, added.added)

@@ -42,7 +42,7 @@ def model_options(command: Callable[P, R]) -> Callable[P, R]:
         envvar="LCMEM_ONNX_BUNDLE",
         show_envvar=True,
         type=click.Path(path_type=Path),
-        help="Model to use.  [default: the bundled demonstration model]",
+        help="Model to use.  [default: the model of the package]",
     )
     @click.option(
         "--provider",
@@ -66,7 +66,10 @@ def model_options(command: Callable[P, R]) -> Callable[P, R]:
 
             screener = Screener(bundle, provider=provider, threads=threads)
             if screener.bundle.demonstration and not kwargs.get("quiet"):
-                click.echo("note: this is the demonstration model; do not release data on its word", err=True)
+                click.echo(
+                    "note: no patient was in the training or the figures of this model; do not release data on its word alone",
+                    err=True,
+                )
             return screener
 
         return command(*args, model=model, **kwargs)  # type: ignore[arg-type]
@@ -80,7 +83,7 @@ def bundle_option(command: Callable[P, R]) -> Callable[P, R]:
         envvar="LCMEM_ONNX_BUNDLE",
         show_envvar=True,
         type=click.Path(path_type=Path),
-        help="Model to use.  [default: the bundled demonstration model]",
+        help="Model to use.  [default: the model of the package]",
     )(command)
 
 

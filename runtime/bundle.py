@@ -43,7 +43,7 @@ FORMAT = "lcmem-onnx-bundle"
 FORMAT_VERSION = 1
 MANIFEST = "bundle.json"
 BUNDLED = Path(__file__).parent / "bundled"
-"""The demonstration model that comes with the package."""
+"""The model that comes with the package."""
 
 SEAL = "manifest_sha256"
 CHUNK = 1 << 20
@@ -109,7 +109,7 @@ def open_bundle(path: str | os.PathLike[str] | None = None, *, unproven: bool = 
     """Open a bundle and check every file in it against the manifest.
 
     Args:
-        path: the bundle's folder; None opens the demonstration model that comes with the package.
+        path: the bundle's folder; None opens the model that comes with the package.
         unproven: open a bundle whose manifest holds no proof against torch yet. Only the export does so.
 
     Raises:

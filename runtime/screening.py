@@ -180,7 +180,7 @@ class Screener:
     """A bundle, ready to embed, compare, index and screen pictures.
 
     Args:
-        bundle: an opened bundle, its folder, or None for the demonstration model of the package.
+        bundle: an opened bundle, its folder, or None for the model of the package.
         provider: "auto", "cpu", "cuda", ...; what is not "auto" and cannot be had is an error.
         threads: for inference and for decoding; None takes what the container allows.
         session: an onnxruntime session of the caller's own, on the bundle's encoder.

@@ -47,9 +47,11 @@ def test_it_ends_in_a_bundle_that_screens_and_says_what_it_is(made: Path) -> Non
     assert bundle.threshold.source
     card = json.loads((made / "bundle" / "bundle.json").read_text(encoding="utf-8"))["card"]
     assert "no real set of patients" in card["limits"]
-    assert card["figures"]["copy_detection"]["all"]["pictures"] > 50
-    assert "auc" in card["figures"]["re_identification"]["all"]
-    assert "1 epochs" in card["training"]
+    figures = card["figures"]
+    assert figures["copies, at the shipped threshold"]["all"]["pictures"] > 50
+    assert len(figures["copies by cell, at the shipped threshold"]) == 30
+    assert 0 <= figures["re-identification of phantoms"]["all"]["AUC"] <= 1
+    assert "1 epochs of 2 steps of 8 pairs" in card["training"]
     screener = Screener(bundle)
     with Gallery.temporary(screener.bundle) as gallery:
         pictures = made / "real" / "val"

@@ -13,9 +13,10 @@ import pytest
 pytest.importorskip("imagehash")
 
 from lcmem_onnx import TrainingError
-from lcmem_onnx.evaluation.filelist import read_file_list
+from lcmem_onnx.evaluation.filelist import Listed, read_file_list
 from lcmem_onnx.models import photographs
 from lcmem_onnx.models.photographs import SOURCES, Source, collect
+from lcmem_onnx.models.same_scenes import SAME_SCENES
 from lcmem_onnx.models.scenes import scene
 from PIL import Image
 
@@ -112,3 +113,16 @@ def test_too_few_photographs_for_a_split_is_an_error_that_says_so(
 def test_every_source_says_its_licence_and_none_is_named_twice() -> None:
     assert all(source.licence and source.keep for source in SOURCES)
     assert len({source.package for source in SOURCES}) == len(SOURCES)
+
+
+def test_a_scene_is_in_one_split_and_is_one_identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(photographs, "SAME_SCENES", (("a", "b", "c"), ("d", "e")))
+    rows = [Listed(split, name, f"{name}.png", Path(), "photographs") for split, name in
+            [("TEST", "a"), ("TRAIN", "b"), ("VAL", "c"), ("TEST", "d"), ("TEST", "e"), ("TEST", "f")]]  # fmt: skip
+    kept = [(row.split, row.identity, row.name) for row in photographs.scenes_apart(rows)]
+    assert kept == [("TRAIN", "a", "b.png"), ("TEST", "d", "d.png"), ("TEST", "d", "e.png"), ("TEST", "f", "f.png")]
+
+
+def test_no_picture_is_listed_for_two_scenes() -> None:
+    names = [name for scene in SAME_SCENES for name in scene]
+    assert len(names) == len(set(names))
