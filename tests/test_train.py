@@ -107,7 +107,7 @@ def test_the_recipes_are_configurations(recipe: Path) -> None:
         ("[training]\nepochs = true", "training.epochs is True; expected int"),
         ("[training]\nnegatives = 'all'", "training.negatives is 'all'; expected 'rolled' or 'hardest'"),
         ("[training]\npairs = 1", "training.pairs must be 2 or more"),
-        ("[training]\naugmentation = 'none'", "training.augmentation is 'none'; there are paper, wide"),
+        ("[training]\naugmentation = 'none'", "training.augmentation is 'none'; there are paper, wide, strong"),
         ("[data]\nlists = []", "data.lists is empty"),
         ("[data]\nlists = ['a']\nchunk = 7", "data.chunk must be 0 or divide"),
         ("[network]\nbackbone = 'ConvNeXt-Tini'", "network.backbone is 'ConvNeXt-Tini'; there are"),
