@@ -19,7 +19,7 @@ def train(config: Config) -> Path:
 
     from .autoencoder import autoencoder_trainee
     from .latents import PairedLatents, cached_latents
-    from .loop import EpochSet, Trainee, accelerator_for, run
+    from .loop import EpochSet, Trainee, accelerator_for, denormals_flushed, run
     from .pairs import PairedPictures
     from .pictures import Pictures, identities, listed
     from .stages import network_for, stage_trainee
@@ -55,7 +55,8 @@ def train(config: Config) -> Path:
             else:
                 sets[split] = PairedPictures(config, Pictures(its, size), groups[split], pairs[split], seed=seeds[split])
         trainee = stage_trainee(config, network, sets["TRAIN"], sets["VAL"])
-    best = run(config, trainee, accelerator, tell)
+    with denormals_flushed():
+        best = run(config, trainee, accelerator, tell)
     return config.out / "vae" if config.stage == "autoencoder" else best
 
 

@@ -10,13 +10,15 @@ import csv
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from lcmem_onnx.runtime.errors import TrainingError
 from lcmem_onnx.runtime.machine import cpu_features, cpu_limit
@@ -26,7 +28,7 @@ from tqdm import tqdm
 
 from .config import Config
 
-__all__ = ["EpochSet", "Trainee", "accelerator_for", "run"]
+__all__ = ["EpochSet", "Trainee", "accelerator_for", "denormals_flushed", "run"]
 
 LOG_COLUMNS = ("epoch", "train_loss", "val_loss", "rate", "seconds", "best")
 MISSING = float("inf")
@@ -80,13 +82,26 @@ class _Stepped:
 def accelerator_for(config: Config) -> Accelerator:
     """An accelerator, or the CPU, in the precision that the configuration asks for."""
     torch.set_num_threads(cpu_limit())
-    torch.set_flush_denormal(True)  # values next to 0, as the optimizer's moments become, take processors a hundred times as long
     precision = config.training.precision
     if precision == "auto":
         cuda = torch.cuda.is_available()
         in_hardware = torch.cuda.is_bf16_supported() if cuda else "amx_bf16" in (cpu_features() or [])
         precision = "bf16" if in_hardware else "no"
+    AcceleratorState._reset_state()  # of a training before this one in the same process, whose precision may have been another
     return Accelerator(mixed_precision=precision)
+
+
+@contextmanager
+def denormals_flushed() -> Iterator[None]:
+    """Numbers next to 0, as the optimizers' moments become, count as 0: processors take a hundred times as long for them.
+
+    Only for the training: it is a setting of the thread, and other code may mean such a number.
+    """
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def run(config: Config, trainee: Trainee, accelerator: Accelerator, say: Callable[[str], None]) -> Path:
