@@ -83,17 +83,17 @@ def _identified(listing: Path, screener: Screener) -> str:
 
 
 def _copies(rows: list[Listed], screener: Screener, baselines: list[str]) -> dict[str, Any]:
-    """`figures[scorer][rate]`: threshold, cells, and mean and worst of the paper's; and how much was measured."""
+    """How much was measured; and `["scorers"][name][rate]`: threshold, cells, and mean and worst of the paper's."""
     scorers = [BundleScorer(screener), *open_baselines(("phash", "pdq", *baselines), (screener.bundle.name,))]
     plan = Plan(CELLS, reidentification=False, seed=42, size=screener.bundle.image_size, pair_negatives=1, workers=cpu_limit())
     scoring = score_all(rows, scorers, plan)
-    figures: dict[str, Any] = {"pictures": len(rows), "milliseconds": scoring.milliseconds}
+    figures: dict[str, Any] = {"pictures": len(rows), "negatives": 0, "milliseconds": scoring.milliseconds, "scorers": {}}
     for scorer in scorers:
         scored = Scored.together(list(scoring.scores[scorer.name].values()))
         fitted = limit_for(1e-3, scored.negatives).threshold
         above = float(np.nextafter(scored.negatives[-1], np.inf))
         figures["negatives"] = len(scored.negatives)
-        figures[scorer.name] = {
+        figures["scorers"][scorer.name] = {
             name: _recalls(scored, threshold) for name, threshold in (("0.1 %", fitted), ("none", above)) if threshold is not None
         }
     return figures
@@ -111,8 +111,8 @@ def _recalls(scored: Scored, threshold: float) -> dict[str, Any]:
 
 def _table(group: str, figures: dict[str, Any]) -> str:
     """Cells down, scorers across, at 0.1 % and at no false positive among the pairs there are; the best of a cell in bold."""
-    names = [name for name in figures if name not in ("pictures", "milliseconds", "negatives")]
-    columns = [(name, rate) for rate in ("0.1 %", "none") for name in names if rate in figures[name]]
+    scorers = figures["scorers"]
+    columns = [(name, rate) for rate in ("0.1 %", "none") for name in scorers if rate in scorers[name]]
     lines = [
         f"{figures['pictures']} {group}, {figures['negatives']} pairs of different ones; recall at thresholds that 0.1 % and "
         "none of them reach",
@@ -122,10 +122,10 @@ def _table(group: str, figures: dict[str, Any]) -> str:
     ]
     for cell in CELLS:
         lines.append(
-            f"| {cell.name} | " + _line(columns, {each: figures[each[0]][each[1]]["cells"][cell.name] for each in columns})
+            f"| {cell.name} | " + _line(columns, {each: scorers[each[0]][each[1]]["cells"][cell.name] for each in columns})
         )
     for key, title in (("mean", "**mean of the paper's 24**"), ("worst", "**worst of them**")):
-        lines.append(f"| {title} | " + _line(columns, {each: figures[each[0]][each[1]][key] for each in columns}))
+        lines.append(f"| {title} | " + _line(columns, {each: scorers[each[0]][each[1]][key] for each in columns}))
     return "\n".join(lines) + "\n"
 
 

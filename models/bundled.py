@@ -15,8 +15,9 @@ import csv
 import json
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import click
@@ -29,6 +30,7 @@ from lcmem_onnx.evaluation.networks import BundleScorer
 from lcmem_onnx.evaluation.protocols import CELLS
 from lcmem_onnx.evaluation.scoring import Plan, score_all
 from lcmem_onnx.export.package import Request, export_bundle
+from lcmem_onnx.runtime.bundle import Threshold, open_bundle
 from lcmem_onnx.runtime.machine import cpu_limit, cpu_name
 from lcmem_onnx.runtime.screening import Screener
 
@@ -37,10 +39,13 @@ from .generate import Amounts, generate
 from .photographs import collect
 from .train.__main__ import Training, train
 from .train.config import Config, read_config
+from .train.loop import best_file, finished, log_file
 
 __all__ = ["make"]
 
 STAGES = ("autoencoder", "stage1", "stage2")
+STARTS = MappingProxyType({"stage2": "stage1"})
+"""Whose best network a stage starts with."""
 NAME = "lcmem-small"
 DECISION_RATE = 1e-3
 SCENES_MEASURED, PHANTOMS_MEASURED = 200, 60
@@ -64,22 +69,22 @@ def make(out: Path, amounts: dict[str, Amounts], settings: Sequence[str], say: S
     if not lists["generated"].exists():
         generate(out / "generated", amounts, SIZE)
     for stage in STAGES:
-        train(_config(out, stage, settings))
+        config = _config(out, stage, settings)
+        if not finished(config):
+            train(config)
     rows = {name: read_file_list(path) for name, path in lists.items()}
     copies, people = out / "copies.csv", out / "identities.csv"
     write_file_list(copies, _below(out, _one_a_phantom(rows["generated"]), rows["real"]))
     write_file_list(people, _below(out, [row for row in rows["generated"] if row.ds_name != "scenes" and row.split != "TRAIN"]))
 
-    best = load_lcmem(out / "stage2" / "stage2_best_network.pth")
+    trained = best_file(_config(out, STAGES[-1], settings))
+    best = load_lcmem(trained)
     with tempfile.TemporaryDirectory() as scratch:
         unmeasured = Path(scratch) / "bundle"
-        export_bundle(Request(out / "stage2" / "stage2_best_network.pth", unmeasured, name=NAME))
-        threshold = _threshold(unmeasured, copies)
-        say(f"threshold {threshold['value']:.4f}: {threshold['source']}")
-        checkpoint = out / f"{NAME}.pth"
-        save_lcmem(best.network, checkpoint, image_size=best.image_size, threshold=threshold, card={})
-        export_bundle(Request(checkpoint, Path(scratch) / "decided", name=NAME))
-        screener = Screener(Path(scratch) / "decided")
+        export_bundle(Request(trained, unmeasured, name=NAME))
+        threshold = _threshold(Screener(unmeasured), copies)
+        say(f"threshold {threshold.value:.4f}: {threshold.source}")
+        screener = Screener(replace(open_bundle(unmeasured), threshold=threshold))
         say("measuring copy detection")
         copied = evaluate(copies, [BundleScorer(screener)], protocol="copy", fit_on="test")
         say("measuring re-identification")
@@ -87,7 +92,8 @@ def make(out: Path, amounts: dict[str, Amounts], settings: Sequence[str], say: S
     for name, evaluation in (("copies", copied), ("identities", identified)):
         (out / f"{name}.json").write_text(json.dumps(evaluation.as_json(), indent=1) + "\n", encoding="utf-8")
     card = _card(out, settings, rows, copied, identified)
-    save_lcmem(best.network, checkpoint, image_size=best.image_size, threshold=threshold, card=card)
+    checkpoint = out / f"{NAME}.pth"
+    save_lcmem(best.network, checkpoint, image_size=best.image_size, threshold=asdict(threshold), card=card)
     export_bundle(Request(checkpoint, out / "bundle", name=NAME, licence="MIT", replace=True), say)
     return out / "bundle"
 
@@ -98,8 +104,9 @@ def _places(out: Path, stage: str) -> list[str]:
     places = [f"out={json.dumps(str(out / stage))}", f"data.lists=[{listed}]"]
     if stage != "autoencoder":
         places.append(f"network.vae={json.dumps(str(out / 'autoencoder' / 'vae'))}")
-    if stage == "stage2":
-        places.append(f"network.start={json.dumps(str(out / 'stage1' / 'stage1_best_network.pth'))}")
+    if stage in STARTS:
+        before = STARTS[stage]
+        places.append(f"network.start={json.dumps(str(best_file(_config(out, before, ()))))}")
     return places
 
 
@@ -122,23 +129,23 @@ def _below(out: Path, *groups: Iterable[Listed]) -> list[Listed]:
     return [replace(row, name=row.path.relative_to(out).as_posix()) for rows in groups for row in rows if row.split != "TRAIN"]
 
 
-def _threshold(bundle: Path, listing: Path) -> dict[str, Any]:
+def _threshold(screener: Screener, listing: Path) -> Threshold:
     """The strictest data set's score that `DECISION_RATE` of the pairs of different VAL pictures reach, where there are enough."""
     rows = [replace(row, split="TEST") for row in read_file_list(listing) if row.split == "VAL"]
     plan = Plan((), reidentification=False, seed=42, size=SIZE, pair_negatives=0, workers=cpu_limit())
-    scorer = BundleScorer(Screener(bundle))
+    scorer = BundleScorer(screener)
     scored = score_all(rows, [scorer], plan).scores[scorer.name]
     limits = {name: limit_for(DECISION_RATE, part.negatives) for name, part in scored.items()}
     found = {name: limit.threshold for name, limit in limits.items() if limit.threshold is not None}
     if not found:
         every = np.sort(np.concatenate([part.negatives for part in scored.values()]))
-        return {"value": float(every[-1]), "source": f"the highest of only {len(every)} pairs of different validation pictures"}
+        return Threshold(float(every[-1]), f"the highest of only {len(every)} pairs of different validation pictures")
     strictest = max(found, key=lambda name: found[name])
-    return {
-        "value": found[strictest],
-        "source": f"{DECISION_RATE:.1%} of the pairs of different {strictest} pictures of the validation split reach it, fewer in "
-        "other data sets; not calibrated on patients",
-    }
+    return Threshold(
+        found[strictest],
+        f"{DECISION_RATE:.1%} of the pairs of different {strictest} pictures of the validation split reach it, fewer in other data "
+        "sets; not calibrated on patients",
+    )
 
 
 def _card(
@@ -167,9 +174,10 @@ def _card(
 
 def _done(out: Path, stage: str, settings: Sequence[str]) -> str:
     """What a stage's training was, in words."""
-    with (out / stage / f"{stage}_log.csv").open(encoding="utf-8", newline="") as lines:
+    config = _config(out, stage, settings)
+    with log_file(config).open(encoding="utf-8", newline="") as lines:
         log = list(csv.DictReader(lines))
-    training = _config(out, stage, settings).training
+    training = config.training
     minutes = sum(float(row["seconds"]) for row in log) / 60
     batch = f"{training.pairs} {'crops' if stage == 'autoencoder' else 'pairs'}"
     return f"{stage}: {len(log)} epochs of {training.steps} steps of {batch}, {minutes:.0f} minutes"

@@ -32,6 +32,7 @@ __all__ = [
     "FORMAT",
     "FORMAT_VERSION",
     "MANIFEST",
+    "SEAL",
     "Bundle",
     "Threshold",
     "fingerprint",
@@ -46,6 +47,7 @@ BUNDLED = Path(__file__).parent / "bundled"
 """The model that comes with the package."""
 
 SEAL = "manifest_sha256"
+"""The key under which `seal` puts its digest."""
 CHUNK = 1 << 20
 MAX_MANIFEST_BYTES = 4 << 20
 MAX_IMAGE_SIZE = 4096

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lcmem_onnx.runtime.bundle import Bundle, Threshold
+from lcmem_onnx.runtime.bundle import Bundle, Threshold, seal
 from lcmem_onnx.runtime.errors import GalleryError, GalleryMismatchError, KeyConflictError, UsageError
 from lcmem_onnx.runtime.gallery import Added, Gallery
 from lcmem_onnx.runtime.gallery import gallery as gallery_module
-from lcmem_onnx.runtime.gallery.graph import MANIFEST, Graph, GraphExhaustedError, load_graph, save_graph, sealed
+from lcmem_onnx.runtime.gallery.graph import MANIFEST, Graph, GraphExhaustedError, load_graph, save_graph
 from lcmem_onnx.runtime.gallery.store import DATABASE, Entry
 from lcmem_onnx.runtime.head import Floats, Head
 
@@ -472,7 +472,7 @@ def graph_folder(bundle: Bundle, tmp_path: Path) -> Path:
 
 def change_manifest(folder: Path, **changes: object) -> None:
     manifest = json.loads((folder / MANIFEST).read_text())
-    (folder / MANIFEST).write_text(json.dumps(sealed(manifest | changes)))
+    (folder / MANIFEST).write_text(json.dumps(seal(manifest | changes)))
 
 
 def test_a_saved_graph_loads_and_answers(graph_folder: Path, bundle: Bundle) -> None:

@@ -170,7 +170,7 @@ def test_training_goes_on_after_a_kill_as_if_there_had_been_none(folder: Path, m
     from lcmem_onnx.models.train import loop
 
     def ends(*args: object, **kwargs: object) -> float:
-        if args[-2] == 1:  # the second epoch, as a kill would: after some of its steps
+        if args[-1] == 1:  # the second epoch, as a kill would: after some of its steps
             raise KeyboardInterrupt
         return whole(*args, **kwargs)
 

@@ -42,7 +42,7 @@ def train(config: Config) -> Path:
     trainee: Trainee
     if config.stage == "autoencoder":
         pictures = (Pictures(rows["TRAIN"], size), Pictures(rows["VAL"], size))
-        trainee = autoencoder_trainee(config, accelerator, pictures, (groups["TRAIN"], groups["VAL"]))
+        trainee = autoencoder_trainee(config, pictures, (groups["TRAIN"], groups["VAL"]))
     else:
         network = network_for(config)
         sets: dict[str, EpochSet] = {}

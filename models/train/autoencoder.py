@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch.nn import functional
@@ -16,6 +15,7 @@ from torch.utils.data import Dataset
 
 from .config import Autoencoder, Config
 from .loop import Trainee
+from .pairs import channels_first, shares
 from .pictures import Identity, Pictures
 
 __all__ = ["autoencoder_trainee"]
@@ -27,13 +27,11 @@ class Crops(Dataset[tuple[Tensor]]):
     def __init__(self, config: Config, pictures: Pictures, identities: Sequence[Identity], count: int, *, seed: int) -> None:
         self._pictures, self._count, self._seed = pictures, count, seed
         self._crop = config.autoencoder.crop
-        weights = config.data.weights
         groups: dict[str, list[int]] = {}
         for identity in identities:
             groups.setdefault(identity.ds_name, []).extend(identity.pictures)
         self._groups = list(groups.values())
-        shares = np.array([weights.get(name, len(its)) for name, its in groups.items()], np.float64)
-        self._shares = shares / shares.sum()
+        self._shares = shares(groups, config.data.weights)
         self._epoch = 0
 
     def start_epoch(self, epoch: int) -> None:
@@ -47,8 +45,7 @@ class Crops(Dataset[tuple[Tensor]]):
         group = self._groups[int(rng.choice(len(self._groups), p=self._shares))]
         whole = self._pictures.whole(int(rng.choice(group)))
         top, left = (int(at) for at in rng.integers(0, len(whole) - self._crop + 1, 2))
-        crop = whole[top : top + self._crop, left : left + self._crop]
-        return (torch.from_numpy(np.ascontiguousarray(crop.transpose(2, 0, 1))),)
+        return (channels_first(whole[top : top + self._crop, left : left + self._crop]),)
 
 
 class Reconstruction(nn.Module):
@@ -79,7 +76,7 @@ class Reconstruction(nn.Module):
 
 
 def autoencoder_trainee(
-    config: Config, accelerator: Accelerator, pictures: tuple[Pictures, Pictures], groups: tuple[list[Identity], list[Identity]]
+    config: Config, pictures: tuple[Pictures, Pictures], groups: tuple[list[Identity], list[Identity]]
 ) -> Trainee:
     """`pictures` and `groups` of the TRAIN and of the VAL split. The best network is a diffusers folder beside its state dict."""
     module = Reconstruction(config.autoencoder)
@@ -90,7 +87,6 @@ def autoencoder_trainee(
 
     training = config.training
     return Trainee(
-        name="autoencoder",
         module=module,
         optimizers=[torch.optim.Adam(module.parameters(), lr=training.rate)],
         train=Crops(config, pictures[0], groups[0], (training.steps * training.pairs) or len(pictures[0]), seed=config.seed),

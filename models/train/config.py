@@ -124,6 +124,11 @@ class Config:
     network: Network = field(default_factory=Network)
     training: Training = field(default_factory=Training)
 
+    @property
+    def name(self) -> str:
+        """What the training's files are called after: "autoencoder", "stage1" or "stage2"."""
+        return self.stage if self.stage == "autoencoder" else f"stage{self.stage}"
+
 
 def read_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
     """Read and check a TOML file. Paths in it are relative to the folder that the command runs in.

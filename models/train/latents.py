@@ -20,12 +20,11 @@ from lcmem_onnx.evaluation.filelist import Listed
 from lcmem_onnx.runtime.errors import TrainingError
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..lcmem import LCMem
 from .config import Config
-from .pairs import chosen_identities
+from .pairs import EpochPairs
 from .pictures import Identity, Pictures
 
 __all__ = ["PairedLatents", "cached_latents"]
@@ -107,26 +106,15 @@ def _weights_digest(network: LCMem) -> str:
     return digest.hexdigest()
 
 
-class PairedLatents(Dataset[tuple[Tensor, Tensor]]):
-    """Pairs of latents of one epoch, each two tensors (channels, height, width); the same latent twice for single pictures."""
+class PairedLatents(EpochPairs):
+    """Pairs of latents, each two tensors (channels, height, width); the same latent twice for single pictures."""
 
     def __init__(self, config: Config, latents: Halves, identities: Sequence[Identity], pairs: int, *, seed: int) -> None:
-        self._data = config.data
-        self._latents, self._identities = latents, identities
-        self._pairs, self._seed = pairs, seed
-        self.start_epoch(0)
-
-    def start_epoch(self, epoch: int) -> None:
-        self._epoch = epoch
-        rng = np.random.default_rng([self._seed, epoch])
-        self._order = chosen_identities(self._identities, self._pairs, self._data.chunk, dict(self._data.weights), rng)
-
-    def __len__(self) -> int:
-        return self._pairs
+        super().__init__(config.data, identities, pairs, seed)
+        self._latents = latents
 
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
-        rng = np.random.default_rng([self._seed, self._epoch, number])
-        its = self._identities[self._order[number]].pictures
+        rng, its = self._drawn(number)
         one, other = (its[0], its[0]) if len(its) == 1 else (int(at) for at in rng.choice(its, 2, replace=False))
         first, second = (torch.from_numpy(np.asarray(self._latents[at], np.float32)) for at in (one, other))
         if rng.random() < CHANNEL_NORMALISATION:

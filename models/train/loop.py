@@ -10,7 +10,7 @@ import csv
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from .config import Config
 
-__all__ = ["EpochSet", "Trainee", "accelerator_for", "denormals_flushed", "run"]
+__all__ = ["EpochSet", "Trainee", "accelerator_for", "best_file", "denormals_flushed", "finished", "log_file", "run"]
 
 LOG_COLUMNS = ("epoch", "train_loss", "val_loss", "rate", "seconds", "best")
 MISSING = float("inf")
@@ -50,7 +50,6 @@ class Trainee:
     others load it.
     """
 
-    name: str
     module: nn.Module
     optimizers: Sequence[torch.optim.Optimizer]
     train: EpochSet
@@ -118,7 +117,6 @@ def run(config: Config, trainee: Trainee, accelerator: Accelerator, say: Callabl
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TrainingError(f"{out} cannot be made: {error}") from error
-    best_file, checkpoint_file = out / f"{trainee.name}_best_network.pth", out / f"{trainee.name}_checkpoint.pth"
     loaders: list[DataLoader[Any]] = [
         DataLoader(
             each,  # type: ignore[arg-type]  # a map-style data set, as its protocol says
@@ -137,10 +135,9 @@ def run(config: Config, trainee: Trainee, accelerator: Accelerator, say: Callabl
     steps = len(train_loader)
     factor = _rising_then_cosine(training.warm, training.epochs * steps)
     stepped = _Stepped(optimizers, [torch.optim.lr_scheduler.LambdaLR(each, factor) for each in optimizers])
-    state = _resumed(checkpoint_file, config, trainee, stepped)
+    state = _resumed(config, trainee, stepped)
     if state["epoch"]:
         say(f"going on after epoch {state['epoch']} of {training.epochs}")
-    rows: list[dict[str, Any]] = state["log"]
 
     for epoch in range(state["epoch"], training.epochs):
         if state["waited"] >= training.patience:
@@ -149,25 +146,39 @@ def run(config: Config, trainee: Trainee, accelerator: Accelerator, say: Callabl
         trainee.train.start_epoch(epoch)
         started = time.monotonic()
         rate = float(stepped.schedules[0].get_last_lr()[0])
-        train_loss = _epoch(accelerator, trainee, module, stepped, train_loader, training.clip, epoch, training.epochs)
+        train_loss = _epoch(accelerator, config, trainee, module, stepped, train_loader, epoch)
         val_loss = _validated(accelerator, module, val_loader)
         if not math.isfinite(val_loss):
-            raise TrainingError(_not_finite("validation", epoch, len(train_loader), checkpoint_file))
+            raise TrainingError(_not_finite("validation", epoch, len(train_loader)))
         better = val_loss < state["best"]
         state["best"], state["waited"] = (val_loss, 0) if better else (state["best"], state["waited"] + 1)
         seconds = time.monotonic() - started
         values = (epoch + 1, round(train_loss, 6), round(val_loss, 6), rate, round(seconds, 1), better)
-        rows.append(dict(zip(LOG_COLUMNS, values, strict=True)))
-        state |= {"epoch": epoch + 1, "log": rows}
+        state["log"].append(dict(zip(LOG_COLUMNS, values, strict=True)))
+        state["epoch"] = epoch + 1
         if accelerator.is_main_process:
-            _kept(out, best_file if better else None, checkpoint_file, trainee, stepped, state, config)
+            _kept(config, trainee, stepped, state, better)
         say(
             f"epoch {epoch + 1}/{training.epochs}  train {train_loss:.4f}  validation {val_loss:.4f}"
             f"{' (best)' if better else ''}  {seconds:.0f} s"
         )
     if state["waited"] >= training.patience:
         say(f"ended early: no better validation loss in {training.patience} epochs")
-    return best_file
+    return best_file(config)
+
+
+def best_file(config: Config) -> Path:
+    """Where the best network of a training is, once there is one."""
+    return config.out / f"{config.name}_best_network.pth"
+
+
+def log_file(config: Config) -> Path:
+    """Where each whole epoch has a line, of `LOG_COLUMNS`."""
+    return config.out / f"{config.name}_log.csv"
+
+
+def _checkpoint_file(config: Config) -> Path:
+    return config.out / f"{config.name}_checkpoint.pth"
 
 
 def _rising_then_cosine(warm: int, total: int) -> Callable[[int], float]:
@@ -179,21 +190,20 @@ def _rising_then_cosine(warm: int, total: int) -> Callable[[int], float]:
 
 
 def _epoch(
-    accelerator: Accelerator, trainee: Trainee, module: nn.Module, stepped: _Stepped, loader: Any, clip: float, epoch: int,
-    epochs: int,
+    accelerator: Accelerator, config: Config, trainee: Trainee, module: nn.Module, stepped: _Stepped, loader: Any, epoch: int,
 ) -> float:  # fmt: skip
     module.train()
     total, count = 0.0, 0
-    with tqdm(loader, desc=f"{trainee.name} {epoch + 1}/{epochs}", disable=None, leave=False) as batches:
+    with tqdm(loader, desc=f"{config.name} {epoch + 1}/{config.training.epochs}", disable=None, leave=False) as batches:
         for step, batch in enumerate(batches, 1):
             loss = module(*batch)
             value = float(loss.detach())
             if not math.isfinite(value):
-                raise TrainingError(_not_finite("training", epoch, step, Path(trainee.name)))
+                raise TrainingError(_not_finite("training", epoch, step))
             stepped.clear()
             accelerator.backward(loss)
-            if clip:
-                accelerator.clip_grad_norm_(module.parameters(), clip)
+            if config.training.clip:
+                accelerator.clip_grad_norm_(module.parameters(), config.training.clip)
             stepped.step()
             trainee.after_step()
             total, count = total + value, count + 1
@@ -201,7 +211,7 @@ def _epoch(
     return total / count
 
 
-def _not_finite(which: str, epoch: int, step: int, kept: Path) -> str:
+def _not_finite(which: str, epoch: int, step: int) -> str:
     return (
         f"the {which} loss is not finite in epoch {epoch + 1}, step {step}: training ends here; the checkpoint of the last whole "
         "epoch and the best network stay as they are. Lower training.rate, set training.clip, or train in precision 'no'"
@@ -215,23 +225,52 @@ def _validated(accelerator: Accelerator, module: nn.Module, loader: Any) -> floa
     return float(torch.stack(losses).mean())
 
 
-def _resumed(path: Path, config: Config, trainee: Trainee, stepped: _Stepped) -> dict[str, Any]:
+def finished(config: Config) -> bool:
+    """Whether this training has nothing left to do: known from its checkpoint, before a picture is read.
+
+    Raises:
+        TrainingError: as `run`, of its checkpoint.
+    """
+    content = _checkpoint(config)
+    return content is not None and _ended(config, content["state"])
+
+
+def _ended(config: Config, state: Mapping[str, Any]) -> bool:
+    return bool(state["epoch"] >= config.training.epochs or state["waited"] >= config.training.patience)
+
+
+def _resumed(config: Config, trainee: Trainee, stepped: _Stepped) -> dict[str, Any]:
     """Load the last whole epoch, if there is one."""
-    if not path.exists():
+    content = _checkpoint(config)
+    if content is None:
         return {"epoch": 0, "best": MISSING, "waited": 0, "log": []}
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        if content["config"] != _settings(config):
-            raise TrainingError(
-                f"{path} belongs to a training with other settings. Choose another 'out', or remove {path.parent} to start anew"
-            )
         trainee.module.load_state_dict(content["module"])
         stepped.load_state_dicts(content["optimizers"], content["schedules"])
         return dict(content["state"])
-    except TrainingError:
-        raise
+    except Exception as error:
+        raise _unreadable(config, error) from error
+
+
+def _checkpoint(config: Config) -> dict[str, Any] | None:
+    """What the last whole epoch left, if there was one."""
+    path = _checkpoint_file(config)
+    if not path.exists():
+        return None
+    try:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        settings = content["config"]
     except Exception as error:  # torch's loader raises whatever its parsers stumble over
-        raise TrainingError(f"{path} cannot be read: {error}. Remove it to start this stage anew") from error
+        raise _unreadable(config, error) from error
+    if settings != _settings(config):
+        raise TrainingError(
+            f"{path} belongs to a training with other settings. Choose another 'out', or remove {path.parent} to start anew"
+        )
+    return content
+
+
+def _unreadable(config: Config, error: Exception) -> TrainingError:
+    return TrainingError(f"{_checkpoint_file(config)} cannot be read: {error}. Remove it to start this stage anew")
 
 
 def _settings(config: Config) -> dict[str, str]:
@@ -242,28 +281,25 @@ def _settings(config: Config) -> dict[str, str]:
     return {key: repr(value) for key, value in flat.items()}
 
 
-def _kept(
-    out: Path, best_file: Path | None, checkpoint_file: Path, trainee: Trainee, stepped: _Stepped, state: dict[str, Any],
-    config: Config,
-) -> None:  # fmt: skip
+def _kept(config: Config, trainee: Trainee, stepped: _Stepped, state: dict[str, Any], better: bool) -> None:
     """Write the best network, the log and the checkpoint, each whole or not at all; the checkpoint last, since it counts."""
     content = {
         "config": _settings(config),
         "module": trainee.module.state_dict(),
         "optimizers": [each.state_dict() for each in stepped.optimizers],
         "schedules": [each.state_dict() for each in stepped.schedules],
-        "state": dict(state),
+        "state": state,
     }
     try:
-        if best_file is not None:
-            _replaced(best_file, trainee.write)
-        with (out / f"{trainee.name}_log.csv").open("w", encoding="utf-8", newline="") as lines:
+        if better:
+            _replaced(best_file(config), trainee.write)
+        with log_file(config).open("w", encoding="utf-8", newline="") as lines:
             writer = csv.DictWriter(lines, LOG_COLUMNS)
             writer.writeheader()
             writer.writerows(state["log"])
-        _replaced(checkpoint_file, lambda path: torch.save(content, path))
+        _replaced(_checkpoint_file(config), lambda path: torch.save(content, path))
     except (OSError, RuntimeError) as error:
-        raise TrainingError(f"{out} cannot be written: {error}. The files of the epoch before stand") from error
+        raise TrainingError(f"{config.out} cannot be written: {error}. The files of the epoch before stand") from error
 
 
 def _replaced(path: Path, write: Callable[[Path], None]) -> None:

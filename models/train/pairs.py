@@ -6,7 +6,7 @@ processes, and after a kill.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -15,10 +15,16 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..augment import AUGMENTATIONS
-from .config import Config
+from .config import Config, Data
 from .pictures import Identity, Pictures
 
-__all__ = ["PairedPictures", "chosen_identities"]
+__all__ = ["EpochPairs", "PairedPictures", "channels_first", "chosen_identities", "shares"]
+
+
+def shares(groups: Mapping[str, Sequence[int]], weights: Mapping[str, float]) -> NDArray[np.float64]:
+    """How often each group is drawn from, summing to 1: by its weight, or by its size where none is given."""
+    wanted = [weights.get(name, len(its)) for name, its in groups.items()]
+    return np.array(wanted, np.float64) / sum(wanted)
 
 
 def chosen_identities(
@@ -32,12 +38,11 @@ def chosen_identities(
     for number, identity in enumerate(identities):
         groups.setdefault(identity.ds_name if chunk else "", []).append(number)
     names = list(groups)
-    shares = np.array([weights.get(name, len(groups[name])) for name in names], np.float64)
-    shares /= shares.sum()
+    likely = shares(groups, weights)
     chosen: list[int] = []
     size = chunk or count
     while len(chosen) < count:
-        group = groups[names[int(rng.choice(len(names), p=shares))]]
+        group = groups[names[int(rng.choice(len(names), p=likely))]]
         room = size - len(chosen) % size
         taken = set(chosen[len(chosen) - len(chosen) % size :])
         free = [number for number in group if number not in taken] if chunk else group
@@ -45,13 +50,11 @@ def chosen_identities(
     return np.array(chosen)
 
 
-class PairedPictures(Dataset[tuple[Tensor, Tensor]]):
-    """Pairs of one epoch, each two tensors, uint8 (3, size, size)."""
+class EpochPairs(Dataset[tuple[Tensor, Tensor]]):
+    """Pairs of one epoch: whose they are, and the random numbers of each. What a pair is of is the subclass's."""
 
-    def __init__(self, config: Config, pictures: Pictures, identities: Sequence[Identity], pairs: int, *, seed: int) -> None:
-        self._data = config.data
-        self._alter = AUGMENTATIONS[config.training.augmentation]
-        self._pictures, self._identities = pictures, identities
+    def __init__(self, data: Data, identities: Sequence[Identity], pairs: int, seed: int) -> None:
+        self._data, self._identities = data, identities
         self._pairs, self._seed = pairs, seed
         self.start_epoch(0)
 
@@ -63,9 +66,21 @@ class PairedPictures(Dataset[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         return self._pairs
 
+    def _drawn(self, number: int) -> tuple[np.random.Generator, tuple[int, ...]]:
+        """The random numbers of a pair, and the numbers of its identity's pictures."""
+        return np.random.default_rng([self._seed, self._epoch, number]), self._identities[self._order[number]].pictures
+
+
+class PairedPictures(EpochPairs):
+    """Pairs of pictures, each two tensors, uint8 (3, size, size)."""
+
+    def __init__(self, config: Config, pictures: Pictures, identities: Sequence[Identity], pairs: int, *, seed: int) -> None:
+        super().__init__(config.data, identities, pairs, seed)
+        self._alter = AUGMENTATIONS[config.training.augmentation]
+        self._pictures = pictures
+
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
-        rng = np.random.default_rng([self._seed, self._epoch, number])
-        its = self._identities[self._order[number]].pictures
+        rng, its = self._drawn(number)
         if len(its) == 1:
             first = self._window(its[0], rng)
             second = self._alter(first, rng)
@@ -80,7 +95,7 @@ class PairedPictures(Dataset[tuple[Tensor, Tensor]]):
                     second = self._alter(second, rng)
         if rng.random() < 0.5:
             first, second = second, first
-        return _tensor(first), _tensor(second)
+        return channels_first(first), channels_first(second)
 
     def _window(self, number: int, rng: np.random.Generator) -> NDArray[np.uint8]:
         if self._data.window < 1.0:
@@ -88,5 +103,6 @@ class PairedPictures(Dataset[tuple[Tensor, Tensor]]):
         return self._pictures.whole(number)
 
 
-def _tensor(pixels: NDArray[np.uint8]) -> Tensor:
+def channels_first(pixels: NDArray[np.uint8]) -> Tensor:
+    """uint8 (height, width, 3) to a tensor (3, height, width) of its own."""
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))

@@ -145,7 +145,6 @@ def stage_trainee(config: Config, network: LCMem, train: EpochSet, validation: E
                 head.weight.clamp_(max=0.0)
 
     return Trainee(
-        name=f"stage{config.stage}",
         module=PairLoss(network, config),
         optimizers=_optimizers(config.training, network),
         train=train,

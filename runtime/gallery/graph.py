@@ -17,12 +17,12 @@ import re
 import tempfile
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import hnswlib
 import numpy as np
 from numpy.typing import NDArray
 
+from ..bundle import SEAL, seal
 from ..errors import GalleryError
 from ..head import Floats
 
@@ -30,7 +30,6 @@ __all__ = ["MANIFEST", "Graph", "GraphExhaustedError", "load_graph", "save_graph
 
 MANIFEST = "graph.json"
 FORMAT_VERSION = 2
-SEAL = "manifest_sha256"
 FILE_NAME = re.compile(r"graph-[0-9a-f]{16}\.hnsw")
 METRIC = "squared L2 over sqrt(max(-w, 0)) * e"
 M, EF_CONSTRUCTION = 16, 200
@@ -128,7 +127,7 @@ def save_graph(graph: Graph, folder: Path, fingerprint: str) -> None:
         manifest = GraphManifest(
             FORMAT_VERSION, name, sha256, size, METRIC, graph.dimension, len(graph), graph.newest, fingerprint, graph.content
         )
-        _write_atomically(folder / MANIFEST, json.dumps(sealed(asdict(manifest)), indent=2) + "\n")
+        _write_atomically(folder / MANIFEST, json.dumps(seal(asdict(manifest)), indent=2) + "\n")
         for older in folder.glob("graph-*.hnsw"):
             if older.name != name:
                 older.unlink(missing_ok=True)
@@ -183,12 +182,6 @@ def _answers(graph: Graph) -> bool:
     return True
 
 
-def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
-    """The manifest with a sha256 of its own fields."""
-    content = {name: value for name, value in manifest.items() if name != SEAL}
-    return {**content, SEAL: hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()}
-
-
 def _read_manifest(path: Path) -> GraphManifest:
     """Read and check a manifest: whatever is off with it, the graph is made again.
 
@@ -210,7 +203,7 @@ def _read_manifest(path: Path) -> GraphManifest:
     types = {field.name: {"int": int, "str": str}[str(field.type)] for field in fields(GraphManifest)}
     if content.keys() != {*types, SEAL} or any(type(content[name]) is not kind for name, kind in types.items()):
         raise GalleryError(f"{path} is damaged: it lacks fields, or they are of another type")
-    if sealed(content) != content:
+    if seal(content) != content:
         raise GalleryError(f"{path} is damaged: its own digest differs")
     manifest = GraphManifest(**{name: content[name] for name in types})
     if not FILE_NAME.fullmatch(manifest.file):
