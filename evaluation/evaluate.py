@@ -19,6 +19,7 @@ from .measures import (
     Limit,
     Separation,
     auc,
+    best_f1_limit,
     given_limit,
     limit_for,
     mean_interval,
@@ -210,10 +211,11 @@ def evaluate(
         groups: list[tuple[str | None, Scored]] = [(None, Scored.together(list(parts.values()))), *parts.items()]
         for ds_name, scored in groups:
             limits = _limits(scored, shipped, false_positives, val_pairs[ds_name])
+            optimal = _optimal(scored, plan)
             if len(scored.same):
                 reidentification.append(_reidentification(scorer.name, ds_name, scored, limits, seed))
             if plan.cells:
-                copy_detection.append(_copy_detection(scorer.name, ds_name, scored, limits, seed))
+                copy_detection.append(_copy_detection(scorer.name, ds_name, scored, (*limits, *optimal), seed))
     return Evaluation(
         listing=str(listing),
         protocol=protocol,
@@ -278,6 +280,14 @@ def _limits(scored: Scored, shipped: float | None, rates: Sequence[float], val_p
     return fitted if shipped is None else (*fitted, given_limit(shipped, scored.negatives))
 
 
+def _optimal(scored: Scored, plan: Plan) -> tuple[Limit, ...]:
+    """The paper's other threshold for copy detection, where VAL has what it takes. Never TEST's own: that would flatter."""
+    if not plan.cells or scored.val_copies is None or scored.val_negatives is None:
+        return ()
+    on_paper = scored.val_copies[:, [cell.paper for cell in plan.cells]]
+    return (best_f1_limit(scored.negatives, on_paper, scored.val_negatives),)
+
+
 def _reidentification(scorer: str, ds_name: str | None, scored: Scored, limits: tuple[Limit, ...], seed: int) -> Reidentification:
     return Reidentification(
         scorer=scorer,
@@ -333,9 +343,9 @@ def _notes(
     overall += [(part.scorer, at.limit) for part in reidentification if part.ds_name is None for at in part.at]
     notes = []
     for source, whose in (("VAL", "VAL's pairs"), ("TEST", "TEST's own pairs: VAL is not listed, has too few, or was not wanted")):
-        rates = {limit.wanted for _, limit in overall if limit.source == source and limit.threshold is not None}
+        rates = {limit.wanted for _, limit in overall if limit.source == source and limit.threshold is not None} - {None}
         if rates:
-            named = ", ".join(f"{rate:g}" for rate in sorted(rate for rate in rates if rate is not None))
+            named = ", ".join(f"{rate:g}" for rate in sorted(filter(None, rates)))
             notes.append(f"thresholds for false-positive rates of {named} over all data sets were fitted on {whose}")
     problems: dict[str, list[str]] = {}
     for scorer, limit in dict.fromkeys(overall):

@@ -15,10 +15,13 @@ from sklearn.metrics import precision_recall_curve, roc_auc_score, roc_curve
 
 __all__ = [
     "AtRecall",
+    "BestF1",
     "Interval",
     "Limit",
     "Separation",
     "auc",
+    "best_f1",
+    "best_f1_limit",
     "given_limit",
     "limit_for",
     "mean_interval",
@@ -31,6 +34,8 @@ __all__ = [
 Doubles = NDArray[np.float64]
 RESAMPLES = 1000
 COVERAGE = 0.95
+GIVEN = "bundle"
+"""`Limit.source` of a threshold that was not fitted."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,16 @@ class AtRecall:
     threshold: float
     precision: float
     false_positive_rate: float
+
+
+@dataclass(frozen=True)
+class BestF1:
+    """The threshold at which F1 is best, and what it gives."""
+
+    f1: float
+    precision: float
+    recall: float
+    threshold: float
 
 
 @dataclass(frozen=True)
@@ -78,7 +93,7 @@ class Limit:
     """A threshold, how it was found, and what it lets through.
 
     Attributes:
-        wanted: the false-positive rate that it was fitted to; None for one that was given.
+        wanted: the false-positive rate that it was fitted to; None for one that was given, or fitted to the best F1.
         threshold: None when there were too few negatives to fit it.
         source: "VAL", "TEST" or, of a given one, "bundle".
         fitted_on: negatives that it was fitted on; 0 for one that was given.
@@ -96,14 +111,42 @@ class Limit:
     problem: str | None = None
 
     @property
+    def given(self) -> bool:
+        """Whether it came with the bundle, and was not fitted."""
+        return self.source == GIVEN
+
+    @property
     def name(self) -> str:
-        return "the bundle's threshold" if self.wanted is None else f"{100 * self.wanted:g} % false positives"
+        """What it is called, and told from others by."""
+        if self.wanted is not None:
+            return f"{100 * self.wanted:g} % false positives"
+        return "the bundle's threshold" if self.given else f"the best F1 on {self.source}"
 
 
 def auc(same: Doubles, different: Doubles) -> float:
     """Area under the ROC curve: how often a pair of the same scores above one of different ones; ties count half."""
+    return float(roc_auc_score(*_together(same, different)))
+
+
+def best_f1(same: Doubles, different: Doubles) -> BestF1:
+    """Where F1 is best, if pairs of the same and of different pictures were equally many: each side's weights sum to the same.
+
+    The protocols have as many of one as of the other for re-identification. Of copy detection all pairs of different pictures
+    are scored, and how many those are would else decide the threshold.
+    """
+    truth, scores = _together(same, different)
+    weights = np.where(truth == 1, 1.0 / len(same), 1.0 / len(different))
+    precisions, reached, thresholds = precision_recall_curve(truth, scores, sample_weight=weights)
+    f1 = 2 * precisions * reached / np.maximum(precisions + reached, 1e-300)
+    # The last point, recall 0 at precision 1, has no threshold.
+    at = int(f1[:-1].argmax())
+    return BestF1(float(f1[at]), float(precisions[at]), float(reached[at]), float(thresholds[at]))
+
+
+def _together(same: Doubles, different: Doubles) -> tuple[NDArray[np.int8], Doubles]:
+    """Which pairs are of the same, 1 or 0, and all scores."""
     truth = np.concatenate([np.ones(len(same), np.int8), np.zeros(len(different), np.int8)])
-    return float(roc_auc_score(truth, np.concatenate([same, different])))
+    return truth, np.concatenate([same, different])
 
 
 def separation(
@@ -118,12 +161,8 @@ def separation(
         recalls: at which to give precision and false-positive rate.
         seed: of the bootstrap.
     """
-    truth = np.concatenate([np.ones(len(same), np.int8), np.zeros(len(different), np.int8)])
-    scores = np.concatenate([same, different])
-    precisions, reached, thresholds = precision_recall_curve(truth, scores)
-    f1 = 2 * precisions * reached / np.maximum(precisions + reached, 1e-300)
-    # The last point, recall 0 at precision 1, has no threshold.
-    best = int(f1[:-1].argmax())
+    truth, scores = _together(same, different)
+    best = best_f1(same, different)
     false, true, edges = roc_curve(truth, scores, drop_intermediate=False)
     at_recall = []
     for wanted in recalls:
@@ -135,10 +174,10 @@ def separation(
         different=len(different),
         auc=auc(same, different),
         auc_interval=_auc_interval(same, different, clusters, seed),
-        f1=float(f1[best]),
-        precision=float(precisions[best]),
-        recall=float(reached[best]),
-        threshold=float(thresholds[best]),
+        f1=best.f1,
+        precision=best.precision,
+        recall=best.recall,
+        threshold=best.threshold,
         at_recall=tuple(at_recall),
     )
 
@@ -206,6 +245,12 @@ def limit_for(rate: float, test: Doubles, val: Doubles | None = None) -> Limit:
     return Limit(rate, threshold, source, len(fitted), share_at(test, threshold), len(test))
 
 
+def best_f1_limit(test: Doubles, val_copies: Doubles, val: Doubles) -> Limit:
+    """The threshold of the best F1 on VAL's copies (any shape) and pairs of different pictures, as the paper fits it."""
+    threshold = best_f1(val_copies.reshape(-1), val).threshold
+    return Limit(None, threshold, "VAL", len(val), share_at(test, threshold), len(test))
+
+
 def pairs_needed(rate: float) -> int:
     """Pairs of different pictures without which a false-positive rate cannot be told from 0: one must be allowed to err."""
     return math.ceil(1.0 / rate - 1e-9)
@@ -213,4 +258,4 @@ def pairs_needed(rate: float) -> int:
 
 def given_limit(threshold: float, test: Doubles) -> Limit:
     """A threshold that a bundle brings, with the false-positive rate that it has here."""
-    return Limit(None, threshold, "bundle", 0, share_at(test, threshold) if len(test) else None, len(test))
+    return Limit(None, threshold, GIVEN, 0, share_at(test, threshold) if len(test) else None, len(test))

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_curve
 
 from .evaluate import CopyAt, Evaluation
+from .measures import Limit
 from .protocols import CELLS
 from .scoring import Scored
 
@@ -102,12 +103,17 @@ def _recalls(evaluation: Evaluation) -> dict[str, Figure]:
     """A figure a limit that can be fitted: recall against strength, our model's line the thick one."""
     overall = [part for part in evaluation.copy_detection if part.ds_name is None]
     figures = {}
-    for wanted in dict.fromkeys(at.limit.wanted for part in overall for at in part.at):
-        reached = {part.scorer: at for part in overall for at in part.at if at.limit.wanted == wanted and at.cells}
+    for name in dict.fromkeys(at.limit.name for part in overall for at in part.at):
+        reached = {part.scorer: at for part in overall for at in part.at if at.limit.name == name and at.cells}
         if reached:
-            rate = "bundle-threshold" if wanted is None else f"{wanted:g}"
-            figures[f"copy-detection-recall-{rate}"] = _recall_figure(reached)
+            figures[f"copy-detection-recall-{_file_part(next(iter(reached.values())).limit)}"] = _recall_figure(reached)
     return figures
+
+
+def _file_part(limit: Limit) -> str:
+    if limit.wanted is not None:
+        return f"{limit.wanted:g}"
+    return "bundle-threshold" if limit.given else "best-f1"
 
 
 def _recall_figure(reached: dict[str, CopyAt]) -> Figure:

@@ -57,7 +57,7 @@ class Scored:
         same, different: of re-identification's pairs, float64 (pairs,).
         clusters: (pairs,), which identity the pairs' first picture shows, from 0.
         negatives: of pairs of different pictures of TEST, float64, sorted.
-        val_negatives: the same of VAL; None when VAL has none.
+        val_copies, val_negatives: as `copies` and `negatives`, of VAL; None when VAL has no pairs of different pictures.
     """
 
     copies: Doubles
@@ -65,6 +65,7 @@ class Scored:
     different: Doubles
     clusters: NDArray[np.int64]
     negatives: Doubles
+    val_copies: Doubles | None
     val_negatives: Doubles | None
 
     @staticmethod
@@ -74,6 +75,8 @@ class Scored:
         for part in parts:
             clusters.append(part.clusters + offset)
             offset += int(part.clusters.max(initial=-1)) + 1
+        # A threshold for all of TEST cannot come from a VAL that lacks some of its data sets.
+        copies = [part.val_copies for part in parts if part.val_copies is not None]
         vals = [part.val_negatives for part in parts if part.val_negatives is not None]
         return Scored(
             np.concatenate([part.copies for part in parts]),
@@ -81,7 +84,7 @@ class Scored:
             np.concatenate([part.different for part in parts]),
             np.concatenate(clusters),
             np.sort(np.concatenate([part.negatives for part in parts])),
-            # A threshold for all of TEST cannot come from a VAL that lacks some of its data sets.
+            np.concatenate(copies) if len(copies) == len(parts) else None,
             np.sort(np.concatenate(vals)) if len(vals) == len(parts) else None,
         )
 
@@ -266,5 +269,6 @@ def _scored(
         different=bench.pairs(numbers, different),
         clusters=np.unique(np.asarray(firsts, dtype=str), return_inverse=True)[1].astype(np.int64),
         negatives=negatives("TEST"),
+        val_copies=np.stack([bench.copies[number] for number in read[ds_name, "VAL"]]) if len(val) else None,
         val_negatives=val if len(val) else None,
     )

@@ -145,17 +145,17 @@ def _data_sets(evaluation: Evaluation) -> list[str]:
 
 
 def _limits(limits: Sequence[Limit]) -> list[Limit]:
-    """One a rate that somebody has a threshold for, the highest rate first; the bundle's last."""
-    reached = {limit.wanted: limit for limit in limits if limit.threshold is not None}
-    return sorted(reached.values(), key=lambda limit: (limit.wanted is None, -(limit.wanted or 0)))
+    """One a rate that somebody has a threshold for, the highest rate first; the best F1 and the bundle's last."""
+    reached = {limit.name: limit for limit in limits if limit.threshold is not None}
+    return sorted(reached.values(), key=lambda limit: (limit.wanted is None, -(limit.wanted or 0), limit.given))
 
 
 def _at(part: CopyDetection, limit: Limit) -> CopyAt | None:
-    return next((at for at in part.at if at.limit.wanted == limit.wanted), None)
+    return next((at for at in part.at if at.limit.name == limit.name), None)
 
 
 def _recall(part: Reidentification, limit: Limit) -> float | None:
-    return next((at.recall for at in part.at if at.limit.wanted == limit.wanted), None)
+    return next((at.recall for at in part.at if at.limit.name == limit.name), None)
 
 
 def _print(console: Console, title: str, table: Table) -> None:
@@ -179,7 +179,7 @@ def _table(label: str, scorers: Sequence[str]) -> Table:
 
 
 def _short(limit: Limit) -> str:
-    return "bundle's" if limit.wanted is None else f"{100 * limit.wanted:g} %"
+    return "bundle's" if limit.given else f"{100 * (limit.wanted or 0):g} %"
 
 
 def _figure(value: float | None) -> str:

@@ -190,29 +190,25 @@ def _config(out: Path, stage: str, settings: Sequence[str]) -> Config:
 def _figures(copied: Evaluation, identified: Evaluation) -> dict[str, Any]:
     """Tables, each a mapping of rows to columns: copy detection at each limit, in sum and by cell, and re-identification."""
     figures: dict[str, Any] = {}
-    for wanted in dict.fromkeys(at.limit.wanted for part in copied.copy_detection for at in part.at):
+    for name in dict.fromkeys(at.limit.name for part in copied.copy_detection for at in part.at):
         parts = {
             part.ds_name or "all": (part, at)
             for part in copied.copy_detection
             for at in part.at
-            if at.limit.wanted == wanted and at.cells is not None
+            if at.limit.name == name and at.cells is not None
         }
         if parts:
-            figures[f"copies, {_limit_name(wanted)}"] = {name: _copy_row(part, at) for name, (part, at) in parts.items()}
-            figures[f"copies by cell, {_limit_name(wanted)}"] = {
-                cell.name: {name: round((at.cells or {})[cell.name], 3) for name, (_, at) in parts.items()} for cell in CELLS
+            figures[f"copies, at {name}"] = {ds_name: _copy_row(part, at) for ds_name, (part, at) in parts.items()}
+            figures[f"copies by cell, at {name}"] = {
+                cell.name: {ds_name: round((at.cells or {})[cell.name], 3) for ds_name, (_, at) in parts.items()} for cell in CELLS
             }
     figures["re-identification of phantoms"] = {part.ds_name or "all": _identity_row(part) for part in identified.reidentification}
     return figures
 
 
-def _limit_name(wanted: float | None) -> str:
-    return "at the shipped threshold" if wanted is None else f"at {100 * wanted:g} % false positives"
-
-
 def _copy_row(part: CopyDetection, at: CopyAt) -> dict[str, Any]:
     row: dict[str, Any] = {"pictures": part.pictures, "different pairs": part.negatives}
-    if at.limit.wanted is None:
+    if at.limit.given:
         row["false positives"] = round(at.limit.false_positive_rate or 0.0, 6)
     if at.paper is not None:
         row |= {"mean recall": round(at.paper.mean, 4), "worst": round(at.paper.worst, 4), "worst cell": at.paper.worst_cell}
@@ -230,8 +226,8 @@ def _identity_row(part: Reidentification) -> dict[str, Any]:
         "95 % interval": f"{low:.4f} to {high:.4f}",
     }
     for at in part.at:
-        if at.limit.wanted in (None, DECISION_RATE):
-            row[f"recall {_limit_name(at.limit.wanted)}"] = None if at.recall is None else round(at.recall, 3)
+        if at.limit.given or at.limit.wanted == DECISION_RATE:
+            row[f"recall at {at.limit.name}"] = None if at.recall is None else round(at.recall, 3)
     return row
 
 

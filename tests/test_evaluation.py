@@ -177,7 +177,7 @@ def test_figures_carry_their_counts(evaluation: Evaluation) -> None:
 
 def test_thresholds_say_where_they_come_from(evaluation: Evaluation) -> None:
     ours = {part.ds_name: part for part in evaluation.copy_detection if part.scorer == evaluation.scorers[0].name}
-    assert [at.limit.source for at in ours["grids"].at] == ["VAL", "TEST", "bundle"]
+    assert [at.limit.source for at in ours["grids"].at] == ["VAL", "TEST", "bundle", "VAL"]
     # "others" has no VAL, so neither has the whole.
     assert [at.limit.source for at in ours["others"].at] == [at.limit.source for at in ours[None].at] == ["TEST", "TEST", "bundle"]
     fitted, unreachable, shipped = ours[None].at
@@ -193,7 +193,7 @@ def test_thresholds_say_where_they_come_from(evaluation: Evaluation) -> None:
     assert shipped.paper.mean_interval.low <= shipped.paper.mean <= shipped.paper.mean_interval.high
     # mse sees as many pairs of VAL as it needs, but the choice does not go by that.
     mse = next(part for part in evaluation.copy_detection if part.scorer == "mse" and part.ds_name == "grids")
-    assert [at.limit.source for at in mse.at] == ["VAL", "TEST"]
+    assert [at.limit.source for at in mse.at] == ["VAL", "TEST", "VAL"]
 
 
 def test_what_cannot_be_read_is_listed(evaluation: Evaluation) -> None:

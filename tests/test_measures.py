@@ -8,6 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lcmem_onnx.evaluation.measures import (
     auc,
+    best_f1,
+    best_f1_limit,
     given_limit,
     limit_for,
     mean_interval,
@@ -105,6 +107,25 @@ def test_a_threshold_from_val_is_measured_on_test() -> None:
 def test_a_given_threshold_is_only_measured() -> None:
     limit = given_limit(0.5, np.array([0.1, 0.5, 0.7, 0.2]))
     assert (limit.threshold, limit.false_positive_rate, limit.source, limit.wanted) == (0.5, 0.5, "bundle", None)
+
+
+def test_the_best_f1_does_not_depend_on_how_many_negatives_there_are() -> None:
+    same, different = np.array([0.9, 0.8, 0.6, 0.3]), np.array([0.7, 0.4, 0.2, 0.1, 0.05])
+
+    def f1(threshold: float) -> float:
+        found, wrong = (same >= threshold).mean(), (different >= threshold).mean()
+        return float(2 * found / (found + wrong + 1))
+
+    best = max((*same, *different), key=f1)
+    for many in (1, 40):
+        found = best_f1(same, np.repeat(different, many))
+        assert (found.threshold, found.f1, found.recall) == (best, pytest.approx(f1(best)), pytest.approx((same >= best).mean()))
+
+
+def test_a_threshold_of_the_best_f1_is_fitted_on_val_and_measured_on_test() -> None:
+    limit = best_f1_limit(np.array([0.1, 0.2, 0.6, 0.9]), np.array([[0.5, 0.9], [0.8, 0.9]]), np.array([0.1, 0.2, 0.3]))
+    assert (limit.threshold, limit.false_positive_rate, limit.source, limit.fitted_on, limit.given) == (0.5, 0.5, "VAL", 3, False)
+    assert limit.name == "the best F1 on VAL"
 
 
 @pytest.mark.parametrize(("rate", "needed"), [(0.1, 10), (0.001, 1000), (0.00001, 100_000), (0.3, 4)])
