@@ -48,8 +48,8 @@ def test_it_ends_in_a_bundle_that_screens_and_says_what_it_is(made: Path) -> Non
     card = json.loads((made / "bundle" / "bundle.json").read_text(encoding="utf-8"))["card"]
     assert "no real set of patients" in card["limits"]
     figures = card["figures"]
-    assert figures["copies, at the shipped threshold"]["all"]["pictures"] > 50
-    assert len(figures["copies by cell, at the shipped threshold"]) == 30
+    assert figures["copies, at the bundle's threshold"]["all"]["pictures"] > 50
+    assert len(figures["copies by cell, at the bundle's threshold"]) == 30
     assert 0 <= figures["re-identification of phantoms"]["all"]["AUC"] <= 1
     assert "1 epochs of 2 steps of 8 pairs" in card["training"]
     screener = Screener(bundle)
