@@ -35,7 +35,7 @@ R = TypeVar("R")
 
 
 def model_options(command: Callable[P, R]) -> Callable[P, R]:
-    """--bundle, --provider, --threads; the command gets them as `model`, a function that opens the screener."""
+    """--bundle, --variant, --provider, --threads; the command gets them as `model`, a function that opens the screener."""
 
     @click.option(
         "--bundle",
@@ -43,6 +43,14 @@ def model_options(command: Callable[P, R]) -> Callable[P, R]:
         show_envvar=True,
         type=click.Path(path_type=Path),
         help="Model to use.  [default: the model of the package]",
+    )
+    @click.option(
+        "--variant",
+        envvar="LCMEM_ONNX_VARIANT",
+        show_envvar=True,
+        default="auto",
+        show_default=True,
+        help="auto, fp32, fp16, int8: the encoder's precision.",
     )
     @click.option(
         "--provider",
@@ -60,11 +68,11 @@ def model_options(command: Callable[P, R]) -> Callable[P, R]:
         help="For inference and decoding.  [default: what this machine or container allows]",
     )
     @wraps(command)
-    def with_model(*args: Any, bundle: Path | None, provider: str, threads: int | None, **kwargs: Any) -> R:
+    def with_model(*args: Any, bundle: Path | None, variant: str, provider: str, threads: int | None, **kwargs: Any) -> R:
         def model() -> Screener:
             from .runtime.screening import Screener
 
-            screener = Screener(bundle, provider=provider, threads=threads)
+            screener = Screener(bundle, variant=variant, provider=provider, threads=threads)
             if screener.bundle.demonstration and not kwargs.get("quiet"):
                 click.echo(
                     "note: no patient was in the training or the figures of this model; do not release data on its word alone",
@@ -332,7 +340,7 @@ def bundle_info(bundle: Path | None, as_json: bool) -> int:
         "embedding": f"{opened.features} numbers",
         "threshold": f"{opened.threshold.value:.4g}",
         "threshold from": opened.threshold.source,
-        "variants": ", ".join(f"{name} ({path.stat().st_size / 1e6:.1f} MB)" for name, path in opened.variants.items()),
+        "variants": ", ".join(f"{name} ({its.bytes / 1e6:.1f} MB)" for name, its in opened.variants.items()),
         "license": manifest["license"],
         "fingerprint": opened.fingerprint,
     }
@@ -341,6 +349,12 @@ def bundle_info(bundle: Path | None, as_json: bool) -> int:
             f"{parity['pictures']} pictures, batches of {', '.join(map(str, parity['batch_sizes']))}: embeddings within "
             f"{parity['embedding_max']:.1e} of torch, scores within {parity['score_max']:.1e}"
         )
+    for variant, entry in manifest["variants"].items():
+        if drift := entry.get("drift"):
+            facts[f"drift of {variant}"] = (
+                f"{drift['flips']} of {drift['pairs']} pairs decided otherwise than by torch, 99 % of scores within "
+                f"{drift['score_p99']:.1e}{', past its gate' if entry['past_gate'] else ''}"
+            )
     print_facts(facts, as_json=False)
     print_card(manifest["card"])
     return NOTHING_FOUND
@@ -362,6 +376,7 @@ def bundle_verify(quiet: bool, as_json: bool, model: Callable[[], Screener]) -> 
         "path": str(screener.bundle.path),
         "verified": True,
         "files": len(screener.bundle.manifest["files"]),
+        "variant": screener.encoder.variant,
         "provider": screener.encoder.provider,
         "self_score": screener.self_test(),
     }
@@ -369,8 +384,8 @@ def bundle_verify(quiet: bool, as_json: bool, model: Callable[[], Screener]) -> 
         click.echo(json.dumps({"schema_version": 1, **facts}))
     elif not quiet:
         click.echo(
-            f"ok: {facts['files']} files are as they were exported; the model runs on {facts['provider']} and gives a picture "
-            f"a score of {facts['self_score']:.4f} with itself"
+            f"ok: {facts['files']} files are as they were exported; the model ({facts['variant']}) runs on {facts['provider']} "
+            f"and gives a picture a score of {facts['self_score']:.4f} with itself"
         )
     return NOTHING_FOUND
 
@@ -378,17 +393,22 @@ def bundle_verify(quiet: bool, as_json: bool, model: Callable[[], Screener]) -> 
 @main.command()
 @json_option
 @bundle_option
-def doctor(as_json: bool, bundle: Path | None) -> int:
+@click.option("--bench", is_flag=True, help="Time the bundle's variants on the CPU, and let '--variant auto' go by it from now on.")
+@click.option("--threads", type=click.IntRange(min=1), help="For --bench.  [default: what this machine or container allows]")
+def doctor(as_json: bool, bundle: Path | None, bench: bool, threads: int | None) -> int:
     """Show versions, CPU features, execution providers and the bundle, for finding out why something does not work.
 
     \b
-    Example:
+    Examples:
       lcmem-onnx doctor
+      lcmem-onnx doctor --bench --bundle lcmem-bundle
     """
+    from .runtime.bundle import open_bundle
     from .runtime.errors import LcmemError
     from .runtime.machine import cpu_features, cpu_limit, cpu_name, versions
     from .runtime.providers import available_providers
     from .runtime.screening import Screener
+    from .runtime.timings import measure_variants, remember
 
     features = cpu_features()
     facts: dict[str, object] = {
@@ -400,9 +420,15 @@ def doctor(as_json: bool, bundle: Path | None) -> int:
     }
     code = NOTHING_FOUND
     try:
-        screener = Screener(bundle)
+        if bench:
+            opened = open_bundle(bundle)
+            timings = measure_variants(opened, threads)
+            facts |= {f"{name}, a picture": f"{milliseconds:.1f} ms" for name, milliseconds in timings.items()}
+            facts["remembered in"] = str(remember(opened, timings, threads))
+        screener = Screener(bundle, threads=threads)
         facts["bundle"] = f"{screener.bundle.name} ({screener.bundle.path})"
         facts["provider in use"] = screener.encoder.provider
+        facts["variant in use"] = f"{screener.encoder.variant}: {screener.encoder.why}"
         facts["a picture with itself scores"] = round(screener.self_test(), 4)
         facts["verdict"] = "everything needed for a scan works"
     except LcmemError as error:

@@ -12,6 +12,8 @@ from lcmem_onnx.runtime.errors import UsageError
 __all__ = ["main"]
 
 FILE = click.Path(path_type=Path)
+LEFT_OUT = 1
+"""Exit code when the bundle was written, but not every variant that was asked for."""
 
 
 class Export(Ending):
@@ -25,9 +27,16 @@ class Export(Ending):
 @click.option("--vae", type=FILE, help="The VAE of a stage-1 checkpoint: a diffusers folder or a .safetensors file.")
 @click.option("--out", type=FILE, help="Folder to write.  [default: the checkpoint's name, with '-bundle']")
 @click.option("--image-size", type=int, help="Side of the encoder's input in pixels.  [default: the checkpoint's, or 512]")
-@click.option("--variants", default="fp32", help="Precisions to export, separated by commas (fp32 for now).")
+@click.option("--variants", default="fp32,fp16,int8", help="Precisions to export, separated by commas.")
+@click.option("--calibration", type=FILE, help="Folder of pictures that int8 is calibrated with.  [default: drawn ones]")
+@click.option(
+    "--int8-exclude",
+    default="",
+    help="Layers that int8 keeps in float: beginnings of their names, separated by commas, or 'auto' to find out by a sweep.",
+)
+@click.option("--allow-drift", is_flag=True, help="Write variants that do not pass their gates, too; the manifest says so.")
 @click.option("--threshold", type=float, help="Decision threshold on scores.  [default: the checkpoint's, or 0.5]")
-@click.option("--pictures", type=FILE, help="Folder of pictures for the proof.  [default: those of the package]")
+@click.option("--pictures", type=FILE, help="Folder of pictures for the proof.  [default: those of the package, and drawn ones]")
 @click.option("--name", help="What the model is called.  [default: the checkpoint's file name]")
 @click.option("--license", "licence", help="Licence of the weights, for the manifest.")
 @click.option("--force", is_flag=True, help="Replace an older bundle in --out, once the new one is proven.")
@@ -38,21 +47,24 @@ def main(
     out: Path | None,
     image_size: int | None,
     variants: str,
+    calibration: Path | None,
+    int8_exclude: str,
+    allow_drift: bool,
     threshold: float | None,
     pictures: Path | None,
     name: str | None,
     licence: str | None,
     force: bool,
     quiet: bool,
-) -> None:
+) -> int:
     """Export a trained LCMem checkpoint to a bundle that runs without PyTorch.
 
     The exported graph is checked and compared with torch on real pictures, in a fresh process. A bundle that fails is not
-    written.
+    written; a variant that drifts from torch past its gate is left out, and the exit code is 1.
 
     \b
     Example:
-      python -m export --ckpt lcmem.pt --out lcmem-bundle
+      python -m export --ckpt lcmem.pt --out lcmem-bundle --calibration pictures/
       python -m export --ckpt stage1_best_network.pth --vae stable-diffusion-2/
     """
     out = out or Path(f"{checkpoint.stem}-bundle")
@@ -67,13 +79,16 @@ def main(
         if str(error.name).startswith("lcmem_onnx"):
             raise
         raise UsageError(f"exporting needs {error.name}, which is not installed: pip install 'lcmem-onnx[export]'") from error
-    export_bundle(
+    done = export_bundle(
         Request(
             checkpoint=checkpoint,
             out=out,
             vae=vae,
             image_size=image_size,
-            variants=tuple(filter(None, (variant.strip() for variant in variants.split(",")))),
+            variants=_separated(variants),
+            calibration=calibration,
+            int8_exclude=_separated(int8_exclude),
+            allow_drift=allow_drift,
             threshold=threshold,
             pictures=pictures,
             name=name,
@@ -83,7 +98,18 @@ def main(
         say,
     )
     shown = printable(str(out))
-    say(f"written   {shown}\nnext      lcmem-onnx bundle info --bundle {shown}")
+    say(f"written   {shown} ({', '.join(done.variants)})\nnext      lcmem-onnx bundle info --bundle {shown}")
+    for name, reasons in done.left_out.items():
+        click.echo(
+            f"warning: {name} was left out: {'; '.join(reasons)}. Calibrate with pictures like your own, keep more layers in float "
+            "(--int8-exclude auto), or take it as it is (--allow-drift)",
+            err=True,
+        )
+    return LEFT_OUT if done.left_out else 0
+
+
+def _separated(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, (part.strip() for part in text.split(","))))
 
 
 if __name__ == "__main__":

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
-import os
-import secrets
-import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import onnx
 import onnxruntime
 import torch
 from lcmem_onnx.models.checkpoint import Loaded, load_lcmem
@@ -26,15 +22,17 @@ from lcmem_onnx.runtime.errors import ExportError, UsageError
 from lcmem_onnx.runtime.head import check_threshold
 from lcmem_onnx.runtime.preprocess import PREPROCESSING
 
+from .drift import measured_in_torch
 from .parity import Parity, choose_pictures, prove
-from .trace import INPUT, OUTPUT, check_graph, trace
+from .picture_sets import choose_sets, with_copies
+from .placement import draft_beside, put_in_place, refuse_leftovers
+from .preprocessing import write_preprocessing
+from .trace import INPUT, OUTPUT, check_graph, strip, trace
+from .variants import ENCODER, VARIANTS, Making, weigh
 
-__all__ = ["VARIANTS", "Request", "export_bundle"]
+__all__ = ["Exported", "Request", "export_bundle"]
 
-VARIANTS = ("fp32",)
-HEAD = "head.json"
-UNPROVEN, REPLACED = "unproven", "replaced"
-"""What hidden folders beside the output are called while an export is at work."""
+HEAD, PREPROCESS = "head.json", "preprocess.onnx"
 REFERENCE_THRESHOLD: dict[str, Any] = {
     "value": 0.5,
     "source": "the reference's default of 0.5; it was not calibrated on any pictures of yours",
@@ -53,12 +51,30 @@ class Request:
     variants: tuple[str, ...] = VARIANTS
     threshold: float | None = None
     pictures: Path | None = None
+    calibration: Path | None = None
+    int8_exclude: tuple[str, ...] = ()
+    allow_drift: bool = False
     name: str | None = None
     licence: str | None = None
     replace: bool = False
 
 
-def export_bundle(request: Request, say: Callable[[str], None] = lambda line: None) -> Parity:
+@dataclass(frozen=True)
+class Exported:
+    """What an export wrote.
+
+    Attributes:
+        parity: the proof of the graph that all variants are made from.
+        variants: those in the bundle.
+        left_out: those that did not pass their gates, with what they did not pass.
+    """
+
+    parity: Parity
+    variants: tuple[str, ...]
+    left_out: Mapping[str, tuple[str, ...]]
+
+
+def export_bundle(request: Request, say: Callable[[str], None] = lambda line: None) -> Exported:
     """Export a checkpoint to a bundle folder, atomically: it is proven in a temporary folder and then renamed.
 
     Args:
@@ -68,13 +84,13 @@ def export_bundle(request: Request, say: Callable[[str], None] = lambda line: No
     Raises:
         UsageError: the output exists, or an option's value is out of range.
         CheckpointError: the checkpoint or VAE cannot be loaded.
-        ExportError: a check failed, torch and onnxruntime disagree, or the disk is full.
+        ExportError: a check failed, torch and onnxruntime disagree, no variant passed its gates, or the disk is full.
     """
     if request.out.exists() and not request.replace:
         raise UsageError(f"{request.out} exists already: choose another --out, or replace it with --force")
     if request.out.exists() and not (request.out / MANIFEST).exists():
         raise UsageError(f"{request.out} exists and is no bundle, so --force does not replace it: choose another --out")
-    _refuse_leftovers(request.out)
+    refuse_leftovers(request.out)
     unknown = sorted(set(request.variants) - set(VARIANTS))
     if unknown or not request.variants:
         raise UsageError(f"unknown variants: {', '.join(unknown)}. This version exports {', '.join(VARIANTS)}")
@@ -85,27 +101,66 @@ def export_bundle(request: Request, say: Callable[[str], None] = lambda line: No
     loaded = load_lcmem(request.checkpoint, request.vae)
     image_size = _image_size(request, loaded)
     say(f"loaded    {loaded.description}; pictures of {image_size}x{image_size}")
+    sets = choose_sets(request.pictures, request.calibration, image_size)
+    if sets.warning and "int8" in request.variants:
+        say(f"warning: {sets.warning}")
     try:
-        with _draft(request.out) as draft:
-            encoder = draft / "encoder.fp32.onnx"
-            trace(loaded.network, image_size, encoder)
-            graph = check_graph(encoder, image_size, loaded.network.features)
-            say(f"traced    {graph['operators']} operators at opset {graph['opset']}, {encoder.stat().st_size / 1e6:.1f} MB")
+        with draft_beside(request.out) as draft, tempfile.TemporaryDirectory(prefix="lcmem-proof-") as work:
+            traced = Path(work) / "traced.onnx"
+            trace(loaded.network, image_size, traced)
+            graph = check_graph(traced, image_size, loaded.network.features)
+            stripped = onnx.load(str(traced))
+            strip(stripped)
+            onnx.save(stripped, str(draft / ENCODER))
+            say(f"traced    {graph['operators']} operators at opset {graph['opset']}")
             (draft / HEAD).write_text(json.dumps(_head(loaded.network)) + "\n", encoding="utf-8")
-            manifest = _manifest(request, loaded, image_size, graph, draft)
-            _write(draft / MANIFEST, manifest)
-            with tempfile.TemporaryDirectory(prefix="lcmem-proof-") as work:
-                parity = prove(loaded.network, draft, pictures, image_size, Path(work))
+            write_preprocessing(draft / PREPROCESS, image_size)
+            manifest = _manifest(request, loaded, image_size, draft)
+            _write(draft / MANIFEST, {**manifest, "variants": {"fp32": {"file": ENCODER}}, "files": _files(draft)})
+            parity = prove(loaded.network, draft, pictures, image_size, Path(work))
             say(
                 f"proven    {parity.pictures} pictures in batches of {', '.join(map(str, parity.batch_sizes))}: embeddings "
                 f"differ from torch by {parity.embedding_max:.1e} at most, scores by {parity.score_max:.1e}"
             )
-            _write(draft / MANIFEST, {**manifest, "parity": {"fp32": parity.as_json()}})
+            making = Making(traced, draft, sets.calibration, request.int8_exclude, say)
+            made = {name: making.make(name) for name in VARIANTS if name in request.variants}
+            threshold = float(manifest["threshold"]["value"])
+            measured = measured_in_torch(loaded.network, threshold, *with_copies(sets.measured))
+            weighed = {name: weigh(name, its, draft, measured, Path(work), say) for name, its in made.items()}
+            left_out = {name: its.past for name, its in weighed.items() if its.past and not request.allow_drift}
+            kept = {name: its for name, its in weighed.items() if name not in left_out}
+            if not kept:
+                raise ExportError(f"no variant is near enough to torch: {_past(left_out)}. Nothing was written")
+            _remove_all_but(draft, {MANIFEST, HEAD, PREPROCESS, *(name for its in kept.values() for name in its.files)})
+            entries = {name: its.entry for name, its in kept.items()}
+            if "fp32" in entries:
+                entries["fp32"]["graph"] = graph
+            proof = {"parity": {"fp32": parity.as_json()}, "measured_on": sets.about}
+            _write(draft / MANIFEST, {**manifest, "variants": entries, "files": _files(draft), **proof})
             open_bundle(draft)
-            _put_in_place(draft, request.out)
+            put_in_place(draft, request.out)
     except OSError as error:
         raise ExportError(f"{request.out} cannot be written: {error.strerror or error}. Nothing was left behind") from error
-    return parity
+    return Exported(parity, tuple(kept), left_out)
+
+
+def _past(left_out: Mapping[str, tuple[str, ...]]) -> str:
+    return "; ".join(f"{name}: {', '.join(reasons)}" for name, reasons in left_out.items())
+
+
+def _remove_all_but(folder: Path, names: set[str]) -> None:
+    for path in folder.iterdir():
+        if path.name not in names:
+            path.unlink()
+
+
+def _files(folder: Path) -> dict[str, dict[str, Any]]:
+    """sha256 and size of every file but the manifest."""
+    return {
+        path.name: {"sha256": _sha256(path), "bytes": path.stat().st_size}
+        for path in sorted(folder.iterdir())
+        if path.name != MANIFEST
+    }
 
 
 def _image_size(request: Request, loaded: Loaded) -> int:
@@ -114,59 +169,6 @@ def _image_size(request: Request, loaded: Loaded) -> int:
     if size < 2 * step or size > 4096 or size % step:
         raise UsageError(f"an image size of {size} does not fit this network: a multiple of {step}, {2 * step} to 4096")
     return size
-
-
-@contextmanager
-def _draft(out: Path) -> Iterator[Path]:
-    """A hidden folder beside `out`, gone afterwards whatever happens; beside it, so that renaming stays on one file system."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=_hidden(out, UNPROVEN), dir=out.parent))
-    try:
-        yield draft
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-
-
-def _refuse_leftovers(out: Path) -> None:
-    """Name what an export that was killed while it replaced a bundle left behind: it may be the only copy of the older one.
-
-    Raises:
-        UsageError: there is something.
-    """
-    for older in sorted(out.parent.glob(f"{glob.escape(_hidden(out, REPLACED))}*")):
-        what = "delete it" if out.exists() else f"rename it to {out} to have it back, or delete it"
-        raise UsageError(f"{older} is the older bundle that an export was replacing when it was stopped: {what}, and export again")
-
-
-def _put_in_place(draft: Path, out: Path) -> None:
-    """Rename the finished draft to `out`. An older bundle there is moved aside, and deleted only when the new one is in place.
-
-    Raises:
-        OSError: it could not be renamed. What was at `out` is there again.
-    """
-    draft.chmod(0o755)  # mkdtemp makes folders that only their owner may enter; a bundle is read by the gateway's user
-    for path in draft.iterdir():
-        with path.open("rb") as stream:
-            os.fsync(stream.fileno())
-    if not out.exists():
-        draft.rename(out)
-        return
-    older = out.with_name(f"{_hidden(out, REPLACED)}{secrets.token_hex(4)}")
-    try:
-        out.rename(older)
-        draft.rename(out)
-    except BaseException:
-        if older.is_dir() and not out.exists():
-            older.rename(out)
-        raise
-    if older.is_symlink():  # the name was a link to a bundle elsewhere, which is left alone
-        older.unlink()
-    else:
-        shutil.rmtree(older, ignore_errors=True)
-
-
-def _hidden(out: Path, state: str) -> str:
-    return f".{out.name}.{state}-"
 
 
 def _head(network: LCMem) -> dict[str, Any]:
@@ -178,11 +180,9 @@ def _head(network: LCMem) -> dict[str, Any]:
     }
 
 
-def _manifest(request: Request, loaded: Loaded, image_size: int, graph: dict[str, object], draft: Path) -> dict[str, Any]:
+def _manifest(request: Request, loaded: Loaded, image_size: int, draft: Path) -> dict[str, Any]:
+    """All but variants, files and the proof."""
     weights = _weights_sha256(loaded.network)
-    files: dict[str, dict[str, Any]] = {
-        path.name: {"sha256": _sha256(path), "bytes": path.stat().st_size} for path in sorted(draft.iterdir())
-    }
     threshold: dict[str, Any] = (
         {"value": request.threshold, "source": "given at export with --threshold"}
         if request.threshold is not None
@@ -200,7 +200,7 @@ def _manifest(request: Request, loaded: Loaded, image_size: int, graph: dict[str
             "onnx": _version("onnx"),
             "onnxruntime": onnxruntime.__version__,
         },
-        "fingerprint": fingerprint(weights, files[HEAD]["sha256"], image_size, PREPROCESSING),
+        "fingerprint": fingerprint(weights, _sha256(draft / HEAD), image_size, PREPROCESSING),
         "input": {
             "name": INPUT,
             "dtype": "uint8",
@@ -210,11 +210,10 @@ def _manifest(request: Request, loaded: Loaded, image_size: int, graph: dict[str
             "channel_order": "RGB",
         },
         "preprocessing": PREPROCESSING,
+        "preprocessing_graph": {"file": PREPROCESS, "input": "picture", "output": INPUT},
         "embedding": {"name": OUTPUT, "dtype": "float32", "size": loaded.network.features, "range": [0.0, 1.0]},
         "head": {"file": HEAD, "formula": "score = sigmoid(bias + sum(weight * abs(e1 - e2)))"},
         "threshold": {"value": float(threshold["value"]), "source": str(threshold["source"])},
-        "variants": {"fp32": {"file": "encoder.fp32.onnx", "graph": graph}},
-        "files": files,
         "checkpoint": {
             "description": loaded.description,
             "weights_sha256": weights,

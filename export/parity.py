@@ -28,6 +28,7 @@ __all__ = [
     "EMBEDDING_TOLERANCE",
     "SAMPLES",
     "SCORE_TOLERANCE",
+    "SUFFIXES",
     "Parity",
     "choose_pictures",
     "measure",

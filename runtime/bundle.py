@@ -4,7 +4,9 @@ Version 1 of the format holds
 
 * `bundle.json`, the manifest: what the model takes and gives, its threshold and where that comes from, sha256 and size of
   every other file, sha256 of the checkpoint, the figures of the export's proof, licence and model card;
-* `encoder.fp32.onnx`, pictures to embeddings (one file a variant);
+* `encoder.fp32.onnx`, `encoder.int8.onnx`, `encoder.fp16.onnx` and its two other files: pictures to embeddings, in the
+  precisions that were exported;
+* `preprocess.onnx`, a picture of any size to what the encoder takes, for programs that cannot use this package;
 * `head.json`, the head's weight and bias as decimal numbers that give back the same float32.
 
 The sums protect against damage and mix-ups, not against somebody who can rewrite the folder: whoever can do that can
@@ -35,6 +37,7 @@ __all__ = [
     "SEAL",
     "Bundle",
     "Threshold",
+    "Variant",
     "fingerprint",
     "open_bundle",
     "seal",
@@ -61,6 +64,27 @@ class Threshold:
     source: str
 
 
+@dataclass(frozen=True)
+class Variant:
+    """One precision of the encoder.
+
+    Attributes:
+        name: "fp32", "fp16" or "int8".
+        graph: its ONNX file.
+        on_cpu: the ONNX file for CPUs; the same, but for fp16.
+        bytes: all its files together.
+        past_gate: whether it was written although it drifts from torch by more than the export allows.
+        milliseconds: a picture on a CPU, as the export measured it; None where it did not.
+    """
+
+    name: str
+    graph: Path
+    on_cpu: Path
+    bytes: int
+    past_gate: bool
+    milliseconds: float | None
+
+
 @dataclass(frozen=True, eq=False)
 class Bundle:
     """An opened bundle, its files checked.
@@ -72,7 +96,7 @@ class Bundle:
         features: length of an embedding.
         head: the head, with which embeddings are compared.
         threshold: the decision threshold on scores, with its source.
-        variants: variant's name ("fp32") to its ONNX file.
+        variants: the encoder's precisions, by name.
         fingerprint: sha256 (hex) of what embeddings depend on. Embeddings of bundles with equal fingerprints compare.
         demonstration: true when the model's own card says that it must not be relied on.
         manifest: all of `bundle.json`.
@@ -84,7 +108,7 @@ class Bundle:
     features: int
     head: Head
     threshold: Threshold
-    variants: Mapping[str, Path]
+    variants: Mapping[str, Variant]
     fingerprint: str
     demonstration: bool
     manifest: Mapping[str, Any]
@@ -125,9 +149,7 @@ def open_bundle(path: str | os.PathLike[str] | None = None, *, unproven: bool = 
         files: dict[str, dict[str, Any]] = dict(manifest["files"])
         for name, expected in files.items():
             _check_file(folder, name, int(expected["bytes"]), str(expected["sha256"]))
-        variants = {
-            str(variant): folder / _listed_file(files, str(entry["file"])) for variant, entry in manifest["variants"].items()
-        }
+        variants = {str(name): _variant(folder, files, str(name), entry) for name, entry in manifest["variants"].items()}
         head = _read_head(folder / _listed_file(files, str(manifest["head"]["file"])))
         bundle = Bundle(
             path=folder,
@@ -148,6 +170,19 @@ def open_bundle(path: str | os.PathLike[str] | None = None, *, unproven: bool = 
     if not 1 <= bundle.image_size <= MAX_IMAGE_SIZE:
         raise BundleError(f"{folder / MANIFEST} gives a picture size of {bundle.image_size}: export the model again")
     return bundle
+
+
+def _variant(folder: Path, files: Mapping[str, Any], name: str, entry: Mapping[str, Any]) -> Variant:
+    graph = folder / _listed_file(files, str(entry["file"]))
+    drift = entry.get("drift_on_cpu", entry.get("drift"))
+    return Variant(
+        name=name,
+        graph=graph,
+        on_cpu=folder / _listed_file(files, str(entry["on_cpu"])) if "on_cpu" in entry else graph,
+        bytes=int(entry["bytes"]) if "bytes" in entry else graph.stat().st_size,
+        past_gate=bool(entry.get("past_gate", False)),
+        milliseconds=float(drift["milliseconds"]) if drift else None,
+    )
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

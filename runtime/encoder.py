@@ -12,12 +12,16 @@ from numpy.typing import NDArray
 from .bundle import Bundle
 from .errors import BundleError, EncodingError, UsageError
 from .head import Floats
+from .machine import cpu_features
 from .preprocess import check_rgb, resize
-from .providers import AUTO, Session, open_session, provider_in_use
+from .providers import AUTO, Session, available_providers, open_session, provider_in_use
+from .timings import measured
+from .variants import AUTO_VARIANT, GPUS, Choice, choose
 
-__all__ = ["Encoder"]
+__all__ = ["OWN_SESSION", "Encoder"]
 
-DEFAULT_VARIANT = "fp32"
+OWN_SESSION = "own session"
+"""`Encoder.variant` where the caller brought the session."""
 
 
 class Encoder:
@@ -25,19 +29,23 @@ class Encoder:
 
     Args:
         bundle: the opened bundle.
+        variant: "auto", "fp32", "fp16" or "int8" (see `variants.choose`).
         provider: "auto", "cpu", "cuda", ... (see `providers.open_session`).
         threads: intra-operator threads; None takes what the container allows.
-        session: a session of the caller's own on one of this bundle's encoders; then `provider` and `threads` are not used.
+        session: a session of the caller's own on one of this bundle's encoders; then `variant`, `provider` and
+            `threads` are not used.
 
     Raises:
         ProviderError: the provider asked for is not in use.
-        BundleError: the model does not open, or its inputs and outputs are not what the manifest says.
+        BundleError: the bundle does not have the variant, or the model does not open, or its inputs and outputs are not what
+            the manifest says.
     """
 
     def __init__(
         self,
         bundle: Bundle,
         *,
+        variant: str = AUTO_VARIANT,
         provider: str = AUTO,
         threads: int | None = None,
         session: ort.InferenceSession | None = None,
@@ -45,10 +53,10 @@ class Encoder:
         self.bundle = bundle
         if session is not None:
             self.session = Session(session, provider_in_use(session), provider_in_use(session), 0)
-        elif DEFAULT_VARIANT in bundle.variants:
-            self.session = open_session(bundle.variants[DEFAULT_VARIANT], provider, threads)
+            self.variant, self.why = OWN_SESSION, "the session is the caller's"
         else:
-            raise BundleError(f"{bundle.path} has no {DEFAULT_VARIANT} encoder, only {', '.join(bundle.variants)}")
+            self.session, choice = _opened(bundle, variant, provider, threads)
+            self.variant, self.why = choice.variant.name, choice.why
         self._input, self._output = self._checked_names()
         self._process = os.getpid()
 
@@ -109,3 +117,15 @@ class Encoder:
         if not np.isfinite(embeddings).all():
             raise EncodingError("the encoder gave values that are not finite")
         return embeddings
+
+
+def _opened(bundle: Bundle, variant: str, provider: str, threads: int | None) -> tuple[Session, Choice]:
+    """A session on the variant that suits the provider; where a GPU was hoped for and did not come up, the CPU's."""
+    gpu = provider in GPUS or (provider == AUTO and "cuda" in available_providers())
+    features, timings = cpu_features() or (), measured(bundle, threads)
+    choice = choose(bundle, variant, on_gpu=gpu, features=features, timings=timings)
+    session = open_session(choice.graph, provider, threads)
+    if gpu and session.in_use not in GPUS:
+        choice = choose(bundle, variant, on_gpu=False, features=features, timings=timings)
+        session = open_session(choice.graph, session.in_use, threads)
+    return session, choice

@@ -32,6 +32,7 @@ from .machine import cpu_limit
 from .pictures import Picture, open_picture
 from .preprocess import check_rgb, is_blank, resize
 from .providers import AUTO
+from .variants import AUTO_VARIANT
 
 __all__ = ["SCHEMA_VERSION", "Comparison", "Indexed", "Result", "Screener", "Source", "Verdict"]
 
@@ -181,6 +182,7 @@ class Screener:
 
     Args:
         bundle: an opened bundle, its folder, or None for the model of the package.
+        variant: "auto", "fp32", "fp16" or "int8"; what is not "auto" and is not in the bundle is an error.
         provider: "auto", "cpu", "cuda", ...; what is not "auto" and cannot be had is an error.
         threads: for inference and for decoding; None takes what the container allows.
         session: an onnxruntime session of the caller's own, on the bundle's encoder.
@@ -194,13 +196,14 @@ class Screener:
         self,
         bundle: Bundle | str | os.PathLike[str] | None = None,
         *,
+        variant: str = AUTO_VARIANT,
         provider: str = AUTO,
         threads: int | None = None,
         session: ort.InferenceSession | None = None,
         limits: Limits = DEFAULT_LIMITS,
     ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-        self.encoder = Encoder(self.bundle, provider=provider, threads=threads, session=session)
+        self.encoder = Encoder(self.bundle, variant=variant, provider=provider, threads=threads, session=session)
         self.limits = limits
         self._workers = threads or cpu_limit()
         self._batch = max(1, BATCH_PIXELS // self.bundle.image_size**2)

@@ -41,7 +41,8 @@ def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
     from lcmem_onnx.export.package import Request, export_bundle
 
     out = tmp_path_factory.mktemp("bundle") / "tiny"
-    export_bundle(Request(tiny_checkpoint, out))
+    # Its int8 is past the gate: random weights under a steep head are nothing that seven bits can hold.
+    export_bundle(Request(tiny_checkpoint, out, allow_drift=True))
     return out
 
 

@@ -28,7 +28,7 @@ def test_an_exported_bundle_opens(tiny_bundle: Path) -> None:
     assert bundle.threshold.value == 0.5
     assert "not calibrated" in bundle.threshold.source
     assert bundle.demonstration
-    assert set(bundle.variants) == {"fp32"}
+    assert set(bundle.variants) == {"fp32", "fp16", "int8"}
     assert len(bundle.fingerprint) == 64
 
 

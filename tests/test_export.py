@@ -18,7 +18,7 @@ torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 
 from click.testing import CliRunner  # noqa: E402
-from lcmem_onnx.export import group_norm, package, parity  # noqa: E402
+from lcmem_onnx.export import group_norm, package, parity, placement  # noqa: E402
 from lcmem_onnx.export.command import main  # noqa: E402
 from lcmem_onnx.export.package import Request, export_bundle  # noqa: E402
 from lcmem_onnx.export.parity import EMBEDDING_TOLERANCE, choose_pictures, embed_in_torch  # noqa: E402
@@ -53,7 +53,10 @@ def test_the_manifest_states_what_a_stranger_needs(tiny_bundle: Path, tiny_check
         "name": "pictures", "dtype": "uint8", "layout": "NHWC", "shape": ["batch", 64, 64, 3], "size": 64,
         "channel_order": "RGB",
     }  # fmt: skip
-    assert set(manifest["files"]) == {"encoder.fp32.onnx", "head.json"}
+    assert set(manifest["files"]) == {
+        "encoder.fp32.onnx", "encoder.fp16.onnx", "encoder.fp16-on-cpu.onnx", "encoder.fp16.weights", "encoder.int8.onnx",
+        "head.json", "preprocess.onnx",
+    }  # fmt: skip
     assert manifest["checkpoint"]["checkpoint"]["sha256"] == package._sha256(tiny_checkpoint)
     assert manifest["parity"]["fp32"]["batch_sizes"] == [1, 2, 3]
     assert manifest["parity"]["fp32"]["pictures"] >= 3
@@ -79,8 +82,8 @@ def test_files_give_the_same_scores_as_torch_with_pillow(tiny_bundle: Path, tiny
 def test_the_siamese_baseline_exports(tmp_path: Path) -> None:
     torch.manual_seed(0)
     save_lcmem(LCMem(ResNetShape(3, (3, 4, 6, 3), 128), None), tmp_path / "resnet.pth", image_size=64)
-    parity = export_bundle(Request(tmp_path / "resnet.pth", tmp_path / "out"))
-    assert parity.embedding_max < EMBEDDING_TOLERANCE
+    done = export_bundle(Request(tmp_path / "resnet.pth", tmp_path / "out"))
+    assert done.parity.embedding_max < EMBEDDING_TOLERANCE
     assert open_bundle(tmp_path / "out").features == 128
 
 
@@ -98,7 +101,7 @@ def test_threshold_name_and_licence_are_taken_over(tiny_checkpoint: Path, tmp_pa
 
 
 def test_the_users_own_pictures_can_prove_it(tiny_checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
-    assert export_bundle(Request(tiny_checkpoint, tmp_path / "out", pictures=pictures)).pictures == 4
+    assert export_bundle(Request(tiny_checkpoint, tmp_path / "out", pictures=pictures)).parity.pictures == 4
     (tmp_path / "none").mkdir()
     with pytest.raises(UsageError, match="holds 0 pictures"):
         export_bundle(Request(tiny_checkpoint, tmp_path / "out2", pictures=tmp_path / "none"))
@@ -162,7 +165,7 @@ def test_a_bundle_is_never_lost_while_it_is_replaced(
 
     monkeypatch.setattr(Path, "rename", rename)
     with pytest.raises(kind, match="no more"):
-        package._put_in_place(draft, out)
+        placement.put_in_place(draft, out)
     assert open_bundle(out).manifest == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["draft", "out"]
 
@@ -173,7 +176,7 @@ def test_a_leftover_of_a_killed_export_is_named_and_refused(tiny_checkpoint: Pat
     program = f"""
 import os, signal
 from pathlib import Path
-from lcmem_onnx.export import package
+from lcmem_onnx.export import placement
 real = Path.rename
 def rename(self, target):
     if self.name == "draft":
@@ -181,7 +184,7 @@ def rename(self, target):
     return real(self, target)
 Path.rename = rename
 Path({str(tmp_path / "draft")!r}).mkdir()
-package._put_in_place(Path({str(tmp_path / "draft")!r}), Path({str(out)!r}))
+placement.put_in_place(Path({str(tmp_path / "draft")!r}), Path({str(out)!r}))
 """
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == -signal.SIGKILL
     assert not out.exists()
@@ -199,7 +202,7 @@ package._put_in_place(Path({str(tmp_path / "draft")!r}), Path({str(out)!r}))
 def test_replacing_a_link_to_a_bundle_leaves_what_it_led_to(tiny_bundle: Path, tmp_path: Path) -> None:
     real, draft = Path(shutil.copytree(tiny_bundle, tmp_path / "real")), Path(shutil.copytree(tiny_bundle, tmp_path / "draft"))
     (tmp_path / "out").symlink_to(real)
-    package._put_in_place(draft, tmp_path / "out")
+    placement.put_in_place(draft, tmp_path / "out")
     assert not (tmp_path / "out").is_symlink()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "real"]
     assert open_bundle(real).name == "tiny"

@@ -12,7 +12,7 @@ from lcmem_onnx.runtime.providers import available_providers, open_session
 
 @pytest.fixture
 def model(tiny_bundle: Path) -> Path:
-    return open_bundle(tiny_bundle).variants["fp32"]
+    return open_bundle(tiny_bundle).variants["fp32"].graph
 
 
 def test_the_session_is_set_up_for_a_long_lived_service(model: Path) -> None:

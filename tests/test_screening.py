@@ -169,7 +169,7 @@ def test_non_finite_outputs_are_refused(bundle: Bundle) -> None:
 def test_a_caller_may_bring_a_session(bundle: Bundle, pictures: Path, screener: Screener) -> None:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(bundle.variants["fp32"]), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(bundle.variants["fp32"].graph), providers=["CPUExecutionProvider"])
     mine = Screener(bundle, session=session)
     assert mine.encoder.provider == "cpu"
     np.testing.assert_allclose(mine.embed(pictures / "0.png"), screener.embed(pictures / "0.png"), atol=1e-6)

@@ -1,0 +1,115 @@
+"""The pictures that an export is measured on and calibrated with: the user's, or some of the package's own and drawn ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from lcmem_onnx.evaluation.alterations import alter
+from lcmem_onnx.models.phantoms import phantom
+from lcmem_onnx.models.scenes import scene
+from lcmem_onnx.runtime.errors import PictureError, UsageError
+from lcmem_onnx.runtime.files import read_file
+from lcmem_onnx.runtime.pictures import open_picture
+from lcmem_onnx.runtime.preprocess import is_blank, resize
+from numpy.typing import NDArray
+
+from .parity import SAMPLES, SUFFIXES
+
+__all__ = ["ALTERATIONS", "PictureSets", "choose_sets", "with_copies"]
+
+Pictures = NDArray[np.uint8]
+MEASURED, CALIBRATED = 16, 48
+"""At most so many pictures. Measured ones are embedded four times each, altered, in torch and in every variant."""
+DRAWN = 3_000_000
+"""First seed of drawn pictures: beyond those that any training draws."""
+ALTERATIONS = (("rotation", 10.0), ("brightness", 1.3), ("jpeg", 40.0))
+
+
+@dataclass(frozen=True, eq=False)
+class PictureSets:
+    """Pictures at the network's size, uint8 (n, size, size, 3): no picture is in both sets.
+
+    Attributes:
+        measured: what drift is measured on.
+        calibration: what int8 is calibrated with.
+        about: where the two are from, in words.
+        warning: what a user should know of the calibration set, if anything.
+    """
+
+    measured: Pictures
+    calibration: Pictures
+    about: str
+    warning: str | None
+
+
+def choose_sets(folder: Path | None, calibration: Path | None, size: int) -> PictureSets:
+    """Read the user's pictures, spread over the folders, or take the package's and draw others.
+
+    Args:
+        folder: pictures to measure on; if None, some of `calibration` that calibration does not use, or the package's.
+        calibration: pictures to calibrate with; if None, drawn ones.
+        size: the network's picture size.
+
+    Raises:
+        UsageError: a folder holds too few pictures.
+    """
+    if calibration is None:
+        warning = "int8 is calibrated on drawn pictures: give some like your own with --calibration DIR"
+        drawn = _drawn(DRAWN + 1000, 16, size)
+        samples = _read(_listed(SAMPLES), MEASURED, size)
+        measured = _read(_listed(folder), MEASURED, size) if folder else np.concatenate([samples, _drawn(DRAWN, 6, size)])
+        return PictureSets(measured, drawn, f"{folder or 'pictures of the package and drawn ones'}; drawn ones", warning)
+    found = _listed(calibration)
+    if folder is not None:
+        return PictureSets(_read(_listed(folder), MEASURED, size), _read(found, CALIBRATED, size), f"{folder}; {calibration}", None)
+    if len(found) < 8:
+        raise UsageError(f"{calibration} holds {len(found)} pictures; calibration takes 8 or more, 64 are better")
+    # Every fourth to measure on, spread like the rest.
+    kept_back, rest = found[::4], [path for at, path in enumerate(found) if at % 4]
+    return PictureSets(_read(kept_back, MEASURED, size), _read(rest, CALIBRATED, size), f"{calibration}, split", None)
+
+
+def with_copies(pictures: Pictures) -> tuple[Pictures, NDArray[np.int64]]:
+    """Each picture followed by its altered copies, (n * 4, size, size, 3), and which picture each shows, (n * 4,)."""
+    versions: list[Pictures] = []
+    shows: list[int] = []
+    for number, picture in enumerate(pictures):
+        rng = np.random.default_rng([0xD81F7, number])
+        versions.append(picture)
+        versions.extend(alter(picture, name, strength, rng) for name, strength in ALTERATIONS)
+        shows.extend([number] * (1 + len(ALTERATIONS)))
+    return np.stack(versions), np.array(shows)
+
+
+def _drawn(first: int, each: int, size: int) -> Pictures:
+    """As many scenes as phantoms."""
+    seeds = range(first, first + each)
+    return np.stack([*(scene(seed, size) for seed in seeds), *(phantom(seed, 0, size) for seed in seeds)])
+
+
+def _listed(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is no folder of pictures")
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in (SUFFIXES | {".dcm"}) and path.is_file())
+
+
+def _read(paths: Sequence[Path], most: int, size: int) -> Pictures:
+    """Up to `most` readable pictures that show something, evenly chosen."""
+    step = max(1, len(paths) // most)
+    pictures: list[Pictures] = []
+    for path in [*paths[::step], *(path for at, path in enumerate(paths) if at % step)]:
+        if len(pictures) == most:
+            break
+        try:
+            resized = resize(open_picture(read_file(path)).frame(0), size)
+        except PictureError:
+            continue  # a scan would report it; here another picture serves as well
+        if not is_blank(resized):
+            pictures.append(resized)
+    if len(pictures) < 2:
+        where = paths[0].parent if paths else "the folder"
+        raise UsageError(f"{where} holds {len(pictures)} pictures that can be read; two or more are needed")
+    return np.stack(pictures)
