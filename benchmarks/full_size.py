@@ -72,6 +72,8 @@ def main() -> None:
             str(checkpoint),
             "--out",
             str(out),
+            "--variants",
+            "fp32",
             "-q",
         ]
         subprocess.run(command, check=True)

@@ -21,8 +21,10 @@ from .parity import SAMPLES, SUFFIXES
 __all__ = ["ALTERATIONS", "PictureSets", "choose_sets", "with_copies"]
 
 Pictures = NDArray[np.uint8]
-MEASURED, CALIBRATED = 16, 48
-"""At most so many pictures. Measured ones are embedded four times each, altered, in torch and in every variant."""
+SMALL = 256
+MEASURED, CALIBRATED = (16, 6), (48, 16)
+"""At most so many pictures, up to `SMALL` and above. Measured ones are embedded four times each, altered, in torch and in every
+variant: a picture of the full-size network takes five seconds on two cores."""
 DRAWN = 3_000_000
 """First seed of drawn pictures: beyond those that any training draws."""
 ALTERATIONS = (("rotation", 10.0), ("brightness", 1.3), ("jpeg", 40.0))
@@ -56,20 +58,21 @@ def choose_sets(folder: Path | None, calibration: Path | None, size: int) -> Pic
     Raises:
         UsageError: a folder holds too few pictures.
     """
+    few = int(size > SMALL)
+    measured, calibrated = MEASURED[few], CALIBRATED[few]
     if calibration is None:
         warning = "int8 is calibrated on drawn pictures: give some like your own with --calibration DIR"
-        drawn = _drawn(DRAWN + 1000, 16, size)
-        samples = _read(_listed(SAMPLES), MEASURED, size)
-        measured = _read(_listed(folder), MEASURED, size) if folder else np.concatenate([samples, _drawn(DRAWN, 6, size)])
-        return PictureSets(measured, drawn, f"{folder or 'pictures of the package and drawn ones'}; drawn ones", warning)
+        about = f"{folder or 'pictures of the package and drawn ones'}; drawn ones"
+        seen = _read(_listed(folder), measured, size) if folder else _own(measured, size)
+        return PictureSets(seen, _drawn(DRAWN + 1000, calibrated, size), about, warning)
     found = _listed(calibration)
     if folder is not None:
-        return PictureSets(_read(_listed(folder), MEASURED, size), _read(found, CALIBRATED, size), f"{folder}; {calibration}", None)
+        return PictureSets(_read(_listed(folder), measured, size), _read(found, calibrated, size), f"{folder}; {calibration}", None)
     if len(found) < 8:
         raise UsageError(f"{calibration} holds {len(found)} pictures; calibration takes 8 or more, 64 are better")
     # Every fourth to measure on, spread like the rest.
     kept_back, rest = found[::4], [path for at, path in enumerate(found) if at % 4]
-    return PictureSets(_read(kept_back, MEASURED, size), _read(rest, CALIBRATED, size), f"{calibration}, split", None)
+    return PictureSets(_read(kept_back, measured, size), _read(rest, calibrated, size), f"{calibration}, split", None)
 
 
 def with_copies(pictures: Pictures) -> tuple[Pictures, NDArray[np.int64]]:
@@ -84,9 +87,15 @@ def with_copies(pictures: Pictures) -> tuple[Pictures, NDArray[np.int64]]:
     return np.stack(versions), np.array(shows)
 
 
-def _drawn(first: int, each: int, size: int) -> Pictures:
+def _own(count: int, size: int) -> Pictures:
+    """The package's pictures, and drawn ones."""
+    samples = _read(_listed(SAMPLES), count, size)
+    return np.concatenate([samples, _drawn(DRAWN, count - len(samples), size)])
+
+
+def _drawn(first: int, count: int, size: int) -> Pictures:
     """As many scenes as phantoms."""
-    seeds = range(first, first + each)
+    seeds = range(first, first + count // 2)
     return np.stack([*(scene(seed, size) for seed in seeds), *(phantom(seed, 0, size) for seed in seeds)])
 
 

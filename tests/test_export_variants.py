@@ -215,7 +215,7 @@ def test_calibration_pictures_are_not_measured_on(tmp_path: Path) -> None:
 def test_without_pictures_drawn_ones_calibrate_and_a_warning_says_so() -> None:
     sets = choose_sets(None, None, 64)
     assert "--calibration" in str(sets.warning)
-    assert len(sets.calibration) == 32
+    assert (len(sets.measured), len(sets.calibration)) == (16, 48)
     assert not {picture.tobytes() for picture in sets.measured} & {picture.tobytes() for picture in sets.calibration}
     versions, shows = with_copies(sets.measured)
     assert versions.shape == (4 * len(sets.measured), 64, 64, 3)
