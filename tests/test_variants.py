@@ -141,3 +141,14 @@ def test_doctor_times_them_and_says_what_runs(tiny_bundle: Path, cache: Path) ->
     assert facts["fp32,_a_picture"].endswith(" ms")
     assert "it was measured on this machine" in facts["variant_in_use"]
     assert (cache / timings.FILE).exists()
+
+
+def test_a_variant_is_chosen_on_the_command_line(tiny_bundle: Path, pictures: Path) -> None:
+    scan = ["scan", str(pictures / "0.png"), "--against", str(pictures), "--bundle", str(tiny_bundle), "--json"]
+    for variant in ("fp16", "int8"):
+        result = CliRunner().invoke(main, [*scan, "--variant", variant])
+        assert result.exit_code == 1, result.output
+        assert json.loads(result.stdout.splitlines()[0])["matches"][0]["key"].endswith("0.png")
+    result = CliRunner().invoke(main, [*scan, "--variant", "fp8"])
+    assert result.exit_code == 2
+    assert result.stderr.splitlines() == ["error: unknown variant 'fp8'; known are auto, fp32, fp16, int8"]
