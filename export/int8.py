@@ -6,7 +6,9 @@ layers of the bundled model found them to do twice the damage of any other), and
 logits; further layers by name, or those that a sweep finds out (`sensitivities`).
 
 Weights take 7 bits, not 8. On processors without VNNI, products of unsigned and signed bytes are summed in pairs in 16 bits, and
-two large ones saturate; with 7-bit weights they cannot. One file is then right everywhere.
+two large ones saturate; with 7-bit weights they cannot. One file is then right everywhere. Measured on the bundled model, mean
+difference of embeddings from fp32: 7 bits .0128 on a processor with VNNI and .0125 on an emulated one with AVX2 alone; 8 bits .0154
+and .0231.
 """
 
 from __future__ import annotations
