@@ -22,7 +22,7 @@ import click
 
 from .display import printable
 
-__all__ = ["FAILED", "FOUND", "INTERRUPTED", "NOTHING_FOUND", "Ending", "EndingGroup"]
+__all__ = ["FAILED", "FOUND", "INTERRUPTED", "NOTHING_FOUND", "Ending", "EndingGroup", "when_interrupted"]
 
 NOTHING_FOUND, FOUND, FAILED, INTERRUPTED = 0, 1, 2, 130
 """Exit codes, as ClamAV's clamscan has them; an error outranks a match, since what was not screened may match as well."""
@@ -101,6 +101,17 @@ class Ending(click.Command):
 
 class EndingGroup(Ending, click.Group):
     """The same for a group of commands."""
+
+
+@contextmanager
+def when_interrupted(line: str) -> Iterator[None]:
+    """What is said after Ctrl-C or SIGTERM in a part of a command, where `Ending.interrupted` would not be true."""
+    try:
+        yield
+    except Terminated as error:
+        raise _Ended(error.code, line.replace("interrupted", "terminated", 1)) from error
+    except KeyboardInterrupt as error:
+        raise _Ended(INTERRUPTED, line) from error
 
 
 @contextmanager

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 from lcmem_onnx.display import printable
+from lcmem_onnx.ending import when_interrupted
 
 if TYPE_CHECKING:
     from lcmem_onnx.runtime.screening import Screener
@@ -110,6 +112,10 @@ def evaluate(
     from .scorers import open_baselines
     from .tables import print_evaluation, progress_bar
 
+    if plots:
+        from .plots import prepare_folder
+
+        prepare_folder(plots)
     screener = model()
     ours = BundleScorer(screener)
     session = screener.encoder.session
@@ -121,7 +127,7 @@ def evaluate(
         provider=session.requested,
         threads=session.threads,
     )
-    with progress_bar(quiet) as progress:
+    with when_interrupted("interrupted: nothing was reported"), progress_bar(quiet) as progress:
         evaluation = measure(
             listing,
             [ours, *others],
@@ -136,16 +142,18 @@ def evaluate(
             workers=session.threads,
             progress=progress,
         )
+    # Before the plots: whatever becomes of them, the figures are out.
+    if as_json:
+        click.echo(json.dumps(evaluation.as_json(), allow_nan=False))
+    else:
+        print_evaluation(evaluation)
+    sys.stdout.flush()
     if plots:
         from .plots import write_plots
 
         written = write_plots(evaluation, plots, plot_format)
         if not quiet:
             click.echo(f"{len(written)} plots are in {printable(str(plots))}", err=True)
-    if as_json:
-        click.echo(json.dumps(evaluation.as_json(), allow_nan=False))
-    else:
-        print_evaluation(evaluation)
     return 0
 
 

@@ -50,6 +50,8 @@ SCHEMA_VERSION = 1
 PROTOCOLS = ("reid", "copy", "all")
 FIT_ON = ("val", "test")
 FALSE_POSITIVES = (1e-3, 1e-5)
+FEW_IDENTITIES = 20
+"""Fewer than these, drawn again and again, do not tell how others would do: their intervals are noted to mean little."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class Reidentification:
 
 @dataclass(frozen=True)
 class Grid:
-    """Mean recall over some cells, with a bootstrap interval over pictures, and the worst of them."""
+    """Mean recall over some cells, with a bootstrap interval over identities, and the worst of them."""
 
     mean: float
     mean_interval: Interval
@@ -113,8 +115,9 @@ class CopyDetection:
     Attributes:
         pictures: how many; each is one pair in each cell.
         negatives: pairs of different pictures.
-        auc: of the paper's cells against the negatives. Its interval is over pictures, the negatives held.
+        auc: of the paper's cells against the negatives. Its interval is over identities, the negatives held.
         at: recall at each limit.
+        identities: of those pictures.
     """
 
     scorer: str
@@ -124,6 +127,7 @@ class CopyDetection:
     auc: float
     auc_interval: Interval
     at: tuple[CopyAt, ...]
+    identities: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,11 +201,18 @@ def evaluate(
         EncodingError: a scorer gave something that is no score.
     """
     _check_settings(scorers, protocol, size, limit, pair_negatives, false_positives, fit_on)
-    rows = [row for row in _chosen(read_file_list(listing, base), limit) if row.split == "TEST" or fit_on == "val"]
+    listed = read_file_list(listing, base)
+    rows = [row for row in _chosen(listed, limit) if row.split == "TEST" or fit_on == "val"]
     if not any(row.split == "TEST" for row in rows):
         raise FileListError(f"{listing} has no TEST pictures: there is nothing to measure")
     plan = Plan(CELLS if protocol != "reid" else (), protocol != "copy", seed, size, pair_negatives, workers or cpu_limit())
-    scoring = score_all(rows, scorers, plan, progress)
+    try:
+        scoring = score_all(rows, scorers, plan, progress)
+    except FileListError as error:
+        tests = [sum(row.split == "TEST" for row in some) for some in (rows, listed)]
+        if limit is None or tests[0] == tests[1]:
+            raise
+        raise FileListError(f"{error}. --limit {limit} took {tests[0]} of {tests[1]} TEST pictures: raise it") from error
     reidentification: list[Reidentification] = []
     copy_detection: list[CopyDetection] = []
     val_pairs = _val_pairs(scoring)
@@ -284,8 +295,7 @@ def _optimal(scored: Scored, plan: Plan) -> tuple[Limit, ...]:
     """The paper's other threshold for copy detection, where VAL has what it takes. Never TEST's own: that would flatter."""
     if not plan.cells or scored.val_copies is None or scored.val_negatives is None:
         return ()
-    on_paper = scored.val_copies[:, [cell.paper for cell in plan.cells]]
-    return (best_f1_limit(scored.negatives, on_paper, scored.val_negatives),)
+    return (best_f1_limit(scored.negatives, scored.val_copies, scored.val_negatives),)
 
 
 def _reidentification(scorer: str, ds_name: str | None, scored: Scored, limits: tuple[Limit, ...], seed: int) -> Reidentification:
@@ -307,25 +317,27 @@ def _copy_detection(scorer: str, ds_name: str | None, scored: Scored, limits: tu
         pictures=len(scored.copies),
         negatives=len(scored.negatives),
         auc=auc(on_paper.reshape(-1), scored.negatives),
-        auc_interval=mean_interval(placements(on_paper, scored.negatives).mean(axis=1), seed),
-        at=tuple(_copy_at(scored.copies, limit, paper, seed) for limit in limits),
+        auc_interval=mean_interval(placements(on_paper, scored.negatives).mean(axis=1), scored.identities, seed),
+        at=tuple(_copy_at(scored, limit, paper, seed) for limit in limits),
+        identities=int(scored.identities.max()) + 1,
     )
 
 
-def _copy_at(copies: NDArray[np.float64], limit: Limit, paper: NDArray[np.bool_], seed: int) -> CopyAt:
+def _copy_at(scored: Scored, limit: Limit, paper: NDArray[np.bool_], seed: int) -> CopyAt:
     if limit.threshold is None:
         return CopyAt(limit, None, None, None)
-    found = copies >= limit.threshold
+    found = scored.copies >= limit.threshold
     cells = {cell.name: float(found[:, column].mean()) for column, cell in enumerate(CELLS)}
-    return CopyAt(limit, cells, _grid(found, paper, seed), _grid(found, ~paper, seed))
+    return CopyAt(limit, cells, _grid(found, paper, scored, seed), _grid(found, ~paper, scored, seed))
 
 
-def _grid(found: NDArray[np.bool_], columns: NDArray[np.bool_], seed: int) -> Grid:
+def _grid(found: NDArray[np.bool_], columns: NDArray[np.bool_], scored: Scored, seed: int) -> Grid:
     chosen = found[:, columns]
     recalls = chosen.mean(axis=0)
     worst = int(recalls.argmin())
     names = [cell.name for cell, taken in zip(CELLS, columns, strict=True) if taken]
-    return Grid(float(recalls.mean()), mean_interval(chosen.mean(axis=1), seed), float(recalls[worst]), names[worst])
+    spread = mean_interval(chosen.mean(axis=1), scored.identities, seed)
+    return Grid(float(recalls.mean()), spread, float(recalls[worst]), names[worst])
 
 
 def _facts(scorer: Scorer, milliseconds: float) -> ScorerFacts:
@@ -352,6 +364,17 @@ def _notes(
         if limit.problem:
             problems.setdefault(limit.problem, []).append(scorer)
     notes += [f"{problem} ({', '.join(dict.fromkeys(names))})" for problem, names in problems.items()]
+    if copy_detection:
+        notes.append("95 % intervals of copy detection draw identities; pairs of different pictures and thresholds are held")
+    few: dict[str | None, int] = {}
+    drawn = [(part.ds_name, part.identities) for part in reidentification]
+    drawn += [(part.ds_name, part.identities) for part in copy_detection]
+    for name, count in drawn:
+        if count < FEW_IDENTITIES and (name is None or len(scoring.seen) > 1):
+            few[name] = min(count, few.get(name, count))
+    if few:
+        those = ", ".join(f"{'all together' if name is None else repr(name)} has {count}" for name, count in few.items())
+        notes.append(f"95 % intervals of fewer than {FEW_IDENTITIES} identities mean little: {those}")
     measured = {part.ds_name for part in reidentification}
     left_out = [repr(seen.ds_name) for seen in scoring.seen if seen.ds_name not in measured]
     if plan.reidentification and left_out:

@@ -122,6 +122,11 @@ class Limit:
             return f"{100 * self.wanted:g} % false positives"
         return "the bundle's threshold" if self.given else f"the best F1 on {self.source}"
 
+    @property
+    def title(self) -> str:
+        """Its name for people: a wanted rate is called that, for the measured one is another, and who it was fitted on is said."""
+        return self.name if self.wanted is None else f"a wanted {self.name} (fitted on {self.source})"
+
 
 def auc(same: Doubles, different: Doubles) -> float:
     """Area under the ROC curve: how often a pair of the same scores above one of different ones; ties count half."""
@@ -205,10 +210,22 @@ def interval(values: Doubles) -> Interval:
     return Interval(float(low), float(high))
 
 
-def mean_interval(values: Doubles, seed: int = 42) -> Interval:
-    """Bootstrap interval of a mean over pictures: `values` (pictures,), one a picture, is resampled."""
+def mean_interval(values: Doubles, clusters: NDArray[np.int64] | None = None, seed: int = 42) -> Interval:
+    """Bootstrap interval of a mean over pictures.
+
+    Args:
+        values: (pictures,), one a picture.
+        clusters: (pictures,), which identity each shows, 0 and up: identities are drawn, with all their pictures. Without it
+            pictures are drawn.
+        seed: of the bootstrap.
+    """
+    sums, counts = (values, np.ones(len(values))) if clusters is None else (np.bincount(clusters, values), np.bincount(clusters))
     rng = np.random.default_rng(seed)
-    return interval(np.asarray([values[rng.integers(0, len(values), len(values))].mean() for _ in range(RESAMPLES)]))
+    means = []
+    for _ in range(RESAMPLES):
+        drawn = rng.integers(0, len(sums), len(sums))
+        means.append(sums[drawn].sum() / counts[drawn].sum())
+    return interval(np.asarray(means))
 
 
 def placements(scores: Doubles, negatives: Doubles) -> Doubles:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -59,6 +59,8 @@ class OnnxScorer:
     How it is fed is read off its only input: uint8 as it is, floats by `values`; channels where the 3 is, second or last; the
     size that it declares, or `free_size` where it leaves that open. Pictures are resized as the runtime does it.
 
+    A vector is an output (n, features), or (n, features, 1, 1); tokens or maps are none, and must be pooled in the graph.
+
     Raises:
         UsageError: not such a model.
         BundleError, ProviderError: it does not open; see `open_session`.
@@ -89,7 +91,11 @@ class OnnxScorer:
                 f"{path} takes {kind} {shape}; a baseline takes uint8 or floats, (n, height, width, 3) or (n, 3, height, width)"
             )
         self._input, self._type = inputs[0].name, np.dtype(types[kind])
-        self._output = self._session.get_outputs()[0].name
+        output = self._session.get_outputs()[0]
+        self._output = output.name
+        # An unknown number of dimensions is declared as none; then the first batch tells.
+        if output.shape and not _is_vector(output.shape):
+            raise UsageError(self._no_vector(output.shape))
         self._channels_last = shape[3] == 3
         self._one_at_a_time = shape[0] == 1
         height, width = shape[1:3] if self._channels_last else shape[2:4]
@@ -103,18 +109,26 @@ class OnnxScorer:
         batch = self._prepared(pictures)
         parts = [batch[at : at + 1] for at in range(len(batch))] if self._one_at_a_time else [batch]
         try:
-            vectors = np.concatenate(
-                [np.asarray(self._session.run([self._output], {self._input: part})[0]).reshape(len(part), -1) for part in parts]
-            ).astype(np.float32)
+            outputs = [np.asarray(self._session.run([self._output], {self._input: part})[0]) for part in parts]
         except Exception as error:
             # onnxruntime's exceptions have no common base below Exception.
             raise EncodingError(f"{self.path} failed on {batch.dtype} {batch.shape}: {error}") from error
+        for part, output in zip(parts, outputs, strict=True):
+            if not _is_vector(output.shape) or len(output) != len(part):
+                raise UsageError(self._no_vector(output.shape))
+        vectors = np.concatenate([output.reshape(len(output), -1) for output in outputs]).astype(np.float32)
         if not np.isfinite(vectors).all():
             raise EncodingError(f"{self.path} gave values that are not finite")
         return _unit(vectors)
 
     def compare(self, query: Floats, gallery: Floats) -> NDArray[np.float64]:
         return cosine(query, gallery)
+
+    def _no_vector(self, shape: Sequence[Any]) -> str:
+        return (
+            f"{self.path} gives {self._output!r} {list(shape)}, which is no vector a picture; a baseline's first output is "
+            "(n, features) or (n, features, 1, 1), with two features or more: export it with a pooled vector as first output"
+        )
 
     def _prepared(self, pictures: Pixels) -> NDArray[Any]:
         height, width = self._size
@@ -163,6 +177,14 @@ class RandomNetwork:
         side = values.shape[1] // 2 * 2
         fields = values[:, :side, :side].reshape(len(values), 2, side // 2, 2, side // 2, -1)
         return np.ascontiguousarray(fields.mean(axis=(2, 4)).reshape(len(values), -1), np.float32)
+
+
+def _is_vector(shape: Sequence[Any]) -> bool:
+    """Whether an output is a vector a picture: declared, with names or None for free sizes, or as it came."""
+    if len(shape) == 4:
+        maps = [side for side in shape[2:] if isinstance(side, int)]
+        return shape[1] != 1 and all(side == 1 for side in maps)
+    return len(shape) == 2 and shape[1] not in (0, 1)
 
 
 def _unit(vectors: Floats) -> Floats:

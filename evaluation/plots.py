@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,13 +21,38 @@ from .measures import Limit
 from .protocols import CELLS
 from .scoring import Scored
 
-__all__ = ["FORMATS", "write_plots"]
+__all__ = ["FORMATS", "prepare_folder", "write_plots"]
 
 FORMATS = ("png", "svg")
 DOTS = 150
 MOST_POINTS = 200_000
 """Negatives that a curve is drawn from; of more, evenly many of the sorted ones, which moves no curve by a line's width."""
 SVG_SALT = "lcmem-onnx"
+UNITS: Mapping[str, str] = MappingProxyType(
+    {
+        "blur": "sigma, pixels",
+        "noise": "sigma, share of the full range",
+        "rotation": "degrees",
+        "brightness": "factor",
+        "contrast": "factor",
+        "jpeg": "quality",
+    }
+)
+"""What the paper's strengths are of."""
+
+
+def prepare_folder(folder: Path) -> None:
+    """Make the folder, and see that files can be made in it: to be done before hours of measuring.
+
+    Raises:
+        UsageError: it cannot be made, or not be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise _unwritable(folder, error) from error
 
 
 def write_plots(evaluation: Evaluation, folder: Path, kind: str = "png") -> list[Path]:
@@ -41,22 +68,29 @@ def write_plots(evaluation: Evaluation, folder: Path, kind: str = "png") -> list
     if kind not in FORMATS:
         raise UsageError(f"plots are written as {' or '.join(FORMATS)}, not as {kind!r}")
     scores = {name: Scored.together(list(parts.values())) for name, parts in evaluation.scoring.scores.items()}
+    shipped = {facts.name: facts.threshold for facts in evaluation.scorers if facts.threshold is not None}
     figures: dict[str, Figure] = {}
     if evaluation.reidentification:
         pairs = {name: (scored.same, scored.different) for name, scored in scores.items()}
         figures["reidentification-roc"] = _roc(pairs, "Re-identification")
-        figures["reidentification-scores"] = _histograms(pairs, "Re-identification", ("one identity", "different identities"))
+        figures["reidentification-scores"] = _histograms(
+            pairs, "Re-identification", ("one identity", "different identities"), shipped
+        )
     if evaluation.copy_detection:
         paper = np.asarray([cell.paper for cell in CELLS])
         pairs = {name: (scored.copies[:, paper].reshape(-1), scored.negatives) for name, scored in scores.items()}
         figures["copy-detection-roc"] = _roc(pairs, "Copy detection, the paper's 24 cells")
-        figures["copy-detection-scores"] = _histograms(pairs, "Copy detection", ("altered copies", "different pictures"))
+        figures["copy-detection-scores"] = _histograms(pairs, "Copy detection", ("altered copies", "different pictures"), shipped)
         figures |= _recalls(evaluation)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         return [_written(figure, folder / f"{name}.{kind}") for name, figure in figures.items()]
     except OSError as error:
-        raise UsageError(f"plots cannot be written to {folder}: {error.strerror or error}") from error
+        raise _unwritable(folder, error) from error
+
+
+def _unwritable(folder: Path, error: OSError) -> UsageError:
+    return UsageError(f"plots cannot be written to {folder}: {error.strerror or error}. Give --plots a folder of yours")
 
 
 def _written(figure: Figure, path: Path) -> Path:
@@ -80,22 +114,34 @@ def _roc(pairs: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]], titl
         least = min(least, 1.0 / len(different))
         axes.step(np.maximum(false, 1e-12), true, where="post", label=name, **_style(number))
     axes.set(xscale="log", xlim=(least, 1), ylim=(0, 1.02), xlabel="false-positive rate", ylabel="recall", title=title)
-    _finish(axes)
+    axes.grid(alpha=0.3)
+    figure.legend(fontsize="small", loc="outside lower center", ncols=min(len(pairs), 3))
     return figure
 
 
-def _histograms(pairs: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]], title: str, labels: tuple[str, str]) -> Figure:
-    figure = Figure(figsize=(6, 1.2 + 1.6 * len(pairs)), layout="constrained")
+def _histograms(
+    pairs: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]],
+    title: str,
+    labels: tuple[str, str],
+    shipped: Mapping[str, float],
+) -> Figure:
+    """Shares on a logarithmic axis, for what decides is the few of different pictures that score high."""
+    figure = Figure(figsize=(6, 1.2 + 2.0 * len(pairs)), layout="constrained")
     figure.suptitle(title)
+    legend: dict[str, Any] = {}
     for axes, (name, both) in zip(figure.subplots(len(pairs), squeeze=False)[:, 0], pairs.items(), strict=True):
         every = np.concatenate(both)
         edges = np.linspace(every.min(), max(every.max(), every.min() + 1e-9), 61)
         for values, label, colour in zip(both, labels, ("tab:green", "tab:red"), strict=True):
             axes.hist(values, edges, weights=np.full(len(values), 1 / len(values)), alpha=0.6, label=label, color=colour)
-        axes.set_ylabel(name)
-        axes.set_yticks([])
-        if axes.get_subplotspec().is_first_row():
-            axes.legend(fontsize="small")
+        if name in shipped:
+            axes.axvline(shipped[name], color="black", linestyle="--", linewidth=1.2, label="the bundle's threshold")
+        # From half a pair, so that a single one is seen.
+        axes.set(yscale="log", ylim=(0.5 / max(map(len, both)), 1.5), xlabel="score", ylabel="share of pairs")
+        axes.set_title(name, fontsize="medium")
+        handles, texts = axes.get_legend_handles_labels()
+        legend |= dict(zip(texts, handles, strict=True))
+    figure.legend(list(legend.values()), list(legend), fontsize="small", loc="outside lower center", ncols=len(legend))
     return figure
 
 
@@ -119,12 +165,14 @@ def _file_part(limit: Limit) -> str:
 def _recall_figure(reached: dict[str, CopyAt]) -> Figure:
     transforms = list(dict.fromkeys(cell.transform for cell in CELLS if cell.paper))
     figure = Figure(figsize=(11, 8), layout="constrained")
-    figure.suptitle(f"Recall of altered copies at {next(iter(reached.values())).limit.name}")
+    limit = next(iter(reached.values())).limit
+    figure.suptitle(f"Recall of altered copies at {limit.title}\nin brackets the false positives measured on TEST")
     grid = figure.add_gridspec(3, 3)
     for number, transform in enumerate(transforms):
         axes = figure.add_subplot(grid[divmod(number, 3)])
         cells = [cell for cell in CELLS if cell.transform == transform]
         _lines(axes, reached, [cell.name for cell in cells], [f"{cell.strength:g}" for cell in cells])
+        axes.set_xlabel(UNITS[transform])
         axes.set_title(transform, fontsize="medium")
     axes = figure.add_subplot(grid[2, :])
     beyond = [cell.name for cell in CELLS if not cell.paper]
@@ -132,7 +180,7 @@ def _recall_figure(reached: dict[str, CopyAt]) -> Figure:
     width = 0.8 / len(reached)
     for number, (name, at) in enumerate(reached.items()):
         heights = [(at.cells or {})[cell] for cell in beyond]
-        axes.bar(places + (number + 0.5) * width - 0.4, heights, width, label=name, color=_style(number)["color"])
+        axes.bar(places + (number + 0.5) * width - 0.4, heights, width, label=_measured(name, at), color=_style(number)["color"])
     axes.set_xticks(places, beyond)
     axes.set(ylim=(0, 1.03), ylabel="recall")
     axes.set_title("beyond the paper", fontsize="medium")
@@ -147,14 +195,17 @@ def _lines(axes: Axes, reached: dict[str, CopyAt], cells: Sequence[str], strengt
     axes.grid(alpha=0.3)
 
 
-def _finish(axes: Axes) -> None:
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize="small", loc="lower right")
+def _measured(name: str, at: CopyAt) -> str:
+    """A scorer's name with the rate that its threshold has, which is not the wanted one."""
+    rate = at.limit.false_positive_rate
+    return name if rate is None else f"{name} ({100 * rate:.3g} %)"
 
 
 def _style(number: int) -> dict[str, Any]:
-    """The first scorer, ours, is black and thick."""
-    return {"color": "black", "linewidth": 2.5} if number == 0 else {"color": f"C{(number - 1) % 10}", "linewidth": 1.2}
+    """The first scorer, ours, is black and thick and on top."""
+    if number == 0:
+        return {"color": "black", "linewidth": 2.5, "zorder": 3}
+    return {"color": f"C{(number - 1) % 10}", "linewidth": 1.2, "zorder": 2}
 
 
 def _thinned(values: NDArray[np.float64]) -> NDArray[np.float64]:

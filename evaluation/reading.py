@@ -63,7 +63,7 @@ def read_ahead(
     Args:
         rows: what to read.
         size: working size; alterations are made at it.
-        cells: what to make of each picture.
+        cells: what to make of each picture; of VAL's the paper's alone, for nothing is fitted on the others.
         seed: of the alterations.
         workers: threads.
     """
@@ -73,9 +73,10 @@ def read_ahead(
             picture = read_picture(row, size)
         except PictureError as error:
             return Unreadable(row.name, row.ds_name, row.split, error.reason.value, str(error))
-        if not cells:
+        chosen = [cell for cell in cells if cell.paper or row.split != "VAL"]
+        if not chosen:
             return Versions(picture, np.empty((0, *picture.shape), np.uint8))
-        return Versions(picture, altered(picture, row.name, seed, cells))
+        return Versions(picture, altered(picture, row.name, seed, chosen))
 
     waiting: deque[Future[Versions | Unreadable]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="lcmem-evaluate")

@@ -32,7 +32,7 @@ class Plan:
     """What is to be scored.
 
     Attributes:
-        cells: alterations for copy detection; empty when it is not wanted.
+        cells: alterations for copy detection; empty when it is not wanted. VAL's pictures are altered in the paper's alone.
         reidentification: whether its pairs are wanted.
         seed: of pairs and alterations.
         size: working size.
@@ -54,13 +54,16 @@ class Scored:
 
     Attributes:
         copies: float64 (pictures, cells).
+        identities: (pictures,), which identity each shows, from 0.
         same, different: of re-identification's pairs, float64 (pairs,).
         clusters: (pairs,), which identity the pairs' first picture shows, from 0.
         negatives: of pairs of different pictures of TEST, float64, sorted.
-        val_copies, val_negatives: as `copies` and `negatives`, of VAL; None when VAL has no pairs of different pictures.
+        val_copies: as `copies`, of VAL, in the paper's cells alone; None when VAL has no pairs of different pictures.
+        val_negatives: as `negatives`, of VAL, or None.
     """
 
     copies: Doubles
+    identities: NDArray[np.int64]
     same: Doubles
     different: Doubles
     clusters: NDArray[np.int64]
@@ -71,22 +74,28 @@ class Scored:
     @staticmethod
     def together(parts: Sequence[Scored]) -> Scored:
         """Several data sets as one: pairs stay within each."""
-        clusters, offset = [], 0
-        for part in parts:
-            clusters.append(part.clusters + offset)
-            offset += int(part.clusters.max(initial=-1)) + 1
         # A threshold for all of TEST cannot come from a VAL that lacks some of its data sets.
         copies = [part.val_copies for part in parts if part.val_copies is not None]
         vals = [part.val_negatives for part in parts if part.val_negatives is not None]
         return Scored(
             np.concatenate([part.copies for part in parts]),
+            _renumbered([part.identities for part in parts]),
             np.concatenate([part.same for part in parts]),
             np.concatenate([part.different for part in parts]),
-            np.concatenate(clusters),
+            _renumbered([part.clusters for part in parts]),
             np.sort(np.concatenate([part.negatives for part in parts])),
             np.concatenate(copies) if len(copies) == len(parts) else None,
             np.sort(np.concatenate(vals)) if len(vals) == len(parts) else None,
         )
+
+
+def _renumbered(parts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """Numbers of several data sets' identities, each from 0, as one: those of one data set are none of another's."""
+    numbers, offset = [], 0
+    for part in parts:
+        numbers.append(part + offset)
+        offset += int(part.max(initial=-1)) + 1
+    return np.concatenate(numbers)
 
 
 @dataclass(frozen=True)
@@ -265,10 +274,15 @@ def _scored(
     val = negatives("VAL")
     return Scored(
         copies=np.stack([bench.copies[number] for number in numbers]),
+        identities=_numbered(identities),
         same=bench.pairs(numbers, same),
         different=bench.pairs(numbers, different),
-        clusters=np.unique(np.asarray(firsts, dtype=str), return_inverse=True)[1].astype(np.int64),
+        clusters=_numbered(firsts),
         negatives=negatives("TEST"),
         val_copies=np.stack([bench.copies[number] for number in read[ds_name, "VAL"]]) if len(val) else None,
         val_negatives=val if len(val) else None,
     )
+
+
+def _numbered(names: Sequence[str]) -> NDArray[np.int64]:
+    return np.unique(np.asarray(names, dtype=str), return_inverse=True)[1].astype(np.int64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 __all__ = ["print_evaluation", "progress_bar"]
 
 PIPE_WIDTH = 100
+NAME_WIDTH = 16
+"""A scorer's name is folded beyond it, unless its numbers are as wide."""
+UNBOUNDED = 100_000
 SHOW_UNREADABLE = 10
 BARS = {"pictures": "reading and scoring pictures", "pairs": "comparing pictures"}
 
@@ -58,9 +61,9 @@ def print_evaluation(evaluation: Evaluation) -> None:
         _print_reidentification(evaluation, console)
     if evaluation.copy_detection:
         _print_copy_detection(evaluation, console)
-    table = _table("", [facts.name for facts in evaluation.scorers])
-    table.add_row("milliseconds", *(f"{facts.milliseconds:.1f}" for facts in evaluation.scorers))
-    _print(console, "Time: a picture embedded, or two compared where there are no embeddings", table)
+    sheet = _Sheet("", [facts.name for facts in evaluation.scorers])
+    sheet.row("milliseconds", (f"{facts.milliseconds:.1f}" for facts in evaluation.scorers))
+    sheet.show(console, "Time: a picture embedded, or two compared where there are no embeddings")
     for note in evaluation.notes:
         console.print(Text(f"note: {printable(note)}", "dim"))
     for lost in evaluation.unreadable[:SHOW_UNREADABLE]:
@@ -72,32 +75,36 @@ def print_evaluation(evaluation: Evaluation) -> None:
 def _print_reidentification(evaluation: Evaluation, console: Console) -> None:
     overall = [part for part in evaluation.reidentification if part.ds_name is None]
     pairs = [part.pairs for part in overall]
-    title = f"Re-identification: {pairs[0].same} pairs of one identity, {pairs[0].different} of different ones"
-    table = _table("", [part.scorer for part in overall])
-    table.add_row("AUC", *(f"{of.auc:.4f}" for of in pairs), style="bold")
-    table.add_row("  95 % from", *(f"{of.auc_interval.low:.4f}" for of in pairs))
-    table.add_row("  to", *(f"{of.auc_interval.high:.4f}" for of in pairs))
-    table.add_section()
-    table.add_row("best F1", *(_figure(of.f1) for of in pairs))
-    table.add_row("  precision", *(_figure(of.precision) for of in pairs))
-    table.add_row("  recall", *(_figure(of.recall) for of in pairs))
+    sheet = _Sheet("", [part.scorer for part in overall])
+    sheet.row("AUC", (f"{of.auc:.4f}" for of in pairs), "bold")
+    sheet.row("  95 % from", (f"{of.auc_interval.low:.4f}" for of in pairs))
+    sheet.row("  to", (f"{of.auc_interval.high:.4f}" for of in pairs))
+    sheet.section()
+    sheet.row("best F1 (chosen on these pairs)", (_figure(of.f1) for of in pairs))
+    sheet.row("  precision", (_figure(of.precision) for of in pairs))
+    sheet.row("  recall", (_figure(of.recall) for of in pairs))
     for number, wanted in enumerate(pairs[0].at_recall):
-        table.add_section()
-        table.add_row(f"precision at recall {wanted.recall:g}", *(_figure(of.at_recall[number].precision) for of in pairs))
-        table.add_row("  false positives", *(_rate(of.at_recall[number].false_positive_rate) for of in pairs))
-    table.add_section()
-    for limit in _limits([at.limit for part in overall for at in part.at]):
-        recalls = [_recall(part, limit) for part in overall]
-        table.add_row(f"recall at {_short(limit)}", *map(_figure, recalls), style="bold")
+        sheet.section()
+        sheet.row(f"precision at recall {wanted.recall:g}", (_figure(of.at_recall[number].precision) for of in pairs))
+        sheet.row("  false positives", (_rate(of.at_recall[number].false_positive_rate) for of in pairs))
+    sheet.section()
+    _add_recalls(sheet, overall, "", "bold")
     for ds_name in _data_sets(evaluation):
         there = {part.scorer: part for part in evaluation.reidentification if part.ds_name == ds_name}
         if there:
-            table.add_section()
-            table.add_row(f"{printable(ds_name)}: AUC", *(f"{there[part.scorer].pairs.auc:.4f}" for part in overall))
-            for limit in _limits([at.limit for part in there.values() for at in part.at]):
-                recalls = [_recall(there[part.scorer], limit) for part in overall]
-                table.add_row(f"  recall at {_short(limit)}", *map(_figure, recalls))
-    _print(console, title, table)
+            ordered = [there[part.scorer] for part in overall]
+            sheet.section()
+            sheet.row(f"{printable(ds_name)}: AUC", (f"{part.pairs.auc:.4f}" for part in ordered))
+            _add_recalls(sheet, ordered, "  ", "")
+    sheet.show(console, f"Re-identification: {pairs[0].same} pairs of one identity, {pairs[0].different} of different ones")
+
+
+def _add_recalls(sheet: _Sheet, parts: Sequence[Reidentification], indent: str, style: str) -> None:
+    """Recall at each limit, and how many false positives were measured there."""
+    for limit in _limits([at.limit for part in parts for at in part.at]):
+        reached = [next((at for at in part.at if at.limit.name == limit.name), None) for part in parts]
+        sheet.row(f"{indent}recall at {_short(limit)}", (_figure(at.recall if at else None) for at in reached), style)
+        sheet.row(f"{indent}  false positives", (_rate(at.limit.false_positive_rate if at else None) for at in reached))
 
 
 def _print_copy_detection(evaluation: Evaluation, console: Console) -> None:
@@ -106,7 +113,7 @@ def _print_copy_detection(evaluation: Evaluation, console: Console) -> None:
     overall = [part for part in evaluation.copy_detection if part.ds_name is None]
     for limit in _limits([at.limit for part in overall for at in part.at]):
         reached = {part.scorer: at for part in overall if (at := _at(part, limit)) and at.cells}
-        table = _table("cell", list(reached))
+        sheet = _Sheet("cell", list(reached))
         cells = [at.cells or {} for at in reached.values()]
         for paper, label, grids in (
             (True, "the paper's 24", [at.paper for at in reached.values()]),
@@ -114,28 +121,37 @@ def _print_copy_detection(evaluation: Evaluation, console: Console) -> None:
         ):
             for cell in CELLS:
                 if cell.paper is paper:
-                    table.add_row(cell.name, *(_figure(recalls[cell.name]) for recalls in cells))
-            _add_grid(table, label, grids)
+                    sheet.row(cell.name, (_figure(recalls[cell.name]) for recalls in cells))
+            _add_grid(sheet, label, grids)
         for ds_name in _data_sets(evaluation):
             there = {part.scorer: part for part in evaluation.copy_detection if part.ds_name == ds_name}
             found = [_at(there[scorer], limit) for scorer in reached]
-            _add_grid(table, printable(ds_name), [at.paper if at else None for at in found], "")
-        table.add_row("threshold", *(_threshold(at.limit.threshold) for at in reached.values()))
-        table.add_row("false positives", *(_rate(at.limit.false_positive_rate) for at in reached.values()))
-        table.add_row("  of pairs", *(str(at.limit.negatives) for at in reached.values()))
-        _print(console, f"Copy detection at {limit.name}: recall, {overall[0].pictures} pictures a cell", table)
-    table = _table("", [part.scorer for part in overall])
-    table.add_row("AUC", *(f"{part.auc:.4f}" for part in overall), style="bold")
-    table.add_row("  95 % from", *(f"{part.auc_interval.low:.4f}" for part in overall))
-    table.add_row("  to", *(f"{part.auc_interval.high:.4f}" for part in overall))
-    _print(console, "Copy detection, the paper's 24 cells together, whatever the threshold", table)
+            _add_grid(sheet, printable(ds_name), [at.paper if at else None for at in found], "")
+            _add_threshold(sheet, "  ", [at.limit if at and at.cells else None for at in found])
+            sheet.section()
+        _add_threshold(sheet, "", [at.limit for at in reached.values()])
+        sheet.row("  of pairs", (str(at.limit.negatives) for at in reached.values()))
+        sheet.show(console, f"Copy detection at {limit.title}: recall, {overall[0].pictures} pictures a cell")
+    sheet = _Sheet("", [part.scorer for part in overall])
+    sheet.row("AUC", (f"{part.auc:.4f}" for part in overall), "bold")
+    sheet.row("  95 % from", (f"{part.auc_interval.low:.4f}" for part in overall))
+    sheet.row("  to", (f"{part.auc_interval.high:.4f}" for part in overall))
+    sheet.show(console, "Copy detection, the paper's 24 cells together, whatever the threshold")
 
 
-def _add_grid(table: Table, label: str, grids: Sequence[Grid | None], style: str = "bold") -> None:
-    table.add_section()
-    table.add_row(f"{label}: mean", *(_figure(grid.mean if grid else None) for grid in grids), style=style)
-    table.add_row("  worst", *(_figure(grid.worst if grid else None) for grid in grids), style=style)
-    table.add_section()
+def _add_grid(sheet: _Sheet, label: str, grids: Sequence[Grid | None], style: str = "bold") -> None:
+    sheet.section()
+    sheet.row(f"{label}: mean", (_figure(grid.mean if grid else None) for grid in grids), style)
+    sheet.row("  worst", (_figure(grid.worst if grid else None) for grid in grids), style)
+    if style:
+        sheet.section()
+
+
+def _add_threshold(sheet: _Sheet, indent: str, limits: Sequence[Limit | None]) -> None:
+    """Thresholds, whose pairs they were fitted on, and what they let through when measured: each data set has its own."""
+    sheet.row(f"{indent}threshold", (_threshold(limit.threshold if limit else None) for limit in limits))
+    sheet.row(f"{indent}  from", (limit.source if limit else "" for limit in limits))
+    sheet.row(f"{indent}false positives", (_rate(limit.false_positive_rate if limit else None) for limit in limits))
 
 
 def _data_sets(evaluation: Evaluation) -> list[str]:
@@ -154,32 +170,65 @@ def _at(part: CopyDetection, limit: Limit) -> CopyAt | None:
     return next((at for at in part.at if at.limit.name == limit.name), None)
 
 
-def _recall(part: Reidentification, limit: Limit) -> float | None:
-    return next((at.recall for at in part.at if at.limit.name == limit.name), None)
+class _Sheet:
+    """Rows with a column a scorer, shown as one table, or as several where the scorers do not fit side by side."""
 
+    def __init__(self, label: str, scorers: Sequence[str]) -> None:
+        self._label = label
+        self._scorers = [printable(name) for name in scorers]
+        self._rows: list[tuple[str, list[str], str] | None] = []
 
-def _print(console: Console, title: str, table: Table) -> None:
-    """The title stands apart: rich would fold it to a narrow table's width."""
-    from rich.text import Text
+    def row(self, label: str, values: Iterable[str], style: str = "") -> None:
+        """One more row, a value a scorer."""
+        self._rows.append((label, list(values), style))
 
-    console.print()
-    console.print(Text(title, "bold"))
-    console.print(table)
+    def section(self) -> None:
+        """Set what follows apart from what was."""
+        if self._rows and self._rows[-1] is not None:
+            self._rows.append(None)
 
+    def show(self, console: Console, title: str) -> None:
+        """The title stands apart: rich would fold it to a narrow table's width."""
+        from rich.text import Text
 
-def _table(label: str, scorers: Sequence[str]) -> Table:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
+        begin = 0
+        while begin < len(self._scorers):
+            end = begin + 1
+            while end < len(self._scorers) and self._width(console, begin, end + 1) <= console.width:
+                end += 1
+            console.print()
+            console.print(Text(f"{title}{', more columns' if begin else ''}", "bold"))
+            console.print(self._table(console, begin, end))
+            begin = end
 
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column(label, no_wrap=True)
-    for name in scorers:
-        table.add_column(printable(name), justify="right", overflow="fold")
-    return table
+    def _width(self, console: Console, begin: int, end: int) -> int:
+        from rich.measure import Measurement
+
+        return Measurement.get(console, console.options.update(width=UNBOUNDED), self._table(console, begin, end)).maximum
+
+    def _table(self, console: Console, begin: int, end: int) -> Table:
+        """The columns from `begin` to `end`: as wide as their numbers, which are never folded; long names are."""
+        from rich.box import SIMPLE_HEAD
+        from rich.cells import cell_len
+        from rich.table import Table
+
+        table = Table(box=SIMPLE_HEAD, pad_edge=False)
+        labels = max(cell_len(label) for label in [self._label, *(row[0] for row in self._rows if row)])
+        table.add_column(self._label, no_wrap=True, overflow="ellipsis", width=min(labels, console.width // 2))
+        for number in range(begin, end):
+            numbers = max(cell_len(row[1][number]) for row in self._rows if row)
+            name = min(cell_len(self._scorers[number]), NAME_WIDTH)
+            table.add_column(self._scorers[number], justify="right", overflow="fold", width=max(numbers, name))
+        for row in self._rows:
+            if row is None:
+                table.add_section()
+            else:
+                table.add_row(row[0], *row[1][begin:end], style=row[2] or None)
+        return table
 
 
 def _short(limit: Limit) -> str:
-    return "bundle's" if limit.given else f"{100 * (limit.wanted or 0):g} %"
+    return "the bundle's" if limit.given else f"wanted {100 * (limit.wanted or 0):g} % ({limit.source})"
 
 
 def _figure(value: float | None) -> str:

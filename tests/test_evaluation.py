@@ -7,6 +7,7 @@ import json
 import random
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lcmem_onnx import FileListError, Screener, UsageError
 from lcmem_onnx.cli import main
-from lcmem_onnx.evaluation import command, scoring
+from lcmem_onnx.ending import Terminated
+from lcmem_onnx.evaluation import command, scoring, tables
 from lcmem_onnx.evaluation.evaluate import Evaluation, evaluate
 from lcmem_onnx.evaluation.filelist import Listed, write_file_list
 from lcmem_onnx.evaluation.hashes import PHash
-from lcmem_onnx.evaluation.networks import BundleScorer
+from lcmem_onnx.evaluation.networks import BundleScorer, OnnxScorer
 from lcmem_onnx.evaluation.pixelwise import Mse
 from lcmem_onnx.evaluation.protocols import CELLS, altered, cell_rng, different_pairs, reidentification_pairs
 from lcmem_onnx.runtime.head import sigmoid
@@ -301,7 +303,8 @@ def test_the_tables_fit_in_a_hundred_columns(listing: Path, tiny_bundle: Path) -
     done = run("--list", listing, "--bundle", tiny_bundle, "--false-positives", "0.05", "--negatives", "10", *baselines)
     assert done.exit_code == 0
     assert max(map(len, done.stdout.splitlines())) <= 100
-    for words in ("Re-identification: 20 pairs", "Copy detection at 5 % false positives", "rotation 30", "the paper's 24: mean",
+    for words in ("Re-identification: 20 pairs", "Copy detection at a wanted 5 % false positives (fitted on TEST)",
+                  "rotation 30", "the paper's 24: mean",
                   "not read: broken.png", "95 % from", "fitted on TEST's own pairs"):  # fmt: skip
         assert words in " ".join(done.stdout.split())
 
@@ -323,7 +326,7 @@ def test_bad_options_are_one_line(listing: Path, tiny_bundle: Path, tmp_path: Pa
         ((*given, "--baseline", "clip"), "'clip' is no baseline"),
         ((*given, "--baseline", tmp_path / "text.onnx"), "cannot be opened"),
         (("--list", tmp_path / "none.csv"), "cannot be read"),
-        ((*given, "--base", tmp_path), "not below"),
+        ((*given, "--base", tmp_path), "not there"),
     ):
         done = run(*arguments)
         assert done.exit_code == 2
@@ -336,6 +339,140 @@ def test_plots_that_cannot_be_written_are_an_error(listing: Path, tiny_bundle: P
     done = run("--list", listing, "--bundle", tiny_bundle, "--protocol", "reid", "--plots", tmp_path / "taken", "-q")
     assert done.exit_code == 2
     assert "cannot be written" in done.stderr
+    # It was found out before anything was measured.
+    assert not done.stdout
+
+
+def test_plots_that_fail_in_the_end_take_no_figures_with_them(
+    listing: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("lcmem_onnx.evaluation.plots._written", full)
+    done = run("--list", listing, "--bundle", tiny_bundle, "--protocol", "reid", "--plots", tmp_path, "-q", "--json")
+    assert done.exit_code == 2
+    assert "No space left on device" in done.stderr
+    assert json.loads(done.stdout)["reidentification"]
+
+
+@pytest.mark.parametrize(("raised", "code"), [(KeyboardInterrupt(), 130), (Terminated(15), 143)])
+def test_an_interrupted_measurement_reports_nothing_and_says_so(
+    listing: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, raised: BaseException, code: int
+) -> None:
+    def interrupted(*args: object, **kwargs: object) -> None:
+        raise raised
+
+    monkeypatch.setattr("lcmem_onnx.evaluation.evaluate.score_all", interrupted)
+    done = run("--list", listing, "--bundle", tiny_bundle, "-q")
+    assert (done.exit_code, done.stdout) == (code, "")
+    assert done.stderr.strip().endswith("ted: nothing was reported")
+
+
+def test_a_limit_that_leaves_too_little_is_named(listing: Path) -> None:
+    with pytest.raises(FileListError, match="TEST of 'grids' has 1 identities.*--limit 2 took 4 of 21 TEST pictures: raise it"):
+        evaluate(listing, [PHash()], size=48, limit=2)
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_tables_split_rather_than_fold_numbers(
+    evaluation: Evaluation, width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [f"scorer {number} of a long name" for number in range(9)]
+    (ours,) = (part for part in evaluation.copy_detection if part.ds_name is None and part.scorer == "phash")
+    many = replace(evaluation, copy_detection=tuple(replace(ours, scorer=name) for name in names), reidentification=())
+    monkeypatch.setattr(tables, "PIPE_WIDTH", width)
+    monkeypatch.setattr(tables, "_data_sets", lambda evaluation: [])
+    tables.print_evaluation(many)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= width
+    recalls = [line.split()[2:] for line in lines if line.startswith(" rotation 30 ")]
+    (expected,) = {f"{at.cells['rotation 30']:.3f}" for at in ours.at if at.limit.wanted == 0.1 and at.cells}
+    shown = recalls[: len(recalls) // len({at.limit.name for at in ours.at if at.cells})]
+    assert len(shown) > 1 or width == 120
+    assert [value for row in shown for value in row] == [expected] * 9
+
+
+def test_tables_say_which_threshold_a_data_set_has(evaluation: Evaluation, capsys: pytest.CaptureFixture[str]) -> None:
+    tables.print_evaluation(evaluation)
+    printed = capsys.readouterr().out
+    reidentified, copied = printed.split("Copy detection at", 2)[:2]
+    assert "best F1 (chosen on these pairs)" in reidentified
+    lines = [" ".join(line.split()[:6]) for line in reidentified.splitlines()]
+    assert [line for line in lines if line.startswith("recall at wanted 10")] == [
+        f"recall at wanted 10 % ({source})" for source in ("TEST", "VAL", "TEST")
+    ]
+    sources = [line.split() for line in copied.splitlines() if line.split()[:1] == ["from"]]
+    assert sources == [["from", *[source] * 3] for source in ("VAL", "TEST", "TEST")]
+    assert sum(line.strip().startswith("false positives") for line in copied.splitlines()) == 3
+
+
+def test_plots_say_what_was_measured(evaluation: Evaluation) -> None:
+    from lcmem_onnx.evaluation import plots
+
+    figure = plots._recalls(evaluation)["copy-detection-recall-0.1"]
+    assert "a wanted 10 % false positives (fitted on TEST)" in figure.get_suptitle()
+    (ours, *_) = (part for part in evaluation.copy_detection if part.ds_name is None)
+    rate = ours.at[0].limit.false_positive_rate
+    assert rate is not None
+    assert figure.legends[0].get_texts()[0].get_text() == f"{ours.scorer} ({100 * rate:.3g} %)"
+    lines = figure.axes[0].lines
+    assert lines[0].get_zorder() > max(line.get_zorder() for line in lines[1:])
+    assert figure.axes[2].get_xlabel() == "degrees"
+    scores = {"tiny": (np.array([0.8, 0.9]), np.array([0.1, 0.2]))}
+    figure = plots._histograms(scores, "Copies", ("altered", "different"), {"tiny": 0.5})
+    assert {text.get_text() for text in figure.legends[0].get_texts()} == {"altered", "different", "the bundle's threshold"}
+    (axes,) = figure.axes
+    assert (axes.get_xlabel(), axes.get_yscale(), axes.lines[0].get_xdata()[0]) == ("score", "log", 0.5)
+
+
+def test_val_is_altered_in_the_papers_cells_alone(evaluation: Evaluation) -> None:
+    scored = evaluation.scoring.scores["phash"]["grids"]
+    assert scored.copies.shape == (10, 30)
+    assert scored.val_copies is not None
+    assert scored.val_copies.shape == (10, 24)
+    assert scored.identities.tolist() == [number // 2 for number in range(10)]
+
+
+def test_few_identities_are_noted(evaluation: Evaluation) -> None:
+    assert any("mean little: all together has 10, 'grids' has 5, 'others' has 5" in note for note in evaluation.notes)
+    assert any("thresholds are held" in note for note in evaluation.notes)
+
+
+@pytest.mark.parametrize(
+    ("declared", "reduced", "message"),
+    [
+        (None, [3], "gives 'y' \\['n', 3, 'h'\\], which is no vector"),
+        (None, [1, 2, 3], "gives 'y' \\['n', 1, 1, 1\\]"),
+        # Sides that are not declared are seen when the first pictures come out.
+        (None, [], "gives 'y' \\[2, 3, 32, 32\\]"),
+        (None, [2, 3], None),
+        (["n", 3, 1, 1], [2, 3], None),
+    ],
+)
+def test_an_onnx_baseline_gives_a_vector_a_picture(
+    declared: list[Any] | None, reduced: list[int], message: str | None, tmp_path: Path
+) -> None:
+    onnx = pytest.importorskip("onnx")
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    nodes = [helper.make_node("Identity", ["x"], ["y"])]
+    if reduced:
+        nodes = [helper.make_node("ReduceMean", ["x", "axes"], ["y"], keepdims=int(len(reduced) > 1))]
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info("x", kind, ["n", 3, "h", "w"])],
+        [helper.make_tensor_value_info("y", kind, declared)],
+        [helper.make_tensor("axes", onnx.TensorProto.INT64, [len(reduced)], reduced)] if reduced else [],
+    )
+    path = tmp_path / "net.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    if message is None:
+        assert OnnxScorer(path, free_size=32).embed(pictures).shape == (2, 3)
+    else:
+        with pytest.raises(UsageError, match=message):
+            OnnxScorer(path, free_size=32).embed(pictures)
 
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -367,7 +504,7 @@ def test_the_documented_script_makes_lists(tmp_path: Path) -> None:
         "ImageNet_LT_test.txt": "val/ILSVRC2012_val_00000001.JPEG 65\n",
     }.items():
         (tmp_path / name).write_bytes(gzip.compress(content.encode()) if name.endswith("gz") else content.encode())
-    for name in ("valid_1_a_1/1.png", "train_2_a_1/1.png"):
+    for name in ("valid_1_a_1/1.png", "valid_1_a_2/1.png", "train_2_a_1/1.png"):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).touch()
 
@@ -377,10 +514,11 @@ def test_the_documented_script_makes_lists(tmp_path: Path) -> None:
     picture = "files/p10/p10000032/s{}/{}.jpg"
     assert rows("mimic_cxr") == [("VAL", "10000032", picture.format(50, "d1"))]
     split = made["split_of"]
-    assert rows("cxr_lt", tmp_path / "labels.csv") == [(split("10000032"), "10000032", picture.format(51, "d2"))]
+    # The patients are those of mimic_cxr, and so is the split.
+    assert rows("cxr_lt", tmp_path / "labels.csv") == [("VAL", "10000032", picture.format(51, "d2"))]
     assert rows("celeba") == [("TRAIN", "7", "img_align_celeba/000001.jpg"), ("TEST", "8", "img_align_celeba/000002.jpg")]
     assert rows("isic", tmp_path / "isic.csv") == [(split("IP_1"), "IL_1", "ISIC_1.jpg")]
-    assert [row[:2] for row in rows("ct_rate")][1] == ("TEST", "valid_1_a_1")
+    assert [row[:2] for row in rows("ct_rate")][1:] == [("TEST", "valid_1_a")] * 2
     assert [row[0] for row in rows("imagenet_lt")] == ["TRAIN", "TEST"]
     parts = Counter(split(str(number)) for number in range(1000))
     assert parts == pytest.approx({"TRAIN": 800, "VAL": 100, "TEST": 100}, abs=40)

@@ -40,7 +40,15 @@ def test_paths_are_relative_to_the_base(tmp_path: Path) -> None:
         ("Split,path\nTRAIN,a.png\n", "no column 'id'"),
         ("", "no column 'Split', 'id', 'path'"),
         (HEADER, "lists no picture"),
-        (HEADER + "TRAIN,p,gone.png,\n", "1 pictures that are not below.*'gone.png'"),
+        (HEADER + "TRAIN,p,gone.png,\n", "1 pictures that are not there: 'gone.png'.*--base"),
+        (HEADER + "TRAIN,p,/nowhere/gone.png,\n", "1 pictures that are not there: '/nowhere/gone.png'. Paths are absolute, or"),
+        (HEADER + f"TRAIN,p,{'x' * 5000}.png,\n", "not there: 'x{50}[.]{3}x{46}[.]png'"),
+        (HEADER + 'TRAIN," ",a.png,\n', "line 2 has no value for 'id'"),
+        (HEADER + "TRAIN,p,a.png,x\nTEST,q,./a.png,x\n", "one picture in two splits, TRAIN and TEST.*'./a.png'"),
+        (HEADER + "TRAIN,p,a.png,x\nTEST,p,a.png,y\n", "one picture in two splits, TRAIN and TEST"),
+        (HEADER + "TEST,p,a.png,x\nTEST,q,a.png,x\n", "one picture under two identities, 'p' and 'q'"),
+        (HEADER + "TEST,p,a.png,x\nTEST,p,a.png,y\n", "one picture in two data sets, 'x' and 'y'"),
+        (HEADER + "TEST,p,a.png,x\nTEST,p,b.png,x\nTEST,p,a.png,x\n", "one picture twice: 'a.png'"),
         (HEADER + "TRAIN,,a.png,\n", "line 2 has no value for 'id'"),
         (HEADER + "TRAIN,p\n", "line 2 has no value for 'path'"),
         (HEADER + "DEV,p,a.png,\n", "line 2 has the split 'DEV'"),
@@ -59,6 +67,18 @@ def test_one_name_in_two_data_sets_is_two_identities(tmp_path: Path) -> None:
 def test_a_list_that_is_not_there_or_no_text(tmp_path: Path) -> None:
     with pytest.raises(FileListError, match="cannot be read"):
         read_file_list(tmp_path / "none.csv")
-    (tmp_path / "bytes.csv").write_bytes(b"\xff\xfe\x00Split")
-    with pytest.raises(FileListError, match="cannot be read"):
-        read_file_list(tmp_path / "bytes.csv")
+    with pytest.raises(FileListError, match="^x{50}[.]{3}x{50} cannot be read as a CSV file list: File name too long$"):
+        read_file_list(Path("x" * 9000))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "latin-1"])
+def test_a_list_in_another_encoding_is_told_to_be_saved_as_utf_8(tmp_path: Path, encoding: str) -> None:
+    listing = tmp_path / "list.csv"
+    listing.write_bytes((HEADER + "TRAIN,Müller,a.png,\n").encode(encoding))
+    with pytest.raises(FileListError, match="save it as UTF-8"):
+        read_file_list(listing)
+
+
+def test_absolute_paths_are_taken(tmp_path: Path) -> None:
+    listing = written(tmp_path, HEADER + f"TRAIN,p,{tmp_path / 'a.png'},x\n")
+    assert read_file_list(listing, tmp_path / "elsewhere")[0].path == tmp_path / "a.png"

@@ -138,3 +138,19 @@ def test_the_interval_of_a_mean() -> None:
     found = mean_interval(values)
     assert (found.low, found.high) == (pytest.approx(0.45, abs=0.015), pytest.approx(0.55, abs=0.015))
     assert mean_interval(values) == found
+
+
+def test_the_interval_of_a_mean_draws_identities() -> None:
+    values = np.repeat([0.0, 1.0], 200)
+    by_identity = mean_interval(values, np.arange(400) // 20)
+    assert by_identity.high - by_identity.low > 3 * (mean_interval(values).high - mean_interval(values).low)
+    # An identity of a single picture each is a picture; one alone has no width.
+    assert mean_interval(values, np.arange(400)) == mean_interval(values)
+    assert mean_interval(values, np.zeros(400, np.int64)).low == 0.5
+
+
+def test_a_wanted_rate_is_called_one() -> None:
+    test = np.linspace(0, 1, 101)
+    assert limit_for(0.05, test).title == "a wanted 5 % false positives (fitted on TEST)"
+    assert limit_for(0.05, test, test).title.endswith("(fitted on VAL)")
+    assert given_limit(0.5, test).title == "the bundle's threshold"
