@@ -284,7 +284,8 @@ def test_a_graph_that_breaks_the_contract_is_refused(change: str, traced: Path, 
 
 
 def test_the_command_writes_a_bundle_and_names_the_next_step(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    result = CliRunner().invoke(main, ["--ckpt", str(tiny_checkpoint), "--out", str(tmp_path / "out")])
+    arguments = ["--ckpt", str(tiny_checkpoint), "--out", str(tmp_path / "out"), "--variants", "fp32, fp16"]
+    result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
     assert result.stdout == ""
     assert "proven" in result.stderr
