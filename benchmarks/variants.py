@@ -9,11 +9,14 @@ that a busy moment hits all alike; given are the median and the spread. Drift, s
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # torch's threads would spin through the next one's turn
 
 import numpy as np
 import torch
