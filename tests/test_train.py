@@ -147,6 +147,13 @@ def test_chunks_are_of_one_data_set_and_hold_nobody_twice() -> None:
     assert sorted(mixed) == list(range(23))
 
 
+def test_a_chunk_larger_than_all_identities_is_refused() -> None:
+    """It could never be filled."""
+    people = [Identity("a", str(number), (number,)) for number in range(5)]
+    with pytest.raises(TrainingError, match=r"data\.chunk is 8, but a split has only 5 identities"):
+        chosen_identities(people, 40, 8, {}, np.random.default_rng(0))
+
+
 def test_three_stages_end_in_a_bundle_that_screens(folder: Path) -> None:
     from lcmem_onnx import open_bundle
     from lcmem_onnx.export.package import Request, export_bundle

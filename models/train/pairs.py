@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from lcmem_onnx.runtime.errors import TrainingError
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -33,7 +34,15 @@ def chosen_identities(
     """Numbers of the identities of `count` pairs, in chunks of one data set in which no identity comes twice.
 
     A data set with fewer identities than a chunk gives what it has, and another data set fills the rest.
+
+    Raises:
+        TrainingError: all data sets together have fewer identities than a chunk.
     """
+    if min(chunk, count) > len(identities):
+        raise TrainingError(
+            f"data.chunk is {chunk}, but a split has only {len(identities)} identities, none of which may come twice in a chunk: "
+            "lower it"
+        )
     groups: dict[str, list[int]] = {}
     for number, identity in enumerate(identities):
         groups.setdefault(identity.ds_name if chunk else "", []).append(number)
