@@ -1,0 +1,100 @@
+"""`bundle`: a model on disk, shown and checked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ..display import print_card, print_facts
+from ..ending import NOTHING_FOUND
+from .options import bundle_option, json_option, model_options, quiet_option
+
+if TYPE_CHECKING:
+    from ..runtime.screening import Screener
+
+__all__ = ["bundle"]
+
+
+@click.group()
+def bundle() -> None:
+    """Inspect and check a model bundle."""
+
+
+@bundle.command("info")
+@bundle_option
+@json_option
+def bundle_info(bundle: Path | None, as_json: bool) -> int:
+    """Show a bundle's manifest: what the model is, its threshold, its proof against torch, its card.
+
+    \b
+    Example:
+      lcmem-onnx bundle info --bundle lcmem-bundle
+    """
+    from ..runtime.bundle import open_bundle
+
+    opened = open_bundle(bundle)
+    if as_json:
+        click.echo(json.dumps(dict(opened.manifest)))
+        return NOTHING_FOUND
+    manifest = opened.manifest
+    facts: dict[str, object] = {
+        "name": opened.name,
+        "path": str(opened.path),
+        "created": manifest["created"],
+        "network": manifest["checkpoint"]["description"],
+        "input": f"{opened.image_size} x {opened.image_size} RGB, 8 bit",
+        "embedding": f"{opened.features} numbers",
+        "threshold": f"{opened.threshold.value:.4g}",
+        "threshold from": opened.threshold.source,
+        "variants": ", ".join(f"{name} ({its.bytes / 1e6:.1f} MB)" for name, its in opened.variants.items()),
+        "license": manifest["license"],
+        "fingerprint": opened.fingerprint,
+    }
+    for variant, parity in manifest["parity"].items():
+        facts[f"proof of {variant}"] = (
+            f"{parity['pictures']} pictures, batches of {', '.join(map(str, parity['batch_sizes']))}: embeddings within "
+            f"{parity['embedding_max']:.1e} of torch, scores within {parity['score_max']:.1e}"
+        )
+    for variant, entry in manifest["variants"].items():
+        if drift := entry.get("drift"):
+            facts[f"drift of {variant}"] = (
+                f"{drift['flips']} of {drift['pairs']} pairs decided otherwise than by torch, 99 % of scores within "
+                f"{drift['score_p99']:.1e}{', past its gate' if entry['past_gate'] else ''}"
+            )
+    print_facts(facts, as_json=False)
+    print_card(manifest["card"])
+    return NOTHING_FOUND
+
+
+@bundle.command("verify")
+@quiet_option
+@json_option
+@model_options
+def bundle_verify(quiet: bool, as_json: bool, model: Callable[[], Screener]) -> int:
+    """Check every file of a bundle, open it, and embed a picture with it.
+
+    \b
+    Example:
+      lcmem-onnx bundle verify --bundle lcmem-bundle
+    """
+    screener = model()
+    facts: dict[str, object] = {
+        "path": str(screener.bundle.path),
+        "verified": True,
+        "files": len(screener.bundle.manifest["files"]),
+        "variant": screener.encoder.variant,
+        "provider": screener.encoder.provider,
+        "self_score": screener.self_test(),
+    }
+    if as_json:
+        click.echo(json.dumps({"schema_version": 1, **facts}))
+    elif not quiet:
+        click.echo(
+            f"ok: {facts['files']} files are as they were exported; the model ({facts['variant']}) runs on {facts['provider']} "
+            f"and gives a picture a score of {facts['self_score']:.4f} with itself"
+        )
+    return NOTHING_FOUND

@@ -1,0 +1,153 @@
+"""`scan` and `compare`: pictures in, verdicts printed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ..display import print_comparison, print_results, printable, progress, say, warn
+from ..ending import FAILED, FOUND, NOTHING_FOUND
+from .inputs import inputs, say_skipped, walk
+from .options import json_option, model_options, null_option, paths_argument, quiet_option, threshold_option
+
+if TYPE_CHECKING:
+    from ..runtime.gallery import Gallery
+    from ..runtime.screening import Result, Screener
+
+__all__ = ["compare", "scan"]
+
+SHOW_ALL_UP_TO = 40
+"""Up to so many pictures a scan's table shows every one; above, matches and errors only (`-v` shows all)."""
+
+
+@click.command()
+@paths_argument
+@click.option("--index", "folder", type=click.Path(path_type=Path), envvar="LCMEM_ONNX_INDEX", help="Index to screen against.")
+@click.option("--against", type=click.Path(path_type=Path), help="Folder or picture to screen against, indexed for this once.")
+@threshold_option
+@click.option("--top", default=5, show_default=True, type=click.IntRange(min=1), help="Matches to list for each picture.")
+@click.option("--search", default="auto", show_default=True, type=click.Choice(["auto", "exact", "hnsw"]), help="How to search.")
+@click.option("-v", "--verbose", is_flag=True, help="Show clear pictures too, however many there are.")
+@null_option
+@json_option
+@quiet_option
+@model_options
+def scan(
+    paths: tuple[str, ...],
+    folder: Path | None,
+    against: Path | None,
+    threshold: float | None,
+    top: int,
+    search: str,
+    verbose: bool,
+    null: bool,
+    as_json: bool,
+    quiet: bool,
+    model: Callable[[], Screener],
+) -> int:
+    """Screen pictures against a gallery.
+
+    PATH is a picture, a folder (searched recursively), or '-' for a list of them on stdin: PNG, JPEG, TIFF, WebP, BMP, GIF and
+    DICOM, each frame of it.
+
+    \b
+    Examples:
+      lcmem-onnx scan released/ --index hospital.index
+      lcmem-onnx scan a.png b.dcm --against training-set/ --json
+    """
+    if (folder is None) == (against is None):
+        raise click.UsageError("give either --index DIR or --against DIR: what to screen against")
+    from ..runtime.errors import LcmemError
+
+    items, skipped = walk(inputs(paths, null))
+    screener = model()
+    with _gallery(screener, folder, against, quiet) as (gallery, unreadable):
+        if as_json:
+            say_skipped(skipped, quiet)
+        results = screener.screen(items, gallery, threshold=threshold, top=top, search=search)
+        no_bar = quiet or (as_json and sys.stdout.isatty())  # the lines themselves show how far it is
+        counts = {"clear": 0, "match": 0, "error": 0}
+        kept: list[Result] = []
+
+        def report(stopped: str | None = None) -> None:
+            if not as_json:
+                print_results(kept, screener.bundle, gallery, counts, skipped, threshold, stopped)
+
+        try:
+            with closing(progress(results, len(items), "screening", no_bar, lambda result: result.path)) as shown:
+                for result in shown:
+                    counts[result.verdict.value] += 1
+                    if as_json:
+                        click.echo(json.dumps(result.as_json()))
+                    elif verbose or len(items) <= SHOW_ALL_UP_TO or result.verdict.value != "clear":
+                        kept.append(result)
+        except (KeyboardInterrupt, LcmemError) as error:
+            how = "stopped" if isinstance(error, LcmemError) else "interrupted"
+            report(f"{how}: these are the results until then, of {len(items)} pictures in all")
+            raise
+        report()
+    if counts["error"] or unreadable:
+        return FAILED
+    return FOUND if counts["match"] else NOTHING_FOUND
+
+
+@click.command()
+@click.argument("first", type=click.Path(path_type=Path))
+@click.argument("second", type=click.Path(path_type=Path))
+@threshold_option
+@json_option
+@quiet_option
+@model_options
+def compare(first: Path, second: Path, threshold: float | None, as_json: bool, quiet: bool, model: Callable[[], Screener]) -> int:
+    """Score two pictures: do they show the same?
+
+    \b
+    Example:
+      lcmem-onnx compare original.dcm copy.png
+    """
+    from ..runtime.errors import PictureError
+
+    screener = model()
+    embeddings = []
+    for path in (first, second):
+        try:
+            embeddings.append(screener.embed(path))
+        except PictureError as error:
+            click.echo(f"error: {printable(str(path))}: {printable(str(error))} [{error.reason}]", err=True)
+            return FAILED
+    comparison = screener.compare_embeddings(embeddings[0], embeddings[1], threshold)
+    if as_json:
+        click.echo(json.dumps(comparison.as_json()))
+    else:
+        print_comparison(comparison, first, second, screener.bundle, given=threshold is not None)
+    return FOUND if comparison.verdict.value == "match" else NOTHING_FOUND
+
+
+@contextmanager
+def _gallery(screener: Screener, folder: Path | None, against: Path | None, quiet: bool) -> Iterator[tuple[Gallery, int]]:
+    """The gallery to screen against, and how many pictures of it could not be read."""
+    from ..runtime.errors import GalleryError
+    from ..runtime.gallery import Gallery
+
+    if folder is not None:
+        with Gallery.open(folder, screener.bundle, warn=warn) as gallery:
+            yield gallery, 0
+        return
+    with Gallery.temporary(screener.bundle) as gallery:
+        unreadable = 0
+        items, skipped = walk([against] if against else [])
+        say_skipped(skipped, quiet, " of the gallery's")
+        for outcome in progress(screener.index(items, gallery), len(items), "indexing", quiet, lambda done: done.path):
+            for frame, reason, detail in outcome.errors:
+                unreadable += 1
+                place = outcome.path if frame is None else f"{outcome.path} frame {frame}"
+                say(f"error: gallery picture {printable(place)}: {printable(detail)} [{reason}]")
+        if not len(gallery):
+            raise GalleryError(f"{against} holds no picture that can be read: there is nothing to screen against")
+        yield gallery, unreadable
