@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from lcmem_onnx.display import printable
 
@@ -13,10 +13,13 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from .evaluate import CopyAt, CopyDetection, Evaluation, Grid, Reidentification
+    from .evaluate import CopyAt, Evaluation, Grid, RecallAt, Reidentification
     from .measures import Limit
 
 __all__ = ["print_evaluation", "progress_bar"]
+
+At = TypeVar("At", "CopyAt", "RecallAt")
+"""What a data set has at one limit."""
 
 PIPE_WIDTH = 100
 NAME_WIDTH = 16
@@ -102,7 +105,7 @@ def _print_reidentification(evaluation: Evaluation, console: Console) -> None:
 def _add_recalls(sheet: _Sheet, parts: Sequence[Reidentification], indent: str, style: str) -> None:
     """Recall at each limit, and how many false positives were measured there."""
     for limit in _limits([at.limit for part in parts for at in part.at]):
-        reached = [next((at for at in part.at if at.limit.name == limit.name), None) for part in parts]
+        reached = [_at(part.at, limit) for part in parts]
         sheet.row(f"{indent}recall at {_short(limit)}", (_figure(at.recall if at else None) for at in reached), style)
         sheet.row(f"{indent}  false positives", (_rate(at.limit.false_positive_rate if at else None) for at in reached))
 
@@ -112,7 +115,7 @@ def _print_copy_detection(evaluation: Evaluation, console: Console) -> None:
 
     overall = [part for part in evaluation.copy_detection if part.ds_name is None]
     for limit in _limits([at.limit for part in overall for at in part.at]):
-        reached = {part.scorer: at for part in overall if (at := _at(part, limit)) and at.cells}
+        reached = {part.scorer: at for part in overall if (at := _at(part.at, limit)) and at.cells}
         sheet = _Sheet("cell", list(reached))
         cells = [at.cells or {} for at in reached.values()]
         for paper, label, grids in (
@@ -125,7 +128,7 @@ def _print_copy_detection(evaluation: Evaluation, console: Console) -> None:
             _add_grid(sheet, label, grids)
         for ds_name in _data_sets(evaluation):
             there = {part.scorer: part for part in evaluation.copy_detection if part.ds_name == ds_name}
-            found = [_at(there[scorer], limit) for scorer in reached]
+            found = [_at(there[scorer].at, limit) for scorer in reached]
             _add_grid(sheet, printable(ds_name), [at.paper if at else None for at in found], "")
             _add_threshold(sheet, "  ", [at.limit if at and at.cells else None for at in found])
             sheet.section()
@@ -166,8 +169,8 @@ def _limits(limits: Sequence[Limit]) -> list[Limit]:
     return sorted(reached.values(), key=lambda limit: (limit.wanted is None, -(limit.wanted or 0), limit.given))
 
 
-def _at(part: CopyDetection, limit: Limit) -> CopyAt | None:
-    return next((at for at in part.at if at.limit.name == limit.name), None)
+def _at(ats: Sequence[At], limit: Limit) -> At | None:
+    return next((at for at in ats if at.limit.name == limit.name), None)
 
 
 class _Sheet:

@@ -6,10 +6,8 @@ of these are a pair, of the same picture or of different ones.
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -18,6 +16,8 @@ import torch
 from lcmem_onnx.models.lcmem import LCMem
 from lcmem_onnx.runtime.errors import ExportError
 from numpy.typing import NDArray
+
+from .parity import embed_pixels, run_afresh
 
 __all__ = ["GATES", "Drift", "Measured", "measured_in_torch"]
 
@@ -87,16 +87,7 @@ class Measured:
         """
         pictures, answer = work / "pictures.npy", work / "answer.npz"
         np.save(pictures, self.pictures)
-        answer.unlink(missing_ok=True)
-        finished = subprocess.run(
-            [sys.executable, "-m", "lcmem_onnx.export.embed_process", str(graph), str(pictures), str(answer)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if finished.returncode != 0 or not answer.exists():
-            said = finished.stderr.strip().splitlines()
-            raise ExportError(f"the {variant} encoder does not run (status {finished.returncode}): {said[-1] if said else ''}")
+        run_afresh("embed_process", (graph, pictures, answer), f"the {variant} encoder")
         with np.load(answer, allow_pickle=False) as arrays:
             embeddings, milliseconds, peak = arrays["embeddings"], float(arrays["milliseconds"]), float(arrays["peak_mb"])
         if embeddings.shape != self.embeddings.shape or not np.isfinite(embeddings).all():
@@ -130,7 +121,7 @@ class Measured:
             for name, most in GATES[variant].items()
             if not getattr(drift, name) <= most
         )
-        return Drift(**{**asdict(drift), "past": past})
+        return replace(drift, past=past)
 
     def _scores(self, embeddings: Embeddings) -> Scores:
         """Scores of all pairs, in `triu_indices`' order."""
@@ -142,13 +133,7 @@ class Measured:
 
 def measured_in_torch(network: LCMem, threshold: float, pictures: NDArray[np.uint8], shows: NDArray[np.int64]) -> Measured:
     """Embed the pictures in torch, in fp32, one by one."""
-    embeddings = []
-    with torch.no_grad():
-        for picture in pictures:
-            # Contiguous: see parity.embed_in_torch.
-            pixels = (torch.from_numpy(picture).float() / 255.0).permute(2, 0, 1)[None].contiguous()
-            embeddings.append(network.embed(pixels)[0].numpy())
-    return Measured(network, threshold, pictures, shows, np.stack(embeddings))
+    return Measured(network, threshold, pictures, shows, embed_pixels(network, pictures))
 
 
 def _auc(same: Scores, different: Scores) -> float:

@@ -12,12 +12,11 @@ import ast
 import warnings
 from pathlib import Path
 
-import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
-from .trace import strip
+from .trace import save_stripped
 
 __all__ = ["HALF", "HALF_ON_CPU", "HALF_WEIGHTS", "write_half"]
 
@@ -40,12 +39,11 @@ def write_half(fp32: Path, folder: Path) -> None:
             node_block_list=[node.name for node in plain.graph.node if _outside(node)],
         )
     _restore(half, plain)
+    _expand(plain, half)
     pool = _Pool()
-    on_cpu = _expanding(plain, half)
-    for model, name in ((half, HALF), (on_cpu, HALF_ON_CPU)):
+    for model, name in ((half, HALF), (plain, HALF_ON_CPU)):
         pool.take(model)
-        strip(model)
-        onnx.save(model, str(folder / name))
+        save_stripped(model, folder / name)
     (folder / HALF_WEIGHTS).write_bytes(pool.content)
 
 
@@ -79,28 +77,20 @@ def _outside(node: NodeProto) -> bool:
     return not modules or any("norm" in part for part in modules[-1].split("."))
 
 
-def _expanding(plain: ModelProto, half: ModelProto) -> ModelProto:
-    """The fp32 encoder whose weights are `half`'s, cast when the session is opened: onnxruntime folds constants then."""
-    model = ModelProto()
-    model.CopyFrom(plain)
+def _expand(model: ModelProto, half: ModelProto) -> None:
+    """Give the fp32 encoder `half`'s weights, cast when the session is opened: onnxruntime folds constants then."""
     stored = {tensor.name: tensor for tensor in half.graph.initializer if tensor.data_type == TensorProto.FLOAT16}
     casts = []
     for tensor in model.graph.initializer:
-        if tensor.name not in stored or tensor.data_type != TensorProto.FLOAT or _bytes(tensor) < SMALL:
+        if tensor.name not in stored or tensor.data_type != TensorProto.FLOAT or numpy_helper.to_array(tensor).nbytes < SMALL:
             continue
         name = tensor.name
         tensor.CopyFrom(stored[name])
         tensor.name = f"{name}.fp16"
         casts.append(helper.make_node("Cast", [tensor.name], [name], name=f"expand {name}", to=TensorProto.FLOAT))
-    del model.graph.value_info[:]
     nodes = list(model.graph.node)
     del model.graph.node[:]
     model.graph.node.extend([*casts, *nodes])
-    return model
-
-
-def _bytes(tensor: TensorProto) -> int:
-    return int(np.prod(tensor.dims, dtype=np.int64)) * numpy_helper.to_array(tensor).itemsize
 
 
 class _Pool:

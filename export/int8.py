@@ -22,15 +22,14 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from lcmem_onnx.runtime.errors import ExportError, UsageError
-from lcmem_onnx.runtime.machine import cpu_limit
+from lcmem_onnx.runtime.providers import open_session
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from .trace import INPUT, OUTPUT, strip
+from .trace import INPUT, OUTPUT, save_stripped
 
 __all__ = ["INT8", "Layer", "Quantiser", "outliers", "quantiser"]
 
@@ -119,9 +118,7 @@ class Quantiser:
             raise ExportError(f"onnxruntime cannot quantise the encoder: {error}") from error
         finally:
             logger.setLevel(level)
-        model = onnx.load(str(out))
-        strip(model)
-        onnx.save(model, str(out))
+        save_stripped(onnx.load(str(out)), out)
 
     def sensitivities(self, pictures: Pictures) -> Iterator[tuple[Layer, float]]:
         """Quantise each layer alone, in order, and give the mean absolute change of the embeddings of `pictures`.
@@ -173,8 +170,5 @@ def _both_ways(node: NodeProto, constants: Collection[str]) -> Iterator[tuple[st
 
 
 def _embedded(model: Path, pictures: Pictures) -> Embeddings:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = cpu_limit()
-    options.log_severity_level = 3
-    session = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    session = open_session(model, "cpu").session
     return np.concatenate([session.run([OUTPUT], {INPUT: picture[None]})[0] for picture in pictures])

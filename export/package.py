@@ -26,8 +26,8 @@ from .drift import measured_in_torch
 from .parity import Parity, choose_pictures, prove
 from .picture_sets import choose_sets, with_copies
 from .placement import draft_beside, put_in_place, refuse_leftovers
-from .preprocessing import write_preprocessing
-from .trace import INPUT, OUTPUT, check_graph, strip, trace
+from .preprocessing import PICTURE, write_preprocessing
+from .trace import INPUT, OUTPUT, check_graph, save_stripped, trace
 from .variants import ENCODER, VARIANTS, Making, weigh
 
 __all__ = ["Exported", "Request", "export_bundle"]
@@ -109,9 +109,7 @@ def export_bundle(request: Request, say: Callable[[str], None] = lambda line: No
             traced = Path(work) / "traced.onnx"
             trace(loaded.network, image_size, traced)
             graph = check_graph(traced, image_size, loaded.network.features)
-            stripped = onnx.load(str(traced))
-            strip(stripped)
-            onnx.save(stripped, str(draft / ENCODER))
+            save_stripped(onnx.load(str(traced)), draft / ENCODER)
             say(f"traced    {graph['operators']} operators at opset {graph['opset']}")
             (draft / HEAD).write_text(json.dumps(_head(loaded.network)) + "\n", encoding="utf-8")
             write_preprocessing(draft / PREPROCESS, image_size)
@@ -210,7 +208,7 @@ def _manifest(request: Request, loaded: Loaded, image_size: int, draft: Path) ->
             "channel_order": "RGB",
         },
         "preprocessing": PREPROCESSING,
-        "preprocessing_graph": {"file": PREPROCESS, "input": "picture", "output": INPUT},
+        "preprocessing_graph": {"file": PREPROCESS, "input": PICTURE, "output": INPUT},
         "embedding": {"name": OUTPUT, "dtype": "float32", "size": loaded.network.features, "range": [0.0, 1.0]},
         "head": {"file": HEAD, "formula": "score = sigmoid(bias + sum(weight * abs(e1 - e2)))"},
         "threshold": {"value": float(threshold["value"]), "source": str(threshold["source"])},

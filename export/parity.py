@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
@@ -31,8 +31,11 @@ __all__ = [
     "SUFFIXES",
     "Parity",
     "choose_pictures",
+    "embed_pixels",
     "measure",
+    "pictures_in",
     "prove",
+    "run_afresh",
 ]
 
 SAMPLES = Path(__file__).parent / "pictures"
@@ -73,9 +76,7 @@ def choose_pictures(folder: Path | None) -> list[Path]:
         UsageError: `folder` holds fewer than two pictures, or one that was chosen cannot be read.
     """
     source = folder or SAMPLES
-    if not source.is_dir():
-        raise UsageError(f"{source} is no folder of pictures")
-    found = sorted(path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    found = pictures_in(source, SUFFIXES)
     if len(found) < 2:
         raise UsageError(f"{source} holds {len(found)} pictures; two or more are needed to compare pairs")
     chosen = found[:: max(1, len(found) // MAX_PICTURES)][:MAX_PICTURES]
@@ -87,6 +88,17 @@ def choose_pictures(folder: Path | None) -> list[Path]:
             raise UsageError(f"{path} cannot prove an export: {error} [{error.reason}]") from error
         _upright(path)
     return chosen
+
+
+def pictures_in(folder: Path, suffixes: Collection[str]) -> list[Path]:
+    """Files below `folder` with one of these suffixes, sorted.
+
+    Raises:
+        UsageError: it is no folder.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is no folder of pictures")
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
 
 
 def _upright(path: Path) -> Image.Image:
@@ -105,16 +117,37 @@ def _upright(path: Path) -> Image.Image:
 
 def embed_in_torch(network: LCMem, pictures: Sequence[Path], image_size: int) -> NDArray[np.float32]:
     """The reference's way from file to embedding: Pillow, then torch in fp32, a picture at a time. (n, features)."""
+    # As the runtime does and the reference does not: a picture is turned the way a viewer shows it.
+    resized = (_upright(path).resize((image_size, image_size), Image.Resampling.BILINEAR) for path in pictures)
+    return embed_pixels(network, (np.asarray(picture) for picture in resized))
+
+
+def embed_pixels(network: LCMem, pictures: Iterable[NDArray[np.uint8]]) -> NDArray[np.float32]:
+    """Pictures of the network's size, RGB, uint8 (size, size, 3), embedded by torch in fp32, one at a time. (n, features)."""
     embeddings = []
-    for path in pictures:
-        # As the runtime does and the reference does not: a picture is turned the way a viewer shows it.
-        resized = _upright(path).resize((image_size, image_size), Image.Resampling.BILINEAR)
+    for picture in pictures:
         # Contiguous, as the reference's ToTensor makes it: on a permuted view torch computes in channels-last order, which on one
         # AMX machine was wrong by 5e-4 in the full-size network's embeddings where the ordinary order was wrong by 1e-6.
-        pixels = torch.from_numpy(np.asarray(resized, dtype=np.float32) / 255.0).permute(2, 0, 1)[None].contiguous()
+        pixels = torch.from_numpy(picture.astype(np.float32) / 255.0).permute(2, 0, 1)[None].contiguous()
         with torch.no_grad():
             embeddings.append(network.embed(pixels)[0].numpy())
     return np.stack(embeddings)
+
+
+def run_afresh(module: str, arguments: Sequence[Path], what: str) -> None:
+    """Run one of this package's modules as a process of its own; the last of its arguments is the file that it must write.
+
+    Raises:
+        ExportError: it fails, or writes nothing; `what` is named.
+    """
+    answer = arguments[-1]
+    answer.unlink(missing_ok=True)
+    finished = subprocess.run(
+        [sys.executable, "-m", f"lcmem_onnx.export.{module}", *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+    if finished.returncode != 0 or not answer.exists():
+        said = finished.stderr.strip().splitlines()
+        raise ExportError(f"{what} does not run in a fresh process (status {finished.returncode}): {said[-1] if said else ''}")
 
 
 def prove(network: LCMem, bundle: Path, pictures: Sequence[Path], image_size: int, work: Path) -> Parity:
@@ -130,15 +163,7 @@ def prove(network: LCMem, bundle: Path, pictures: Sequence[Path], image_size: in
     request.write_text(
         json.dumps({"bundle": str(bundle), "pictures": [str(path) for path in pictures], "batch_sizes": BATCH_SIZES})
     )
-    finished = subprocess.run(
-        [sys.executable, "-m", "lcmem_onnx.export.fresh_process", str(request), str(answer)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if finished.returncode != 0 or not answer.exists():
-        said = finished.stderr.strip().splitlines()
-        raise ExportError(f"the bundle does not run in a fresh process (status {finished.returncode}): {said[-1] if said else ''}")
+    run_afresh("fresh_process", (request, answer), "the bundle")
     with np.load(answer, allow_pickle=False) as arrays:
         actual = {size: arrays[f"batch_{size}"] for size in BATCH_SIZES}
         scores = arrays["scores"]

@@ -16,7 +16,7 @@ from lcmem_onnx.runtime.pictures import open_picture
 from lcmem_onnx.runtime.preprocess import is_blank, resize
 from numpy.typing import NDArray
 
-from .parity import SAMPLES, SUFFIXES
+from .parity import SAMPLES, SUFFIXES, pictures_in
 
 __all__ = ["ALTERATIONS", "PictureSets", "choose_sets", "with_copies"]
 
@@ -100,9 +100,7 @@ def _drawn(first: int, count: int, size: int) -> Pictures:
 
 
 def _listed(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise UsageError(f"{folder} is no folder of pictures")
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in (SUFFIXES | {".dcm"}) and path.is_file())
+    return pictures_in(folder, SUFFIXES | {".dcm"})
 
 
 def _read(paths: Sequence[Path], most: int, size: int) -> Pictures:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .group_norm import with_exact_group_norms
 
-__all__ = ["INPUT", "OPSET", "OUTPUT", "PictureEncoder", "check_graph", "strip", "trace"]
+__all__ = ["INPUT", "OPSET", "OUTPUT", "PictureEncoder", "check_graph", "save_stripped", "trace"]
 
 OPSET = 21
 """Keeps GroupNormalization and Gelu as single operators. On the full-size network opset 21 took 8.1 s a picture on two cores
@@ -72,14 +72,15 @@ def trace(network: LCMem, image_size: int, path: Path) -> None:
         raise ExportError(f"torch.onnx.export failed: {str(error).strip().splitlines()[0]}") from error
 
 
-def strip(model: onnx.ModelProto) -> None:
-    """Take out what the exporter notes beside the nodes: Python stacks, with paths of the exporting machine, and shapes."""
+def save_stripped(model: onnx.ModelProto, path: Path) -> None:
+    """Write a model without what the exporter notes beside the nodes: Python stacks, with paths of its machine, and shapes."""
     for graph in (model.graph, *model.functions):
         del graph.metadata_props[:]
         for node in graph.node:
             del node.metadata_props[:]
             node.doc_string = ""
     del model.graph.value_info[:]
+    onnx.save(model, str(path))
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from .drift import Drift, Measured
 from .half import HALF, HALF_ON_CPU, HALF_WEIGHTS, write_half
-from .int8 import INT8, Quantiser, outliers, quantiser
+from .int8 import INT8, Layer, Quantiser, outliers, quantiser
 
 __all__ = ["AUTO_EXCLUDE", "ENCODER", "VARIANTS", "Made", "Making", "Weighed", "weigh"]
 
@@ -81,7 +81,7 @@ class Making:
             return Made(INT8, (INT8,), kept_in_float=tuple(layer.weight for layer in kept))
         return Made(ENCODER, (ENCODER,))
 
-    def _swept(self, ready: Quantiser) -> list[Any]:
+    def _swept(self, ready: Quantiser) -> list[Layer]:
         self.say(f"sweeping  {len(ready.layers)} layers, each quantised alone, for int8")
         found = list(ready.sensitivities(self.calibration[:SWEPT]))
         worst = sorted(found, key=lambda each: -each[1])[:3]
