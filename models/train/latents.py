@@ -2,7 +2,7 @@
 
 The cache is a folder: `latents.npy`, float16 (pictures, channels, height, width), normalised sample-wise; `done.npy`, a flag a
 picture; `cache.json`, which says what it was made of. It is filled in order, resumed after a kill at the first picture that is
-missing, and thrown away when the VAE, the size or the list is another.
+missing, and thrown away when the VAE, the size, the list or a listed file is another.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from lcmem_onnx.evaluation.filelist import Listed
-from lcmem_onnx.runtime.errors import TrainingError
+from lcmem_onnx.runtime.errors import FileListError, TrainingError
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
@@ -47,7 +47,7 @@ def cached_latents(network: LCMem, rows: Sequence[Listed], size: int, folder: Pa
     if network.vae is None:
         raise TrainingError("latents are made by a VAE, and this network has none: set network.vae")
     shape = (len(rows), network.vae.shape.latent_channels, *2 * (size // network.vae.shape.downscale,))
-    identity = {"rows": _digest(row.name for row in rows), "vae": _weights_digest(network), "shape": list(shape)}
+    identity = {"rows": _digest(rows), "vae": _weights_digest(network), "shape": list(shape)}
     latents_file, done_file, about = folder / "latents.npy", folder / "done.npy", folder / "cache.json"
     try:
         if not _is_of(about, identity):
@@ -94,8 +94,16 @@ def _is_of(about: Path, identity: dict[str, Any]) -> bool:
         return False
 
 
-def _digest(names: Any) -> str:
-    return hashlib.sha256("\n".join(names).encode()).hexdigest()
+def _digest(rows: Sequence[Listed]) -> str:
+    """Of the files' names, sizes and times of change: reading all that is in them would read a hospital's archive twice."""
+    digest = hashlib.sha256()
+    for row in rows:
+        try:
+            about = row.path.stat()
+        except OSError as error:
+            raise FileListError(f"{row.path} cannot be read: {error}") from error
+        digest.update(f"{row.name}\0{about.st_size}\0{about.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
 
 
 def _weights_digest(network: LCMem) -> str:
@@ -109,8 +117,10 @@ def _weights_digest(network: LCMem) -> str:
 class PairedLatents(EpochPairs):
     """Pairs of latents, each two tensors (channels, height, width); the same latent twice for single pictures."""
 
-    def __init__(self, config: Config, latents: Halves, identities: Sequence[Identity], pairs: int, *, seed: int) -> None:
-        super().__init__(config.data, identities, pairs, seed)
+    def __init__(
+        self, config: Config, latents: Halves, identities: Sequence[Identity], pairs: int, *, batch: int, seed: int
+    ) -> None:
+        super().__init__(config.data, identities, pairs, batch, seed)
         self._latents = latents
 
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:

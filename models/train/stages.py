@@ -111,6 +111,14 @@ def _start(network: LCMem, state: Mapping[str, Tensor], source: Path) -> None:
             raise CheckpointError(f"{source} is a ConvNeXt of another shape than {network.model.shape.name}")
         network.model.load_state_dict(fitting, strict=False)
         return
+    own = network.state_dict()
+    other = [
+        f"{key} {tuple(value.shape)} instead of {tuple(own[key].shape)}"
+        for key, value in state.items()
+        if key in own and own[key].shape != value.shape
+    ]
+    if other:
+        raise CheckpointError(f"{source} is a network of another shape than network.* says: {', '.join(other[:3])}")
     missing, surplus = network.load_state_dict(dict(state), strict=False)
     missing = [key for key in missing if not key.startswith("vae.")]
     if missing or surplus:
