@@ -18,13 +18,16 @@ pytest.importorskip("accelerate")
 
 from lcmem_onnx import CheckpointError, FileListError, TrainingError  # noqa: E402
 from lcmem_onnx.evaluation.filelist import read_file_list  # noqa: E402
+from lcmem_onnx.models.augment import AUGMENTATIONS  # noqa: E402
 from lcmem_onnx.models.checkpoint import load_lcmem  # noqa: E402
 from lcmem_onnx.models.generate import Amounts, generate  # noqa: E402
+from lcmem_onnx.models.train import cache as cache_module  # noqa: E402
 from lcmem_onnx.models.train import latents as latents_module  # noqa: E402
 from lcmem_onnx.models.train.__main__ import train  # noqa: E402
 from lcmem_onnx.models.train.config import Config, read_config  # noqa: E402
 from lcmem_onnx.models.train.latents import cached_latents  # noqa: E402
 from lcmem_onnx.models.train.loop import finished  # noqa: E402
+from lcmem_onnx.models.train.maps import PairedMaps, Views, cached_maps  # noqa: E402
 from lcmem_onnx.models.train.pairs import chosen_identities  # noqa: E402
 from lcmem_onnx.models.train.pictures import Identity, Pictures, identities, listed  # noqa: E402
 from lcmem_onnx.models.train.stages import PairLoss, network_for  # noqa: E402
@@ -77,7 +80,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config_of(folder: Path, stage: str, out: str = "", *settings: str) -> Config:
     file = folder / "settings.toml"
-    names = {"autoencoder": "autoencoder", "1": "stage1", "2": "stage2"}
+    names = {"autoencoder": "autoencoder", "1": "stage1", "2": "stage2", "last-layers": "last-layers"}
     head = f'stage = "{stage}"\nout = "{folder / (out or names[stage])}"\n'
     file.write_text(head + SETTINGS.format(folder=folder), encoding="utf-8")
     return read_config(file, settings)
@@ -106,7 +109,7 @@ def test_the_recipes_are_configurations(recipe: Path) -> None:
         ("[training]\nepoch = 3", "'training.epoch', which does not exist; did you mean 'epochs'"),
         ("[training]\nepochs = 'three'", "training.epochs is 'three'; expected int"),
         ("[training]\nepochs = true", "training.epochs is True; expected int"),
-        ("[training]\nnegatives = 'all'", "training.negatives is 'all'; expected 'rolled' or 'hardest'"),
+        ("[training]\nnegatives = 'all'", "training.negatives is 'all'; expected 'rolled' or 'hardest' or 'tail'"),
         ("[training]\npairs = 1", "training.pairs is 1; it must be 2 or more"),
         ("[training]\naugmentation = 'none'", "training.augmentation is 'none'; there are paper, wide, strong"),
         ("[data]\nlists = []", "data.lists is empty"),
@@ -130,6 +133,7 @@ def test_the_recipes_are_configurations(recipe: Path) -> None:
         ("[autoencoder]\ncrop = 600", r"autoencoder.crop must not exceed network.image_size"),
         ("[autoencoder]\ncrop = 20", r"autoencoder.crop must be a multiple"),
         ("seed = -1", r"seed is -1; it must be 0 or more"),
+        ("[training]\ntail = 0", r"training.tail is 0.0; it must be in \(0, 1\]"),
         ("data = 3", "'data' is a table of settings"),
         ("[[[", "cannot be read as a TOML"),
     ],
@@ -214,6 +218,104 @@ def test_three_stages_end_in_a_bundle_that_screens(folder: Path) -> None:
     log = logged(folder / "stage2" / "stage2_log.csv")
     assert [row["epoch"] for row in log] == ["1", "2"]
     assert all(float(row["val_loss"]) > 0 for row in log)
+
+
+LAST = (
+    "data.copies=2",
+    "data.windows={scenes = 2}",
+    "network.frozen=6",
+    'training.negatives="tail"',
+    "training.tail=0.1",
+    "training.rate=1e-2",
+)
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path) -> Path:
+    """A network of stage 2, hardly trained."""
+    return train(config_of(folder, "2", "whole", "training.epochs=1"))
+
+
+def last_layers(folder: Path, whole: Path, out: str, *settings: str) -> Config:
+    return config_of(folder, "last-layers", out, f'network.start="{whole}"', *LAST, *settings)
+
+
+def test_the_last_layers_alone_are_trained_on_what_the_early_ones_give(folder: Path, whole: Path) -> None:
+    best = train(last_layers(folder, whole, "last", "training.steps=20"))
+    assert best.name == "last-layers_best_network.pth"
+    before, after = load_lcmem(whole).network.state_dict(), load_lcmem(best).network.state_dict()
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    assert all(key.startswith(("model.features.6", "model.features.7", "model.classifier", "fc_end")) for key in changed)
+    assert {"model.features.7.0.block.5.weight", "model.classifier.2.weight", "fc_end.weight"} <= changed
+    log = logged(folder / "last" / "last-layers_log.csv")
+    assert float(log[-1]["train_loss"]) < float(log[0]["train_loss"])
+
+
+def test_maps_are_the_networks_own_whole_windowed_and_altered(folder: Path, whole: Path) -> None:
+    config = last_layers(folder, whole, "last")
+    rows, network = listed(config.data, "VAL"), network_for(config)
+    views = Views(config, rows)
+    maps = cached_maps(network, config, rows, views, folder / "maps", torch.device("cpu"), 1)
+    assert len(maps) == sum((3 if row.ds_name == "scenes" else 1) * 3 for row in rows)
+    pictures = Pictures(rows, 64)
+    number = next(at for at, row in enumerate(rows) if row.ds_name == "scenes") + 1
+    window = pictures.window(number, config.data.window, np.random.default_rng([1, number, 2]))
+    copy = AUGMENTATIONS["wide"](window, np.random.default_rng([1, number, 2, 1]))
+    for part, which, pixels in ((0, 0, pictures.whole(number)), (2, 0, window), (2, 1, copy)):
+        with torch.no_grad():
+            x = network.latents(torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255)
+            assert np.abs(network.model.early(x, 6)[0].numpy() - maps[views.slot(number, part, which)]).max() < 5e-3  # float16
+            assert torch.allclose(network.model.late(network.model.early(x, 6), 6), network.model(x), atol=1e-6)
+    again = cached_maps(network, config, rows, views, folder / "maps", torch.device("cpu"), 1)
+    assert (again == maps).all()
+    assert (cached_maps(network, config, rows, views, folder / "maps", torch.device("cpu"), 2) != maps).any()
+
+
+def test_pairs_of_maps_are_of_one_identity_and_begin_unaltered(folder: Path, whole: Path) -> None:
+    config = last_layers(folder, whole, "last")
+    rows = listed(config.data, "VAL")
+    views, groups = Views(config, rows), identities(rows)
+    owner = np.repeat([row.identity for row in rows], views.slots)
+    copy = np.concatenate([np.arange(slots) % 3 for slots in views.slots])
+    numbers = np.arange(len(owner), dtype=np.float16)[:, None]
+    pairs = PairedMaps(config, numbers, views, groups, 200, batch=8, seed=0)
+    drawn = np.array([[int(side) for side in pairs[at]] for at in range(200)])
+    assert (owner[drawn[:, 0]] == owner[drawn[:, 1]]).all()
+    assert (copy[drawn[:, 0]] == 0).all()
+    assert set(copy[drawn[:, 1]]) == {0, 1, 2}, "other visits, and both copies"
+    assert (drawn[:, 0] != drawn[:, 1]).all()
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("data.copies=0", "data.copies must be 1 or more in stage last-layers"),
+        ("network.frozen=9", "network.frozen is 9, and network.widths have 8 layers"),
+    ],
+)
+def test_last_layers_that_cannot_be_trained_are_refused(folder: Path, whole: Path, setting: str, message: str) -> None:
+    with pytest.raises(TrainingError, match=message):
+        last_layers(folder, whole, "refused", setting)
+    with pytest.raises(TrainingError, match=r"network\.start is needed by stage last-layers"):
+        config_of(folder, "last-layers", "", *LAST)
+
+
+def test_every_logit_is_that_of_its_pair(folder: Path, whole: Path) -> None:
+    """Of a free head as well, whose weights have both signs."""
+    network = load_lcmem(whole).network
+    first, second = torch.rand(5, 16), torch.rand(3, 16)
+    for signs in (-1.0, torch.where(torch.arange(16) % 3 == 0, 1.0, -1.0)):
+        with torch.no_grad():
+            network.fc_end.weight.copy_(torch.rand(1, 16) * signs)
+            expected = torch.stack([network.logit(first, other.expand(5, -1)) for other in second], 1)
+            assert torch.allclose(network.logits(first, second), expected, atol=1e-5)
+
+
+def test_the_first_identities_of_a_data_set_alone_are_used(folder: Path) -> None:
+    config = config_of(folder, "1", "", "data.most={scenes = 3}")
+    rows = listed(config.data, "TRAIN")
+    assert [row.identity for row in rows if row.ds_name == "scenes"] == ["scene-0", "scene-1", "scene-2"]
+    assert len({row.identity for row in rows if row.ds_name != "scenes"}) == 24
 
 
 def test_training_goes_on_after_a_kill_as_if_there_had_been_none(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -339,7 +441,7 @@ def test_a_cache_is_thrown_away_when_a_picture_is_another(folder: Path, tmp_path
 
 
 def test_no_room_for_the_latents(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latents_module.shutil, "disk_usage", lambda path: SimpleNamespace(free=1 << 20))
+    monkeypatch.setattr(cache_module.shutil, "disk_usage", lambda path: SimpleNamespace(free=1 << 20))
     config = config_of(folder, "1")
     with pytest.raises(TrainingError, match=r"needs 0.00 GB and its disk has 0.00 GB left: free some"):
         cached_latents(network_for(config), listed(config.data, "VAL"), 64, folder / "full", torch.device("cpu"))

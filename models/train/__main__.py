@@ -20,6 +20,7 @@ def train(config: Config) -> Path:
     from .autoencoder import autoencoder_trainee
     from .latents import PairedLatents, cached_latents
     from .loop import EpochSet, Trainee, accelerator_for, denormals_flushed, run, vae_folder
+    from .maps import PairedMaps, Views, cached_maps
     from .pairs import PairedPictures
     from .pictures import Pictures, identities, listed
     from .stages import network_for, stage_trainee
@@ -54,6 +55,12 @@ def train(config: Config) -> Path:
                     cache = config.out / f"latents-{split.lower()}"
                     latents = cached_latents(network, its, size, cache, accelerator.device)
                 sets[split] = PairedLatents(config, latents, groups[split], pairs[split], batch=batches[split], seed=seeds[split])
+            elif config.stage == "last-layers":
+                views = Views(config, its)
+                with accelerator.main_process_first():
+                    cache = config.out / f"maps-{split.lower()}"
+                    maps = cached_maps(network, config, its, views, cache, accelerator.device, seeds[split])
+                sets[split] = PairedMaps(config, maps, views, groups[split], pairs[split], batch=batches[split], seed=seeds[split])
             else:
                 sets[split] = PairedPictures(
                     config, Pictures(its, size), groups[split], pairs[split], batch=batches[split], seed=seeds[split]

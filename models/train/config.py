@@ -36,6 +36,12 @@ class Data:
     """Share of the pairs that show one picture twice although the identity has others."""
     unaltered: float = 0.0
     """Share of the pairs of two pictures that are not altered besides."""
+    copies: int = 0
+    """Altered copies of each picture that stage last-layers learns from."""
+    windows: Mapping[str, float] = field(default_factory=dict)
+    """Of a data set (`ds_name`): windows of each picture that stage last-layers takes as pictures besides the whole."""
+    most: Mapping[str, float] = field(default_factory=dict)
+    """Of a data set: identities that are used, the first ones of the list; all, if nothing is said."""
     workers: int = 0
     """Processes that load and alter pictures; 0 does it between the steps."""
 
@@ -71,6 +77,9 @@ class Network:
     depths: tuple[int, ...] = (3, 3, 9, 3)
     stem: int = 4
     features: int = 512
+    frozen: int = 6
+    """Of stage last-layers: layers of the backbone (stem, blocks of stage 1, downsampling, blocks of stage 2, ...) that stay as
+    they are."""
     layer_scale: float = 1e-6
     """torchvision's 1e-6 is for hundreds of epochs; in a short training the blocks would not come to life."""
     monotone_head: bool = False
@@ -105,8 +114,11 @@ class Training:
     temperature: float = 0.07
     centred: bool = False
     """NT-Xent on embeddings minus 0.5: after a sigmoid they all point the same way otherwise."""
-    negatives: Literal["rolled", "hardest"] = "rolled"
-    """Of the BCE: the batch rolled by one, as the paper has it, or the hardest four of the batch for each query."""
+    negatives: Literal["rolled", "hardest", "tail"] = "rolled"
+    """Of the BCE: the batch rolled by one, as the paper has it, the hardest four of the batch for each query, or the highest `tail`
+    of all pairs of the batch."""
+    tail: float = 0.001
+    """Share of a batch's pairs of different pictures that count as negatives, if these are "tail"."""
     augmentation: str = "paper"
     validation_pairs: int = 1024
     precision: Literal["no", "bf16", "fp16", "auto"] = "no"
@@ -117,7 +129,7 @@ class Training:
 class Config:
     """One stage's training."""
 
-    stage: Literal["autoencoder", "1", "2"]
+    stage: Literal["autoencoder", "1", "2", "last-layers"]
     out: Path
     seed: int = 0
     data: Data = field(default_factory=Data)
@@ -127,8 +139,8 @@ class Config:
 
     @property
     def name(self) -> str:
-        """What the training's files are called after: "autoencoder", "stage1" or "stage2"."""
-        return self.stage if self.stage == "autoencoder" else f"stage{self.stage}"
+        """What the training's files are called after: "autoencoder", "stage1", "stage2" or "last-layers"."""
+        return f"stage{self.stage}" if self.stage in ("1", "2") else self.stage
 
 
 def read_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
@@ -241,6 +253,9 @@ _RANGES: Mapping[str, _Range] = types.MappingProxyType(
         "data.window": _Range(0, 1, open_below=True),
         "data.same_picture": _SHARE,
         "data.unaltered": _SHARE,
+        "data.copies": _FROM_0,
+        "data.windows": _FROM_0,
+        "data.most": _Range(2),
         "data.workers": _FROM_0,
         "autoencoder.unshuffle": _FROM_1,
         "autoencoder.widths": _FROM_1,
@@ -254,6 +269,7 @@ _RANGES: Mapping[str, _Range] = types.MappingProxyType(
         "network.depths": _FROM_1,
         "network.stem": _FROM_1,
         "network.features": _FROM_1,
+        "network.frozen": _FROM_0,
         "network.layer_scale": _ABOVE_0,
         "network.head_weight": _Range(-math.inf),
         "network.head_bias": _Range(-math.inf),
@@ -268,6 +284,7 @@ _RANGES: Mapping[str, _Range] = types.MappingProxyType(
         "training.patience": _FROM_1,
         "training.alpha": _SHARE,
         "training.temperature": _ABOVE_0,
+        "training.tail": _Range(0, 1, open_below=True),
         "training.validation_pairs": _Range(2),
     }
 )
@@ -284,7 +301,7 @@ def _check(config: Config, path: Path) -> None:
             raise TrainingError(f"{path}: {name} is {dict(value) if isinstance(value, Mapping) else value!r}; it must be {allowed}")
     training, data, network, autoencoder = config.training, config.data, config.network, config.autoencoder
     names = {"custom", *CONVNEXT_NAMES.values()}
-    learns_one = config.stage == "autoencoder"
+    learns_one, last = config.stage == "autoencoder", config.stage == "last-layers"
     wrong = {
         "data.lists is empty: there is nothing to train on": not data.lists,
         f"training.augmentation is {training.augmentation!r}; there are {', '.join(AUGMENTATIONS)}": (
@@ -298,6 +315,11 @@ def _check(config: Config, path: Path) -> None:
         "data.chunk must be 2 or more: a pair alone has no negative": data.chunk == 1,
         "network.vae is needed by stage 1: what makes the latents": config.stage == "1" and network.vae is None,
         "network.vae or network.start is needed by stage 2": config.stage == "2" and not (network.vae or network.start),
+        "network.start is needed by stage last-layers: whose early layers stay": last and network.start is None,
+        "data.copies must be 1 or more in stage last-layers: it learns from copies": last and data.copies < 1,
+        f"network.frozen is {network.frozen}, and network.widths have {2 * len(network.widths)} layers": (
+            last and network.backbone == "custom" and network.frozen > 2 * len(network.widths)
+        ),
         "autoencoder.widths is empty": not autoencoder.widths,
         "autoencoder.groups must divide every width": (
             learns_one and any(width % autoencoder.groups for width in autoencoder.widths)
