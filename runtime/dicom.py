@@ -56,7 +56,12 @@ _PIXEL_MODULE = (
     "HighBit",
     "PixelRepresentation",
 )
-_CODESTREAM_STARTS = (b"\xff\xd8\xff", b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP", *(bytes([n, 0, 0, 0, 64, 0, 0, 0]) for n in range(1, 16)))
+_CODESTREAM_STARTS = (
+    b"\xff\xd8\xff",
+    b"\xff\x4f\xff\x51",
+    b"\0\0\0\x0cjP",
+    *(bytes([n, 0, 0, 0, 64, 0, 0, 0]) for n in range(1, 16)),
+)
 """Of JPEG and JPEG-LS, JPEG 2000, JP2, and RLE, whose first segment follows 64 bytes of offsets."""
 
 

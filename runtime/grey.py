@@ -145,9 +145,7 @@ class _Scale:
         return np.asarray(np.rint(255 * (1 - grey if self._inverted else grey)), np.uint8)
 
 
-def _shows(
-    values: NDArray[Any], scale: _Scale, declared: Callable[[Floats], Floats] | None, padding: NDArray[np.bool_]
-) -> bool:
+def _shows(values: NDArray[Any], scale: _Scale, declared: Callable[[Floats], Floats] | None, padding: NDArray[np.bool_]) -> bool:
     """Whether what is declared to be padding would show something, were it not masked.
 
     Many viewers do not mask it. Padding is one value, or some that look the same; a range of it with a picture in it hides that
@@ -234,5 +232,3 @@ def first_number(value: Any) -> float | None:
 def largest_entry(table: Any) -> int:
     entries = np.frombuffer(table, "<u2") if isinstance(table, bytes) else np.asarray(table)
     return int(entries.max()) if entries.size else 0
-
-
