@@ -148,7 +148,7 @@ def _decoded(dataset: Dataset, syntax: str, number: int, expected: Expected) -> 
     if above <= 0:
         return decoder.as_array(dataset, index=number)[0]
     # As ACR-NEMA allowed: unused bits below the stored ones.
-    values = decoder.as_array(dataset, index=number, raw=True)[0].astype(np.int64) >> above
+    values = decoder.as_array(dataset, index=number, correct_unused_bits=False)[0].astype(np.int64) >> above
     sign = 1 << (expected.bits_stored - 1)
     low = values & ((sign << 1) - 1)
     return (low ^ sign) - sign if expected.signed else low

@@ -66,6 +66,7 @@ class Reason(StrEnum):
     TIMED_OUT = "timed-out"
     DECODER_FAILED = "decoder-failed"
     NOT_FINITE = "not-finite"
+    SUSPICIOUS_HEADER = "suspicious-header"
     KEY_CONFLICT = "key-conflict"
 
 

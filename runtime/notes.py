@@ -2,18 +2,25 @@
 
 A verdict is on the frames. An overlay is drawn over them by viewers but is not in them; an icon, and pixels in a sequence or in
 private elements, are pictures of their own. None of them is rendered here, so that a verdict `clear` does not vouch for them.
+
+Some notes are of headers that no sound device writes, though the pixels decode: `SUSPICIOUS`. A gallery takes such pictures; to
+pass one on as clear is another matter, and `screening` does not.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from enum import StrEnum
 
+from pydicom.charset import python_encoding
 from pydicom.datadict import dictionary_has_tag, dictionary_VR
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
 
-__all__ = ["PRIVATE_BYTES", "Note", "notes_of"]
+from .grey import first_number
+
+__all__ = ["PRIVATE_BYTES", "SUSPICIOUS", "Note", "notes_of"]
 
 PRIVATE_BYTES = 1 << 16
 """Private elements that hold more than this together are noted: there is room for a picture in them."""
@@ -43,9 +50,38 @@ class Note(StrEnum):
     ENCAPSULATED_DOCUMENT = "encapsulated-document"
     """A PDF or another document."""
     TWO_FORMATS = "two-formats"
-    """The 128 bytes before the header are not empty: the file may be read as another format, with another picture."""
+    """The 128 bytes before the header are not empty: the file may be read as another format too, with another picture."""
     UNREADABLE_ELEMENTS = "unreadable-elements"
     """Some elements could not be read, or there were too many to look at all."""
+    EXECUTABLE_PREAMBLE = "executable-preamble"
+    """The 128 bytes before the header are those of a program (CVE-2019-11687)."""
+    MALFORMED_IDENTIFIER = "malformed-identifier"
+    """A UID with other characters than digits and dots, or an identifier with control characters."""
+    UNKNOWN_CHARACTER_SET = "unknown-character-set"
+    """Its texts are in a character set that DICOM does not know."""
+    USELESS_RESCALE = "useless-rescale"
+    """A rescale slope that is empty, 0 or no number: it was left out."""
+    USELESS_WINDOW = "useless-window"
+    """A window that is none, as one of width 0: it was left out."""
+
+
+SUSPICIOUS = frozenset(
+    {
+        Note.EXECUTABLE_PREAMBLE,
+        Note.MALFORMED_IDENTIFIER,
+        Note.UNKNOWN_CHARACTER_SET,
+        Note.UNREADABLE_ELEMENTS,
+        Note.USELESS_RESCALE,
+        Note.USELESS_WINDOW,
+    }
+)
+_MACH_O = ("feedface", "feedfacf", "cefaedfe", "cffaedfe", "cafebabe")
+_PROGRAMS = (b"MZ", b"\x7fELF", b"#!", *(bytes.fromhex(magic) for magic in _MACH_O))
+_UIDS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
+_IDENTIFIERS = ("PatientID", "PatientName", "AccessionNumber", "StudyID", "IssuerOfPatientID")
+_UID_FORM = re.compile(r"[0-9.]{1,64}")
+_CONTROLS = re.compile(r"[\x00-\x1a\x1c-\x1f\x7f]")
+"""Without ESC, which switches character sets."""
 
 
 def notes_of(dataset: Dataset, preamble: bytes) -> tuple[Note, ...]:
@@ -55,16 +91,8 @@ def notes_of(dataset: Dataset, preamble: bytes) -> tuple[Note, ...]:
         dataset: with its pixels.
         preamble: the 128 bytes before the header, or nothing.
     """
-    found: set[Note] = set()
+    found = set(_of_header(dataset)) | set(_of_preamble(preamble))
     private = 0
-    for keyword, note in (
-        ("BurnedInAnnotation", Note.BURNED_IN_ANNOTATION),
-        ("RecognizableVisualFeatures", Note.RECOGNIZABLE_FEATURES),
-    ):
-        if str(dataset.get(keyword) or "").strip().upper() == "YES":
-            found.add(note)
-    if preamble.strip(b"\0"):
-        found.add(Note.TWO_FORMATS)
     try:
         for looked_at, (element, inside) in enumerate(_elements(dataset)):
             group, number = element.tag >> 16, element.tag & 0xFFFF
@@ -104,3 +132,33 @@ def _is_sequence(element: DataElement | RawDataElement) -> bool:
     if element.VR in (None, "UN"):  # implicit: the dictionary tells
         return dictionary_has_tag(element.tag) and dictionary_VR(element.tag) == "SQ"
     return element.VR == "SQ"
+
+
+def _of_preamble(preamble: bytes) -> Iterator[Note]:
+    if preamble.strip(b"\0"):
+        yield Note.EXECUTABLE_PREAMBLE if preamble.startswith(_PROGRAMS) else Note.TWO_FORMATS
+
+
+def _of_header(dataset: Dataset) -> Iterator[Note]:
+    for keyword, note in (
+        ("BurnedInAnnotation", Note.BURNED_IN_ANNOTATION),
+        ("RecognizableVisualFeatures", Note.RECOGNIZABLE_FEATURES),
+    ):
+        if _text(dataset, keyword).upper() == "YES":
+            yield note
+    uids = [text for keyword in _UIDS if (text := _text(dataset, keyword))]
+    if not all(_UID_FORM.fullmatch(text) for text in uids) or any(_CONTROLS.search(_text(dataset, word)) for word in _IDENTIFIERS):
+        yield Note.MALFORMED_IDENTIFIER
+    sets = dataset.get("SpecificCharacterSet") or ""
+    for name in [sets] if isinstance(sets, str) else sets:
+        if str(name).strip() not in python_encoding:
+            yield Note.UNKNOWN_CHARACTER_SET
+    if "RescaleSlope" in dataset and not first_number(dataset.get("RescaleSlope")):
+        yield Note.USELESS_RESCALE
+    width = dataset.get("WindowWidth")
+    if width not in (None, "") and not (first_number(width) or 0) > 0:
+        yield Note.USELESS_WINDOW
+
+
+def _text(dataset: Dataset, keyword: str) -> str:
+    return str(dataset.get(keyword) or "").strip(" \0")

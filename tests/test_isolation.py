@@ -97,7 +97,14 @@ def hostile() -> Iterator[Nursery]:
 
 
 def some_files() -> list[Path]:
-    names = ["CT_small.dcm", "MR_small_RLE.dcm", "MR_small_jp2klossless.dcm", "JPGExtended.dcm", "examples_palette.dcm", "SC_rgb_rle_2frame.dcm"]
+    names = [
+        "CT_small.dcm",
+        "MR_small_RLE.dcm",
+        "MR_small_jp2klossless.dcm",
+        "JPGExtended.dcm",
+        "examples_palette.dcm",
+        "SC_rgb_rle_2frame.dcm",
+    ]
     return [next(SHIPPED.rglob(name)) for name in names] + sorted(PICTURES.iterdir())[:3]
 
 
@@ -107,7 +114,10 @@ def test_the_same_pictures_as_in_this_process(path: Path, nursery: Nursery) -> N
     here, there = open_picture(data, name_hint=path.name), nursery.open(data, path.name)
     assert (there.kind, there.frames, there.notes) == (here.kind, here.frames, here.notes)
     for number in range(min(here.frames, 3)):
-        for ours, theirs in ((here.views(number, 64), there.views(number, 64)), (here.renderings(number), there.renderings(number))):
+        for ours, theirs in (
+            (here.views(number, 64), there.views(number, 64)),
+            (here.renderings(number), there.renderings(number)),
+        ):
             assert len(ours) == len(theirs)
             for one, other in zip(ours, theirs, strict=True):
                 np.testing.assert_array_equal(one, other)
