@@ -19,13 +19,14 @@ import socket
 import struct
 import time
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import imagecodecs
 import numpy as np
 
-from .errors import PictureError
+from .errors import PictureError, Reason
 from .files import Limits
 from .pictures import boundary, open_picture
 
@@ -180,7 +181,11 @@ def _serve(channel: socket.socket) -> None:
         _send_error(channel, error)
         return
     del data
-    send(channel, {"kind": picture.kind, "frames": picture.frames, "notes": picture.notes})
+    whose = asdict(picture.identifiers)
+    if len(json.dumps(whose)) > MAX_WORDS // 2:
+        _send_error(channel, PictureError(Reason.DAMAGED, "its header has identifiers of thousands of characters"))
+        return
+    send(channel, {"kind": picture.kind, "frames": picture.frames, "notes": picture.notes, "identifiers": whose})
     while True:
         request, _ = receive(channel, 0)
         _allow_time(limits)

@@ -28,6 +28,7 @@ from .codestream import COMPRESSED, Expected, decode_codestream
 from .depth import nominal_depth, to_8_bit
 from .errors import PictureError, Reason
 from .grey import first_number, largest_entry, merged_groups, render_grey
+from .identifiers import identifiers_of
 from .notes import Note, notes_of
 
 __all__ = ["Dicom", "open_dicom"]
@@ -71,11 +72,13 @@ class Dicom:
     Attributes:
         frames: how many there are, 1 or more.
         notes: what else is in the object, and is not screened.
+        identifiers: whose it is, by its header.
     """
 
     def __init__(self, dataset: Dataset, syntax: str, expected: Expected, frames: int, notes: tuple[Note, ...]) -> None:
         self.frames = frames
         self.notes = notes
+        self.identifiers = identifiers_of(dataset)
         self._dataset = dataset
         self._syntax = syntax
         self._expected = expected
@@ -148,7 +151,8 @@ def _decoded(dataset: Dataset, syntax: str, number: int, expected: Expected) -> 
     if above <= 0:
         return decoder.as_array(dataset, index=number)[0]
     # As ACR-NEMA allowed: unused bits below the stored ones.
-    values = decoder.as_array(dataset, index=number, correct_unused_bits=False)[0].astype(np.int64) >> above
+    options: Any = {"correct_unused_bits": False}
+    values = decoder.as_array(dataset, index=number, **options)[0].astype(np.int64) >> above
     sign = 1 << (expected.bits_stored - 1)
     low = values & ((sign << 1) - 1)
     return (low ^ sign) - sign if expected.signed else low

@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from .decoding_process import OUT_OF_MEMORY_STATUS, Closed, receive, send
 from .errors import PictureError, Reason, UsageError
 from .files import DEFAULT_LIMITS, Kind, Limits
+from .identifiers import Identifiers
 from .notes import Note
 
 __all__ = ["IsolatedPicture", "Nursery"]
@@ -183,6 +184,10 @@ def _packet(control: socket.socket) -> dict[str, Any]:
     return words
 
 
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
+
+
 class _Child:
     """A process with one open picture."""
 
@@ -211,7 +216,7 @@ class IsolatedPicture:
     Attributes:
         kind: the format, by content.
         frames: how many there are, 1 or more.
-        notes: see `notes`.
+        notes, identifiers: as `Picture`'s.
     """
 
     def __init__(self, nursery: Nursery, data: bytes, name_hint: str) -> None:
@@ -231,7 +236,8 @@ class IsolatedPicture:
             self.kind = Kind(opened["kind"])
             self.frames = int(opened["frames"])
             self.notes = tuple(Note(note) for note in opened["notes"])
-        except (KeyError, TypeError, ValueError) as error:
+            self.identifiers = Identifiers(**{str(name): _text(value) for name, value in opened["identifiers"].items()})
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             self.close()
             raise PictureError(Reason.DECODER_FAILED, "its decoder answered with something that is no answer") from error
         if not 1 <= self.frames <= self._limits.max_frames:

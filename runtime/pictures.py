@@ -33,6 +33,7 @@ from .files import (
     sniff,
     walk,
 )
+from .identifiers import Identifiers
 from .notes import Note
 from .preprocess import is_blank, resize
 from .raster import Raster, open_raster
@@ -52,6 +53,7 @@ __all__ = [
     "picture_name",
     "read_file",
     "sniff",
+    "views_of",
     "walk",
 ]
 
@@ -79,6 +81,14 @@ class Picture:
     def notes(self) -> tuple[Note, ...]:
         """What else a DICOM object holds, and is not screened."""
         return self._source.notes
+
+    @property
+    def identifiers(self) -> Identifiers:
+        """Whose it is, by its header: of DICOM objects; other files do not say."""
+        return self._source.identifiers if isinstance(self._source, Dicom) else Identifiers()
+
+    def close(self) -> None:
+        """Does nothing here; `IsolatedPicture` ends its process."""
 
     def frame(self, number: int) -> NDArray[np.uint8]:
         """Decode frame `number`, from 0: RGB, uint8 (height, width, 3), as a viewer shows it.
@@ -118,10 +128,11 @@ class Picture:
         """
         renderings = self.renderings(number)
         with boundary():
-            return _views(renderings, size)
+            return views_of(renderings, size)
 
 
-def _views(renderings: Sequence[NDArray[np.uint8]], size: int) -> tuple[NDArray[np.uint8], ...]:
+def views_of(renderings: Sequence[NDArray[np.uint8]], size: int) -> tuple[NDArray[np.uint8], ...]:
+    """See `Picture.views`."""
     views: list[NDArray[np.uint8]] = []
     for rendering in renderings:
         view = resize(rendering, size)

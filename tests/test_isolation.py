@@ -31,9 +31,11 @@ PICTURES = Path(__file__).parent.parent / "examples" / "pictures" / "queries"
 HOSTILE = """
 import ctypes, os, time
 from lcmem_onnx.runtime import decoding_process as process
+from lcmem_onnx.runtime.identifiers import Identifiers
+process.Identifiers = Identifiers
 sound = process.open_picture
 class Picture:
-    kind, frames, notes = "png", 3, ()
+    kind, frames, notes, identifiers = "png", 3, (), process.Identifiers()
     def __init__(self, what): self.what = what
     def views(self, number, size):
         if number == 1:
@@ -112,7 +114,8 @@ def some_files() -> list[Path]:
 def test_the_same_pictures_as_in_this_process(path: Path, nursery: Nursery) -> None:
     data = path.read_bytes()
     here, there = open_picture(data, name_hint=path.name), nursery.open(data, path.name)
-    assert (there.kind, there.frames, there.notes) == (here.kind, here.frames, here.notes)
+    for attribute in ("kind", "frames", "notes", "identifiers"):
+        assert getattr(there, attribute) == getattr(here, attribute)
     for number in range(min(here.frames, 3)):
         for ours, theirs in (
             (here.views(number, 64), there.views(number, 64)),
