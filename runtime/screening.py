@@ -170,8 +170,8 @@ class _Frame:
     """One frame on its way through the pipeline, or the news that a picture has none to give.
 
     `value` is in turn the views (see `Picture.views`), uint8 (views, size, size, 3), and their embeddings, float32 (views,
-    features); an error in place of either; or None for a file that needs no embedding. `number` is None where the picture as a whole is meant, and `last`
-    marks a picture's end.
+    features); an error in place of either; or None for a file that needs no embedding. `number` is None where the picture as
+    a whole is meant, and `last` marks a picture's end.
     """
 
     path: str
@@ -516,16 +516,20 @@ class Screener:
         yield from self._embed_all(waiting)
 
     def _embed_all(self, frames: Sequence[_Frame]) -> Iterator[_Frame]:
-        embeddings = iter(
-            self._embed_safely([view for frame in frames if isinstance(frame.value, np.ndarray) for view in frame.value])
-        )
+        views = [view for frame in frames if isinstance(frame.value, np.ndarray) for view in frame.value]
+        embeddings = iter(self._embed_safely(views))
         for frame in frames:
-            if isinstance(frame.value, np.ndarray):
-                views = list(islice(embeddings, len(frame.value)))
-                failed = next((view for view in views if isinstance(view, EncodingError)), None)
-                yield replace(frame, value=failed or np.stack(views))
-            else:
+            if not isinstance(frame.value, np.ndarray):
                 yield frame
+                continue
+            whole: list[Floats] = []
+            failed: EncodingError | None = None
+            for embedding in islice(embeddings, len(frame.value)):
+                if isinstance(embedding, EncodingError):
+                    failed = embedding
+                else:
+                    whole.append(embedding)
+            yield replace(frame, value=failed or np.stack(whole))
 
     def _embed_safely(self, pixels: Sequence[NDArray[Any]]) -> Sequence[Floats | EncodingError]:
         """Embed a batch; where that fails, each picture alone, so that one does not take the others along."""
