@@ -94,7 +94,7 @@ def _fill(screener: Screener, gallery: Gallery, items: list[Found | Unfound], sk
                 say(f"error: {printable(place)}: {printable(detail)} [{reason}]")
         if as_json:
             click.echo(json.dumps(outcome.as_json()))
-    gallery.update_graph()
+    gallery.update_caches()
     if as_json:
         say_skipped(skipped, quiet)
     if not as_json and not quiet:
