@@ -195,6 +195,8 @@ class Flat:
         if not anew and not self._cache and self._trusted:
             self._open_cache()
         after = None if anew or not self._cache else self._cache.manifest
+        if after and after.newest == store.newest()[0]:
+            return
         try:
             if self._cache and after:
                 self._cache.check_all()  # to append to a damaged file would pass the damage on

@@ -25,6 +25,7 @@ from .records import DEFAULT_GALLERY, Entry, Record
 from .results import Search, SearchResult
 from .searcher import Searcher
 from .store import Store
+from .verification import Verification, verify
 
 __all__ = ["Added", "Gallery"]
 
@@ -263,6 +264,20 @@ class Gallery:
         """
         with self._searching:
             self._searcher.update(graph=graph)
+
+    def verify(self, threshold: float | None = None, sample: int = 200) -> Verification:
+        """Read the whole index and compare it with its digests; where there is a graph, measure its recall of matches.
+
+        Args:
+            threshold: score in (0, 1) for a match; None takes the bundle's.
+            sample: how many of the gallery's own pictures to search for, both ways; 0 leaves the graph's recall out.
+
+        Returns:
+            What was checked and what was found wrong; a damaged index is a finding here, not an error.
+        """
+        limit = self.bundle.threshold.value if threshold is None else check_threshold(threshold)
+        with self._searching:
+            return verify(self._store, self._searcher, self.bundle.fingerprint, limit, sample)
 
     # -- erasing -----------------------------------------------------------------------------------------------------
 

@@ -69,9 +69,9 @@ class Searcher:
             GalleryError: the disk is full. The gallery is unharmed, and older caches still count.
         """
         count = self._store.counts()[1]
-        self.flat.refresh(self._store)
-        if len(self.flat.ids) - self.flat.cached > CACHE_FROM or (self.flat.cached and len(self.flat.ids) > self.flat.cached):
+        if count > CACHE_FROM:
             self.flat.write_cache(self._store)
+        self.flat.refresh(self._store)
         if count and (graph or graph_there(self._folder) or count > exact_limit(self.flat.code_width)):
             self._graph_failed = False
             self._current_graph(newest=True)
