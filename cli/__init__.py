@@ -10,6 +10,7 @@ import click
 from ..ending import EndingGroup
 from ..evaluation.command import evaluate
 from .bundle import bundle
+from .calibrate import calibrate
 from .doctor import doctor
 from .index import index
 from .options import json_option, model_options, quiet_option
@@ -29,6 +30,6 @@ def main() -> None:
     """
 
 
-for command in (scan, compare, index, bundle, doctor):
+for command in (scan, compare, index, calibrate, bundle, doctor):
     main.add_command(command)
 main.command()(model_options(quiet_option(json_option(evaluate))))

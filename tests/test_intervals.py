@@ -20,7 +20,9 @@ def test_the_incomplete_beta_function_is_scipys(log_a: float, log_b: float, away
     assert incomplete_beta(a, b, x) == pytest.approx(special.betainc(a, b, x), abs=1e-8)
 
 
-@pytest.mark.parametrize(("errors", "tries"), [(0, 1), (1, 1), (0, 10), (3, 100), (10, 1000), (100, 100), (30, 1_000_000), (2.5, 41.5)])
+@pytest.mark.parametrize(
+    ("errors", "tries"), [(0, 1), (1, 1), (0, 10), (3, 100), (10, 1000), (100, 100), (30, 1_000_000), (2.5, 41.5)]
+)
 def test_clopper_pearson_is_the_beta_distributions(errors: float, tries: float) -> None:
     found = clopper_pearson(errors, tries)
     assert found.low == pytest.approx(stats.beta.ppf(0.025, errors, tries - errors + 1) if errors else 0.0, rel=1e-6, abs=1e-12)
@@ -32,7 +34,9 @@ def test_clopper_pearson_holds_the_truth_as_often_as_it_says(share: float) -> No
     tries = 200
     chances = stats.binom.pmf(range(tries + 1), tries, share)
     held = sum(
-        chance for seen, chance in enumerate(chances) if chance > 1e-9 and (found := clopper_pearson(seen, tries)).low <= share <= found.high
+        chance
+        for seen, chance in enumerate(chances)
+        if chance > 1e-9 and (found := clopper_pearson(seen, tries)).low <= share <= found.high
     )
     assert held >= CONFIDENCE
 

@@ -166,6 +166,10 @@ class Gallery:
         """How many pictures' frames it holds."""
         return self._store.counts()[0]
 
+    def vectors(self) -> int:
+        """How many distinct embeddings it holds: the size that counts in a search, since copies are compared once."""
+        return self._store.counts()[1]
+
     def describe(self) -> dict[str, object]:
         """Counts and identity, for people: pictures, frames, distinct vectors, groups, age, the bundle's fingerprint."""
         frames, vectors = self._store.counts()
