@@ -117,7 +117,7 @@ def best_scores(gallery: Gallery, pictures: Sequence[Floats], kept: int = KEPT, 
     """The best scores of pictures in a gallery, by scoring all of it, without a graph.
 
     Args:
-        pictures: embeddings, (frames, features) each. A picture's score with a gallery vector is that of its best frame.
+        pictures: embeddings, (views, features) each: frames and their renderings. The one that scores best counts.
         kept: how many scores to keep of each.
         watch: see `Watch`.
     """
