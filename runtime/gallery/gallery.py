@@ -238,6 +238,11 @@ class Gallery:
             return Added.KNOWN
         return Added.COPY if self._store.complete_copy(content) else Added.NEW
 
+    def content_of(self, key: str, gallery: str = DEFAULT_GALLERY) -> bytes | None:
+        """The sha256 of the picture that a key stands for in a gallery, or None."""
+        known = self._store.content_of(key, gallery)
+        return known[0] if known else None
+
     def add(self, entry: Entry) -> None:
         """Add one picture with its embeddings; it is on disk when this returns.
 
