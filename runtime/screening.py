@@ -28,6 +28,7 @@ from .encoder import Encoder
 from .errors import EncodingError, GalleryError, KeyConflictError, LcmemError, PictureError, Reason, UsageError
 from .files import DEFAULT_LIMITS, Found, Limits, Skipped, Unfound, picture_name, read_file, walk
 from .gallery import DEFAULT_GALLERY, Added, Entry, Gallery, Hit, Identity, Search, SearchResult, check_gallery_name
+from .gallery.calibration import Decision, ThresholdSource, decide_threshold
 from .head import Floats, check_threshold
 from .identifiers import Identifiers
 from .isolation import IsolatedPicture, Nursery
@@ -38,7 +39,7 @@ from .preprocess import check_rgb
 from .providers import AUTO
 from .variants import AUTO_VARIANT
 
-__all__ = ["SCHEMA_VERSION", "Comparison", "Indexed", "Result", "Screener", "Source", "Verdict"]
+__all__ = ["SCHEMA_VERSION", "Comparison", "Embedded", "Indexed", "Result", "Screener", "Source", "Verdict"]
 
 Source = str | os.PathLike[str] | bytes | NDArray[np.uint8]
 """A picture as scripts have it: a path, a file's bytes, or an RGB array, uint8 (height, width, 3)."""
@@ -74,6 +75,7 @@ class Result:
         reason: a stable code for programs.
         detail: for people: what is wrong, when the verdict is `error`.
         threshold: the score that was needed for a match.
+        threshold_source: where that comes from.
         matches: gallery pictures at or above it, best first.
         total: how many there are, of which `matches` lists the best.
         nearest: the best gallery picture, match or not.
@@ -96,6 +98,7 @@ class Result:
     identities: tuple[Identity, ...] = ()
     complete: bool = True
     notes: tuple[Note, ...] = ()
+    threshold_source: ThresholdSource = ThresholdSource.GIVEN
 
     def as_json(self) -> dict[str, Any]:
         """The line of JSON that `scan --json` prints. Fields are added in later versions, never removed or redefined."""
@@ -107,6 +110,7 @@ class Result:
             "reason": self.reason.value,
             "detail": self.detail,
             "threshold": self.threshold,
+            "threshold_source": self.threshold_source.value,
             "matches": [_hit_json(hit) for hit in self.matches],
             "matches_total": self.total,
             "nearest": _hit_json(self.nearest) if self.nearest else None,
@@ -163,6 +167,25 @@ class Comparison:
             "verdict": self.verdict.value,
             "frames": list(self.frames),
         }
+
+
+@dataclass(frozen=True, eq=False)
+class Embedded:
+    """A picture's embeddings, for who compares them by themselves.
+
+    Attributes:
+        path: the picture, as valid text.
+        content: sha256 (32 bytes) of the file; None when it could not be read.
+        embeddings: of all views (see `Picture.views`) of the frames that could be, float32 (views, features).
+        errors: what could not be read, a (frame or None, reason, detail) each.
+        identifiers: whose it is, where its header says so.
+    """
+
+    path: str
+    content: bytes | None
+    embeddings: Floats
+    errors: tuple[tuple[int | None, Reason, str], ...] = ()
+    identifiers: Identifiers = NOBODY
 
 
 @dataclass(frozen=True, eq=False)
@@ -377,7 +400,7 @@ class Screener:
         paths: Iterable[Where],
         gallery: Gallery,
         *,
-        threshold: float | None = None,
+        threshold: float | Decision | None = None,
         top: int = 5,
         search: Search | str = Search.AUTO,
         galleries: Collection[str] | None = None,
@@ -388,7 +411,8 @@ class Screener:
         Args:
             paths: files and folders (recursive), or what `walk` found in them.
             gallery: of the same bundle.
-            threshold: score in (0, 1); None takes the bundle's.
+            threshold: score in (0, 1), or what `decide_threshold` said; None asks it: the index's own where it was calibrated,
+                else the bundle's.
             top: how many matches to list a frame.
             search: see `Search`.
             galleries: the groups of the index to screen against; None screens against all.
@@ -402,16 +426,24 @@ class Screener:
             GalleryError: the gallery is damaged, or empty: then everything would be clear.
         """
         self._check(gallery)
-        limit = self._threshold(threshold)
+        decision = threshold if isinstance(threshold, Decision) else decide_threshold(gallery, threshold)
         if not len(gallery):
             raise GalleryError(f"{gallery.folder} holds no pictures, so nothing can be found in it: add some first")
         if top < 1:
             raise UsageError(f"{top} matches cannot be listed; ask for 1 or more")
         for frame in self._embedded(self._frames_ahead(paths, on_skip)):
-            result = Result(frame.path, frame.number, Verdict.ERROR, Reason.BELOW_THRESHOLD, limit, sha256=_hex(frame.content))
-            result = replace(result, notes=frame.notes)
+            result = Result(
+                frame.path,
+                frame.number,
+                Verdict.ERROR,
+                Reason.BELOW_THRESHOLD,
+                decision.threshold,
+                sha256=_hex(frame.content),
+                threshold_source=decision.source,
+                notes=frame.notes,
+            )
             if isinstance(frame.value, np.ndarray):
-                (found,) = gallery.search(frame.value[None], limit, top=top, how=search, galleries=galleries)
+                (found,) = gallery.search(frame.value[None], decision.threshold, top=top, how=search, galleries=galleries)
                 yield replace(
                     result,
                     **_judged(found, frame.notes),
@@ -424,6 +456,26 @@ class Screener:
             else:
                 reason, detail = _explain(frame.value)
                 yield replace(result, reason=reason, detail=detail)
+
+    def embeddings(self, paths: Iterable[Where], on_skip: Callable[[Path], None] | None = None) -> Iterator[Embedded]:
+        """Embed pictures, and do nothing else with them.
+
+        Args:
+            paths: files and folders (recursive), or what `walk` found in them.
+            on_skip: is told of files in folders that are no pictures.
+
+        Yields:
+            An `Embedded` a file, in order.
+        """
+        parts: list[_Frame] = []
+        for frame in self._embedded(self._frames_ahead(paths, on_skip)):
+            parts.append(frame)
+            if frame.last:
+                errors = tuple((part.number, *_explain(part.value)) for part in parts if isinstance(part.value, LcmemError))
+                found = [part.value for part in parts if isinstance(part.value, np.ndarray)]
+                stacked = np.concatenate(found) if found else np.empty((0, self.bundle.features), np.float32)
+                yield Embedded(frame.path, frame.content, stacked, errors, parts[0].identifiers)
+                parts = []
 
     # -- the pipeline ----------------------------------------------------------------------------------------------
 
