@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -237,12 +236,6 @@ class Screener:
         if self._nursery:
             self._nursery.close()
 
-    def __enter__(self) -> Screener:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
     # -- one picture or two ----------------------------------------------------------------------------------------
 
     def embed(self, picture: Source) -> Floats:
@@ -261,14 +254,7 @@ class Screener:
         return self._embed_pixels([views[0] for views in self._views(picture)])
 
     def embed_renderings(self, picture: Source) -> list[Floats]:
-        """Embed one picture by all that its frames may look like: as a viewer shows them, and by their values alone.
-
-        Args, Raises:
-            As for `embed`.
-
-        Returns:
-            A float32 array (renderings, features) for each frame.
-        """
+        """As `embed`, by all that the frames may look like (see `Picture.views`): float32 (renderings, features) for each."""
         frames = list(self._views(picture))
         ends = np.cumsum([len(views) for views in frames])
         return np.split(self._embed_pixels([view for views in frames for view in views]), ends[:-1])
@@ -296,11 +282,12 @@ class Screener:
         """Score two pictures by their embeddings, as `embed` or `embed_renderings` gives them."""
         limit = self._threshold(threshold)
         first, second = (np.concatenate([np.atleast_2d(frame) for frame in frames]) for frames in (ones, others))
+        numbers = [[at for at, frame in enumerate(frames) for _ in np.atleast_2d(frame)] for frames in (ones, others)]
         logits = np.stack([self.bundle.head.logits(one, second) for one in first])
         a, b = (int(at) for at in np.unravel_index(int(logits.argmax()), logits.shape))
         score = self.bundle.head.score(first[a], second[b])
         verdict = Verdict.MATCH if score >= limit else Verdict.CLEAR
-        return Comparison(score, float(logits[a, b]), limit, verdict, (_frame_of(a, ones), _frame_of(b, others)))
+        return Comparison(score, float(logits[a, b]), limit, verdict, (numbers[0][a], numbers[1][b]))
 
     def _views(self, picture: Source) -> Iterator[tuple[NDArray[np.uint8], ...]]:
         """Of each frame."""
@@ -408,8 +395,8 @@ class Screener:
         if top < 1:
             raise UsageError(f"{top} matches cannot be listed; ask for 1 or more")
         for frame in self._embedded(self._frames_ahead(paths, on_skip)):
-            result = Result(frame.path, frame.number, Verdict.ERROR, Reason.BELOW_THRESHOLD, limit, sha256=_hex(frame.content))
-            result = replace(result, notes=frame.notes)
+            reason, sha256 = Reason.BELOW_THRESHOLD, _hex(frame.content)
+            result = Result(frame.path, frame.number, Verdict.ERROR, reason, limit, sha256=sha256, notes=frame.notes)
             if isinstance(frame.value, np.ndarray):
                 (found,) = gallery.search(frame.value[None], limit, top=top, how=search, galleries=galleries)
                 yield replace(
@@ -541,11 +528,6 @@ class Screener:
             if len(pixels) == 1:
                 return [error]
             return [self._embed_safely([picture])[0] for picture in pixels]
-
-
-def _frame_of(row: int, frames: Sequence[Floats] | Floats) -> int:
-    """The frame that a row belongs to, when all frames' renderings are written below one another."""
-    return int(np.searchsorted(np.cumsum([len(np.atleast_2d(frame)) for frame in frames]), row, side="right"))
 
 
 def _judged(found: SearchResult, notes: Collection[Note]) -> dict[str, Any]:

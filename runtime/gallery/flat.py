@@ -24,7 +24,7 @@ class Flat:
         self.low: Floats = np.full(features, np.inf, np.float32)
         self.high: Floats = np.full(features, -np.inf, np.float32)
         self.tally = EMPTY
-        self.newest = 0
+        self.newest = -1  # so that the first look always reads, whatever the file says of its newest
         self.erasure = 0
 
     def __len__(self) -> int:
