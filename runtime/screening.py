@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -260,12 +259,6 @@ class Screener:
         if self._nursery:
             self._nursery.close()
 
-    def __enter__(self) -> Screener:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
     # -- one picture or two ----------------------------------------------------------------------------------------
 
     def embed(self, picture: Source) -> Floats:
@@ -284,14 +277,7 @@ class Screener:
         return self._embed_pixels([views[0] for views in self._views(picture)])
 
     def embed_renderings(self, picture: Source) -> list[Floats]:
-        """Embed one picture by all that its frames may look like: as a viewer shows them, and by their values alone.
-
-        Args, Raises:
-            As for `embed`.
-
-        Returns:
-            A float32 array (renderings, features) for each frame.
-        """
+        """As `embed`, by all that the frames may look like (see `Picture.views`): float32 (renderings, features) for each."""
         frames = list(self._views(picture))
         ends = np.cumsum([len(views) for views in frames])
         return np.split(self._embed_pixels([view for views in frames for view in views]), ends[:-1])
@@ -319,11 +305,12 @@ class Screener:
         """Score two pictures by their embeddings, as `embed` or `embed_renderings` gives them."""
         limit = self._threshold(threshold)
         first, second = (np.concatenate([np.atleast_2d(frame) for frame in frames]) for frames in (ones, others))
+        numbers = [[at for at, frame in enumerate(frames) for _ in np.atleast_2d(frame)] for frames in (ones, others)]
         logits = np.stack([self.bundle.head.logits(one, second) for one in first])
         a, b = (int(at) for at in np.unravel_index(int(logits.argmax()), logits.shape))
         score = self.bundle.head.score(first[a], second[b])
         verdict = Verdict.MATCH if score >= limit else Verdict.CLEAR
-        return Comparison(score, float(logits[a, b]), limit, verdict, (_frame_of(a, ones), _frame_of(b, others)))
+        return Comparison(score, float(logits[a, b]), limit, verdict, (numbers[0][a], numbers[1][b]))
 
     def _views(self, picture: Source) -> Iterator[tuple[NDArray[np.uint8], ...]]:
         """Of each frame."""
@@ -593,11 +580,6 @@ class Screener:
             if len(pixels) == 1:
                 return [error]
             return [self._embed_safely([picture])[0] for picture in pixels]
-
-
-def _frame_of(row: int, frames: Sequence[Floats] | Floats) -> int:
-    """The frame that a row belongs to, when all frames' renderings are written below one another."""
-    return int(np.searchsorted(np.cumsum([len(np.atleast_2d(frame)) for frame in frames]), row, side="right"))
 
 
 def _judged(found: SearchResult, notes: Collection[Note]) -> dict[str, Any]:
