@@ -4,8 +4,8 @@
 
 JPEGs of 2 megapixels, made from the example photographs, each another one. `--rounds 10` screens them ten times and prints the
 resident memory after each round: it must not grow. Beside the rate stands the processor time that a picture took, all threads
-together, which a machine that is busy with other things leaves nearly alone; cores divided by it is the rate of an idle machine whose
-cores are all kept busy. Last come the parts of the way, one by one on one thread.
+together, which other work on the machine changes little; cores divided by it is the rate of a machine that does nothing else and
+whose cores are all kept busy. Last come the parts of the way, one by one.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ __all__ = ["OWN_SESSION", "Encoder", "run_bound"]
 OWN_SESSION = "own session"
 """`Encoder.variant` where the caller brought the session."""
 BATCH_PIXELS, BATCH_PIXELS_ON_GPU = 1 << 18, 1 << 22
-"""A batch holds as many pictures as fit in here. On a CPU that is 4 of 256 x 256, or 1 of 512 x 512: larger ones were no faster, and
-the full-size network takes .9 GB for each picture more. A GPU wants many: 64, or 16. (Not measured on a GPU yet.)"""
+"""A batch holds as many pictures as fit in here. On a CPU that is 4 of 256 x 256, or 1 of 512 x 512: larger ones were no faster,
+and the full-size network takes .9 GB for each picture more. A GPU wants many: 64, or 16. (Not measured on a GPU yet.)"""
 DEVICES: Mapping[str, str] = MappingProxyType({"cuda": "cuda", "tensorrt": "cuda"})
 """Providers whose device holds inputs that are put there before the run, by onnxruntime's name of the device."""
 
