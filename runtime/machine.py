@@ -31,7 +31,7 @@ def cpu_limit(cgroup: Path = CGROUP, own: Path = OWN_GROUPS) -> int:
 
 
 def _groups(cgroup: Path, own: Path) -> Iterator[Path]:
-    """Folders of this process's control groups, from the hierarchies' roots down. Inside a container the root is the container's."""
+    """Folders of this process's control groups, from the hierarchies' roots down. In a container the root is the container's."""
     try:
         lines = own.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
