@@ -48,8 +48,6 @@ SCHEMA_VERSION = 1
 FRAMES_AHEAD = 16
 """Frames that a worker decodes before its turn comes. The rest of a long picture is decoded when it is that picture's turn,
 so that one file of 4,000 frames does not fill the memory."""
-BATCH_PIXELS = 8 * 256 * 256
-"""A batch holds as many pictures as fit in here: 8 of 256 x 256, 2 of 512 x 512. Larger batches were no faster on CPUs."""
 
 
 NOBODY = Identifiers()
@@ -252,7 +250,7 @@ class Screener:
         self.limits = limits
         self._nursery = Nursery(limits) if isolate else None
         self._workers = threads or cpu_limit()
-        self._batch = max(1, BATCH_PIXELS // self.bundle.image_size**2)
+        self._batch = self.encoder.batch
 
     def close(self) -> None:
         """End the decoders' processes, where there are any. They are started again when they are needed."""
