@@ -2,8 +2,8 @@
 
 Real pictures are fetched (`photographs`), others drawn (`generate`), an autoencoder and LCMem's two stages trained, and the last
 layers once more (`train`, by the recipes `bundled-*.toml`), a threshold is set on validation pictures, the test split is measured
-through the exported bundle, and the figures go into its card. Each step is left out when what it makes is there already, and training goes on after
-its last whole epoch: after a kill, the same command goes on.
+through the exported bundle, and the figures go into its card. Each step is left out when what it makes is there already, and
+training goes on after its last whole epoch: after a kill, the same command goes on.
 
 The same command gives the same model up to floating point, as long as all packages can still be fetched; arithmetic in
 bfloat16, where a processor has it, differs from one processor to the next.
