@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,10 +28,11 @@ from .files import DEFAULT_LIMITS, Found, Limits, Skipped, Unfound, picture_name
 from .gallery import DEFAULT_GALLERY, Added, Entry, Gallery, Hit, Identity, Search, SearchResult, check_gallery_name
 from .gallery.calibration import Decision, ThresholdSource, decide_threshold
 from .head import Floats, check_threshold
-from .identifiers import Identifiers
+from .identifiers import NOBODY, Identifiers
 from .isolation import IsolatedPicture, Nursery
 from .machine import cpu_limit
 from .notes import SUSPICIOUS, Note
+from .outcomes import SCHEMA_VERSION, Comparison, Embedded, Indexed, Verdict
 from .pictures import Picture, open_picture, views_of
 from .preprocess import check_rgb
 from .providers import AUTO
@@ -44,21 +44,9 @@ Source = str | os.PathLike[str] | bytes | NDArray[np.uint8]
 """A picture as scripts have it: a path, a file's bytes, or an RGB array, uint8 (height, width, 3)."""
 Where = str | os.PathLike[str] | Found | Unfound | Skipped
 """A file or folder to be searched, or what a search found: a program that shows progress has walked its folders already."""
-SCHEMA_VERSION = 1
 FRAMES_AHEAD = 16
 """Frames that a worker decodes before its turn comes. The rest of a long picture is decoded when it is that picture's turn,
 so that one file of 4,000 frames does not fill the memory."""
-
-
-NOBODY = Identifiers()
-
-
-class Verdict(StrEnum):
-    """`clear`: nothing scored at or above the threshold. `match`: something did. `error`: it could not be judged."""
-
-    CLEAR = "clear"
-    MATCH = "match"
-    ERROR = "error"
 
 
 @dataclass(frozen=True)
@@ -116,73 +104,6 @@ class Result:
             "complete": self.complete,
             "notes": [note.value for note in self.notes],
         }
-
-
-@dataclass(frozen=True)
-class Indexed:
-    """What became of one picture that was to be added to a gallery.
-
-    Attributes:
-        path: the picture, as valid text; also its key, made absolute.
-        added: new, known or copy; None when it was not added.
-        frames: how many frames were added or are there.
-        errors: what could not be read, a (frame or None, reason, detail) each.
-    """
-
-    path: str
-    added: Added | None
-    frames: int
-    errors: tuple[tuple[int | None, Reason, str], ...] = ()
-
-    def as_json(self) -> dict[str, Any]:
-        """The line of JSON that `index build --json` and `index add --json` print."""
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "path": self.path,
-            "added": self.added.value if self.added else None,
-            "frames": self.frames,
-            "errors": [{"frame": frame, "reason": reason.value, "detail": detail} for frame, reason, detail in self.errors],
-        }
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two pictures compared; of multi-frame pictures, their two most alike frames."""
-
-    score: float
-    logit: float
-    threshold: float
-    verdict: Verdict
-    frames: tuple[int, int]
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "score": self.score,
-            "logit": self.logit,
-            "threshold": self.threshold,
-            "verdict": self.verdict.value,
-            "frames": list(self.frames),
-        }
-
-
-@dataclass(frozen=True, eq=False)
-class Embedded:
-    """A picture's embeddings, for who compares them by themselves.
-
-    Attributes:
-        path: the picture, as valid text.
-        content: sha256 (32 bytes) of the file; None when it could not be read.
-        embeddings: of all views (see `Picture.views`) of the frames that could be, float32 (views, features).
-        errors: what could not be read, a (frame or None, reason, detail) each.
-        identifiers: whose it is, where its header says so.
-    """
-
-    path: str
-    content: bytes | None
-    embeddings: Floats
-    errors: tuple[tuple[int | None, Reason, str], ...] = ()
-    identifiers: Identifiers = NOBODY
 
 
 @dataclass(frozen=True, eq=False)
