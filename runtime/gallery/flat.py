@@ -58,7 +58,7 @@ class Flat:
         self.alive: NDArray[np.bool_] = np.empty(0, np.bool_)
         self.low: Floats = np.full(features, np.inf, np.float32)
         self.high: Floats = np.full(features, -np.inf, np.float32)
-        self.newest = 0
+        self.newest = -1  # so that the first look always reads, whatever the file says of its newest
         self.erasure = 0
         self._sums: NDArray[np.uint64] = np.empty(0, np.uint64)
         self._tally = EMPTY

@@ -151,6 +151,10 @@ class Gallery:
         """How many pictures' frames it holds."""
         return self._store.counts()[0]
 
+    def vectors(self) -> int:
+        """How many distinct embeddings it holds: the size that counts in a search, since copies are compared once."""
+        return self._store.counts()[1]
+
     def describe(self) -> dict[str, object]:
         """Counts and identity, for people: pictures, frames, distinct vectors, groups, age, the bundle's fingerprint."""
         frames, vectors = self._store.counts()
@@ -218,6 +222,11 @@ class Gallery:
         if known and known[0] == content and known[1]:
             return Added.KNOWN
         return Added.COPY if self._store.complete_copy(content) else Added.NEW
+
+    def content_of(self, key: str, gallery: str = DEFAULT_GALLERY) -> bytes | None:
+        """The sha256 of the picture that a key stands for in a gallery, or None."""
+        known = self._store.content_of(key, gallery)
+        return known[0] if known else None
 
     def add(self, entry: Entry) -> None:
         """Add one picture with its embeddings; it is on disk when this returns.
@@ -337,7 +346,7 @@ class Gallery:
         """Find gallery pictures that show the same as each query.
 
         Args:
-            queries: embeddings, float32 (n, features).
+            queries: embeddings, float32 (n, features); or (n, renderings, features), of which the one that scores best counts.
             threshold: score in (0, 1) at or above which a picture is a match.
             top: how many matches, and how many identities, to return for each query.
             how: see `Search`.
@@ -352,7 +361,7 @@ class Gallery:
             GalleryError: the gallery is damaged.
         """
         check_threshold(threshold)
-        if queries.ndim != 2 or queries.shape[1] != self.bundle.features:
+        if queries.ndim not in (2, 3) or queries.shape[-1] != self.bundle.features or 0 in queries.shape[1:]:
             raise UsageError(f"queries must have shape (n, {self.bundle.features}); these have {queries.shape}")
         if top < 1:
             raise UsageError(f"{top} matches cannot be returned; ask for 1 or more")

@@ -161,18 +161,23 @@ class Searcher:
     def _search(
         self, queries: Floats, threshold: float, top: int, how: Search, galleries: Sequence[str] | None
     ) -> list[SearchResult]:
+        """Each query by all its renderings: what any of them leads to is a candidate of the query."""
         members = None if galleries is None else self._members_of(galleries)
         graph = self._graph_for(how)
-        results: list[SearchResult] = []
+        renderings = 1 if queries.ndim == 2 else queries.shape[1]
+        views = queries.reshape(-1, queries.shape[-1])
+        found: list[tuple[Places, bool]] = []
         if graph is not None:
-            for query in queries:
-                places, complete = self._by_graph(graph, query, threshold, top, members)
-                results.append(self._result(query, places, threshold, top, galleries, complete))
-            return results
-        for at in range(0, len(queries), QUERIES_AT_ONCE):
-            part = queries[at : at + QUERIES_AT_ONCE]
-            for query, places in zip(part, self.flat.candidates(part, threshold, members), strict=True):
-                results.append(self._result(query, places, threshold, top, galleries, True))
+            found = [self._by_graph(graph, view, threshold, top, members) for view in views]
+        else:
+            for at in range(0, len(views), QUERIES_AT_ONCE):
+                found += [(places, True) for places in self.flat.candidates(views[at : at + QUERIES_AT_ONCE], threshold, members)]
+        results: list[SearchResult] = []
+        for at in range(0, len(views), renderings):
+            its = found[at : at + renderings]
+            places = its[0][0] if renderings == 1 else np.unique(np.concatenate([each for each, _ in its]))
+            complete = all(whole for _, whole in its)
+            results.append(self._result(views[at : at + renderings], places, threshold, top, galleries, complete))
         return results
 
     def _graph_for(self, how: Search) -> Graph | None:
@@ -231,28 +236,35 @@ class Searcher:
         return np.sort(found), complete
 
     def _result(
-        self, query: Floats, places: Places, threshold: float, top: int, galleries: Sequence[str] | None, complete: bool
+        self, views: Floats, places: Places, threshold: float, top: int, galleries: Sequence[str] | None, complete: bool
     ) -> SearchResult:
+        """What a query found that has these renderings, (renderings, features): the one that scores best counts."""
         flat, store = self.flat, self._store
         scores = np.empty(len(places))
         for at in range(0, len(places), CHUNK):
-            scores[at : at + CHUNK] = self._head.scores(query, flat.take(places[at : at + CHUNK]))
+            vectors = flat.take(places[at : at + CHUNK])
+            scores[at : at + CHUNK] = np.max([self._head.scores(view, vectors) for view in views], axis=0)
         order = np.argsort(-scores, kind="stable")
         found = int((scores >= threshold).sum())
         ids = flat.ids[places[order]]
         hits: list[Hit] = []
+        shown: set[tuple[str, str, int]] = set()
         people: dict[tuple[str, ...], Identity] = {}
         for vector, score in zip(ids[: max(1, found)].tolist(), scores[order].tolist(), strict=False):
             if len(hits) < top:
-                hits += [_hit(row, score) for row in store.rows(vector, top - len(hits), galleries)]
+                # Of a frame that two of its renderings lead to, the better one counts.
+                for row in store.rows(vector, top + len(shown), galleries):
+                    if (row.gallery, row.key, row.frame) not in shown and len(hits) < top:
+                        shown.add((row.gallery, row.key, row.frame))
+                        hits.append(_hit(row, score))
             if found and len(people) < top:
                 for row in store.people(vector, top, galleries):
                     who = (row.patient,) if row.patient is not None else (row.gallery, row.key)
                     people.setdefault(who, Identity(row.patient, _hit(row, score)))
             if len(hits) >= top and (not found or len(people) >= top):
                 break
-        total = store.pictures_of(ids[:found].tolist(), galleries) if found else 0
-        if total < found or (len(ids) and not hits):
+        total, renderings = store.pictures_of(ids[:found].tolist(), galleries) if found else (0, 0)
+        if renderings < found or (len(ids) and not hits):
             if store.newest() != (flat.newest, flat.erasure) or galleries is not None:
                 self._members = None
                 raise _ChangedError
