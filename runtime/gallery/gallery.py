@@ -149,7 +149,7 @@ class Gallery:
 
     def __len__(self) -> int:
         """How many pictures' frames it holds."""
-        return self._store.counts()[0]
+        return self._store.frames()
 
     def vectors(self) -> int:
         """How many distinct embeddings it holds: the size that counts in a search, since copies are compared once."""
@@ -157,7 +157,7 @@ class Gallery:
 
     def describe(self) -> dict[str, object]:
         """Counts and identity, for people: pictures, frames, distinct vectors, groups, age, the bundle's fingerprint."""
-        frames, vectors = self._store.counts()
+        frames, vectors = self._store.frames(), self._store.counts()[1]
         return {
             "path": str(self.folder),
             "pictures": self._store.files(),
