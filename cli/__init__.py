@@ -9,6 +9,7 @@ import click
 
 from ..ending import EndingGroup
 from ..evaluation.command import evaluate
+from .audit import audit
 from .bundle import bundle
 from .doctor import doctor
 from .index import index
@@ -29,6 +30,6 @@ def main() -> None:
     """
 
 
-for command in (scan, compare, index, bundle, doctor):
+for command in (scan, compare, audit, index, bundle, doctor):
     main.add_command(command)
 main.command()(model_options(quiet_option(json_option(evaluate))))

@@ -28,6 +28,7 @@ from .files import DEFAULT_LIMITS, Found, Limits, Skipped, Unfound, picture_name
 from .gallery import Added, Gallery, Hit, Search
 from .gallery.store import Entry
 from .head import Floats, check_threshold
+from .looks import Embedded, Look, Views
 from .machine import cpu_limit
 from .pictures import Picture, open_picture
 from .preprocess import check_rgb, is_blank, resize
@@ -173,7 +174,7 @@ class _Prepared:
     content: bytes | None
     frames: int = 0
     ahead: tuple[NDArray[np.uint8] | PictureError, ...] = ()
-    picture: Picture | None = None
+    picture: Picture | Views | None = None
     error: PictureError | None = None
 
 
@@ -302,6 +303,35 @@ class Screener:
                 yield _add(parts, gallery)
                 parts = []
 
+    def embed_each(
+        self,
+        paths: Iterable[Where],
+        *,
+        looks: Sequence[Look] = (),
+        known: Callable[[bytes], bool] | None = None,
+        on_skip: Callable[[Path], None] | None = None,
+    ) -> Iterator[Embedded]:
+        """Embed many files, each frame of them, in batches across files.
+
+        Args:
+            paths: files and folders (recursive), or what `walk` found in them.
+            looks: ways to look at each frame, all of which are embedded; none stands for the frame as it is.
+            known: asked, from several threads, for a file's sha256 whether its embeddings are at hand already.
+            on_skip: is told of files in folders that are no pictures.
+
+        Yields:
+            An `Embedded` a file, in order.
+        """
+        asked = (lambda content, path: known(content)) if known else None
+        many = len(looks) or 1
+        view = (lambda picture: Views(picture, tuple(looks))) if looks else None
+        parts: list[_Frame] = []
+        for frame in self._embedded(self._frames_ahead(paths, on_skip, asked, view)):
+            parts.append(frame)
+            if frame.last:
+                yield _together(parts, many)
+                parts = []
+
     def screen(
         self,
         paths: Iterable[Where],
@@ -376,6 +406,7 @@ class Screener:
         paths: Iterable[Where],
         on_skip: Callable[[Path], None] | None,
         known: Callable[[bytes, Path], bool] | None = None,
+        view: Callable[[Picture], Picture | Views] | None = None,
     ) -> Iterator[_Frame]:
         """Frames of all pictures in order, decoded by the workers a few pictures ahead."""
         depth = 2 * self._workers + self._batch
@@ -388,7 +419,7 @@ class Screener:
                         on_skip(found.path)
                     continue
                 name = picture_name(found.path)
-                outcome = found.error if isinstance(found, Unfound) else pool.submit(self._prepare, found.path, known)
+                outcome = found.error if isinstance(found, Unfound) else pool.submit(self._prepare, found.path, known, view)
                 pending.append((name, outcome))
                 if len(pending) >= depth:
                     yield from self._frames_of(*pending.popleft())
@@ -397,7 +428,12 @@ class Screener:
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _prepare(self, path: Path, known: Callable[[bytes, Path], bool] | None) -> _Prepared:
+    def _prepare(
+        self,
+        path: Path,
+        known: Callable[[bytes, Path], bool] | None,
+        view: Callable[[Picture], Picture | Views] | None = None,
+    ) -> _Prepared:
         """A worker's part: read, hash, decode, resize. A picture's own errors are a result, not an exception."""
         content = None
         try:
@@ -405,7 +441,9 @@ class Screener:
             content = hashlib.sha256(data).digest()
             if known and known(content, path):
                 return _Prepared(content)
-            picture = open_picture(data, self.limits, path.name)
+            picture: Picture | Views = open_picture(data, self.limits, path.name)
+            if view:
+                picture = view(picture)  # type: ignore[arg-type]  # it is a Picture until here
             ahead = tuple(self._one_frame(picture, number) for number in range(min(picture.frames, FRAMES_AHEAD)))
         except PictureError as error:
             return _Prepared(content, error=error)
@@ -413,7 +451,7 @@ class Screener:
             return _Prepared(content, error=PictureError(Reason.OUT_OF_MEMORY, "there was not enough memory to read it"))
         return _Prepared(content, picture.frames, ahead, picture if picture.frames > len(ahead) else None)
 
-    def _one_frame(self, picture: Picture, number: int) -> NDArray[np.uint8] | PictureError:
+    def _one_frame(self, picture: Picture | Views, number: int) -> NDArray[np.uint8] | PictureError:
         try:
             return self._resized(picture.frame(number))
         except PictureError as error:
@@ -486,6 +524,25 @@ def _add(parts: Sequence[_Frame], gallery: Gallery) -> Indexed:
     except KeyConflictError as error:
         return Indexed(first.path, None, 0, ((None, Reason.KEY_CONFLICT, str(error)),))
     return Indexed(first.path, added, len(embeddings), tuple(errors))
+
+
+def _together(parts: Sequence[_Frame], looks: int) -> Embedded:
+    """One file's frames; a frame counts when each of its looks was embedded, and its first error is told."""
+    first = parts[0]
+    if first.number is None:
+        known = first.value is None
+        errors = () if known else ((None, *_explain(first.value)),)
+        return Embedded(first.path, first.content, 0, {}, errors, known)
+    embeddings: dict[int, Floats] = {}
+    errors_by_frame: dict[int, tuple[int | None, Reason, str]] = {}
+    for number in range(0, len(parts), looks):
+        views = [part.value for part in parts[number : number + looks]]
+        wrong = [view for view in views if not isinstance(view, np.ndarray)]
+        if wrong:
+            errors_by_frame[number // looks] = (number // looks, *_explain(wrong[0]))
+        else:
+            embeddings[number // looks] = np.stack(views)
+    return Embedded(first.path, first.content, len(parts) // looks, embeddings, tuple(errors_by_frame.values()))
 
 
 def _explain(error: object) -> tuple[Reason, str]:
