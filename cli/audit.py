@@ -17,7 +17,6 @@ from ..ending import FAILED, FOUND, NOTHING_FOUND, Ending, when_interrupted
 from .options import json_option, model_options, quiet_option, threshold_option
 
 if TYPE_CHECKING:
-    from ..runtime.audit.report import Shown
     from ..runtime.audit.run import Audit, Request
     from ..runtime.screening import Screener
 
@@ -29,7 +28,10 @@ GOES_ON = "interrupted: what was embedded until now is kept; the same command go
 @click.command(cls=Ending)
 @click.option("--released", required=True, type=click.Path(path_type=Path), help="Folder of pictures that are to be released.")
 @click.option(
-    "--reference", required=True, type=click.Path(path_type=Path), help="Folder of pictures not to be given away, or an index of them."
+    "--reference",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Folder of pictures not to be given away, or an index of them.",
 )
 @click.option("--holdout", type=click.Path(path_type=Path), help="Folder of pictures like the reference's that are not in it.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the report; made if need be.")
@@ -43,9 +45,15 @@ GOES_ON = "interrupted: what was embedded until now is kept; the same command go
 @click.option("--tta", is_flag=True, help="Look at released pictures mirrored and turned too; the best score counts.")
 @click.option("--labels", type=click.Path(path_type=Path), help="CSV file with path and class or ds_name of released pictures.")
 @click.option("--show-reference", is_flag=True, help="Show reference pictures. The report is personal data then.")
-@click.option("--pictures", default=200, show_default=True, type=click.IntRange(min=0), help="Pairs to show with pictures, worst first.")
-@click.option("--top", default=10, show_default=True, type=click.IntRange(min=1), help="Reference pictures to list for each released one.")
-@click.option("--search", default="auto", show_default=True, type=click.Choice(["auto", "exact", "hnsw"]), help="How to search an index.")
+@click.option(
+    "--pictures", default=200, show_default=True, type=click.IntRange(min=0), help="Pairs to show with pictures, worst first."
+)
+@click.option(
+    "--top", default=10, show_default=True, type=click.IntRange(min=1), help="Reference pictures to list for each released one."
+)
+@click.option(
+    "--search", default="auto", show_default=True, type=click.Choice(["auto", "exact", "hnsw"]), help="How to search an index."
+)
 @click.option("--pdf", is_flag=True, help="Write report.pdf too.")
 @json_option
 @quiet_option
@@ -125,6 +133,7 @@ def _is_index(path: Path) -> bool:
 
 
 def _report(done: Audit, written: list[Path], as_json: bool, quiet: bool) -> int:
+    from ..runtime.audit.run import PRIVATE
     from ..runtime.audit.words import answer
 
     found = sum(finding.found for finding in done.findings)
@@ -149,7 +158,8 @@ def _report(done: Audit, written: list[Path], as_json: bool, quiet: bool) -> int
         if not quiet:
             for path in written:
                 click.echo(f"wrote {printable(str(path))}")
-            click.echo(f"next  open {printable(str(written[-1]))} in a browser; keep {printable(str(done.request.out / 'private'))} to yourself")
+            page, private = printable(str(written[-1])), printable(str(done.request.out / PRIVATE))
+            click.echo(f"next  open {page} in a browser; keep {private} to yourself")
     if unread:
         return FAILED
     return FOUND if found else NOTHING_FOUND

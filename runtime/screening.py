@@ -536,8 +536,9 @@ def _together(parts: Sequence[_Frame], looks: int) -> Embedded:
     embeddings: dict[int, Floats] = {}
     errors_by_frame: dict[int, tuple[int | None, Reason, str]] = {}
     for number in range(0, len(parts), looks):
-        views = [part.value for part in parts[number : number + looks]]
-        wrong = [view for view in views if not isinstance(view, np.ndarray)]
+        parts_of_it = [part.value for part in parts[number : number + looks]]
+        views = [view for view in parts_of_it if isinstance(view, np.ndarray)]
+        wrong = [view for view in parts_of_it if not isinstance(view, np.ndarray)]
         if wrong:
             errors_by_frame[number // looks] = (number // looks, *_explain(wrong[0]))
         else:

@@ -1,4 +1,4 @@
-"""Do two pictures agree pixel by pixel, once one is laid over the other? What tells a copy from another picture of the same patient.
+"""Do two pictures agree pixel by pixel, once one is laid over the other? It tells a copy from another picture of a patient.
 
 Both are made grey and small, one is mirrored and turned until it fits best, and the fit is refined (OpenCV's ECC, affine). What is
 then compared is detail: differences between two blurs, so that neither a changed exposure nor the outline that all chest
@@ -84,7 +84,7 @@ def _refined(one: Floats, other: Floats, start: Floats) -> list[Floats]:
     """The start, and what ECC makes of it where that converges."""
     blurred = [cv2.GaussianBlur(picture, (0, 0), FINE) for picture in (one, other)]
     try:
-        _, matrix = cv2.findTransformECC(blurred[0], blurred[1], start.copy(), cv2.MOTION_AFFINE, ECC_STEPS, None, 5)
+        _, matrix = cv2.findTransformECC(blurred[0], blurred[1], start.copy(), cv2.MOTION_AFFINE, ECC_STEPS)
     except cv2.error:  # it says so by an error when it does not converge, as for two pictures that have nothing in common
         return [start]
     return [start, np.asarray(matrix, np.float32)]
@@ -92,7 +92,8 @@ def _refined(one: Floats, other: Floats, start: Floats) -> list[Floats]:
 
 def _unclipped(picture: Floats) -> Floats:
     """1 where a pixel and its neighbours are neither black nor white: what a strong exposure made flat tells nothing."""
-    return cv2.erode(((picture > CLIPPED) & (picture < 1 - CLIPPED)).astype(np.float32), np.ones((3, 3), np.uint8))
+    shown = ((picture > CLIPPED) & (picture < 1 - CLIPPED)).astype(np.float32)
+    return np.asarray(cv2.erode(shown, np.ones((3, 3), np.uint8)), np.float32)
 
 
 def _detail(picture: Floats) -> Floats:

@@ -114,7 +114,9 @@ class Cache:
         found: dict[int, Floats] = {}
         for frame, frames, looks, data, digest in rows:
             if digest != _digest(content, frame, data) or len(data) != 4 * looks * self._features or frames != len(rows):
-                raise GalleryError(f"{self._path} is damaged: an embedding in it is not as it was written. Remove it and start again")
+                raise GalleryError(
+                    f"{self._path} is damaged: an embedding in it is not as it was written. Remove it and start again"
+                )
             found[frame] = np.frombuffer(data, "<f4").astype(np.float32).reshape(looks, self._features)
         return found
 

@@ -121,13 +121,19 @@ def choose_limit(bundle: Bundle, wanted: float, *, given: float | None, stored: 
     if len(holdout) < fewest:
         warning = (
             f"The hold-out is too small for the wanted rate of {100 * wanted:g} %: it would take {fewest} pictures, and there are "
-            f"{len(holdout)}. The threshold is its highest score, which {100 / (len(holdout) + 1):.2g} % of others are expected to reach."
+            f"{len(holdout)}. The threshold is its highest score, which "
+            f"{100 / (len(holdout) + 1):.2g} % of others are expected to reach."
         )
     source = (
         f"set by the hold-out: the score that {rank} of its {len(holdout)} pictures reach{'es' if rank == 1 else ''} against this "
-        f"reference, for a wanted false-positive rate of {100 * wanted:g} % a picture; the bundle's own, {own.value:.4g}, is for pairs"
+        f"reference, for a wanted false-positive rate of {100 * wanted:g} % a picture; "
+        f"the bundle's own, {own.value:.4g}, is for pairs"
     )
-    return _with_near(Limit(value, 0.0, Basis.HOLDOUT, source.replace("1 of its", "one of its", 1) if rank == 1 else source, rank, warning), wanted, holdout)
+    return _with_near(
+        Limit(value, 0.0, Basis.HOLDOUT, source.replace("1 of its", "one of its", 1) if rank == 1 else source, rank, warning),
+        wanted,
+        holdout,
+    )
 
 
 def _with_near(limit: Limit, wanted: float, holdout: Doubles | None) -> Limit:
@@ -153,13 +159,15 @@ def by_chance(
     """
     if holdout is not None and len(holdout):
         return _by_holdout(limit, pictures, found, holdout)
-    more = "" if looks == 1 else f" Each picture was looked at in {looks} ways, and the upper end allows for each of them by itself."
+    more = (
+        "" if looks == 1 else f" Each picture was looked at in {looks} ways, and the upper end allows for each of them by itself."
+    )
     if limit.stored_rate is not None:
         low, middle, high = limit.stored_rate
         high = 1 - (1 - high) ** looks
         assumption = (
-            "The index's calibration holds for the released pictures too: they differ from the reference as the negatives that it was "
-            "calibrated with do." + more
+            "The index's calibration holds for the released pictures too: they differ from the reference as the negatives do that "
+            "it was made with." + more
         )
         return ByChance(by_rate(pictures, low, middle, high), middle, Interval(low, high), Basis.INDEX, assumption)
     rates = _card_rates(bundle) if limit.basis is Basis.BUNDLE else None
@@ -175,10 +183,10 @@ def by_chance(
     low, middle, high = (1 - (1 - rate) ** gallery for rate in rates)
     high = 1 - (1 - high) ** looks
     assumption = (
-        f"No hold-out was given, so this is reckoned from the bundle's own figures: {100 * rates[1]:.3g} % of the pairs of different "
-        f"pictures that it was tested on reach the threshold ({100 * rates[0]:.2g} % to {100 * rates[2]:.2g} %, by kind of picture), "
-        f"and each released picture makes {gallery:,} pairs, taken as independent. Your pictures may be of another kind. A "
-        "hold-out (--holdout) would measure it." + more
+        f"No hold-out was given, so this is reckoned from the bundle's own figures: {100 * rates[1]:.3g} % of the pairs of "
+        f"different pictures that it was tested on reach the threshold ({100 * rates[0]:.2g} % to {100 * rates[2]:.2g} %, by kind "
+        f"of picture), and each released picture makes {gallery:,} pairs, taken as independent. Your pictures may be of another "
+        "kind. A hold-out (--holdout) would measure it." + more
     )
     return ByChance(by_rate(pictures, low, middle, high), middle, Interval(low, high), Basis.BUNDLE, assumption)
 
@@ -194,14 +202,15 @@ def _by_holdout(limit: Limit, pictures: int, found: int, holdout: Doubles) -> By
         rate, ends = exceeding / many, rate_interval(exceeding, many)
         count, p = by_trial(pictures, exceeding, many), excess_by_trial(found, pictures, exceeding, many)
     assumption = (
-        f"{many:,} hold-out pictures were compared with the same reference in the same way. If released pictures that are no copies "
-        "are like them, and pictures are independent of each other (not many of one patient), this holds whatever the scores' distribution."
+        f"{many:,} hold-out pictures were compared with the same reference in the same way. If released pictures that are no "
+        "copies are like them, and pictures are independent of each other (not many of one patient), this holds, however scores "
+        "are distributed."
     )
     return ByChance(count, rate, ends, Basis.HOLDOUT, assumption, p)
 
 
 def _card_rates(bundle: Bundle) -> tuple[float, float, float] | None:
-    """Least, overall and largest share of pairs of different pictures at or above the bundle's threshold, by kind; None if unsaid."""
+    """Least, overall and largest share of pairs of different pictures at or above the bundle's threshold, by kind; or None."""
     card = bundle.manifest.get("card")
     figures = card.get("figures") if isinstance(card, Mapping) else None
     table = figures.get(FIGURES) if isinstance(figures, Mapping) else None

@@ -124,9 +124,7 @@ class InMemory:
         parts = [self._head.logits(query, self._embeddings[places[at : at + 512]]) for at in range(0, len(places), 512)]
         return np.concatenate(parts)
 
-    def _found(
-        self, query: Floats, places: NDArray[np.int64], logits: NDArray[np.float64], threshold: float, top: int
-    ) -> Found:
+    def _found(self, query: Floats, places: NDArray[np.int64], logits: NDArray[np.float64], threshold: float, top: int) -> Found:
         scores = 1.0 / (1.0 + np.exp(-logits))
         order = np.lexsort((places, -scores))
         best: dict[str, Match] = {}  # a picture once, by its best frame
@@ -147,7 +145,7 @@ class InIndex:
 
     def __init__(self, gallery: Gallery, how: str) -> None:
         self._gallery, self._how = gallery, how
-        self.exact = how == "exact" or gallery.describe()["search"] == "exact" and how == "auto"
+        self.exact = how == "exact" or (gallery.describe()["search"] == "exact" and how == "auto")
 
     def __len__(self) -> int:
         return len(self._gallery)

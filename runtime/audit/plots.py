@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -19,8 +20,14 @@ Doubles = NDArray[np.float64]
 TICKS = (1e-6, 1e-5, 1e-4, 0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999)
 INK, RELEASED, HOLDOUT, LIMIT, FAINT = "#010101", "#020202", "#030303", "#040404", "#050505"
 """Stand-ins: matplotlib writes them, `_svg` makes page variables of them."""
-VARIABLES = {INK: "currentColor", RELEASED: "var(--released)", HOLDOUT: "var(--holdout)", LIMIT: "var(--limit)", FAINT: "var(--line)"}
-SIZE = (6.4, 3.4)
+VARIABLES = {
+    INK: "currentColor",
+    RELEASED: "var(--released)",
+    HOLDOUT: "var(--holdout)",
+    LIMIT: "var(--limit)",
+    FAINT: "var(--line)",
+}
+SIZE = (4.8, 3.3)
 BINS = 50
 
 
@@ -45,7 +52,9 @@ def exceedance(released: Doubles, holdout: Doubles | None, limit: float) -> str:
         figure, axes = _figure(released, holdout, limit)
         for scores, label, colour, style in _series(released, holdout):
             ordered = np.sort(_logits(scores))
-            axes.step(ordered, 1.0 - np.arange(len(ordered)) / len(ordered), color=colour, linewidth=1.8, linestyle=style, label=label)
+            axes.step(
+                ordered, 1.0 - np.arange(len(ordered)) / len(ordered), color=colour, linewidth=1.8, linestyle=style, label=label
+            )
         axes.set(yscale="log", ylim=(0.5 / len(released), 1.4), ylabel="share that scores at least this")
         return _svg(figure, axes)
 
@@ -76,7 +85,7 @@ def _logits(scores: Doubles) -> Doubles:
     return np.asarray(np.log(held / (1 - held)), np.float64)
 
 
-def _settings(salt: str) -> dict[str, object]:
+def _settings(salt: str) -> dict[Any, Any]:
     """Text stays text, which readers can search and screen readers speak; ids differ between figures of one page."""
     return {
         "svg.fonttype": "none",
@@ -98,7 +107,9 @@ def _svg(figure: Figure, axes: Axes) -> str:
     """An <svg> element for an HTML page."""
     axes.grid(axis="y", linewidth=0.6)
     axes.set_axisbelow(True)
-    axes.legend(frameon=False, fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, handlelength=2.2, columnspacing=1.4)
+    axes.legend(
+        frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2, handlelength=2.0, columnspacing=1.2
+    )
     out = io.StringIO()
     figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = out.getvalue()
@@ -107,4 +118,6 @@ def _svg(figure: Figure, axes: Axes) -> str:
     for stand_in, variable in VARIABLES.items():
         svg = svg.replace(stand_in, variable)
     # The page gives it its width; matplotlib's points would not shrink on a narrow screen.
-    return re.sub(r'<svg ([^>]*?)width="[^"]*"', r"<svg \1", re.sub(r'<svg ([^>]*?)height="[^"]*"', r"<svg \1", svg, count=1), count=1)
+    return re.sub(
+        r'<svg ([^>]*?)width="[^"]*"', r"<svg \1", re.sub(r'<svg ([^>]*?)height="[^"]*"', r"<svg \1", svg, count=1), count=1
+    )

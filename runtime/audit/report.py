@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from .findings import Cluster, Finding, Grade, Group, by_group, copied_often, li
 from .plots import distribution, exceedance
 from .run import PRIVATE, Audit
 from .statistics import rate_interval
-from .words import answer, counted, percent, share
+from .words import about, answer, counted, percent, share
 
 __all__ = ["CSV", "HTML", "JSON", "PDF", "Shown", "write_report"]
 
@@ -48,7 +49,8 @@ UNREAD_AT_MOST = 200
 THUMBNAIL, QUALITY = 208, 78
 """Longest side in pixels, and JPEG's quality: some 8 KB each."""
 COLUMNS = (
-    "path", "grade", "score", "plain_score", "frame", "look", "reference", "reference_frame", "agreement", "matches", "matches_total",
+    "path", "grade", "score", "plain_score", "frame", "look", "reference", "reference_frame", "agreement", "matches",
+    "matches_total",
     "unreadable", "sha256", "folder", "class", "ds_name",
 )  # fmt: skip
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -83,7 +85,9 @@ class _Pair:
     reference_picture: str | None
 
 
-def write_report(audit: Audit, shown: Shown, progress: Callable[..., Iterable[Any]] = lambda items, total, what: items) -> list[Path]:
+def write_report(
+    audit: Audit, shown: Shown, progress: Callable[..., Iterable[Any]] = lambda items, total, what: items
+) -> list[Path]:
     """Write the files into the request's folder, and say which.
 
     Raises:
@@ -189,9 +193,9 @@ def _pairs(audit: Audit, shown: Shown, progress: Callable[..., Iterable[Any]]) -
         others = tuple(audit.pseudonyms.name(match.key) for match in finding.matches if nearest is None or match.key != nearest.key)
         released = reference = None
         if number <= pictured:
-            released = _thumbnail(lambda finding=finding: _released_pixels(audit, finding))
+            released = _thumbnail(partial(_released_pixels, audit, finding))
             if shown.reference and nearest is not None:
-                reference = _thumbnail(lambda nearest=nearest: audit.pixels(nearest))
+                reference = _thumbnail(partial(audit.pixels, nearest))
         yield _Pair(number, finding, audit.pseudonyms.name(nearest.key) if nearest else "", others, released, reference)
 
 
@@ -224,13 +228,17 @@ def _page(audit: Audit, shown: Shown, content: Mapping[str, Any], pairs: Sequenc
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=percent, share=lambda pair: share(*pair), plain=_printable, score=_score)
+    environment.filters.update(about=about, percent=percent, share=lambda pair: share(*pair), plain=_printable, score=_score)
     released = np.array([finding.score for finding in audit.findings if finding.score is not None], np.float64)
     holdout = audit.tests.scores if audit.tests else None
-    plots = [] if not len(released) else [
-        Markup(distribution(released, holdout, audit.limit.value)),  # noqa: S704  # matplotlib's, of numbers alone
-        Markup(exceedance(released, holdout, audit.limit.value)),  # noqa: S704
-    ]
+    plots = (
+        []
+        if not len(released)
+        else [
+            Markup(distribution(released, holdout, audit.limit.value)),  # matplotlib's, of numbers alone
+            Markup(exceedance(released, holdout, audit.limit.value)),
+        ]
+    )
     near = sorted((f for f in audit.findings if f.grade is Grade.NEAR), key=lambda finding: -(finding.score or 0.0))
     unread = [finding for finding in audit.findings if finding.reasons]
     found = [finding for finding in audit.findings if finding.found]
@@ -301,6 +309,10 @@ def _score(value: float | None) -> str:
 
 
 def _weasyprint() -> Any:
+    """WeasyPrint, imported without what it changes: it has Pillow accept damaged pictures, in the whole process."""
+    from PIL import ImageFile
+
+    before = ImageFile.LOAD_TRUNCATED_IMAGES
     try:
         import weasyprint
     except ModuleNotFoundError as error:
@@ -312,6 +324,8 @@ def _weasyprint() -> Any:
             "--pdf needs the system's Pango library (Debian: apt-get install libpango-1.0-0 libpangoft2-1.0-0 "
             f"libharfbuzz-subset0), or print {HTML} in a browser"
         ) from error
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
     return weasyprint
 
 

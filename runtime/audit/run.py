@@ -280,7 +280,9 @@ class _Work:
                 promoted = by_trial(len(best), promoted_there, len(kept))
             copies = tuple(holdout.items[at].name for at, value in held_agreeing.items() if value is not None and value >= AGREES)
             memorization = self._memorization(released, holdout, kept, best, held)
-            tests = Tests(len(kept), len(holdout.readable) - len(kept), copies, scores if scores is not None else np.empty(0), memorization)
+            tests = Tests(
+                len(kept), len(holdout.readable) - len(kept), copies, scores if scores is not None else np.empty(0), memorization
+            )
         for finding in findings:  # so that what has a pseudonym does not depend on what a report shows
             for match in (finding.nearest, *finding.matches):
                 if match and finding.grade is not Grade.CLEAR:
@@ -569,7 +571,11 @@ def _private(out: Path) -> Path:
 def _described(gallery: Gallery) -> dict[str, object]:
     """What an index says of itself, but for where it lies."""
     facts = gallery.describe()
-    return {name: facts[name] for name in ("pictures", "frames", "distinct_vectors", "created", "fingerprint", "search") if name in facts}
+    return {
+        name: facts[name]
+        for name in ("pictures", "frames", "distinct_vectors", "created", "fingerprint", "search")
+        if name in facts
+    }
 
 
 def _sha256(data: bytes) -> bytes:

@@ -138,9 +138,7 @@ def _first(holds: Callable[[int], bool], end: int) -> int:
 
 def by_rate(pictures: int, low: float, middle: float, high: float) -> Excess:
     """False positives when the rate for one picture is between two values: binomial, out to the ends of both."""
-    return Excess(
-        pictures * middle, int(stats.binom.ppf(TAIL, pictures, low)), int(stats.binom.ppf(1 - TAIL, pictures, high))
-    )
+    return Excess(pictures * middle, int(stats.binom.ppf(TAIL, pictures, low)), int(stats.binom.ppf(1 - TAIL, pictures, high)))
 
 
 def excess_by_rank(found: int, pictures: int, rank: int, holdout: int) -> float:
