@@ -32,6 +32,7 @@ from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply
 from .codestream import COMPRESSED, Expected, decode_codestream
 from .depth import nominal_depth, to_8_bit
 from .errors import PictureError, Reason
+from .identifiers import identifiers_of
 from .preprocess import BLANK_LEVELS
 
 __all__ = ["Dicom", "open_dicom"]
@@ -57,10 +58,12 @@ class Dicom:
 
     Attributes:
         frames: how many there are, 1 or more.
+        identifiers: whose it is, by its header.
     """
 
     def __init__(self, dataset: Dataset, syntax: str, expected: Expected, frames: int) -> None:
         self.frames = frames
+        self.identifiers = identifiers_of(dataset)
         self._dataset = dataset
         self._syntax = syntax
         self._expected = expected

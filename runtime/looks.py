@@ -49,6 +49,7 @@ class Views:
         self._picture, self._looks = picture, looks
         self._seen: tuple[int, NDArray[np.uint8]] | None = None
         self.frames = picture.frames * len(looks)
+        self.identifiers = picture.identifiers
 
     def frame(self, number: int) -> NDArray[np.uint8]:
         """As `Picture.frame`. The frame that was decoded last is kept, for its other looks come next."""

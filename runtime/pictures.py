@@ -33,6 +33,7 @@ from .files import (
     sniff,
     walk,
 )
+from .identifiers import Identifiers
 from .raster import Raster, open_raster
 
 __all__ = [
@@ -67,6 +68,11 @@ class Picture:
     def frames(self) -> int:
         """How many frames there are, 1 or more."""
         return self._source.frames
+
+    @property
+    def identifiers(self) -> Identifiers:
+        """Whose it is, by its header: of DICOM objects; other files do not say."""
+        return self._source.identifiers if isinstance(self._source, Dicom) else Identifiers()
 
     def frame(self, number: int) -> NDArray[np.uint8]:
         """Decode frame `number`, from 0: RGB, uint8 (height, width, 3), as a viewer shows it.

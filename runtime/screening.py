@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -25,9 +25,9 @@ from .bundle import Bundle, open_bundle
 from .encoder import Encoder
 from .errors import EncodingError, GalleryError, KeyConflictError, LcmemError, PictureError, Reason, UsageError
 from .files import DEFAULT_LIMITS, Found, Limits, Skipped, Unfound, picture_name, read_file, walk
-from .gallery import Added, Gallery, Hit, Search
-from .gallery.store import Entry
+from .gallery import DEFAULT_GALLERY, Added, Entry, Gallery, Hit, Identity, Search, check_gallery_name
 from .head import Floats, check_threshold
+from .identifiers import Identifiers
 from .looks import Embedded, Look, Views
 from .machine import cpu_limit
 from .pictures import Picture, open_picture
@@ -47,6 +47,9 @@ FRAMES_AHEAD = 16
 so that one file of 4,000 frames does not fill the memory."""
 BATCH_PIXELS = 8 * 256 * 256
 """A batch holds as many pictures as fit in here: 8 of 256 x 256, 2 of 512 x 512. Larger batches were no faster on CPUs."""
+
+
+NOBODY = Identifiers()
 
 
 class Verdict(StrEnum):
@@ -72,6 +75,8 @@ class Result:
         total: how many there are, of which `matches` lists the best.
         nearest: the best gallery picture, match or not.
         sha256: of the file, hex; None when it could not be read.
+        identities: the patients of the matches, best first.
+        complete: False where the graph's search ended before it had reached all that may match (see `SearchResult`).
     """
 
     path: str
@@ -84,6 +89,8 @@ class Result:
     total: int = 0
     nearest: Hit | None = None
     sha256: str | None = None
+    identities: tuple[Identity, ...] = ()
+    complete: bool = True
 
     def as_json(self) -> dict[str, Any]:
         """The line of JSON that `scan --json` prints. Fields are added in later versions, never removed or redefined."""
@@ -99,6 +106,8 @@ class Result:
             "matches_total": self.total,
             "nearest": _hit_json(self.nearest) if self.nearest else None,
             "sha256": self.sha256,
+            "identities": [{"patient": one.patient, "score": one.score, "best": _hit_json(one.best)} for one in self.identities],
+            "complete": self.complete,
         }
 
 
@@ -165,6 +174,7 @@ class _Frame:
     number: int | None
     last: bool
     value: NDArray[Any] | LcmemError | None
+    identifiers: Identifiers = NOBODY
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,6 +186,7 @@ class _Prepared:
     ahead: tuple[NDArray[np.uint8] | PictureError, ...] = ()
     picture: Picture | Views | None = None
     error: PictureError | None = None
+    identifiers: Identifiers = NOBODY
 
 
 class Screener:
@@ -275,32 +286,43 @@ class Screener:
 
     # -- many ------------------------------------------------------------------------------------------------------
 
-    def index(self, paths: Iterable[Where], gallery: Gallery, on_skip: Callable[[Path], None] | None = None) -> Iterator[Indexed]:
+    def index(
+        self,
+        paths: Iterable[Where],
+        gallery: Gallery,
+        on_skip: Callable[[Path], None] | None = None,
+        *,
+        name: str = DEFAULT_GALLERY,
+    ) -> Iterator[Indexed]:
         """Add pictures to a gallery. Each is on disk when its `Indexed` is yielded, so stopping at any moment loses nothing.
 
-        A file that is in the gallery already, by its content, is not embedded again.
+        A file that is in the gallery already, by its content, is not embedded again. Of a DICOM object, pseudonyms of its patient
+        and study are kept beside it (see `SiteKey`).
 
         Args:
             paths: files and folders (recursive), or what `walk` found in them.
             gallery: opened for writing, of the same bundle.
             on_skip: is told of files in folders that are no pictures.
+            name: the group within the index that they are added to.
 
         Yields:
             An `Indexed` a file, in order.
 
         Raises:
             GalleryError: the gallery cannot be written.
+            UsageError: a name that is none, or the site key cannot be opened or is another than the index's.
         """
         self._check(gallery)
+        check_gallery_name(name)
 
         def known(content: bytes, path: Path) -> bool:
-            return gallery.status(_key(path), content) is not Added.NEW
+            return gallery.status(_key(path), content, name) is not Added.NEW
 
         parts: list[_Frame] = []
         for frame in self._embedded(self._frames_ahead(paths, on_skip, known)):
             parts.append(frame)
             if frame.last:
-                yield _add(parts, gallery)
+                yield _add(parts, gallery, name)
                 parts = []
 
     def embed_each(
@@ -340,6 +362,7 @@ class Screener:
         threshold: float | None = None,
         top: int = 5,
         search: Search | str = Search.AUTO,
+        galleries: Collection[str] | None = None,
         on_skip: Callable[[Path], None] | None = None,
     ) -> Iterator[Result]:
         """Screen pictures against a gallery.
@@ -350,13 +373,14 @@ class Screener:
             threshold: score in (0, 1); None takes the bundle's.
             top: how many matches to list a frame.
             search: see `Search`.
+            galleries: the groups of the index to screen against; None screens against all.
             on_skip: is told of files in folders that are no pictures.
 
         Yields:
             A `Result` a frame, in order; one for the whole picture when it cannot be opened.
 
         Raises:
-            UsageError: a threshold or `top` out of range.
+            UsageError: a threshold or `top` out of range, or a gallery that is not in the index.
             GalleryError: the gallery is damaged, or empty: then everything would be clear.
         """
         self._check(gallery)
@@ -368,7 +392,7 @@ class Screener:
         for frame in self._embedded(self._frames_ahead(paths, on_skip)):
             result = Result(frame.path, frame.number, Verdict.ERROR, Reason.BELOW_THRESHOLD, limit, sha256=_hex(frame.content))
             if isinstance(frame.value, np.ndarray):
-                (found,) = gallery.search(frame.value[None], limit, top=top, how=search)
+                (found,) = gallery.search(frame.value[None], limit, top=top, how=search, galleries=galleries)
                 yield replace(
                     result,
                     verdict=Verdict.MATCH if found.total else Verdict.CLEAR,
@@ -376,6 +400,8 @@ class Screener:
                     matches=found.matches,
                     total=found.total,
                     nearest=found.nearest,
+                    identities=found.identities,
+                    complete=found.complete,
                 )
             else:
                 reason, detail = _explain(frame.value)
@@ -449,7 +475,9 @@ class Screener:
             return _Prepared(content, error=error)
         except MemoryError:
             return _Prepared(content, error=PictureError(Reason.OUT_OF_MEMORY, "there was not enough memory to read it"))
-        return _Prepared(content, picture.frames, ahead, picture if picture.frames > len(ahead) else None)
+        return _Prepared(
+            content, picture.frames, ahead, picture if picture.frames > len(ahead) else None, identifiers=picture.identifiers
+        )
 
     def _one_frame(self, picture: Picture | Views, number: int) -> NDArray[np.uint8] | PictureError:
         try:
@@ -470,7 +498,8 @@ class Screener:
                 if prepared.picture is None or number < len(prepared.ahead)
                 else self._one_frame(prepared.picture, number)
             )
-            yield _Frame(path, prepared.content, prepared.frames, number, number == prepared.frames - 1, value)
+            last = number == prepared.frames - 1
+            yield _Frame(path, prepared.content, prepared.frames, number, last, value, prepared.identifiers)
 
     def _embedded(self, frames: Iterable[_Frame]) -> Iterator[_Frame]:
         """The same frames in the same order, pixels replaced by embeddings, in batches across pictures."""
@@ -507,8 +536,8 @@ def _key(path: Path) -> str:
     return str(picture_name(Path(os.path.abspath(path))))
 
 
-def _add(parts: Sequence[_Frame], gallery: Gallery) -> Indexed:
-    """Add one picture's frames to the gallery, and say what became of it."""
+def _add(parts: Sequence[_Frame], gallery: Gallery, name: str) -> Indexed:
+    """Add one picture's frames to a gallery, and say what became of it."""
     first = parts[0]
     errors = [(part.number, *_explain(part.value)) for part in parts if isinstance(part.value, LcmemError)]
     embeddings = {part.number: part.value for part in parts if isinstance(part.value, np.ndarray) and part.number is not None}
@@ -516,11 +545,11 @@ def _add(parts: Sequence[_Frame], gallery: Gallery) -> Indexed:
         return Indexed(first.path, None, 0, tuple(errors))
     try:
         # Asked again: an equal file may have been added since the worker looked.
-        added = gallery.status(key := _key(Path(first.path)), first.content)
+        added = gallery.status(key := _key(Path(first.path)), first.content, name)
         if added is Added.COPY:
-            gallery.add_copy(key, first.content)
+            gallery.add_copy(key, first.content, name)
         elif added is Added.NEW:
-            gallery.add(Entry(key, first.content, first.frames, embeddings))
+            gallery.add(Entry(key, first.content, first.frames, embeddings, name, *_pseudonyms(first.identifiers, gallery)))
     except KeyConflictError as error:
         return Indexed(first.path, None, 0, ((None, Reason.KEY_CONFLICT, str(error)),))
     return Indexed(first.path, added, len(embeddings), tuple(errors))
@@ -534,16 +563,21 @@ def _together(parts: Sequence[_Frame], looks: int) -> Embedded:
         errors = () if known else ((None, *_explain(first.value)),)
         return Embedded(first.path, first.content, 0, {}, errors, known)
     embeddings: dict[int, Floats] = {}
-    errors_by_frame: dict[int, tuple[int | None, Reason, str]] = {}
-    for number in range(0, len(parts), looks):
-        parts_of_it = [part.value for part in parts[number : number + looks]]
-        views = [view for view in parts_of_it if isinstance(view, np.ndarray)]
-        wrong = [view for view in parts_of_it if not isinstance(view, np.ndarray)]
-        if wrong:
-            errors_by_frame[number // looks] = (number // looks, *_explain(wrong[0]))
+    wrong: list[tuple[int | None, Reason, str]] = []
+    for number in range(len(parts) // looks):
+        seen = [part.value for part in parts[number * looks : (number + 1) * looks]]
+        views = [view for view in seen if isinstance(view, np.ndarray)]
+        if len(views) == looks:
+            embeddings[number] = np.stack(views)
         else:
-            embeddings[number // looks] = np.stack(views)
-    return Embedded(first.path, first.content, len(parts) // looks, embeddings, tuple(errors_by_frame.values()))
+            wrong.append((number, *_explain(next(view for view in seen if not isinstance(view, np.ndarray)))))
+    return Embedded(first.path, first.content, len(parts) // looks, embeddings, tuple(wrong))
+
+
+def _pseudonyms(whose: Identifiers, gallery: Gallery) -> tuple[str | None, str | None]:
+    """A patient's and a study's pseudonyms; the site key is not asked for where there is nothing to hide."""
+    patient = gallery.site_key().patient(whose.patient_id, whose.issuer) if whose.patient_id else None
+    return patient, gallery.site_key().study(whose.study_uid) if whose.study_uid else None
 
 
 def _explain(error: object) -> tuple[Reason, str]:
@@ -556,4 +590,11 @@ def _hex(content: bytes | None) -> str | None:
 
 
 def _hit_json(hit: Hit) -> dict[str, Any]:
-    return {"key": hit.key, "frame": hit.frame, "score": hit.score}
+    return {
+        "key": hit.key,
+        "frame": hit.frame,
+        "score": hit.score,
+        "gallery": hit.gallery,
+        "patient": hit.patient,
+        "study": hit.study,
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -40,6 +41,8 @@ PRIVATE = "private"
 """The part of a report's folder that is not to be passed on: embeddings, the key of the pseudonyms, what they stand for."""
 COMPARED_AT_MOST = 4_000
 """Pairs that are compared pixel by pixel, best scores first: some 25 ms each."""
+IN_MEMORY_UP_TO = 200_000
+"""Frames of an index up to which it is searched in memory: 0.5 GB at 512 features."""
 BATCH = 256
 FEWEST_FOR_TESTS = 5
 
@@ -217,19 +220,20 @@ def audit(
             gallery = open_things.enter_context(Gallery.open(request.reference, screener.bundle, warn=warn))
             if not len(gallery):
                 raise GalleryError(f"{request.reference} holds no pictures, so nothing can be found in it: add some first")
-            searchable: Searchable = InIndex(gallery, request.search)
+            searchable, contents = _of_index(screener, gallery, request.search)
         else:
             reference = embedded(request.reference, "the reference", ())
             if not len(reference.embeddings):
                 raise GalleryError(f"{request.reference} holds no picture that can be read: there is nothing to compare with")
             searchable = _in_memory(screener, reference)
+            contents = {item.name: item.content for item in reference.items if item.content}
         released = embedded(request.released, "the released pictures", looks)
         if not released.items:
             raise UsageError(f"{request.released} holds no picture: there is nothing to audit")
         holdout = embedded(request.holdout, "the hold-out", looks) if request.holdout else None
         names = [item.name for item in released.items]
         labels = read_labels(request.labels, names) if request.labels else {}
-        work = _Work(screener, request, progress, searchable, reference, gallery)
+        work = _Work(screener, request, progress, searchable, contents, reference, gallery)
         return work.audit(released, holdout, labels, Pseudonyms(private / "pseudonyms.key"), started)
 
 
@@ -242,13 +246,15 @@ class _Work:
         request: Request,
         progress: Progress,  # type: ignore[type-arg]
         searchable: Searchable,
+        contents: dict[str, bytes] | None,
         reference: PictureSet | None,
         gallery: Gallery | None,
     ) -> None:
         self.screener, self.request, self.progress = screener, request, progress
         self.searchable, self.reference, self.gallery = searchable, reference, gallery
         self.bundle = screener.bundle
-        self._contents = {item.content for item in reference.items if item.content} if reference else set()
+        self._content_of = contents
+        self._contents = set(contents.values()) if contents is not None else None
         self._paths = {item.name: item for item in reference.items} if reference else {}
 
     def audit(
@@ -434,7 +440,12 @@ class _Work:
             if not path.is_absolute() or not path.is_file() or self.gallery is None:
                 return None
             data = read_file(path, self.screener.limits)
-            if self.gallery.status(match.key, _sha256(data)) is not Added.KNOWN:
+            content = hashlib.sha256(data).digest()
+            if self._content_of is not None:
+                as_indexed = self._content_of.get(match.key) == content
+            else:
+                as_indexed = self.gallery.status(match.key, content) is Added.KNOWN
+            if not as_indexed:
                 return None
             return open_picture(data, self.screener.limits, path.name).frame(match.frame)
         except (PictureError, OSError, ValueError):
@@ -446,7 +457,7 @@ class _Work:
         """Whether this file, byte by byte, is in the reference."""
         if item.content is None:
             return False
-        if self.reference:
+        if self._contents is not None:
             return item.content in self._contents
         return self.gallery is not None and self.gallery.status("", item.content) is not Added.NEW
 
@@ -537,6 +548,20 @@ def _in_memory(screener: Screener, reference: PictureSet) -> InMemory:
     )
 
 
+def _of_index(screener: Screener, gallery: Gallery, how: str) -> tuple[Searchable, dict[str, bytes] | None]:
+    """An index to search, with its pictures' sha256 by key: in memory and exactly, unless it is large or its graph is asked for."""
+    if how == "hnsw" or len(gallery) > IN_MEMORY_UP_TO:
+        return InIndex(gallery, how), None
+    keys, frames, contents = [], [], {}
+    embeddings = np.empty((len(gallery), screener.bundle.features), np.float32)
+    for row, record in enumerate(gallery.entries()):
+        keys.append(record.key)
+        frames.append(record.frame)
+        embeddings[row] = record.embedding
+        contents[record.key] = record.content
+    return InMemory(screener.bundle.head, keys, frames, embeddings), contents
+
+
 def _walked(folder: Path) -> tuple[list[FoundFile | Unfound], int]:
     found: list[FoundFile | Unfound] = []
     skipped = 0
@@ -576,9 +601,3 @@ def _described(gallery: Gallery) -> dict[str, object]:
         for name in ("pictures", "frames", "distinct_vectors", "created", "fingerprint", "search")
         if name in facts
     }
-
-
-def _sha256(data: bytes) -> bytes:
-    import hashlib
-
-    return hashlib.sha256(data).digest()
