@@ -154,7 +154,7 @@ def _report(done: Audit, written: list[Path], as_json: bool, quiet: bool) -> int
             )
         )
     else:
-        click.echo(f"{said.title}\n\n{printable(' '.join(said.sentences))}\n")
+        click.echo(f"{said.title}\n\n{printable(' '.join((*said.sentences, *said.caveats)))}\n")
         if not quiet:
             for path in written:
                 click.echo(f"wrote {printable(str(path))}")

@@ -33,7 +33,12 @@ def document(audit: Audit, command: str, made: datetime) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "made": made.isoformat(timespec="seconds"),
         "seconds": round(audit.seconds, 1),
-        "answer": {"verdict": said.verdict.value, "title": said.title, "sentences": list(said.sentences)},
+        "answer": {
+            "verdict": said.verdict.value,
+            "title": said.title,
+            "sentences": list(said.sentences),
+            "caveats": list(said.caveats),
+        },
         "counts": {
             "released": len(audit.findings),
             "judged": judged,
@@ -146,6 +151,7 @@ def _limit(limit: Limit) -> dict[str, Any]:
     return {
         "value": limit.value,
         "near_from": limit.near,
+        "pixels_compared_from": limit.compare,
         "basis": limit.basis.value,
         "source": limit.source,
         "holdout_rank": limit.rank,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -31,10 +31,11 @@ from .statistics import (
 
 __all__ = ["NEAR_TIMES", "Basis", "ByChance", "Limit", "by_chance", "choose_limit"]
 
-NEAR_TIMES = 3
-"""Near the threshold is what this many times as many hold-out pictures reach."""
-NEAR_ODDS = 4.0
-"""Without a hold-out: what has odds of being the same, as the model gives them, of at least a quarter of the threshold's."""
+NEAR_TIMES, COMPARE_TIMES = 3, 10
+"""Near the threshold is what three times as many hold-out pictures reach; pixels are compared from ten times as many on. That is
+where three in four of the strongly turned copies of phantoms lie that the model alone misses (docs/audit.md)."""
+NEAR_ODDS, COMPARE_ODDS = 4.0, 30.0
+"""Without a hold-out: by how much the odds of being the same, as the model gives them, may be smaller than the threshold's."""
 FIGURES = "copies, at the bundle's threshold"
 """The model card's table of false-positive rates at the threshold that the bundle ships with."""
 FEWEST_PAIRS = 1000
@@ -58,6 +59,7 @@ class Limit:
 
     Attributes:
         near: scores from here up to it are near it.
+        compare: pairs that score so much or more are compared pixel by pixel.
         basis, source: where it comes from, for programs and in words.
         rank: of the hold-out's score that it is, 1 for the highest; None where it is no hold-out picture's score.
         warning: what is wrong with it, in words.
@@ -66,6 +68,7 @@ class Limit:
 
     value: float
     near: float
+    compare: float
     basis: Basis
     source: str
     rank: int | None = None
@@ -104,10 +107,10 @@ def choose_limit(bundle: Bundle, wanted: float, *, given: float | None, stored: 
     if not 0.0 < wanted <= 0.5:
         raise UsageError(f"a wanted false-positive rate of {wanted} makes no sense: give one above 0 and up to 0.5, such as 0.01")
     if given is not None:
-        return _with_near(Limit(given, 0.0, Basis.GIVEN, "given with --threshold"), wanted, holdout)
+        return _with_near(Limit(given, 0.0, 0.0, Basis.GIVEN, "given with --threshold"), wanted, holdout)
     if stored is not None:
         return _with_near(stored, wanted, holdout)
-    own = Limit(bundle.threshold.value, 0.0, Basis.BUNDLE, f"the bundle's, for pairs: {bundle.threshold.source}")
+    own = Limit(bundle.threshold.value, 0.0, 0.0, Basis.BUNDLE, f"the bundle's, for pairs: {bundle.threshold.source}")
     if holdout is None or not len(holdout):
         return _with_near(own, wanted, None)
     ordered = np.sort(holdout)[::-1]
@@ -115,7 +118,7 @@ def choose_limit(bundle: Bundle, wanted: float, *, given: float | None, stored: 
     value = min(float(ordered[rank - 1]), math.nextafter(1.0, 0.0))
     if value <= bundle.threshold.value:
         source = f"{own.source}. Fewer than the wanted {100 * wanted:g} % of the hold-out's pictures reach it"
-        return _with_near(Limit(own.value, 0.0, Basis.BUNDLE, source), wanted, holdout)
+        return _with_near(Limit(own.value, 0.0, 0.0, Basis.BUNDLE, source), wanted, holdout)
     fewest = math.ceil(1 / wanted) - 1
     warning = None
     if len(holdout) < fewest:
@@ -124,25 +127,22 @@ def choose_limit(bundle: Bundle, wanted: float, *, given: float | None, stored: 
             f"{len(holdout)}. The threshold is its highest score, which "
             f"{100 / (len(holdout) + 1):.2g} % of others are expected to reach."
         )
+    reach = "its highest score" if rank == 1 else f"the score that {rank} of its {len(holdout)} pictures reach"
     source = (
-        f"set by the hold-out: the score that {rank} of its {len(holdout)} pictures reach{'es' if rank == 1 else ''} against this "
-        f"reference, for a wanted false-positive rate of {100 * wanted:g} % a picture; "
+        f"set by the hold-out: {reach} against this reference, for a wanted false-positive rate of {100 * wanted:g} % a picture; "
         f"the bundle's own, {own.value:.4g}, is for pairs"
     )
-    return _with_near(
-        Limit(value, 0.0, Basis.HOLDOUT, source.replace("1 of its", "one of its", 1) if rank == 1 else source, rank, warning),
-        wanted,
-        holdout,
-    )
+    return _with_near(Limit(value, 0.0, 0.0, Basis.HOLDOUT, source, rank, warning), wanted, holdout)
 
 
 def _with_near(limit: Limit, wanted: float, holdout: Doubles | None) -> Limit:
-    odds = limit.value / (1 - limit.value) / NEAR_ODDS
-    near = odds / (1 + odds)
-    if holdout is not None and len(holdout):
-        reaching = max(wanted, float((holdout >= limit.value).mean())) * NEAR_TIMES
-        near = min(limit.value, float(np.quantile(holdout, max(0.0, 1 - reaching))))
-    return Limit(limit.value, near, limit.basis, limit.source, limit.rank, limit.warning, limit.stored_rate)
+    if holdout is None or not len(holdout):
+        odds = limit.value / (1 - limit.value)
+        near, compare = (odds / by / (1 + odds / by) for by in (NEAR_ODDS, COMPARE_ODDS))
+    else:
+        reached = max(wanted, float((holdout >= limit.value).mean()))
+        near, compare = (float(np.quantile(holdout, max(0.0, 1 - times * reached))) for times in (NEAR_TIMES, COMPARE_TIMES))
+    return replace(limit, near=min(near, limit.value), compare=min(compare, limit.value))
 
 
 def by_chance(

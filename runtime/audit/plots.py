@@ -12,6 +12,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
 from numpy.typing import NDArray
 
 __all__ = ["distribution", "exceedance"]
@@ -106,6 +107,8 @@ def _settings(salt: str) -> dict[Any, Any]:
 def _svg(figure: Figure, axes: Axes) -> str:
     """An <svg> element for an HTML page."""
     axes.grid(axis="y", linewidth=0.6)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda share, place: f"{100 * share:g} %"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_axisbelow(True)
     axes.legend(
         frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2, handlelength=2.0, columnspacing=1.2

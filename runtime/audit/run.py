@@ -273,8 +273,8 @@ class _Work:
         limit = self._limit(stored, scores)
         best = self._best(released, "searching", limit.value)
         chance = self._chance(limit, best, scores, released.looks)
-        agreeing, compared, left = self._compare(released, best, limit.near)
-        held_agreeing, _, _ = self._compare(holdout, {at: held[at] for at in kept}, limit.near) if holdout else ({}, 0, 0)
+        agreeing, compared, left = self._compare(released, best, limit.compare)
+        held_agreeing, _, _ = self._compare(holdout, {at: held[at] for at in kept}, limit.compare) if holdout else ({}, 0, 0)
         findings = [self._finding(released, at, best.get(at), limit, agreeing.get(at), labels) for at in range(len(released.items))]
         tests = promoted = None
         if holdout and kept:
@@ -406,10 +406,10 @@ class _Work:
 
     # -- pixels ----------------------------------------------------------------------------------------------------
 
-    def _compare(self, pictures: PictureSet, best: dict[int, _Best], near: float) -> tuple[dict[int, float | None], int, int]:
-        """Correlation of detail with the nearest reference picture, of each picture near the threshold or above; how many
+    def _compare(self, pictures: PictureSet, best: dict[int, _Best], least: float) -> tuple[dict[int, float | None], int, int]:
+        """Correlation of detail with the nearest reference picture, of each picture that scores `least` or more; how many
         were compared, and how many were not for want of time."""
-        wanted = sorted((at for at, each in best.items() if each.best.score >= near), key=lambda at: -best[at].best.score)
+        wanted = sorted((at for at, each in best.items() if each.best.score >= least), key=lambda at: -best[at].best.score)
         chosen, left = wanted[:COMPARED_AT_MOST], len(wanted) - COMPARED_AT_MOST
 
         def compared(at: int) -> float | None:

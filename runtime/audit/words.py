@@ -31,11 +31,12 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Answer:
-    """A verdict, a line that says it, and the sentences of the paragraph under it."""
+    """A verdict, a line that says it, the sentences of the paragraph under it, and what must be kept in mind with it."""
 
     verdict: Verdict
     title: str
     sentences: tuple[str, ...]
+    caveats: tuple[str, ...] = ()
 
 
 def percent(value: float) -> str:
@@ -73,11 +74,8 @@ def answer(audit: Audit) -> Answer:
     unread = sum(bool(finding.reasons) for finding in audit.findings)
     unread_reference = len(audit.reference.unreadable) if audit.reference else 0
     if not judged:
-        return Answer(
-            Verdict.INCOMPLETE,
-            "Nothing could be judged: no released picture could be read",
-            _caveats(audit, unread, unread_reference),
-        )
+        title = "Nothing could be judged: no released picture could be read"
+        return Answer(Verdict.INCOMPLETE, title, (), _caveats(audit, unread, unread_reference))
     of = f"{counted(found, 'released picture')} of {judged:,} match{'es' if found == 1 else ''} the reference"
     if found and (counts[Grade.IDENTICAL] or counts[Grade.MEMORIZED] or not _explained(audit)):
         verdict, title = Verdict.FOUND, of
@@ -88,7 +86,7 @@ def answer(audit: Audit) -> Answer:
     else:
         verdict, title = Verdict.NONE, f"No match was found among {counted(judged, 'released picture')}"
     body = (_counts(audit, counts, found, judged), _chance(audit, found), _sensitivity(audit, found, judged))
-    return Answer(verdict, title, (*(text for text in body if text), *_caveats(audit, unread, unread_reference)))
+    return Answer(verdict, title, tuple(text for text in body if text), _caveats(audit, unread, unread_reference))
 
 
 def _caveats(audit: Audit, unread: int, unread_reference: int) -> tuple[str, ...]:
@@ -176,6 +174,8 @@ def _chance(audit: Audit, found: int) -> str:
     if matched > count.high:
         sure = f"at least {matched - count.high:,} of the {matched:,} that score above the threshold"
         return f"{said} So {sure} cannot be put down to chance."
+    if any(finding.grade in (Grade.IDENTICAL, Grade.MEMORIZED) for finding in audit.findings):
+        return f"{said} The number alone would prove nothing; that the pixels agree does."
     return f"{said} So the number of matches by itself proves nothing; the pairs below must be looked at."
 
 
