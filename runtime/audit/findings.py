@@ -30,11 +30,10 @@ class Grade(StrEnum):
     """What became of a released picture; each has one.
 
     `identical`: a reference picture's file, byte by byte. `memorized`: it agrees with a reference picture pixel by pixel, laid over
-    it, and scores at or above the threshold or
-    not too far below. `re-identified`: at or above the threshold, but the pixels do not agree:
-    another picture of the same patient, a copy altered further than that comparison sees, or a false positive. `match`: at or
-    above the threshold, and the reference picture was not at hand to be compared. `near`: below the threshold, but near.
-    `clear`: neither. `unreadable`: nothing can be said of it.
+    it, and scores at or above the threshold or not too far below. `re-identified`: at or above the threshold, but the pixels do
+    not agree: another picture of the same patient, a copy altered further than that comparison sees, or a false positive. `match`:
+    at or above the threshold, and the reference picture was not at hand to be compared. `near`: below the threshold, but near.
+    `clear`: none of these. `unreadable`: nothing can be said of it.
     """
 
     IDENTICAL = "identical"

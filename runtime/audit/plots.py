@@ -44,7 +44,7 @@ def distribution(released: Doubles, holdout: Doubles | None, limit: float) -> st
             axes.stairs(shares / len(scores), edges, color=colour, alpha=0.16, fill=True, baseline=1e-9)
         fewest = min(len(scores) for scores, *_ in _series(released, holdout))
         axes.set(yscale="log", ylim=(0.5 / max(len(released), fewest), 1.0), ylabel="share of the pictures")
-        return _svg(figure, axes)
+        return _svg(figure, axes, "distribution")
 
 
 def exceedance(released: Doubles, holdout: Doubles | None, limit: float) -> str:
@@ -57,7 +57,7 @@ def exceedance(released: Doubles, holdout: Doubles | None, limit: float) -> str:
                 ordered, 1.0 - np.arange(len(ordered)) / len(ordered), color=colour, linewidth=1.8, linestyle=style, label=label
             )
         axes.set(yscale="log", ylim=(0.5 / len(released), 1.4), ylabel="share that scores at least this")
-        return _svg(figure, axes)
+        return _svg(figure, axes, "exceedance")
 
 
 def _series(released: Doubles, holdout: Doubles | None) -> Sequence[tuple[Doubles, str, str, str]]:
@@ -104,8 +104,8 @@ def _settings(salt: str) -> dict[Any, Any]:
     }
 
 
-def _svg(figure: Figure, axes: Axes) -> str:
-    """An <svg> element for an HTML page."""
+def _svg(figure: Figure, axes: Axes, name: str) -> str:
+    """An <svg> element for an HTML page, whose ids are its own."""
     axes.grid(axis="y", linewidth=0.6)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda share, place: f"{100 * share:g} %"))
     axes.yaxis.set_minor_formatter(NullFormatter())
@@ -118,6 +118,7 @@ def _svg(figure: Figure, axes: Axes) -> str:
     svg = out.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
     for stand_in, variable in VARIABLES.items():
         svg = svg.replace(stand_in, variable)
     # The page gives it its width; matplotlib's points would not shrink on a narrow screen.
