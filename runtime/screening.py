@@ -14,7 +14,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from itertools import islice
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -25,13 +27,14 @@ from .bundle import Bundle, open_bundle
 from .encoder import Encoder
 from .errors import EncodingError, GalleryError, KeyConflictError, LcmemError, PictureError, Reason, UsageError
 from .files import DEFAULT_LIMITS, Found, Limits, Skipped, Unfound, picture_name, read_file, walk
-from .gallery import DEFAULT_GALLERY, Added, Entry, Gallery, Hit, Identity, Search, check_gallery_name
+from .gallery import DEFAULT_GALLERY, Added, Entry, Gallery, Hit, Identity, Search, SearchResult, check_gallery_name
 from .head import Floats, check_threshold
 from .identifiers import Identifiers
-from .looks import Embedded, Look, Views
+from .isolation import IsolatedPicture, Nursery
 from .machine import cpu_limit
-from .pictures import Picture, open_picture
-from .preprocess import check_rgb, is_blank, resize
+from .notes import SUSPICIOUS, Note
+from .pictures import Picture, open_picture, views_of
+from .preprocess import check_rgb
 from .providers import AUTO
 from .variants import AUTO_VARIANT
 
@@ -76,6 +79,7 @@ class Result:
         nearest: the best gallery picture, match or not.
         sha256: of the file, hex; None when it could not be read.
         identities: the patients of the matches, best first.
+        notes: what else a DICOM object holds that was not screened, such as overlays (see `Note`).
         complete: False where the graph's search ended before it had reached all that may match (see `SearchResult`).
     """
 
@@ -91,6 +95,7 @@ class Result:
     sha256: str | None = None
     identities: tuple[Identity, ...] = ()
     complete: bool = True
+    notes: tuple[Note, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """The line of JSON that `scan --json` prints. Fields are added in later versions, never removed or redefined."""
@@ -108,6 +113,7 @@ class Result:
             "sha256": self.sha256,
             "identities": [{"patient": one.patient, "score": one.score, "best": _hit_json(one.best)} for one in self.identities],
             "complete": self.complete,
+            "notes": [note.value for note in self.notes],
         }
 
 
@@ -163,9 +169,9 @@ class Comparison:
 class _Frame:
     """One frame on its way through the pipeline, or the news that a picture has none to give.
 
-    `value` is in turn the resized pixels, uint8 (size, size, 3), and the embedding, float32 (features,); an error in place of
-    either; or None for a file that needs no embedding. `number` is None where the picture as a whole is meant, and `last`
-    marks a picture's end.
+    `value` is in turn the views (see `Picture.views`), uint8 (views, size, size, 3), and their embeddings, float32 (views,
+    features); an error in place of either; or None for a file that needs no embedding. `number` is None where the picture as
+    a whole is meant, and `last` marks a picture's end.
     """
 
     path: str
@@ -175,6 +181,7 @@ class _Frame:
     last: bool
     value: NDArray[Any] | LcmemError | None
     identifiers: Identifiers = NOBODY
+    notes: tuple[Note, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,9 +191,10 @@ class _Prepared:
     content: bytes | None
     frames: int = 0
     ahead: tuple[NDArray[np.uint8] | PictureError, ...] = ()
-    picture: Picture | Views | None = None
+    picture: Picture | IsolatedPicture | None = None
     error: PictureError | None = None
     identifiers: Identifiers = NOBODY
+    notes: tuple[Note, ...] = ()
 
 
 class Screener:
@@ -199,9 +207,11 @@ class Screener:
         threads: for inference and for decoding; None takes what the container allows.
         session: an onnxruntime session of the caller's own, on the bundle's encoder.
         limits: bounds on what is decoded.
+        isolate: decode each picture in a process of its own, under limits on time and memory (see `isolation`): for files that
+            come from outside. It costs some 20 ms a picture. `close` then ends these processes.
 
     Raises:
-        BundleError, ProviderError, UsageError: see `open_bundle` and `Encoder`.
+        BundleError, ProviderError, UsageError: see `open_bundle` and `Encoder`; `isolate` works on Linux only.
     """
 
     def __init__(
@@ -213,12 +223,25 @@ class Screener:
         threads: int | None = None,
         session: ort.InferenceSession | None = None,
         limits: Limits = DEFAULT_LIMITS,
+        isolate: bool = False,
     ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
         self.encoder = Encoder(self.bundle, variant=variant, provider=provider, threads=threads, session=session)
         self.limits = limits
+        self._nursery = Nursery(limits) if isolate else None
         self._workers = threads or cpu_limit()
         self._batch = max(1, BATCH_PIXELS // self.bundle.image_size**2)
+
+    def close(self) -> None:
+        """End the decoders' processes, where there are any. They are started again when they are needed."""
+        if self._nursery:
+            self._nursery.close()
+
+    def __enter__(self) -> Screener:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
 
     # -- one picture or two ----------------------------------------------------------------------------------------
 
@@ -229,16 +252,30 @@ class Screener:
             picture: a path, a file's bytes, or an RGB array, uint8 (height, width, 3).
 
         Returns:
-            float32 (frames, features), in [0, 1]; one frame for an ordinary picture.
+            float32 (frames, features), in [0, 1]; one frame for an ordinary picture. Each frame as a viewer shows it.
 
         Raises:
             PictureError: it cannot be read, a frame cannot be decoded, or a frame is blank.
             EncodingError: the network's output is not finite.
         """
-        frames = [self._resized(frame) for frame in self._all_frames(picture)]
-        return np.concatenate(
-            [self.encoder.embed_resized(np.stack(frames[at : at + self._batch])) for at in range(0, len(frames), self._batch)]
-        )
+        return self._embed_pixels([views[0] for views in self._views(picture)])
+
+    def embed_renderings(self, picture: Source) -> list[Floats]:
+        """Embed one picture by all that its frames may look like: as a viewer shows them, and by their values alone.
+
+        Args, Raises:
+            As for `embed`.
+
+        Returns:
+            A float32 array (renderings, features) for each frame.
+        """
+        frames = list(self._views(picture))
+        ends = np.cumsum([len(views) for views in frames])
+        return np.split(self._embed_pixels([view for views in frames for view in views]), ends[:-1])
+
+    def _embed_pixels(self, pixels: Sequence[NDArray[np.uint8]]) -> Floats:
+        parts = [np.stack(pixels[at : at + self._batch]) for at in range(0, len(pixels), self._batch)]
+        return np.concatenate([self.encoder.embed_resized(part) for part in parts])
 
     def compare(self, first: Source, second: Source, threshold: float | None = None) -> Comparison:
         """Score two pictures: do they show the same?
@@ -251,26 +288,36 @@ class Screener:
             As for `embed`.
         """
         self._threshold(threshold)  # before the work, so that a wrong one is said at once
-        return self.compare_embeddings(self.embed(first), self.embed(second), threshold)
+        return self.compare_embeddings(self.embed_renderings(first), self.embed_renderings(second), threshold)
 
-    def compare_embeddings(self, ones: Floats, others: Floats, threshold: float | None = None) -> Comparison:
-        """Score two pictures by their embeddings, (frames, features) each, as `embed` gives them."""
+    def compare_embeddings(
+        self, ones: Sequence[Floats] | Floats, others: Sequence[Floats] | Floats, threshold: float | None = None
+    ) -> Comparison:
+        """Score two pictures by their embeddings, as `embed` or `embed_renderings` gives them."""
         limit = self._threshold(threshold)
-        logits = np.stack([self.bundle.head.logits(one, others) for one in ones])
+        first, second = (np.concatenate([np.atleast_2d(frame) for frame in frames]) for frames in (ones, others))
+        logits = np.stack([self.bundle.head.logits(one, second) for one in first])
         a, b = (int(at) for at in np.unravel_index(int(logits.argmax()), logits.shape))
-        score = self.bundle.head.score(ones[a], others[b])
+        score = self.bundle.head.score(first[a], second[b])
         verdict = Verdict.MATCH if score >= limit else Verdict.CLEAR
-        return Comparison(score, float(logits[a, b]), limit, verdict, (a, b))
+        return Comparison(score, float(logits[a, b]), limit, verdict, (_frame_of(a, ones), _frame_of(b, others)))
 
-    def _all_frames(self, picture: Source) -> Iterator[NDArray[np.uint8]]:
+    def _views(self, picture: Source) -> Iterator[tuple[NDArray[np.uint8], ...]]:
+        """Of each frame."""
         if isinstance(picture, np.ndarray):
             check_rgb(picture)
-            yield picture
+            yield views_of([picture], self.bundle.image_size)
             return
         data = picture if isinstance(picture, bytes) else read_file(Path(picture), self.limits)
-        opened = open_picture(data, self.limits, "" if isinstance(picture, bytes) else Path(picture).name)
-        for number in range(opened.frames):
-            yield opened.frame(number)
+        opened = self._open(data, "" if isinstance(picture, bytes) else Path(picture).name)
+        try:
+            for number in range(opened.frames):
+                yield opened.views(number, self.bundle.image_size)
+        finally:
+            opened.close()
+
+    def _open(self, data: bytes, name: str) -> Picture | IsolatedPicture:
+        return self._nursery.open(data, name) if self._nursery else open_picture(data, self.limits, name)
 
     def self_test(self) -> float:
         """Embed a drawn picture and score it with itself: close to 1 in a model that works.
@@ -325,35 +372,6 @@ class Screener:
                 yield _add(parts, gallery, name)
                 parts = []
 
-    def embed_each(
-        self,
-        paths: Iterable[Where],
-        *,
-        looks: Sequence[Look] = (),
-        known: Callable[[bytes], bool] | None = None,
-        on_skip: Callable[[Path], None] | None = None,
-    ) -> Iterator[Embedded]:
-        """Embed many files, each frame of them, in batches across files.
-
-        Args:
-            paths: files and folders (recursive), or what `walk` found in them.
-            looks: ways to look at each frame, all of which are embedded; none stands for the frame as it is.
-            known: asked, from several threads, for a file's sha256 whether its embeddings are at hand already.
-            on_skip: is told of files in folders that are no pictures.
-
-        Yields:
-            An `Embedded` a file, in order.
-        """
-        asked = (lambda content, path: known(content)) if known else None
-        many = len(looks) or 1
-        view = (lambda picture: Views(picture, tuple(looks))) if looks else None
-        parts: list[_Frame] = []
-        for frame in self._embedded(self._frames_ahead(paths, on_skip, asked, view)):
-            parts.append(frame)
-            if frame.last:
-                yield _together(parts, many)
-                parts = []
-
     def screen(
         self,
         paths: Iterable[Where],
@@ -391,12 +409,12 @@ class Screener:
             raise UsageError(f"{top} matches cannot be listed; ask for 1 or more")
         for frame in self._embedded(self._frames_ahead(paths, on_skip)):
             result = Result(frame.path, frame.number, Verdict.ERROR, Reason.BELOW_THRESHOLD, limit, sha256=_hex(frame.content))
+            result = replace(result, notes=frame.notes)
             if isinstance(frame.value, np.ndarray):
                 (found,) = gallery.search(frame.value[None], limit, top=top, how=search, galleries=galleries)
                 yield replace(
                     result,
-                    verdict=Verdict.MATCH if found.total else Verdict.CLEAR,
-                    reason=Reason.AT_OR_ABOVE_THRESHOLD if found.total else Reason.BELOW_THRESHOLD,
+                    **_judged(found, frame.notes),
                     matches=found.matches,
                     total=found.total,
                     nearest=found.nearest,
@@ -416,23 +434,11 @@ class Screener:
         if gallery.bundle.fingerprint != self.bundle.fingerprint:
             raise UsageError("the gallery was opened with another bundle than this screener's")
 
-    def _resized(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """To the encoder's size.
-
-        Raises:
-            PictureError: the picture is blank.
-        """
-        resized = resize(pixels, self.bundle.image_size)
-        if is_blank(resized):
-            raise PictureError(Reason.BLANK, "it shows nothing: every pixel is the same, so it would match any other blank picture")
-        return resized
-
     def _frames_ahead(
         self,
         paths: Iterable[Where],
         on_skip: Callable[[Path], None] | None,
         known: Callable[[bytes, Path], bool] | None = None,
-        view: Callable[[Picture], Picture | Views] | None = None,
     ) -> Iterator[_Frame]:
         """Frames of all pictures in order, decoded by the workers a few pictures ahead."""
         depth = 2 * self._workers + self._batch
@@ -445,7 +451,7 @@ class Screener:
                         on_skip(found.path)
                     continue
                 name = picture_name(found.path)
-                outcome = found.error if isinstance(found, Unfound) else pool.submit(self._prepare, found.path, known, view)
+                outcome = found.error if isinstance(found, Unfound) else pool.submit(self._prepare, found.path, known)
                 pending.append((name, outcome))
                 if len(pending) >= depth:
                     yield from self._frames_of(*pending.popleft())
@@ -454,12 +460,7 @@ class Screener:
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _prepare(
-        self,
-        path: Path,
-        known: Callable[[bytes, Path], bool] | None,
-        view: Callable[[Picture], Picture | Views] | None = None,
-    ) -> _Prepared:
+    def _prepare(self, path: Path, known: Callable[[bytes, Path], bool] | None) -> _Prepared:
         """A worker's part: read, hash, decode, resize. A picture's own errors are a result, not an exception."""
         content = None
         try:
@@ -467,21 +468,20 @@ class Screener:
             content = hashlib.sha256(data).digest()
             if known and known(content, path):
                 return _Prepared(content)
-            picture: Picture | Views = open_picture(data, self.limits, path.name)
-            if view:
-                picture = view(picture)  # type: ignore[arg-type]  # it is a Picture until here
+            picture = self._open(data, path.name)
             ahead = tuple(self._one_frame(picture, number) for number in range(min(picture.frames, FRAMES_AHEAD)))
         except PictureError as error:
             return _Prepared(content, error=error)
         except MemoryError:
             return _Prepared(content, error=PictureError(Reason.OUT_OF_MEMORY, "there was not enough memory to read it"))
-        return _Prepared(
-            content, picture.frames, ahead, picture if picture.frames > len(ahead) else None, identifiers=picture.identifiers
-        )
+        more = picture if picture.frames > len(ahead) else None
+        if more is None:
+            picture.close()
+        return _Prepared(content, picture.frames, ahead, more, None, picture.identifiers, picture.notes)
 
-    def _one_frame(self, picture: Picture | Views, number: int) -> NDArray[np.uint8] | PictureError:
+    def _one_frame(self, picture: Picture | IsolatedPicture, number: int) -> NDArray[np.uint8] | PictureError:
         try:
-            return self._resized(picture.frame(number))
+            return np.stack(picture.views(number, self.bundle.image_size))
         except PictureError as error:
             return error
         except MemoryError:
@@ -499,7 +499,9 @@ class Screener:
                 else self._one_frame(prepared.picture, number)
             )
             last = number == prepared.frames - 1
-            yield _Frame(path, prepared.content, prepared.frames, number, last, value, prepared.identifiers)
+            if last and prepared.picture is not None:
+                prepared.picture.close()
+            yield _Frame(path, prepared.content, prepared.frames, number, last, value, prepared.identifiers, prepared.notes)
 
     def _embedded(self, frames: Iterable[_Frame]) -> Iterator[_Frame]:
         """The same frames in the same order, pixels replaced by embeddings, in batches across pictures."""
@@ -507,17 +509,27 @@ class Screener:
         pictures = 0
         for frame in frames:
             waiting.append(frame)
-            pictures += isinstance(frame.value, np.ndarray)
+            pictures += len(frame.value) if isinstance(frame.value, np.ndarray) else 0
             if pictures >= self._batch:
                 yield from self._embed_all(waiting)
                 waiting, pictures = [], 0
         yield from self._embed_all(waiting)
 
     def _embed_all(self, frames: Sequence[_Frame]) -> Iterator[_Frame]:
-        pixels = [frame.value for frame in frames if isinstance(frame.value, np.ndarray)]
-        embeddings = iter(self._embed_safely(pixels))
+        views = [view for frame in frames if isinstance(frame.value, np.ndarray) for view in frame.value]
+        embeddings = iter(self._embed_safely(views))
         for frame in frames:
-            yield replace(frame, value=next(embeddings)) if isinstance(frame.value, np.ndarray) else frame
+            if not isinstance(frame.value, np.ndarray):
+                yield frame
+                continue
+            whole: list[Floats] = []
+            failed: EncodingError | None = None
+            for embedding in islice(embeddings, len(frame.value)):
+                if isinstance(embedding, EncodingError):
+                    failed = embedding
+                else:
+                    whole.append(embedding)
+            yield replace(frame, value=failed or np.stack(whole))
 
     def _embed_safely(self, pixels: Sequence[NDArray[Any]]) -> Sequence[Floats | EncodingError]:
         """Embed a batch; where that fails, each picture alone, so that one does not take the others along."""
@@ -529,6 +541,22 @@ class Screener:
             if len(pixels) == 1:
                 return [error]
             return [self._embed_safely([picture])[0] for picture in pixels]
+
+
+def _frame_of(row: int, frames: Sequence[Floats] | Floats) -> int:
+    """The frame that a row belongs to, when all frames' renderings are written below one another."""
+    return int(np.searchsorted(np.cumsum([len(np.atleast_2d(frame)) for frame in frames]), row, side="right"))
+
+
+def _judged(found: SearchResult, notes: Collection[Note]) -> dict[str, Any]:
+    """Verdict, reason and detail. A match is one whatever the header is like; clear is only what has a sound one."""
+    if found.total:
+        return {"verdict": Verdict.MATCH, "reason": Reason.AT_OR_ABOVE_THRESHOLD}
+    odd = ", ".join(sorted(SUSPICIOUS.intersection(notes)))
+    if odd:
+        detail = f"nothing like it was found, but its header is not that of a sound object ({odd}): let a person look at it"
+        return {"verdict": Verdict.ERROR, "reason": Reason.SUSPICIOUS_HEADER, "detail": detail}
+    return {"verdict": Verdict.CLEAR, "reason": Reason.BELOW_THRESHOLD}
 
 
 def _key(path: Path) -> str:
@@ -553,25 +581,6 @@ def _add(parts: Sequence[_Frame], gallery: Gallery, name: str) -> Indexed:
     except KeyConflictError as error:
         return Indexed(first.path, None, 0, ((None, Reason.KEY_CONFLICT, str(error)),))
     return Indexed(first.path, added, len(embeddings), tuple(errors))
-
-
-def _together(parts: Sequence[_Frame], looks: int) -> Embedded:
-    """One file's frames; a frame counts when each of its looks was embedded, and its first error is told."""
-    first = parts[0]
-    if first.number is None:
-        known = first.value is None
-        errors = () if known else ((None, *_explain(first.value)),)
-        return Embedded(first.path, first.content, 0, {}, errors, known)
-    embeddings: dict[int, Floats] = {}
-    wrong: list[tuple[int | None, Reason, str]] = []
-    for number in range(len(parts) // looks):
-        seen = [part.value for part in parts[number * looks : (number + 1) * looks]]
-        views = [view for view in seen if isinstance(view, np.ndarray)]
-        if len(views) == looks:
-            embeddings[number] = np.stack(views)
-        else:
-            wrong.append((number, *_explain(next(view for view in seen if not isinstance(view, np.ndarray)))))
-    return Embedded(first.path, first.content, len(parts) // looks, embeddings, tuple(wrong))
 
 
 def _pseudonyms(whose: Identifiers, gallery: Gallery) -> tuple[str | None, str | None]:

@@ -22,12 +22,13 @@ def frames(seed: int) -> dict[int, np.ndarray]:
 def test_what_was_put_comes_back_in_a_later_run_and_only_for_its_model(tmp_path: Path) -> None:
     path = tmp_path / "embeddings.sqlite"
     with Cache(path, "model", 8) as cache:
-        cache.put(ONE, frames(1))
+        cache.put(ONE, frames(1), "overlay")
         assert cache.known(ONE)
         assert not cache.known(OTHER)
     with Cache(path, "model", 8) as cache:
         assert len(cache) == 1
-        kept = cache.get(ONE)
+        kept, notes = cache.get(ONE)
+        assert notes == "overlay"
         assert kept.keys() == {0, 4}
         for frame, embedding in frames(1).items():
             np.testing.assert_array_equal(kept[frame], embedding)

@@ -23,7 +23,7 @@ __all__ = ["Cache"]
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS embeddings (
     model TEXT NOT NULL, content BLOB NOT NULL, frame INTEGER NOT NULL, frames INTEGER NOT NULL,
-    looks INTEGER NOT NULL, embedding BLOB NOT NULL, digest BLOB NOT NULL,
+    views INTEGER NOT NULL, notes TEXT NOT NULL, embedding BLOB NOT NULL, digest BLOB NOT NULL,
     PRIMARY KEY (model, content, frame)
 ) WITHOUT ROWID
 """
@@ -81,44 +81,47 @@ class Cache:
         with self._lock:
             return content in self._known
 
-    def put(self, content: bytes, frames: dict[int, Floats]) -> None:
-        """Add a file: each of its frames' number to float32 (looks, features)."""
+    def put(self, content: bytes, frames: dict[int, Floats], notes: str = "") -> None:
+        """Add a file: each of its frames' number to float32 (views, features), and what is to be remembered of it."""
         rows = []
         for frame, embedding in frames.items():
             data = np.ascontiguousarray(embedding, "<f4").tobytes()
-            digest = _digest(content, frame, data)
-            rows.append((self._model, content, frame, len(frames), len(embedding), data, digest))
+            digest = _digest(content, frame, notes, data)
+            rows.append((self._model, content, frame, len(frames), len(embedding), notes, data, digest))
         with self._lock:
             try:
                 if not self._connection.in_transaction:
                     self._connection.execute("BEGIN")
-                self._connection.executemany("INSERT OR IGNORE INTO embeddings VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+                self._connection.executemany("INSERT OR IGNORE INTO embeddings VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
                 self._known.add(content)
                 if time.monotonic() - self._kept_at > KEEP_EVERY:
                     self._keep()
             except sqlite3.Error as error:
                 raise self._unusable(error) from error
 
-    def get(self, content: bytes) -> dict[int, Floats]:
-        """A known file's frames, as they were put.
+    def get(self, content: bytes) -> tuple[dict[int, Floats], str]:
+        """A known file's frames and notes, as they were put.
 
         Raises:
             GalleryError: a row is damaged. A wrong embedding could hide a match.
         """
-        query = "SELECT frame, frames, looks, embedding, digest FROM embeddings WHERE model = ? AND content = ? ORDER BY frame"
+        query = (
+            "SELECT frame, frames, views, notes, embedding, digest FROM embeddings WHERE model = ? AND content = ? ORDER BY frame"
+        )
         with self._lock:
             try:
                 rows = self._connection.execute(query, (self._model, content)).fetchall()
             except sqlite3.Error as error:
                 raise self._unusable(error) from error
         found: dict[int, Floats] = {}
-        for frame, frames, looks, data, digest in rows:
-            if digest != _digest(content, frame, data) or len(data) != 4 * looks * self._features or frames != len(rows):
+        for frame, frames, views, notes, data, digest in rows:
+            right = digest == _digest(content, frame, notes, data) and len(data) == 4 * views * self._features
+            if not right or frames != len(rows):
                 raise GalleryError(
                     f"{self._path} is damaged: an embedding in it is not as it was written. Remove it and start again"
                 )
-            found[frame] = np.frombuffer(data, "<f4").astype(np.float32).reshape(looks, self._features)
-        return found
+            found[frame] = np.frombuffer(data, "<f4").astype(np.float32).reshape(views, self._features)
+        return found, rows[0][3] if rows else ""
 
     def _keep(self) -> None:
         with self._lock:
@@ -133,5 +136,5 @@ class Cache:
         return GalleryError(f"{self._path} cannot be used: {error}. Is the disk full, or another audit at work in this folder?")
 
 
-def _digest(content: bytes, frame: int, data: bytes) -> bytes:
-    return hashlib.blake2b(content + frame.to_bytes(4, "big") + data, digest_size=16).digest()
+def _digest(content: bytes, frame: int, notes: str, data: bytes) -> bytes:
+    return hashlib.blake2b(content + frame.to_bytes(4, "big") + repr(notes).encode() + data, digest_size=16).digest()

@@ -94,6 +94,7 @@ def document(audit: Audit, command: str, made: datetime) -> dict[str, Any]:
                 for finding in audit.findings
                 for frame, reason in finding.reasons
             ],
+            "released_notes": dict(sorted(Counter(note.value for item in audit.released.items for note in item.notes).items())),
             "reference": _reasons(audit.reference),
             "holdout": _reasons(audit.holdout),
             "released_other_files": audit.released.skipped,
@@ -242,6 +243,6 @@ def _set(pictures: PictureSet) -> dict[str, Any]:
     return {
         "files": len(pictures.items),
         "readable": len(pictures.readable),
-        "frames": len(pictures.embeddings),
+        "frames": sum(item.frames for item in pictures.items),
         "sha256_of_all": pictures.digest,
     }

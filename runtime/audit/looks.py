@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ..looks import Look
+from .embedding import Look
 
 __all__ = ["LOOKS", "VERSION"]
 

@@ -63,7 +63,7 @@ class InMemory:
 
     Args:
         head: of the bundle that they are of.
-        keys: (n,), a name for each.
+        keys: (n,), a name for each; several rows may be of one picture.
         frames: (n,), which frame of it.
         embeddings: float32 (n, features), n of 1 or more.
     """
@@ -74,13 +74,15 @@ class InMemory:
         if not len(embeddings):
             raise UsageError("there is nothing to search in")
         self._head, self._keys, self._frames, self._embeddings = head, keys, frames, embeddings
+        self._count = len(set(zip(keys, frames, strict=True)))
         self._distance = np.maximum(-head.weight, 0.0)
         self._quantum = max(float(self._distance.max()), 1e-9) / LEVELS
         self._low, self._high = embeddings.min(axis=0), embeddings.max(axis=0)
         self._rounded, self._off = self._round(embeddings)
 
     def __len__(self) -> int:
-        return len(self._embeddings)
+        """How many frames; of one that has two renderings both are searched."""
+        return self._count
 
     def _round(self, embeddings: Floats) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
         """In units of the quantum, uint8 (n, features), and by how much each vector is off, in logits, (n,)."""
@@ -97,7 +99,7 @@ class InMemory:
 
     def _search_some(self, queries: Floats, threshold: float, top: int) -> list[Found]:
         rounded, off = self._round(queries)
-        count = min(max(CANDIDATES, 2 * top), len(self))
+        count = min(max(CANDIDATES, 2 * top), len(self._embeddings))
         distances, places = cv2.batchDistance(rounded, self._rounded, cv2.CV_32S, normType=cv2.NORM_L1, K=count)
         worst = float(self._off.max())
         found = []
@@ -107,7 +109,7 @@ class InMemory:
             # Of all that is no candidate, the logit is at most this: it is no nearer than the farthest candidate.
             reach = float(np.maximum(self._head.weight, 0.0) @ np.maximum(np.abs(query - self._low), np.abs(self._high - query)))
             beyond = self._head.bias + reach - float(distances[row, -1]) * self._quantum + off[row] + worst + ROUNDING
-            if count < len(self) and beyond >= min(float(logits.max()), math.log(threshold / (1 - threshold))):
+            if count < len(self._embeddings) and beyond >= min(float(logits.max()), math.log(threshold / (1 - threshold))):
                 candidates = self._within(rounded[row], off[row], reach, threshold, float(logits.max()))
                 logits = self._logits(query, candidates)
             found.append(self._found(query, candidates, logits, threshold, top))
@@ -115,7 +117,9 @@ class InMemory:
 
     def _within(self, rounded: NDArray[np.uint8], off: float, reach: float, threshold: float, best: float) -> NDArray[np.int64]:
         """All that may match or be nearest."""
-        distances, places = cv2.batchDistance(rounded[None], self._rounded, cv2.CV_32S, normType=cv2.NORM_L1, K=len(self))
+        distances, places = cv2.batchDistance(
+            rounded[None], self._rounded, cv2.CV_32S, normType=cv2.NORM_L1, K=len(self._embeddings)
+        )
         bound = self._head.bias + reach - distances[0] * self._quantum + off + self._off[places[0]] + ROUNDING
         inside: NDArray[np.int64] = places[0][bound >= min(best, math.log(threshold / (1 - threshold)))].astype(np.int64)
         return inside

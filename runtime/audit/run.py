@@ -553,13 +553,13 @@ def _of_index(screener: Screener, gallery: Gallery, how: str) -> tuple[Searchabl
     if how == "hnsw" or len(gallery) > IN_MEMORY_UP_TO:
         return InIndex(gallery, how), None
     keys, frames, contents = [], [], {}
-    embeddings = np.empty((len(gallery), screener.bundle.features), np.float32)
-    for row, record in enumerate(gallery.entries()):
+    embeddings = []
+    for record in gallery.entries():
         keys.append(record.key)
         frames.append(record.frame)
-        embeddings[row] = record.embedding
+        embeddings.append(record.embedding)
         contents[record.key] = record.content
-    return InMemory(screener.bundle.head, keys, frames, embeddings), contents
+    return InMemory(screener.bundle.head, keys, frames, np.stack(embeddings)), contents
 
 
 def _walked(folder: Path) -> tuple[list[FoundFile | Unfound], int]:

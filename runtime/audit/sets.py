@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from ..errors import Reason
 from ..files import Found, Unfound, picture_name
 from ..head import Floats
-from ..looks import Look
+from ..notes import SUSPICIOUS, Note
 from ..screening import Screener
 from .cache import Cache
+from .embedding import Look, Seeing
 
 __all__ = ["Item", "PictureSet", "embed_set"]
 
@@ -29,7 +30,8 @@ class Item:
         path: for opening it.
         content: its sha256; None when it could not be read.
         frames: how many frames were embedded.
-        errors: what could not be, a (frame or None, reason) each.
+        errors: what could not be, a (frame or None, reason) each; a header that no sound device writes is one as well.
+        notes: what else a DICOM object holds, and is not looked at.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Item:
     content: bytes | None
     frames: int
     errors: tuple[tuple[int | None, Reason], ...] = ()
+    notes: tuple[Note, ...] = ()
 
 
 @dataclass(eq=False)
@@ -46,7 +49,7 @@ class PictureSet:
     Attributes:
         items: the files.
         skipped: other files that lay among them.
-        embeddings: float32 (rows, looks, features), a row a frame, once `seal` was called.
+        embeddings: float32 (rows, looks, features), a row a rendering of a frame, once `seal` was called.
         of: (rows,), which item a row is of; `frames`: (rows,), which of its frames.
     """
 
@@ -61,10 +64,11 @@ class PictureSet:
     _rows: list[tuple[int, int]] = field(default_factory=list, repr=False)
 
     def add(self, item: Item, frames: dict[int, Floats]) -> None:
-        """Append a file with its frames' embeddings, (looks, features) each."""
+        """Append a file with its frames' embeddings, (looks x renderings, features) each."""
         for frame, embedding in sorted(frames.items()):
-            self._rows.append((len(self.items), frame))
-            self._parts.append(embedding)
+            for rendering in embedding.reshape(self.looks, -1, self.features).swapaxes(0, 1):
+                self._rows.append((len(self.items), frame))
+                self._parts.append(rendering)
         self.items.append(item)
 
     def seal(self) -> None:
@@ -101,15 +105,17 @@ def embed_set(
         root: the folder that was walked; names are relative to it.
     """
     into.looks = max(1, len(looks))
-    for file, done in zip(found, screener.embed_each(found, looks=looks, known=cache.known), strict=True):
-        frames = done.embeddings
+    for file, done in zip(found, Seeing(screener, tuple(looks)).embed_each(found, cache.known), strict=True):
+        frames, notes = done.embeddings, done.notes
+        errors = list(done.errors)
         if done.known and done.content:
-            frames = cache.get(done.content)
-        elif done.content and frames and not done.errors:
-            cache.put(done.content, frames)
-        item = Item(
-            _name(file.path, root), file.path, done.content, len(frames), tuple((frame, reason) for frame, reason, _ in done.errors)
-        )
+            frames, said = cache.get(done.content)
+            notes = tuple(Note(note) for note in said.split())
+        elif done.content and frames and not errors:
+            cache.put(done.content, frames, " ".join(notes))
+        if SUSPICIOUS.intersection(notes):
+            errors.append((None, Reason.SUSPICIOUS_HEADER))
+        item = Item(_name(file.path, root), file.path, done.content, len(frames), tuple(errors), notes)
         into.add(item, frames)
         yield item
     into.seal()

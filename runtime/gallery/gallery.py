@@ -334,7 +334,7 @@ class Gallery:
         """Find gallery pictures that show the same as each query.
 
         Args:
-            queries: embeddings, float32 (n, features).
+            queries: embeddings, float32 (n, features); or (n, renderings, features), of which the one that scores best counts.
             threshold: score in (0, 1) at or above which a picture is a match.
             top: how many matches, and how many identities, to return for each query.
             how: see `Search`.
@@ -349,7 +349,7 @@ class Gallery:
             GalleryError: the gallery is damaged.
         """
         check_threshold(threshold)
-        if queries.ndim != 2 or queries.shape[1] != self.bundle.features:
+        if queries.ndim not in (2, 3) or queries.shape[-1] != self.bundle.features or 0 in queries.shape[1:]:
             raise UsageError(f"queries must have shape (n, {self.bundle.features}); these have {queries.shape}")
         if top < 1:
             raise UsageError(f"{top} matches cannot be returned; ask for 1 or more")
@@ -363,7 +363,7 @@ class Gallery:
             exact = how is Search.EXACT or (how is Search.AUTO and len(self._flat) <= EXACT_UP_TO) or not len(self._flat)
             graph = None if exact else self._current_graph()
             members = None if chosen is None else self._store.vectors_of(chosen)
-            return [self._search_one(query, threshold, top, graph, chosen, members) for query in queries]
+            return [self._search_one(np.atleast_2d(query), threshold, top, graph, chosen, members) for query in queries]
 
     def _chosen(self, galleries: Collection[str] | None) -> list[str] | None:
         """Names of galleries that exist: a mistyped one would find nothing, and everything would be clear."""
@@ -379,7 +379,7 @@ class Gallery:
 
     def _search_one(
         self,
-        query: Floats,
+        views: Floats,
         threshold: float,
         top: int,
         graph: Graph | None,
@@ -390,30 +390,37 @@ class Gallery:
         if graph is not None:
             # Where the graph cannot answer, as among thousands of near-equal vectors, everything is scored: right, if slower.
             with contextlib.suppress(GraphExhaustedError):
-                ids, vectors = self._candidates(graph, query, threshold, top)
+                found_by = [self._candidates(graph, view, threshold, top) for view in views]
+                places = np.unique(np.concatenate(found_by))
+                ids, vectors = ids[places], vectors[places]
         if members is not None:
             inside = np.isin(ids, members)
             if not inside.any():  # the graph's nearest are all of other galleries: the nearest of these is looked for among all
                 ids, vectors = self._flat.ids, self._flat.embeddings
                 inside = np.isin(ids, members)
             ids, vectors = ids[inside], vectors[inside]
-        scores = self._scores(query, vectors)
+        scores = np.max([self._scores(view, vectors) for view in views], axis=0)
         order = np.argsort(-scores, kind="stable")
         found = int((scores >= threshold).sum())
         hits: list[Hit] = []
+        shown: set[tuple[str, str, int]] = set()
         people: dict[tuple[str, ...], Identity] = {}
         for at in order[: max(1, found)]:
             vector, score = int(ids[at]), float(scores[at])
             if len(hits) < top:
-                hits += [_hit(row, score) for row in self._store.rows(vector, top - len(hits) or 1, chosen)]
+                # Of a frame that two of its renderings lead to, the better one counts.
+                for row in self._store.rows(vector, top + len(shown), chosen):
+                    if (row.gallery, row.key, row.frame) not in shown and len(hits) < top:
+                        shown.add((row.gallery, row.key, row.frame))
+                        hits.append(_hit(row, score))
             if found and len(people) < top:
                 for row in self._store.people(vector, top, chosen):
                     who = (row.patient,) if row.patient is not None else (row.gallery, row.key)
                     people.setdefault(who, Identity(row.patient, _hit(row, score)))
             if len(hits) >= top and (not found or len(people) >= top):
                 break
-        total = self._store.pictures_of(ids[order[:found]].tolist(), chosen) if found else 0
-        if total < found or (len(ids) and not hits):
+        total, renderings = self._store.pictures_of(ids[order[:found]].tolist(), chosen) if found else (0, 0)
+        if renderings < found or (len(ids) and not hits):
             # Each vector is some picture's; were it passed over, a match would be reported as clear.
             raise GalleryError(f"{self.folder} is damaged: embeddings have lost their pictures. Restore it, or build it again")
         best = tuple(sorted(people.values(), key=lambda one: -one.score))[:top]
@@ -423,8 +430,8 @@ class Gallery:
         parts = [self.bundle.head.scores(query, vectors[at : at + CHUNK]) for at in range(0, len(vectors), CHUNK)]
         return np.concatenate(parts) if parts else np.empty(0)
 
-    def _candidates(self, graph: Graph, query: Floats, threshold: float, top: int) -> tuple[NDArray[np.int64], Floats]:
-        """Vectors that may match: widen the graph's search until it reaches the radius beyond which nothing can."""
+    def _candidates(self, graph: Graph, query: Floats, threshold: float, top: int) -> NDArray[np.int64]:
+        """Places of the vectors that may match: widen the graph's search until it reaches the radius beyond which nothing can."""
         head = self.bundle.head
         weighted = head.weighted(query)
         radius = head.radius(threshold, query, self._flat.low, self._flat.high)
@@ -434,8 +441,7 @@ class Gallery:
             if len(labels) >= len(graph) or distances[-1] > radius:
                 break
             count *= 4
-        places = np.searchsorted(self._flat.ids, np.sort(labels))
-        return self._flat.ids[places], self._flat.embeddings[places]
+        return np.searchsorted(self._flat.ids, np.sort(labels))
 
     def _refresh(self) -> None:
         if self._flat.refresh(self._store):

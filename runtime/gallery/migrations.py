@@ -28,7 +28,7 @@ def m003_groups_and_pseudonyms(connection: sqlite3.Connection) -> None:
     for statement in _statements(PICTURES + SETTINGS + ERASED):
         connection.execute(statement)
     connection.execute(
-        f"INSERT INTO pictures (id, {PICTURE_COLUMNS[3]}) SELECT id, {PICTURE_COLUMNS[2]}, ?, NULL, NULL FROM pictures_2",
+        f"INSERT INTO pictures (id, {PICTURE_COLUMNS[3]}) SELECT id, {PICTURE_COLUMNS[2]}, ?, NULL, NULL, 0 FROM pictures_2",
         (DEFAULT_GALLERY,),
     )
     connection.execute("DROP TABLE pictures_2")
@@ -48,7 +48,7 @@ def read_as_new(connection: sqlite3.Connection, version: int) -> None:
     if version == 2:
         connection.execute(
             f"CREATE TEMP VIEW pictures AS SELECT id, {PICTURE_COLUMNS[2]}, '{DEFAULT_GALLERY}' AS gallery, "
-            "NULL AS patient, NULL AS study FROM main.pictures"
+            "NULL AS patient, NULL AS study, 0 AS rendering FROM main.pictures"
         )
         for statement in _statements(SETTINGS + ERASED):
             connection.execute(statement.replace("CREATE TABLE", "CREATE TEMP TABLE"))

@@ -23,8 +23,9 @@ class Entry:
         key: its name, unique within its gallery; any text.
         content: sha256 (32 bytes) of the file, by which it is recognised again.
         frames: how many frames the file has.
-        embeddings: frame's number (from 0) to its embedding, float32 (features,). Fewer than `frames` when some could not
-            be read: then the picture is not complete, and adding it again tries the others again.
+        embeddings: frame's number (from 0) to its embedding, float32 (features,), or to those of its renderings, float32
+            (renderings, features). Fewer than `frames` when some could not be read: then the picture is not complete, and
+            adding it again tries the others again.
         gallery: the group within the index that it belongs to: a site, a cohort, a training set.
         patient, study: pseudonyms (see `pseudonyms`), or None where they are not known.
     """
@@ -51,7 +52,7 @@ class Row:
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """A picture's frame with all that is kept of it, for export. `embedding` is float32 (features,)."""
+    """A rendering of a picture's frame with all that is kept of it, for export. `embedding` is float32 (features,)."""
 
     key: str
     content: bytes
@@ -61,6 +62,7 @@ class Record:
     patient: str | None
     study: str | None
     embedding: Floats
+    rendering: int = 0
 
 
 @dataclass(frozen=True)

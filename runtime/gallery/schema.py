@@ -2,6 +2,8 @@
 copies are what is sought, and a search graph with many equal points makes some of them unreachable. `vectors.digest` is the
 sha256 of the embedding's bytes; it makes equal vectors one, and shows a damaged one when it is read.
 
+A frame has a row of `pictures` for each of its renderings that differ, numbered from 0.
+
 `erased` lists the ids of vectors that are gone, in the order in which they went, so that another process's open gallery learns
 of it. An id is never used again (AUTOINCREMENT) and says nothing of the picture, so the list is kept for good.
 """
@@ -15,7 +17,7 @@ FORMAT_VERSION = 3
 
 PICTURE_COLUMNS = {
     2: "key, frame, frames, content, vector",
-    3: "key, frame, frames, content, vector, gallery, patient, study",
+    3: "key, frame, frames, content, vector, gallery, patient, study, rendering",
 }
 """What the tally of `pictures` is taken over, by format version."""
 
@@ -33,7 +35,8 @@ CREATE TABLE pictures (
     gallery TEXT NOT NULL,
     patient TEXT,
     study TEXT,
-    UNIQUE (gallery, key, frame)
+    rendering INTEGER NOT NULL,
+    UNIQUE (gallery, key, frame, rendering)
 );
 CREATE INDEX pictures_by_content ON pictures (content);
 CREATE INDEX pictures_by_vector ON pictures (vector);

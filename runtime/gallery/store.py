@@ -61,7 +61,7 @@ class Store(Database):
         """(pictures' frames, distinct vectors)."""
         with self.explained():
             return (
-                self.connection.execute("SELECT count(*) FROM pictures").fetchone()[0],
+                self.connection.execute("SELECT count(*) FROM pictures WHERE rendering = 0").fetchone()[0],
                 self.connection.execute("SELECT count(*) FROM vectors").fetchone()[0],
             )
 
@@ -74,7 +74,8 @@ class Store(Database):
     def galleries(self) -> dict[str, tuple[int, int, int]]:
         """By gallery's name: (pictures, frames, patients that are known)."""
         query = (
-            "SELECT gallery, count(DISTINCT key), count(*), count(DISTINCT patient) FROM pictures GROUP BY gallery ORDER BY gallery"
+            "SELECT gallery, count(DISTINCT key), sum(rendering = 0), count(DISTINCT patient) FROM pictures "
+            "GROUP BY gallery ORDER BY gallery"
         )
         with self.explained():
             return {str(name): (files, frames, patients) for name, files, frames, patients in self.connection.execute(query)}
@@ -140,17 +141,20 @@ class Store(Database):
                 raise self.damaged("its own index leads to other pictures")
         return [Row(*row[:-1]) for row in rows]
 
-    def pictures_of(self, vectors: Sequence[int], galleries: Sequence[str] | None = None) -> int:
-        """How many pictures' frames have one of these vectors."""
+    def pictures_of(self, vectors: Sequence[int], galleries: Sequence[str] | None = None) -> tuple[int, int]:
+        """How many pictures' frames have one of these vectors, and how many renderings of them."""
         where, names = _within(galleries)
-        total = 0
+        frames: set[tuple[str, str, int]] = set()
+        renderings = 0
         with self.explained():
             for at in range(0, len(vectors), READ_AT_ONCE):
                 part = [int(number) for number in vectors[at : at + READ_AT_ONCE]]
                 marks = ",".join("?" * len(part))
-                query = f"SELECT count(*) FROM pictures WHERE vector IN ({marks}){where}"
-                total += self.connection.execute(query, (*part, *names)).fetchone()[0]
-        return total
+                query = f"SELECT gallery, key, frame FROM pictures WHERE vector IN ({marks}){where}"
+                for row in self.connection.execute(query, (*part, *names)):
+                    frames.add(row)
+                    renderings += 1
+        return len(frames), renderings
 
     def vectors_of(self, galleries: Sequence[str]) -> NDArray[np.int64]:
         """Ids of the vectors that some picture of these galleries has, int64, ascending."""
@@ -163,7 +167,8 @@ class Store(Database):
         """The sha256 that a key stands for in a gallery and whether all its frames are there, or None."""
         with self.explained():
             row = self.connection.execute(
-                "SELECT content, count(*) = frames FROM pictures WHERE gallery = ? AND key = ? GROUP BY content, frames",
+                "SELECT content, count(DISTINCT frame) = frames FROM pictures WHERE gallery = ? AND key = ? "
+                "GROUP BY content, frames",
                 (gallery, key),
             ).fetchone()
         return (bytes(row[0]), bool(row[1])) if row else None
@@ -173,7 +178,7 @@ class Store(Database):
         with self.explained():
             row = self.connection.execute(
                 "SELECT gallery, key FROM pictures WHERE content = ? GROUP BY gallery, key, frames "
-                "HAVING count(*) = frames LIMIT 1",
+                "HAVING count(DISTINCT frame) = frames LIMIT 1",
                 (content,),
             ).fetchone()
         return (str(row[0]), str(row[1])) if row else None
@@ -184,17 +189,18 @@ class Store(Database):
         Other threads may use the store in between, so an addition made meanwhile may or may not be among them.
         """
         where, names = _within(galleries)
-        query = f"""SELECT pictures.id, key, content, frame, frames, gallery, patient, study, vectors.id, digest, embedding
+        query = f"""SELECT pictures.id, key, content, frame, frames, gallery, patient, study, vectors.id, digest, embedding,
+                    rendering
                     FROM pictures JOIN vectors ON vectors.id = vector WHERE pictures.id > ?{where} ORDER BY pictures.id LIMIT ?"""
         last = 0
         while True:
             with self.explained():
                 part = self.connection.execute(query, (last, *names, READ_AT_ONCE)).fetchall()
-            for number, key, content, frame, frames, gallery, patient, study, vector, digest, embedding in part:
+            for number, key, content, frame, frames, gallery, patient, study, vector, digest, embedding, rendering in part:
                 with self.explained():
                     self._check_embedding(vector, digest, embedding)
                 values = np.frombuffer(embedding, dtype="<f4").astype(np.float32, copy=False)
-                yield Record(key, content, frame, frames, gallery, patient, study, values)
+                yield Record(key, content, frame, frames, gallery, patient, study, values, rendering)
                 last = number
             if len(part) < READ_AT_ONCE:
                 return
@@ -247,25 +253,19 @@ class Store(Database):
                 self._refuse_conflict(entry.key, gallery, entry.content)
                 there = self._frames_of(entry.key, gallery)
                 for frame in entry.embeddings.keys() - there:
-                    vector = self._vector_id(entry.embeddings[frame], new_vectors)
-                    row = (
-                        entry.key,
-                        int(frame),
-                        int(entry.frames),
-                        bytes(entry.content),
-                        vector,
-                        gallery,
-                        entry.patient,
-                        entry.study,
-                    )
-                    new_rows.append(self._insert(row))
+                    picture = (entry.key, int(frame), int(entry.frames), bytes(entry.content))
+                    whose = (gallery, entry.patient, entry.study)
+                    views = [self._vector_id(view, new_vectors) for view in np.atleast_2d(entry.embeddings[frame])]
+                    for rendering, vector in enumerate(dict.fromkeys(views)):
+                        new_rows.append(self._insert((*picture, vector, *whose, rendering)))
             for (gallery, key), (other, original) in copies:
                 there = self._frames_of(key, check_gallery_name(gallery))
-                query = "SELECT frame, frames, content, vector, patient, study FROM pictures WHERE gallery = ? AND key = ?"
-                for frame, frames, content, vector, patient, study in self.connection.execute(query, (other, original)).fetchall():
+                query = f"SELECT {PICTURE_COLUMNS[3]} FROM pictures WHERE gallery = ? AND key = ?"
+                for _, *row, _, patient, study, rendering in self.connection.execute(query, (other, original)).fetchall():
+                    frame, frames, content, vector = row
                     self._refuse_conflict(key, gallery, content)
                     if frame not in there:
-                        new_rows.append(self._insert((key, frame, frames, content, vector, gallery, patient, study)))
+                        new_rows.append(self._insert((key, frame, frames, content, vector, gallery, patient, study, rendering)))
             self.set_meta("pictures", pictures.plus(new_rows))
             self.set_meta("vectors", vectors.plus(new_vectors))
 
@@ -275,9 +275,9 @@ class Store(Database):
         query = "SELECT frame FROM pictures WHERE gallery = ? AND key = ?"
         return {frame for (frame,) in self.connection.execute(query, (gallery, key))}
 
-    def _insert(self, row: tuple[str, int, int, bytes, int, str, str | None, str | None]) -> bytes:
+    def _insert(self, row: tuple[str, int, int, bytes, int, str, str | None, str | None, int]) -> bytes:
         """Insert a row of `pictures` and return its digest."""
-        self.connection.execute(f"INSERT INTO pictures ({PICTURE_COLUMNS[3]}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+        self.connection.execute(f"INSERT INTO pictures ({PICTURE_COLUMNS[3]}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
         return row_digest(*row)
 
     def _refuse_conflict(self, key: str, gallery: str, content: bytes) -> None:
