@@ -11,8 +11,10 @@ from ..ending import EndingGroup
 from ..evaluation.command import evaluate
 from .audit import audit
 from .bundle import bundle
+from .calibrate import calibrate
 from .doctor import doctor
 from .index import index
+from .interchange import index_export, index_import, index_merge
 from .options import json_option, model_options, quiet_option
 from .scan import compare, scan
 
@@ -30,6 +32,8 @@ def main() -> None:
     """
 
 
-for command in (scan, compare, audit, index, bundle, doctor):
+for command in (scan, compare, audit, index, calibrate, bundle, doctor):
     main.add_command(command)
+for command in (index_export, index_import, index_merge):
+    index.add_command(command)
 main.command()(model_options(quiet_option(json_option(evaluate))))

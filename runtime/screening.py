@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,7 @@ from .encoder import Encoder
 from .errors import EncodingError, GalleryError, KeyConflictError, LcmemError, PictureError, Reason, UsageError
 from .files import DEFAULT_LIMITS, Found, Limits, Skipped, Unfound, picture_name, read_file, walk
 from .gallery import DEFAULT_GALLERY, Added, Entry, Gallery, Hit, Identity, Search, SearchResult, check_gallery_name
+from .gallery.calibration import Decision, ThresholdSource, decide_threshold
 from .head import Floats, check_threshold
 from .identifiers import Identifiers
 from .isolation import IsolatedPicture, Nursery
@@ -38,7 +38,7 @@ from .preprocess import check_rgb
 from .providers import AUTO
 from .variants import AUTO_VARIANT
 
-__all__ = ["SCHEMA_VERSION", "Comparison", "Indexed", "Result", "Screener", "Source", "Verdict"]
+__all__ = ["SCHEMA_VERSION", "Comparison", "Embedded", "Indexed", "Result", "Screener", "Source", "Verdict"]
 
 Source = str | os.PathLike[str] | bytes | NDArray[np.uint8]
 """A picture as scripts have it: a path, a file's bytes, or an RGB array, uint8 (height, width, 3)."""
@@ -48,8 +48,6 @@ SCHEMA_VERSION = 1
 FRAMES_AHEAD = 16
 """Frames that a worker decodes before its turn comes. The rest of a long picture is decoded when it is that picture's turn,
 so that one file of 4,000 frames does not fill the memory."""
-BATCH_PIXELS = 8 * 256 * 256
-"""A batch holds as many pictures as fit in here: 8 of 256 x 256, 2 of 512 x 512. Larger batches were no faster on CPUs."""
 
 
 NOBODY = Identifiers()
@@ -74,6 +72,7 @@ class Result:
         reason: a stable code for programs.
         detail: for people: what is wrong, when the verdict is `error`.
         threshold: the score that was needed for a match.
+        threshold_source: where that comes from.
         matches: gallery pictures at or above it, best first.
         total: how many there are, of which `matches` lists the best.
         nearest: the best gallery picture, match or not.
@@ -96,6 +95,7 @@ class Result:
     identities: tuple[Identity, ...] = ()
     complete: bool = True
     notes: tuple[Note, ...] = ()
+    threshold_source: ThresholdSource = ThresholdSource.GIVEN
 
     def as_json(self) -> dict[str, Any]:
         """The line of JSON that `scan --json` prints. Fields are added in later versions, never removed or redefined."""
@@ -107,6 +107,7 @@ class Result:
             "reason": self.reason.value,
             "detail": self.detail,
             "threshold": self.threshold,
+            "threshold_source": self.threshold_source.value,
             "matches": [_hit_json(hit) for hit in self.matches],
             "matches_total": self.total,
             "nearest": _hit_json(self.nearest) if self.nearest else None,
@@ -163,6 +164,25 @@ class Comparison:
             "verdict": self.verdict.value,
             "frames": list(self.frames),
         }
+
+
+@dataclass(frozen=True, eq=False)
+class Embedded:
+    """A picture's embeddings, for who compares them by themselves.
+
+    Attributes:
+        path: the picture, as valid text.
+        content: sha256 (32 bytes) of the file; None when it could not be read.
+        embeddings: of all views (see `Picture.views`) of the frames that could be, float32 (views, features).
+        errors: what could not be read, a (frame or None, reason, detail) each.
+        identifiers: whose it is, where its header says so.
+    """
+
+    path: str
+    content: bytes | None
+    embeddings: Floats
+    errors: tuple[tuple[int | None, Reason, str], ...] = ()
+    identifiers: Identifiers = NOBODY
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,18 +250,12 @@ class Screener:
         self.limits = limits
         self._nursery = Nursery(limits) if isolate else None
         self._workers = threads or cpu_limit()
-        self._batch = max(1, BATCH_PIXELS // self.bundle.image_size**2)
+        self._batch = self.encoder.batch
 
     def close(self) -> None:
         """End the decoders' processes, where there are any. They are started again when they are needed."""
         if self._nursery:
             self._nursery.close()
-
-    def __enter__(self) -> Screener:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
 
     # -- one picture or two ----------------------------------------------------------------------------------------
 
@@ -261,14 +275,7 @@ class Screener:
         return self._embed_pixels([views[0] for views in self._views(picture)])
 
     def embed_renderings(self, picture: Source) -> list[Floats]:
-        """Embed one picture by all that its frames may look like: as a viewer shows them, and by their values alone.
-
-        Args, Raises:
-            As for `embed`.
-
-        Returns:
-            A float32 array (renderings, features) for each frame.
-        """
+        """As `embed`, by all that the frames may look like (see `Picture.views`): float32 (renderings, features) for each."""
         frames = list(self._views(picture))
         ends = np.cumsum([len(views) for views in frames])
         return np.split(self._embed_pixels([view for views in frames for view in views]), ends[:-1])
@@ -296,11 +303,12 @@ class Screener:
         """Score two pictures by their embeddings, as `embed` or `embed_renderings` gives them."""
         limit = self._threshold(threshold)
         first, second = (np.concatenate([np.atleast_2d(frame) for frame in frames]) for frames in (ones, others))
+        numbers = [[at for at, frame in enumerate(frames) for _ in np.atleast_2d(frame)] for frames in (ones, others)]
         logits = np.stack([self.bundle.head.logits(one, second) for one in first])
         a, b = (int(at) for at in np.unravel_index(int(logits.argmax()), logits.shape))
         score = self.bundle.head.score(first[a], second[b])
         verdict = Verdict.MATCH if score >= limit else Verdict.CLEAR
-        return Comparison(score, float(logits[a, b]), limit, verdict, (_frame_of(a, ones), _frame_of(b, others)))
+        return Comparison(score, float(logits[a, b]), limit, verdict, (numbers[0][a], numbers[1][b]))
 
     def _views(self, picture: Source) -> Iterator[tuple[NDArray[np.uint8], ...]]:
         """Of each frame."""
@@ -377,7 +385,7 @@ class Screener:
         paths: Iterable[Where],
         gallery: Gallery,
         *,
-        threshold: float | None = None,
+        threshold: float | Decision | None = None,
         top: int = 5,
         search: Search | str = Search.AUTO,
         galleries: Collection[str] | None = None,
@@ -388,7 +396,8 @@ class Screener:
         Args:
             paths: files and folders (recursive), or what `walk` found in them.
             gallery: of the same bundle.
-            threshold: score in (0, 1); None takes the bundle's.
+            threshold: score in (0, 1), or what `decide_threshold` said; None asks it: the index's own where it was calibrated,
+                else the bundle's.
             top: how many matches to list a frame.
             search: see `Search`.
             galleries: the groups of the index to screen against; None screens against all.
@@ -402,16 +411,24 @@ class Screener:
             GalleryError: the gallery is damaged, or empty: then everything would be clear.
         """
         self._check(gallery)
-        limit = self._threshold(threshold)
+        decision = threshold if isinstance(threshold, Decision) else decide_threshold(gallery, threshold)
         if not len(gallery):
             raise GalleryError(f"{gallery.folder} holds no pictures, so nothing can be found in it: add some first")
         if top < 1:
             raise UsageError(f"{top} matches cannot be listed; ask for 1 or more")
         for frame in self._embedded(self._frames_ahead(paths, on_skip)):
-            result = Result(frame.path, frame.number, Verdict.ERROR, Reason.BELOW_THRESHOLD, limit, sha256=_hex(frame.content))
-            result = replace(result, notes=frame.notes)
+            result = Result(
+                frame.path,
+                frame.number,
+                Verdict.ERROR,
+                Reason.BELOW_THRESHOLD,
+                decision.threshold,
+                sha256=_hex(frame.content),
+                threshold_source=decision.source,
+                notes=frame.notes,
+            )
             if isinstance(frame.value, np.ndarray):
-                (found,) = gallery.search(frame.value[None], limit, top=top, how=search, galleries=galleries)
+                (found,) = gallery.search(frame.value[None], decision.threshold, top=top, how=search, galleries=galleries)
                 yield replace(
                     result,
                     **_judged(found, frame.notes),
@@ -424,6 +441,26 @@ class Screener:
             else:
                 reason, detail = _explain(frame.value)
                 yield replace(result, reason=reason, detail=detail)
+
+    def embeddings(self, paths: Iterable[Where], on_skip: Callable[[Path], None] | None = None) -> Iterator[Embedded]:
+        """Embed pictures, and do nothing else with them.
+
+        Args:
+            paths: files and folders (recursive), or what `walk` found in them.
+            on_skip: is told of files in folders that are no pictures.
+
+        Yields:
+            An `Embedded` a file, in order.
+        """
+        parts: list[_Frame] = []
+        for frame in self._embedded(self._frames_ahead(paths, on_skip)):
+            parts.append(frame)
+            if frame.last:
+                errors = tuple((part.number, *_explain(part.value)) for part in parts if isinstance(part.value, LcmemError))
+                found = [part.value for part in parts if isinstance(part.value, np.ndarray)]
+                stacked = np.concatenate(found) if found else np.empty((0, self.bundle.features), np.float32)
+                yield Embedded(frame.path, frame.content, stacked, errors, parts[0].identifiers)
+                parts = []
 
     # -- the pipeline ----------------------------------------------------------------------------------------------
 
@@ -541,11 +578,6 @@ class Screener:
             if len(pixels) == 1:
                 return [error]
             return [self._embed_safely([picture])[0] for picture in pixels]
-
-
-def _frame_of(row: int, frames: Sequence[Floats] | Floats) -> int:
-    """The frame that a row belongs to, when all frames' renderings are written below one another."""
-    return int(np.searchsorted(np.cumsum([len(np.atleast_2d(frame)) for frame in frames]), row, side="right"))
 
 
 def _judged(found: SearchResult, notes: Collection[Note]) -> dict[str, Any]:
