@@ -9,6 +9,7 @@ import click
 
 from ..ending import EndingGroup
 from ..evaluation.command import evaluate
+from .audit import audit
 from .bundle import bundle
 from .calibrate import calibrate
 from .doctor import doctor
@@ -31,7 +32,7 @@ def main() -> None:
     """
 
 
-for command in (scan, compare, index, calibrate, bundle, doctor):
+for command in (scan, compare, audit, index, calibrate, bundle, doctor):
     main.add_command(command)
 for command in (index_export, index_import, index_merge):
     index.add_command(command)

@@ -44,7 +44,7 @@ def test_the_runtime_imports_only_downwards() -> None:
     order = [
         "errors", "machine", "head", "depth", "files", "preprocess", "codestream", "grey", "notes", "bundle", "providers",
         "variants", "timings", "identifiers", "dicom", "raster", "encoder", "pictures", "decoding_process", "isolation",
-        "gallery", "outcomes", "screening", "identification",
+        "gallery", "outcomes", "screening", "audit", "identification",
     ]  # fmt: skip
     for path in (ROOT / "runtime").glob("*.py"):
         if path.stem == "__init__":
