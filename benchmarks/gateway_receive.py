@@ -36,8 +36,9 @@ def make_objects(folder: Path, count: int, size: int) -> list[Path]:
     for number in range(count):
         dataset = dcmread(MR)
         dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = generate_uid()
-        dataset.Rows, dataset.Columns = size // 1024, 512
-        dataset.PixelData = random.bytes(size // 1024 * 1024)
+        dataset.Columns = 512 if size < 1 << 24 else 6144
+        dataset.Rows = size // (2 * dataset.Columns)
+        dataset.PixelData = random.bytes(2 * dataset.Rows * dataset.Columns)
         paths.append(folder / f"{number}.dcm")
         dataset.save_as(paths[-1])
     return paths
