@@ -4,8 +4,8 @@
     python benchmarks/gateway_endurance.py --objects 10000 --kills 0        # memory over them
 
 One object in ten is a copy of a protected slice, and belongs in quarantine. The sender sends each object until it is acknowledged,
-as modalities do. At the end each SOP Instance UID must have been forwarded once or quarantined once, by the archive's own record and
-by the audit trail, whose chain must be whole.
+as modalities do. At the end each SOP Instance UID must have been forwarded once or quarantined once, by the archive's own record
+and by the audit trail, whose chain must be whole.
 """
 
 from __future__ import annotations
