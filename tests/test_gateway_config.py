@@ -72,6 +72,7 @@ def test_what_the_example_comments_out_is_known_too(tmp_path: Path) -> None:
         ("attempts = 100", "attempts = 0", "attempts =", "above 0"),
         ("min_free_mb = 2048", "min_free_mb = -1", "min_free_mb =", "above 0"),
         ("first_seconds = 5.0", "first_seconds = nan", "first_seconds =", "above 0"),
+        ("[retry]", 'hold_notes = ["icons"]\n[retry]', None, "there is no note 'icons'; did you mean 'icon'"),
         ("[log]", "[[log]]", "[log]", "log: a table is wanted"),
         ('site_key = "site.key"', "site_key = 3", "site_key =", "a path is wanted"),
         ('folder = "spool"', "", None, r"spool\.folder: this must be given"),

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -164,6 +165,33 @@ def test_an_object_with_two_identities_is_held(spool: Spool, screener: Screener)
     assert (outcome.reason, outcome.action) == (Cause.IDENTITY_MISMATCH, "quarantine")
 
 
+def test_pictures_that_were_not_looked_at_hold_the_object(spool: Spool, screener: Screener) -> None:
+    mr = dcmread(MR)
+    icon = Dataset()
+    icon.Rows = icon.Columns = 8
+    icon.BitsAllocated, icon.SamplesPerPixel, icon.PhotometricInterpretation = 8, 1, "MONOCHROME2"
+    icon.PixelData = bytes(64)
+    mr.IconImageSequence = [icon]
+    (held,) = outcomes(spool, screener, saved(mr))
+    assert (held.verdict, held.reason, held.action) == ("clear", Cause.UNSCREENED_CONTENT, "quarantine")
+    assert "icon" in held.notes
+    mr.SOPInstanceUID = mr.file_meta.MediaStorageSOPInstanceUID = "1.2.3.5"
+    settings = replace(spool.settings, rule=(replace(RULE, hold_notes=()),))
+    (let_go,) = outcomes(spool, screener, saved(mr), settings=settings)
+    assert let_go.action == "forward"
+
+
+def test_a_search_that_was_cut_short_is_not_clear(spool: Spool, screener: Screener, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Screener.screen
+
+    def cut_short(*args: Any, **kwargs: Any) -> Iterator[Result]:
+        yield from (replace(result, complete=False) for result in original(*args, **kwargs))
+
+    monkeypatch.setattr(Screener, "screen", cut_short)
+    (outcome,) = outcomes(spool, screener, MR.read_bytes())
+    assert (outcome.verdict, outcome.reason, outcome.action) == ("error", Cause.SEARCH_INCOMPLETE, "quarantine")
+
+
 def deflated_bomb() -> bytes:
     mr = dcmread(MR)
     del mr.PixelData
@@ -181,6 +209,7 @@ HOSTILE = {
     "mark": bytes(128) + b"DICM",
     "random": np.random.default_rng(0).bytes(5000),
     "program": b"\x7fELF" + bytes(124) + CT.read_bytes()[128:],
+    "program, harmless pixels": b"MZ" + bytes(126) + MR.read_bytes()[128:],
     "half a header": MR.read_bytes()[:700],
     "half its pixels": MR.read_bytes()[:-3000],
     "a picture": (EXAMPLES / "queries" / "other-rocket.jpg").read_bytes(),
