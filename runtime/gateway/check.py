@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import GatewayError, LcmemError
+from .locking import running_facts
 from .privacy import read_site_key
-from .service import running_facts
 from .settings import Settings
 
 __all__ = ["Finding", "check_settings"]
