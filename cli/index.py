@@ -12,6 +12,7 @@ import click
 
 from ..display import print_facts, printable, progress, say, warn
 from ..ending import FAILED, NOTHING_FOUND
+from .archive import Archive, archive_options, fill_from
 from .inputs import inputs, say_skipped, walk
 from .options import bundle_option, filling_options, index_option, json_option
 
@@ -30,16 +31,28 @@ def index() -> None:
 
 @index.command("build")
 @filling_options
-def index_build(paths: tuple[str, ...], folder: Path, null: bool, as_json: bool, quiet: bool, model: Callable[[], Screener]) -> int:
-    """Make a new index of the pictures in PATH.
+@archive_options
+def index_build(
+    paths: tuple[str, ...],
+    folder: Path,
+    null: bool,
+    as_json: bool,
+    quiet: bool,
+    model: Callable[[], Screener],
+    archive: Archive | None,
+) -> int:
+    """Make a new index of the pictures in PATH, or in an archive.
 
     \b
-    Example:
+    Examples:
       lcmem-onnx index build training-set/ --index hospital.index
+      lcmem-onnx index build --from-orthanc http://localhost:8042 --index hospital.index
     """
     from ..runtime.gallery import Gallery
 
     screener = model()
+    if archive:
+        return fill_from(archive, screener, lambda: Gallery.create(folder, screener.bundle, warn=warn), as_json, quiet)
     items, skipped = walk(inputs(paths, null))
     with Gallery.create(folder, screener.bundle, warn=warn) as gallery:
         return _fill(screener, gallery, items, skipped, as_json, quiet)
@@ -47,16 +60,32 @@ def index_build(paths: tuple[str, ...], folder: Path, null: bool, as_json: bool,
 
 @index.command("add")
 @filling_options
-def index_add(paths: tuple[str, ...], folder: Path, null: bool, as_json: bool, quiet: bool, model: Callable[[], Screener]) -> int:
-    """Add the pictures in PATH to an index; those that are in it already are not embedded again.
+@archive_options
+def index_add(
+    paths: tuple[str, ...],
+    folder: Path,
+    null: bool,
+    as_json: bool,
+    quiet: bool,
+    model: Callable[[], Screener],
+    archive: Archive | None,
+) -> int:
+    """Add the pictures in PATH, or in an archive, to an index; those that are in it already are not embedded again.
 
     \b
-    Example:
+    Examples:
       lcmem-onnx index add new-studies/ --index hospital.index
+      lcmem-onnx index add --from-dicomweb https://pacs.example/dicom-web --query StudyDate=20260101- --index hospital.index
     """
     from ..runtime.gallery import Gallery
 
     screener = model()
+    if archive:
+
+        def opened() -> Gallery:
+            return Gallery.open(folder, screener.bundle, read_only=False, warn=warn)
+
+        return fill_from(archive, screener, opened, as_json, quiet)
     items, skipped = walk(inputs(paths, null))
     with Gallery.open(folder, screener.bundle, read_only=False, warn=warn) as gallery:
         return _fill(screener, gallery, items, skipped, as_json, quiet)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -20,6 +20,7 @@ __all__ = [
     "Kind",
     "Limits",
     "Skipped",
+    "Supplied",
     "Unfound",
     "picture_name",
     "read_file",
@@ -81,6 +82,19 @@ class Skipped:
     """A file in a folder that neither its name nor its first bytes make a picture."""
 
     path: Path
+
+
+@dataclass(frozen=True)
+class Supplied:
+    """A picture that comes from elsewhere than a file, under a name of its own.
+
+    Attributes:
+        key: its name, in results and in the gallery.
+        read: gives its content, when and in the thread in which that is wanted. Raises PictureError.
+    """
+
+    key: str
+    read: Callable[[], bytes]
 
 
 @dataclass(frozen=True)

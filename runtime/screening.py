@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from .bundle import Bundle, open_bundle
 from .encoder import Encoder
 from .errors import EncodingError, GalleryError, KeyConflictError, LcmemError, PictureError, Reason, UsageError
-from .files import DEFAULT_LIMITS, Found, Limits, Skipped, Unfound, picture_name, read_file, walk
+from .files import DEFAULT_LIMITS, Found, Limits, Skipped, Supplied, Unfound, picture_name, read_file, walk
 from .gallery import Added, Gallery, Hit, Search
 from .gallery.store import Entry
 from .head import Floats, check_threshold
@@ -38,8 +38,9 @@ __all__ = ["SCHEMA_VERSION", "Comparison", "Indexed", "Result", "Screener", "Sou
 
 Source = str | os.PathLike[str] | bytes | NDArray[np.uint8]
 """A picture as scripts have it: a path, a file's bytes, or an RGB array, uint8 (height, width, 3)."""
-Where = str | os.PathLike[str] | Found | Unfound | Skipped
-"""A file or folder to be searched, or what a search found: a program that shows progress has walked its folders already."""
+Where = str | os.PathLike[str] | Found | Unfound | Skipped | Supplied
+"""A file or folder to be searched, or what a search found (a program that shows progress has walked its folders already), or a
+picture that is supplied under a name of its own."""
 SCHEMA_VERSION = 1
 FRAMES_AHEAD = 16
 """Frames that a worker decodes before its turn comes. The rest of a long picture is decoded when it is that picture's turn,
@@ -106,7 +107,7 @@ class Indexed:
     """What became of one picture that was to be added to a gallery.
 
     Attributes:
-        path: the picture, as valid text; also its key, made absolute.
+        path: the picture, as valid text; also its key, made absolute. Of a supplied picture, its key.
         added: new, known or copy; None when it was not added.
         frames: how many frames were added or are there.
         errors: what could not be read, a (frame or None, reason, detail) each.
@@ -153,12 +154,13 @@ class Comparison:
 class _Frame:
     """One frame on its way through the pipeline, or the news that a picture has none to give.
 
-    `value` is in turn the resized pixels, uint8 (size, size, 3), and the embedding, float32 (features,); an error in place of
-    either; or None for a file that needs no embedding. `number` is None where the picture as a whole is meant, and `last`
-    marks a picture's end.
+    `path` is what results call it, `key` what a gallery does. `value` is in turn the resized pixels, uint8 (size, size, 3), and
+    the embedding, float32 (features,); an error in place of either; or None for a file that needs no embedding. `number` is None
+    where the picture as a whole is meant, and `last` marks a picture's end.
     """
 
     path: str
+    key: str
     content: bytes | None
     frames: int
     number: int | None
@@ -292,8 +294,8 @@ class Screener:
         """
         self._check(gallery)
 
-        def known(content: bytes, path: Path) -> bool:
-            return gallery.status(_key(path), content) is not Added.NEW
+        def known(content: bytes, key: str) -> bool:
+            return gallery.status(key, content) is not Added.NEW
 
         parts: list[_Frame] = []
         for frame in self._embedded(self._frames_ahead(paths, on_skip, known)):
@@ -375,37 +377,42 @@ class Screener:
         self,
         paths: Iterable[Where],
         on_skip: Callable[[Path], None] | None,
-        known: Callable[[bytes, Path], bool] | None = None,
+        known: Callable[[bytes, str], bool] | None = None,
     ) -> Iterator[_Frame]:
         """Frames of all pictures in order, decoded by the workers a few pictures ahead."""
         depth = 2 * self._workers + self._batch
-        pending: deque[tuple[str, Future[_Prepared] | PictureError]] = deque()
+        pending: deque[tuple[str, str, Future[_Prepared] | PictureError]] = deque()
         pool = ThreadPoolExecutor(self._workers, thread_name_prefix="lcmem-decode")
         try:
-            for found in walk(paths):
+            for found in _found(paths):
                 if isinstance(found, Skipped):
                     if on_skip:
                         on_skip(found.path)
                     continue
-                name = picture_name(found.path)
-                outcome = found.error if isinstance(found, Unfound) else pool.submit(self._prepare, found.path, known)
-                pending.append((name, outcome))
+                if isinstance(found, Supplied):
+                    name = key = found.key
+                else:
+                    name, key = picture_name(found.path), _key(found.path)
+                outcome = found.error if isinstance(found, Unfound) else pool.submit(self._prepare, found, key, known)
+                pending.append((name, key, outcome))
                 if len(pending) >= depth:
                     yield from self._frames_of(*pending.popleft())
             while pending:
                 yield from self._frames_of(*pending.popleft())
         finally:
+            if isinstance(paths, Generator):
+                paths.close()  # first, so that what supplies pictures can stop the workers that wait for it
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _prepare(self, path: Path, known: Callable[[bytes, Path], bool] | None) -> _Prepared:
+    def _prepare(self, found: Found | Supplied, key: str, known: Callable[[bytes, str], bool] | None) -> _Prepared:
         """A worker's part: read, hash, decode, resize. A picture's own errors are a result, not an exception."""
         content = None
         try:
-            data = read_file(path, self.limits)
+            data = found.read() if isinstance(found, Supplied) else read_file(found.path, self.limits)
             content = hashlib.sha256(data).digest()
-            if known and known(content, path):
+            if known and known(content, key):
                 return _Prepared(content)
-            picture = open_picture(data, self.limits, path.name)
+            picture = open_picture(data, self.limits, "" if isinstance(found, Supplied) else found.path.name)
             ahead = tuple(self._one_frame(picture, number) for number in range(min(picture.frames, FRAMES_AHEAD)))
         except PictureError as error:
             return _Prepared(content, error=error)
@@ -421,10 +428,10 @@ class Screener:
         except MemoryError:
             return PictureError(Reason.OUT_OF_MEMORY, "there was not enough memory to decode it")
 
-    def _frames_of(self, path: str, outcome: Future[_Prepared] | PictureError) -> Iterator[_Frame]:
+    def _frames_of(self, path: str, key: str, outcome: Future[_Prepared] | PictureError) -> Iterator[_Frame]:
         prepared = _Prepared(None, error=outcome) if isinstance(outcome, PictureError) else outcome.result()
         if prepared.error or not prepared.frames:
-            yield _Frame(path, prepared.content, prepared.frames, None, True, prepared.error)
+            yield _Frame(path, key, prepared.content, prepared.frames, None, True, prepared.error)
             return
         for number in range(prepared.frames):
             value = (
@@ -432,7 +439,7 @@ class Screener:
                 if prepared.picture is None or number < len(prepared.ahead)
                 else self._one_frame(prepared.picture, number)
             )
-            yield _Frame(path, prepared.content, prepared.frames, number, number == prepared.frames - 1, value)
+            yield _Frame(path, key, prepared.content, prepared.frames, number, number == prepared.frames - 1, value)
 
     def _embedded(self, frames: Iterable[_Frame]) -> Iterator[_Frame]:
         """The same frames in the same order, pixels replaced by embeddings, in batches across pictures."""
@@ -464,6 +471,15 @@ class Screener:
             return [self._embed_safely([picture])[0] for picture in pixels]
 
 
+def _found(paths: Iterable[Where]) -> Iterator[Found | Skipped | Supplied | Unfound]:
+    """Folders searched; what is supplied stands for itself."""
+    for path in paths:
+        if isinstance(path, Supplied):
+            yield path
+        else:
+            yield from walk([path])
+
+
 def _key(path: Path) -> str:
     """A picture's key: its absolute path, so that it means the same wherever the command is run, as valid text."""
     return str(picture_name(Path(os.path.abspath(path))))
@@ -478,11 +494,11 @@ def _add(parts: Sequence[_Frame], gallery: Gallery) -> Indexed:
         return Indexed(first.path, None, 0, tuple(errors))
     try:
         # Asked again: an equal file may have been added since the worker looked.
-        added = gallery.status(key := _key(Path(first.path)), first.content)
+        added = gallery.status(first.key, first.content)
         if added is Added.COPY:
-            gallery.add_copy(key, first.content)
+            gallery.add_copy(first.key, first.content)
         elif added is Added.NEW:
-            gallery.add(Entry(key, first.content, first.frames, embeddings))
+            gallery.add(Entry(first.key, first.content, first.frames, embeddings))
     except KeyConflictError as error:
         return Indexed(first.path, None, 0, ((None, Reason.KEY_CONFLICT, str(error)),))
     return Indexed(first.path, added, len(embeddings), tuple(errors))

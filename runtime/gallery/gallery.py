@@ -192,6 +192,11 @@ class Gallery:
             return Added.KNOWN
         return Added.COPY if self._store.complete_copy(content) else Added.NEW
 
+    def holds(self, key: str) -> bool:
+        """Whether a picture is there under this key, with all its frames."""
+        known = self._store.content_of(key)
+        return bool(known and known[1])
+
     def add(self, entry: Entry) -> None:
         """Add one picture with its embeddings; it is on disk when this returns.
 
