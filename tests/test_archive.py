@@ -58,7 +58,7 @@ def connected(handler: Handler, **server: object) -> Connection:
         (401, "refused us .401 Unauthorized.: give --credentials FILE"),
         (403, "refused us .403 Forbidden.: this user may not"),
         (404, "is that the archive's address, with its path"),
-        (400, "the query may be one"),
+        (400, "it may not take such a query"),
         (302, "sends us on to https://other/login: redirects are not followed"),
     ],
 )

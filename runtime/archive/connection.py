@@ -264,7 +264,7 @@ class Connection:
         hint = (
             "is that the archive's address, with its path?"
             if status in (404, 405, 410)
-            else "the query may be one it does not take"
+            else "it may not take such a query, or is that not the archive's address, with its path?"
         )
         raise ArchiveError(f"{self.url} answered {_named(status)}: {hint}")
 
