@@ -16,6 +16,8 @@ A message says what happened, where (a path, a key) and, where it is known, what
     ├── ExportError            an exported graph failed a check, or differs from torch
     ├── FileListError          a CSV file list lacks something, or an identity is in two splits
     ├── ArchiveError           an archive cannot be asked: its address, our credentials, its silence
+    ├── GatewayError           the gateway cannot start or go on: its spool, its audit trail, a port, a certificate
+    │   └── ConfigError            gateway.toml has an unknown key, a value of another type, or parts that do not fit
     └── TrainingError          a training cannot start or go on: its configuration, its disk, its loss
 """
 
@@ -27,11 +29,13 @@ __all__ = [
     "ArchiveError",
     "BundleError",
     "CheckpointError",
+    "ConfigError",
     "EncodingError",
     "ExportError",
     "FileListError",
     "GalleryError",
     "GalleryMismatchError",
+    "GatewayError",
     "KeyConflictError",
     "LcmemError",
     "PictureError",
@@ -122,6 +126,14 @@ class ExportError(LcmemError):
 
 class FileListError(LcmemError):
     """A CSV file list cannot be read, lacks a column or a picture, or puts one identity into two splits."""
+
+
+class GatewayError(LcmemError):
+    """The gateway cannot start, go on, or do what was asked: its spool, its audit trail, a port, a certificate."""
+
+
+class ConfigError(GatewayError):
+    """The gateway's configuration cannot be read: an unknown key, a value of another type, parts that do not go together."""
 
 
 class TrainingError(LcmemError):

@@ -289,7 +289,7 @@ def test_the_pseudonym_is_an_hmac_as_others_compute_it() -> None:
     key = bytes(range(32))
     program = ["openssl", "dgst", "-sha256", "-mac", "HMAC", "-macopt", f"hexkey:{key.hex()}"]
     try:
-        printed = subprocess.run(program, input=b"sop\x001.2.3", capture_output=True, check=True).stdout.decode()
+        printed = subprocess.run(program, input=b"uid\x001.2.3", capture_output=True, check=True).stdout.decode()
     except FileNotFoundError:
         pytest.skip("there is no openssl")
     assert Pseudonyms(key).of("1.2.3") == "sop:" + printed.split()[-1][:32]

@@ -49,7 +49,7 @@ class Pseudonyms:
             raise UsageError(f"{path} is no pseudonym key: it must hold {2 * KEY_BYTES} hexadecimal digits") from error
 
     def of(self, uid: str) -> str:
-        """The pseudonym of a UID: 'sop:' and 32 hexadecimal digits."""
+        """The pseudonym of a UID: 'sop:' and 32 hexadecimal digits, those that a gateway with the same key gives it."""
         return f"sop:{self.digest('sop', uid).hex()}"
 
     def digest(self, what: str, *values: str) -> bytes:
