@@ -50,7 +50,7 @@ class Pseudonyms:
 
     def of(self, uid: str) -> str:
         """The pseudonym of a UID: 'sop:' and 32 hexadecimal digits, those that a gateway with the same key gives it."""
-        return f"sop:{self.digest('sop', uid).hex()}"
+        return f"sop:{self.digest('uid', uid).hex()}"
 
     def digest(self, what: str, *values: str) -> bytes:
         """16 bytes that stand for some texts, which do not tell them to who lacks the key."""
