@@ -11,6 +11,8 @@ from ..ending import EndingGroup
 from ..evaluation.command import evaluate
 from .bundle import bundle
 from .doctor import doctor
+from .gateway import gateway
+from .gateway_quarantine import quarantine as _  # noqa: F401  # adds its groups to `gateway`
 from .index import index
 from .options import json_option, model_options, quiet_option
 from .scan import compare, scan
@@ -29,6 +31,6 @@ def main() -> None:
     """
 
 
-for command in (scan, compare, index, bundle, doctor):
+for command in (scan, compare, index, bundle, doctor, gateway):
     main.add_command(command)
 main.command()(model_options(quiet_option(json_option(evaluate))))

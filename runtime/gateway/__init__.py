@@ -12,6 +12,8 @@ A room imports only from the rooms above it in this list:
     associations                 pynetdicom's switches and holes, in one place
     receive, watch, forward      C-STORE in · a folder in · C-STORE out
     screen                       an object to an outcome
+    store_web                    STOW-RS out
+    http/, web                   HTTP in, the status page · the part that runs it
     parts, service               the processes, and their supervisor
     check                        does what the configuration names exist, open, and fit
 """

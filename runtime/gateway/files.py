@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 from ..errors import GatewayError
 
-__all__ = ["Measured", "ObjectFiles", "TooLargeError", "file_meta", "measure"]
+__all__ = ["Measured", "ObjectFiles", "TooLargeError", "measure", "measure_meta"]
 
 CHUNK = 1 << 20
 PREAMBLE = 128
@@ -164,7 +164,7 @@ def measure(path: Path) -> Measured:
     whole, data = hashlib.sha256(), hashlib.sha256()
     with open(path, "rb", buffering=0) as file:
         head = file.read(MAX_META)
-        meta, data_at = file_meta(head)
+        meta, data_at = measure_meta(head)
         whole.update(head)
         data.update(memoryview(head)[data_at:])
         size = len(head)
@@ -178,7 +178,7 @@ def measure(path: Path) -> Measured:
     return Measured(size, whole.hexdigest(), data.hexdigest(), transfer_syntax, sop_class, sop_instance, data_at)
 
 
-def file_meta(head: bytes) -> tuple[dict[int, str], int]:
+def measure_meta(head: bytes) -> tuple[dict[int, str], int]:
     """Group 0002's UIDs, by element number, and where the data set begins; nothing and 0 without a DICM mark."""
     if head[PREAMBLE : PREAMBLE + 4] != b"DICM":
         return {}, 0

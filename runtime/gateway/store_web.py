@@ -12,6 +12,7 @@ from typing import Any
 import httpx2 as httpx
 
 from ..errors import GatewayError
+from .associations import client_context
 from .deliveries import Delivery
 from .forward import Answer
 from .logs import Log
@@ -50,7 +51,7 @@ class StoreWeb:
             self._extensions["sni_hostname"] = destination.tls.server_name
         self._client = httpx.Client(
             headers=headers,
-            verify=_context(destination.tls or TlsClient(), destination.name),
+            verify=client_context(destination.tls or TlsClient()),
             trust_env=False,  # a proxy of the environment is not where patients' pictures go
             timeout=httpx.Timeout(destination.timeout_seconds, connect=min(30.0, destination.timeout_seconds)),
             transport=transport,
@@ -123,14 +124,3 @@ def _reasons(told: Any) -> list[int]:
     """Failure reasons in a response data set; 0 for one without a reason."""
     failures = [item for tag in ("00081198", "0008119A") for item in told.get(tag, {}).get("Value", [])]
     return [int((failure.get("00081197", {}).get("Value") or [0])[0]) for failure in failures]
-
-
-def _context(tls: TlsClient, name: str) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context(cafile=tls.ca)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        if tls.certificate:
-            context.load_cert_chain(tls.certificate, tls.key, password=lambda: "")
-    except (OSError, ssl.SSLError) as error:
-        raise GatewayError(f"TLS for {name} cannot be set up: {error.strerror or error}") from error
-    return context

@@ -1,7 +1,7 @@
 """The page for the person on duty: how it goes, what is held, the two pictures side by side, and the decision.
 
-Plain HTML, no script. Whoever has a token with `status` sees counts and pseudonyms; `quarantine` is needed for the pictures. That they
-were looked at goes into the audit trail, as does each decision, with the name that was typed at the log-in.
+Plain HTML, no script. Whoever has a token with `status` sees counts and pseudonyms; `quarantine` is needed for the pictures.
+That they were looked at goes into the audit trail, as does each decision, with the name that was typed at the log-in.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from ...errors import GatewayError
-from ..files import file_meta
+from ..files import measure_meta
 from ..logs import Log
 from ..settings import HttpSettings
 from ..spool import Arrival, Source, Spool, SpoolFullError
@@ -116,7 +116,7 @@ async def _take_in(
             async for data in parts.body():
                 await file.write(data)
             await file.finish()
-            meta, _ = file_meta(file.head)
+            meta, _ = measure_meta(file.head)
             sop_class, uid = meta.get(0x02, ""), meta.get(0x03, "")
             if content_type != "application/dicom" or not uid or not sop_class:
                 done.failed.append((sop_class, uid, NOT_UNDERSTOOD))
