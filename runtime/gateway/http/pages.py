@@ -42,6 +42,23 @@ SLOW_SECONDS = 300.0
 """An object that waits longer for its screening is worth a word."""
 PERIODS = (60.0, 3600.0, 86400.0)
 WRONG_TOKEN_SECONDS = 1.0
+WHY = {
+    "at-or-above-threshold": "like a picture of the gallery",
+    "below-threshold": "unlike all of the gallery",
+    "no-pixels": "holds no picture",
+    "blank": "shows nothing",
+    "not-dicom": "is no DICOM object",
+    "damaged": "cannot be decoded",
+    "no-rule": "no rule fits",
+    "timed-out": "took too long",
+}
+"""Reasons in words; the code itself is the cell's title."""
+NOW = {
+    State.SCREENED: "to be forwarded",
+    State.ANSWERED: "answered and gone",
+    State.DEAD: "could not be forwarded",
+    State.QUARANTINED: "in quarantine",
+}
 
 log = Log("http")
 
@@ -134,6 +151,13 @@ class Pages:
             troubles.append(f"an object has waited {_span(waiting)} for its screening")
         if counts[State.DEAD]:
             troubles.append(f"{counts[State.DEAD]} could not be forwarded: see lcmem-onnx gateway status")
+        for failing in spool.database.read(
+            "SELECT destination, count(*) AS objects, max(failure) AS failure FROM deliveries"
+            " WHERE state = 'pending' AND attempts > 0 GROUP BY destination"
+        ):
+            troubles.append(
+                f"{failing['destination']} does not take objects ({failing['failure']}), waiting for it: {failing['objects']}"
+            )
         held = self._quarantine.list(SHOWN)
         last = spool.database.read("SELECT * FROM objects WHERE verdict IS NOT NULL ORDER BY number DESC LIMIT ?", (LAST,))
         now = datetime.now().astimezone()
@@ -141,12 +165,25 @@ class Pages:
             "health": {"ok": not troubles, "text": "; ".join(troubles) or "objects are received, screened and forwarded"},
             "tiles": [
                 _tile(
-                    "To be screened", counts[State.RECEIVED], f"oldest {_span(waiting)}" if oldest else "", waiting > SLOW_SECONDS
+                    "To be screened",
+                    counts[State.RECEIVED],
+                    f"oldest {_span(waiting)}" if oldest else "",
+                    "bad" if waiting > SLOW_SECONDS else "",
                 ),
                 _tile("To be forwarded", pending, ""),
-                _tile("In quarantine", counts[State.QUARANTINED], "wait for a decision" if counts[State.QUARANTINED] else ""),
-                _tile("Could not be forwarded", counts[State.DEAD], "dead" if counts[State.DEAD] else "", bool(counts[State.DEAD])),
-                _tile("Free on the spool’s disk", f"{free / 1e9:.0f} GB", f"of {total / 1e9:.0f} GB", not spool.has_room()),
+                _tile(
+                    "In quarantine",
+                    counts[State.QUARANTINED],
+                    "for somebody to decide" if counts[State.QUARANTINED] else "",
+                    "warn" if counts[State.QUARANTINED] else "",
+                ),
+                _tile("Given up", counts[State.DEAD], "could not be forwarded", "bad" if counts[State.DEAD] else ""),
+                _tile(
+                    "Free on the spool’s disk",
+                    f"{free / 1e9:.0f} GB",
+                    f"of {total / 1e9:.0f} GB",
+                    "" if spool.has_room() else "bad",
+                ),
             ],
             "rates": self._rates(),
             "held": [self._row(item) for item in held],
@@ -181,6 +218,8 @@ class Pages:
             "caller": item.calling_aet or item.source.value,
             "verdict": item.verdict or "error",
             "reason": item.reason or "",
+            "why": WHY.get(item.reason or "", (item.reason or "").replace("-", " ")),
+            "now": NOW.get(item.state, item.state.value),
             "score": f"{nearest[0]['score']:.4f}" if nearest else "–",
             "state": item.state.value,
         }
@@ -189,7 +228,7 @@ class Pages:
 
     async def held(self, request: Request) -> Response:
         session, item = await self._decider(request)
-        frame = item.result.get("worst_frame") or 0
+        frame = _frame(request, item.result.get("worst_frame") or 0)
         problem = ""
         try:
             await self._drawer.draw(self._spool.files.path(item.id), frame)
@@ -204,7 +243,7 @@ class Pages:
         threshold = item.result.get("threshold")
         row = self._row(item)
         facts = [
-            ("Received", row["iso"].replace("T", " ")),
+            ("Received", datetime.fromtimestamp(item.arrived).astimezone().strftime("%d %b %Y %H:%M:%S %Z")),
             ("From", f"{item.calling_aet or '–'} at {item.address or '–'}, by {item.source.value}"),
             ("Reason", row["reason"]),
             ("Rule", item.rule or "none fitted"),
@@ -231,8 +270,7 @@ class Pages:
 
     async def picture(self, request: Request) -> Response:
         _, item = await self._decider(request)
-        number = request.query_params.get("frame", "0")
-        return await self._drawn(self._spool.files.path(item.id), int(number) if number.isascii() and number.isdigit() else 0)
+        return await self._drawn(self._spool.files.path(item.id), _frame(request, 0))
 
     async def nearest(self, request: Request) -> Response:
         _, item = await self._decider(request)
@@ -309,6 +347,11 @@ class Pages:
         return self._page("message.html", self.session(request), status, title=title, text=text)
 
 
+def _frame(request: Request, otherwise: int) -> int:
+    number = request.query_params.get("frame", "")
+    return int(number) if number.isascii() and number.isdigit() and len(number) < 7 else otherwise
+
+
 def certificate_of(request: Request) -> Mapping[str, Any] | None:
     """The certificate that the caller showed and TLS has verified."""
     certificate: Mapping[str, Any] | None = request.scope.get("state", {}).get("peer_certificate")
@@ -321,8 +364,8 @@ def _check_same_origin(request: Request) -> None:
         raise Refused(403, "csrf", "this form comes from another site")
 
 
-def _tile(name: str, value: object, more: str, bad: bool = False) -> dict[str, object]:
-    return {"name": name, "value": value, "more": more, "kind": "bad" if bad else ""}
+def _tile(name: str, value: object, more: str, kind: str = "") -> dict[str, object]:
+    return {"name": name, "value": value, "more": more, "kind": kind}
 
 
 def _span(seconds: float) -> str:
