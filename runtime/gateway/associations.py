@@ -161,15 +161,19 @@ class Doors:
         with self._lock:
             for association, known in list(self._connections.items()):
                 dul = association.dul
-                if not association.is_alive() and not dul.is_alive() and time.monotonic() - known.since > 1:
+                if association.is_alive() or (association.ident is None and time.monotonic() - known.since < 5):
+                    pass  # it runs, or is about to
+                elif dul.is_alive():
+                    dul.kill_dul()
+                    known.shut()
+                    continue
+                else:
                     del self._connections[association]
                     remove_unfinished(association)
                     with contextlib.suppress(OSError):
                         known.socket.close()
-                elif not association.is_alive() and association.ident is not None:
-                    dul.kill_dul()
-                    known.shut()
-                elif not known.established and time.monotonic() - known.since > 2 * self._settings.opening_seconds + 2:
+                    continue
+                if not known.established and time.monotonic() - known.since > 2 * self._settings.opening_seconds + 2:
                     known.shut()
 
     def abort_all(self, grace: float) -> None:

@@ -37,7 +37,7 @@ class Receiver:
         self._spool = spool
         self._server = open_server(settings, self._on_echo, self._on_store)
         self._thread = threading.Thread(
-            target=self._server.serve_forever, kwargs={"poll_interval": 0.5}, name="accept", daemon=True
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.2}, name="accept", daemon=True
         )
 
     @property
