@@ -31,13 +31,17 @@ from pynetdicom import AE, _config  # noqa: E402
 
 # pynetdicom's client, which plays the peers here, leaves the sockets of rejected associations to the garbage collector.
 pytestmark = pytest.mark.filterwarnings(
-    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::pytest.PytestUnhandledThreadExceptionWarning"
+    "ignore::ResourceWarning",
+    "ignore::pytest.PytestUnraisableExceptionWarning",
+    "ignore::pytest.PytestUnhandledThreadExceptionWarning",
 )
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "pictures"
 CT = EXAMPLES / "gallery" / "ct-slice.dcm"
 MR = EXAMPLES / "queries" / "other-mr-slice.dcm"
-BASE = ReceiveSettings(port=0, calling_aets=("GOOD", "STORESCU", "ECHOSCU"), opening_seconds=1.0, pdu_seconds=1.5, max_connections=20)
+BASE = ReceiveSettings(
+    port=0, calling_aets=("GOOD", "STORESCU", "ECHOSCU"), opening_seconds=1.0, pdu_seconds=1.5, max_connections=20
+)
 VERIFICATION = "1.2.840.10008.1.1"
 
 
@@ -64,7 +68,9 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
     def started(settings: ReceiveSettings = BASE, min_free_mb: int = 1) -> Receiver:
         spool = Spool(
-            Settings(spool=SpoolSettings(tmp_path / "spool", min_free_mb=min_free_mb), site_key=tmp_path / "site.key", receive=settings)
+            Settings(
+                spool=SpoolSettings(tmp_path / "spool", min_free_mb=min_free_mb), site_key=tmp_path / "site.key", receive=settings
+            )
         )
         receiver = Receiver(settings, spool)
         receiver.start()
@@ -172,7 +178,9 @@ def test_an_object_is_stored_as_it_was_sent(start: Start) -> None:
     eventually(lambda: not list(receiver._spool.files.incoming.iterdir()))
 
 
-@pytest.mark.parametrize("name", ["JPEG2000.dcm", "MR_small_RLE.dcm", "JPGExtended.dcm", "image_dfl.dcm", "MR_small_bigendian.dcm", "reportsi.dcm"])
+@pytest.mark.parametrize(
+    "name", ["JPEG2000.dcm", "MR_small_RLE.dcm", "JPGExtended.dcm", "image_dfl.dcm", "MR_small_bigendian.dcm", "reportsi.dcm"]
+)
 def test_every_syntax_and_class_is_taken(name: str, start: Start) -> None:
     receiver = start()
     path = Path(str(get_testdata_file(name)))
