@@ -39,7 +39,6 @@ class Archive:
     certificate_key: Path | None
     plain_http: bool
     rate: float | None
-    pseudonym_key: Path | None
     again: bool
 
 
@@ -64,13 +63,6 @@ _OPTIONS = (
     click.option("--certificate-key", type=_FILE, help="PEM file of its key, when that is in a file of its own."),
     click.option("--plain-http", is_flag=True, help="Allow http to another machine: the way there must be safe."),
     click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Requests a second at most.  [default: no bound]"),
-    click.option(
-        "--pseudonym-key",
-        type=_FILE,
-        envvar="LCMEM_ONNX_PSEUDONYM_KEY",
-        show_envvar=True,
-        help="File of the key that pictures' names are made with.  [default: made in the index's folder]",
-    ),
     click.option("--again", is_flag=True, help="Ask for all of it again, also what could not be read before."),
 )
 
@@ -91,7 +83,7 @@ def archive_options(command: Callable[P, R]) -> Callable[P, R]:
             return command(*args, archive=Archive(kind, url, **options), **kwargs)  # type: ignore[arg-type]
         if not paths:
             raise click.UsageError("give pictures (PATH...), or an archive: --from-dicomweb URL or --from-orthanc URL")
-        if useless := [name for name, value in options.items() if value and name not in ("credentials", "pseudonym_key")]:
+        if useless := [name for name, value in options.items() if value and name != "credentials"]:
             raise click.UsageError(f"--{useless[0].replace('_', '-')} goes with --from-dicomweb or --from-orthanc")
         return command(*args, archive=None, **kwargs)  # type: ignore[arg-type]
 
@@ -120,7 +112,7 @@ def fill_from(archive: Archive, screener: Screener, opened: Callable[[], Gallery
     counts = {"new": 0, "known": 0, "copy": 0, "error": 0}
     with Connection(server, Pace(archive.rate)) as connection, opened() as gallery:
         source = open_source(archive.kind, connection, query, screener.limits.max_file_bytes)
-        pull = Pull(source, connection, screener, gallery, key=archive.pseudonym_key, again=archive.again)
+        pull = Pull(source, connection, screener, gallery, again=archive.again)
         no_bar = quiet or (as_json and sys.stdout.isatty())
         with closing(progress(iter(pull), None, "fetching", no_bar, lambda done: done.path)) as outcomes:
             for outcome in outcomes:

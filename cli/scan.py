@@ -117,7 +117,7 @@ def compare(first: Path, second: Path, threshold: float | None, as_json: bool, q
     embeddings = []
     for path in (first, second):
         try:
-            embeddings.append(screener.embed(path))
+            embeddings.append(screener.embed_renderings(path))
         except PictureError as error:
             click.echo(f"error: {printable(str(path))}: {printable(str(error))} [{error.reason}]", err=True)
             return FAILED

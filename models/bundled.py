@@ -35,7 +35,7 @@ from lcmem_onnx.runtime.machine import cpu_limit, cpu_name
 from lcmem_onnx.runtime.screening import Screener
 
 from .checkpoint import load_lcmem, save_lcmem
-from .generate import Amounts, generate
+from .generate import MOST, Amounts, generate
 from .phantoms import KINDS
 from .photographs import collect
 from .train.__main__ import Training, train
@@ -243,9 +243,14 @@ def _identity_row(part: Reidentification) -> dict[str, Any]:
 
 @click.command(cls=Training, context_settings={"show_default": True})
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder for everything that is made.")
-@click.option("--scenes", default=4000, help="Scenes to train on.")
-@click.option("--identities", default=8000, help="Phantom identities to train on.")
-@click.option("--held-out", default=700, help="Scenes, and identities, of the test split; of validation three sevenths of it.")
+@click.option("--scenes", type=click.IntRange(0, MOST), default=4000, help="Scenes to train on.")
+@click.option("--identities", type=click.IntRange(1, MOST), default=8000, help="Phantom identities to train on.")
+@click.option(
+    "--held-out",
+    type=click.IntRange(7, MOST),
+    default=700,
+    help="Scenes, and identities, of the test split; of validation three sevenths of it.",
+)
 @click.option("--set", "settings", multiple=True, metavar="TABLE.KEY=VALUE", help="For every stage's configuration. Repeatable.")
 def main(out: Path, scenes: int, identities: int, held_out: int, settings: tuple[str, ...]) -> None:
     """Make the bundled model: pictures, three trainings, threshold, figures, bundle."""

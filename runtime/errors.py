@@ -69,7 +69,10 @@ class Reason(StrEnum):
     NO_PIXELS = "no-pixels"
     BLANK = "blank"
     OUT_OF_MEMORY = "out-of-memory"
+    TIMED_OUT = "timed-out"
+    DECODER_FAILED = "decoder-failed"
     NOT_FINITE = "not-finite"
+    SUSPICIOUS_HEADER = "suspicious-header"
     KEY_CONFLICT = "key-conflict"
 
 

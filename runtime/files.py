@@ -26,6 +26,7 @@ __all__ = [
     "read_file",
     "sniff",
     "walk",
+    "walk_or_supplied",
 ]
 
 HEAD = 132
@@ -47,12 +48,16 @@ class Limits:
         max_pixels: width times height of a frame. Decoding takes up to some 20 bytes a pixel.
         max_frames: of a file.
         max_inflated_bytes: what a deflated DICOM object may grow to.
+        max_seconds: of processor time, for opening a picture and for each of its frames. Kept only in `isolation`, as is the next.
+        max_memory_bytes: that decoding may take, beyond what the decoders themselves do. The file's content counts twice.
     """
 
     max_file_bytes: int = 2 << 30
     max_pixels: int = 1 << 27
     max_frames: int = 4096
     max_inflated_bytes: int = 1 << 29
+    max_seconds: float = 30.0
+    max_memory_bytes: int = 1 << 32
 
 
 DEFAULT_LIMITS = Limits()
@@ -215,6 +220,17 @@ def walk(paths: Iterable[str | os.PathLike[str] | Found | Skipped | Unfound]) ->
             yield from _walk_given_folder(start)
         else:
             yield Found(start)
+
+
+def walk_or_supplied(
+    given: Iterable[str | os.PathLike[str] | Found | Skipped | Supplied | Unfound],
+) -> Iterator[Found | Skipped | Supplied | Unfound]:
+    """As `walk`; what is supplied stands for itself."""
+    for item in given:
+        if isinstance(item, Supplied):
+            yield item
+        else:
+            yield from walk([item])
 
 
 def _walk_given_folder(folder: Path) -> Iterator[Found | Skipped | Unfound]:

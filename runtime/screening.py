@@ -10,11 +10,13 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from itertools import islice
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -24,13 +26,15 @@ from numpy.typing import NDArray
 from .bundle import Bundle, open_bundle
 from .encoder import Encoder
 from .errors import EncodingError, GalleryError, KeyConflictError, LcmemError, PictureError, Reason, UsageError
-from .files import DEFAULT_LIMITS, Found, Limits, Skipped, Supplied, Unfound, picture_name, read_file, walk
-from .gallery import Added, Gallery, Hit, Search
-from .gallery.store import Entry
+from .files import DEFAULT_LIMITS, Found, Limits, Skipped, Supplied, Unfound, picture_name, read_file, walk_or_supplied
+from .gallery import DEFAULT_GALLERY, Added, Entry, Gallery, Hit, Identity, Search, SearchResult, check_gallery_name
 from .head import Floats, check_threshold
+from .identifiers import Identifiers
+from .isolation import IsolatedPicture, Nursery
 from .machine import cpu_limit
-from .pictures import Picture, open_picture
-from .preprocess import check_rgb, is_blank, resize
+from .notes import SUSPICIOUS, Note
+from .pictures import Picture, open_picture, views_of
+from .preprocess import check_rgb
 from .providers import AUTO
 from .variants import AUTO_VARIANT
 
@@ -47,6 +51,9 @@ FRAMES_AHEAD = 16
 so that one file of 4,000 frames does not fill the memory."""
 BATCH_PIXELS = 8 * 256 * 256
 """A batch holds as many pictures as fit in here: 8 of 256 x 256, 2 of 512 x 512. Larger batches were no faster on CPUs."""
+
+
+NOBODY = Identifiers()
 
 
 class Verdict(StrEnum):
@@ -72,6 +79,9 @@ class Result:
         total: how many there are, of which `matches` lists the best.
         nearest: the best gallery picture, match or not.
         sha256: of the file, hex; None when it could not be read.
+        identities: the patients of the matches, best first.
+        notes: what else a DICOM object holds that was not screened, such as overlays (see `Note`).
+        complete: False where the graph's search ended before it had reached all that may match (see `SearchResult`).
     """
 
     path: str
@@ -84,6 +94,9 @@ class Result:
     total: int = 0
     nearest: Hit | None = None
     sha256: str | None = None
+    identities: tuple[Identity, ...] = ()
+    complete: bool = True
+    notes: tuple[Note, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """The line of JSON that `scan --json` prints. Fields are added in later versions, never removed or redefined."""
@@ -99,6 +112,9 @@ class Result:
             "matches_total": self.total,
             "nearest": _hit_json(self.nearest) if self.nearest else None,
             "sha256": self.sha256,
+            "identities": [{"patient": one.patient, "score": one.score, "best": _hit_json(one.best)} for one in self.identities],
+            "complete": self.complete,
+            "notes": [note.value for note in self.notes],
         }
 
 
@@ -154,9 +170,9 @@ class Comparison:
 class _Frame:
     """One frame on its way through the pipeline, or the news that a picture has none to give.
 
-    `path` is what results call it, `key` what a gallery does. `value` is in turn the resized pixels, uint8 (size, size, 3), and
-    the embedding, float32 (features,); an error in place of either; or None for a file that needs no embedding. `number` is None
-    where the picture as a whole is meant, and `last` marks a picture's end.
+    `path` is what results call it, `key` what a gallery does. `value` is in turn the views (see `Picture.views`), uint8 (views,
+    size, size, 3), and their embeddings, float32 (views, features); an error in place of either; or None for a file that needs
+    no embedding. `number` is None where the picture as a whole is meant, and `last` marks a picture's end.
     """
 
     path: str
@@ -166,6 +182,8 @@ class _Frame:
     number: int | None
     last: bool
     value: NDArray[Any] | LcmemError | None
+    identifiers: Identifiers = NOBODY
+    notes: tuple[Note, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,8 +193,10 @@ class _Prepared:
     content: bytes | None
     frames: int = 0
     ahead: tuple[NDArray[np.uint8] | PictureError, ...] = ()
-    picture: Picture | None = None
+    picture: Picture | IsolatedPicture | None = None
     error: PictureError | None = None
+    identifiers: Identifiers = NOBODY
+    notes: tuple[Note, ...] = ()
 
 
 class Screener:
@@ -189,9 +209,11 @@ class Screener:
         threads: for inference and for decoding; None takes what the container allows.
         session: an onnxruntime session of the caller's own, on the bundle's encoder.
         limits: bounds on what is decoded.
+        isolate: decode each picture in a process of its own, under limits on time and memory (see `isolation`): for files that
+            come from outside. It costs some 20 ms a picture. `close` then ends these processes.
 
     Raises:
-        BundleError, ProviderError, UsageError: see `open_bundle` and `Encoder`.
+        BundleError, ProviderError, UsageError: see `open_bundle` and `Encoder`; `isolate` works on Linux only.
     """
 
     def __init__(
@@ -203,12 +225,25 @@ class Screener:
         threads: int | None = None,
         session: ort.InferenceSession | None = None,
         limits: Limits = DEFAULT_LIMITS,
+        isolate: bool = False,
     ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
         self.encoder = Encoder(self.bundle, variant=variant, provider=provider, threads=threads, session=session)
         self.limits = limits
+        self._nursery = Nursery(limits) if isolate else None
         self._workers = threads or cpu_limit()
         self._batch = max(1, BATCH_PIXELS // self.bundle.image_size**2)
+
+    def close(self) -> None:
+        """End the decoders' processes, where there are any. They are started again when they are needed."""
+        if self._nursery:
+            self._nursery.close()
+
+    def __enter__(self) -> Screener:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
 
     # -- one picture or two ----------------------------------------------------------------------------------------
 
@@ -219,16 +254,30 @@ class Screener:
             picture: a path, a file's bytes, or an RGB array, uint8 (height, width, 3).
 
         Returns:
-            float32 (frames, features), in [0, 1]; one frame for an ordinary picture.
+            float32 (frames, features), in [0, 1]; one frame for an ordinary picture. Each frame as a viewer shows it.
 
         Raises:
             PictureError: it cannot be read, a frame cannot be decoded, or a frame is blank.
             EncodingError: the network's output is not finite.
         """
-        frames = [self._resized(frame) for frame in self._all_frames(picture)]
-        return np.concatenate(
-            [self.encoder.embed_resized(np.stack(frames[at : at + self._batch])) for at in range(0, len(frames), self._batch)]
-        )
+        return self._embed_pixels([views[0] for views in self._views(picture)])
+
+    def embed_renderings(self, picture: Source) -> list[Floats]:
+        """Embed one picture by all that its frames may look like: as a viewer shows them, and by their values alone.
+
+        Args, Raises:
+            As for `embed`.
+
+        Returns:
+            A float32 array (renderings, features) for each frame.
+        """
+        frames = list(self._views(picture))
+        ends = np.cumsum([len(views) for views in frames])
+        return np.split(self._embed_pixels([view for views in frames for view in views]), ends[:-1])
+
+    def _embed_pixels(self, pixels: Sequence[NDArray[np.uint8]]) -> Floats:
+        parts = [np.stack(pixels[at : at + self._batch]) for at in range(0, len(pixels), self._batch)]
+        return np.concatenate([self.encoder.embed_resized(part) for part in parts])
 
     def compare(self, first: Source, second: Source, threshold: float | None = None) -> Comparison:
         """Score two pictures: do they show the same?
@@ -241,26 +290,36 @@ class Screener:
             As for `embed`.
         """
         self._threshold(threshold)  # before the work, so that a wrong one is said at once
-        return self.compare_embeddings(self.embed(first), self.embed(second), threshold)
+        return self.compare_embeddings(self.embed_renderings(first), self.embed_renderings(second), threshold)
 
-    def compare_embeddings(self, ones: Floats, others: Floats, threshold: float | None = None) -> Comparison:
-        """Score two pictures by their embeddings, (frames, features) each, as `embed` gives them."""
+    def compare_embeddings(
+        self, ones: Sequence[Floats] | Floats, others: Sequence[Floats] | Floats, threshold: float | None = None
+    ) -> Comparison:
+        """Score two pictures by their embeddings, as `embed` or `embed_renderings` gives them."""
         limit = self._threshold(threshold)
-        logits = np.stack([self.bundle.head.logits(one, others) for one in ones])
+        first, second = (np.concatenate([np.atleast_2d(frame) for frame in frames]) for frames in (ones, others))
+        logits = np.stack([self.bundle.head.logits(one, second) for one in first])
         a, b = (int(at) for at in np.unravel_index(int(logits.argmax()), logits.shape))
-        score = self.bundle.head.score(ones[a], others[b])
+        score = self.bundle.head.score(first[a], second[b])
         verdict = Verdict.MATCH if score >= limit else Verdict.CLEAR
-        return Comparison(score, float(logits[a, b]), limit, verdict, (a, b))
+        return Comparison(score, float(logits[a, b]), limit, verdict, (_frame_of(a, ones), _frame_of(b, others)))
 
-    def _all_frames(self, picture: Source) -> Iterator[NDArray[np.uint8]]:
+    def _views(self, picture: Source) -> Iterator[tuple[NDArray[np.uint8], ...]]:
+        """Of each frame."""
         if isinstance(picture, np.ndarray):
             check_rgb(picture)
-            yield picture
+            yield views_of([picture], self.bundle.image_size)
             return
         data = picture if isinstance(picture, bytes) else read_file(Path(picture), self.limits)
-        opened = open_picture(data, self.limits, "" if isinstance(picture, bytes) else Path(picture).name)
-        for number in range(opened.frames):
-            yield opened.frame(number)
+        opened = self._open(data, "" if isinstance(picture, bytes) else Path(picture).name)
+        try:
+            for number in range(opened.frames):
+                yield opened.views(number, self.bundle.image_size)
+        finally:
+            opened.close()
+
+    def _open(self, data: bytes, name: str) -> Picture | IsolatedPicture:
+        return self._nursery.open(data, name) if self._nursery else open_picture(data, self.limits, name)
 
     def self_test(self) -> float:
         """Embed a drawn picture and score it with itself: close to 1 in a model that works.
@@ -276,32 +335,43 @@ class Screener:
 
     # -- many ------------------------------------------------------------------------------------------------------
 
-    def index(self, paths: Iterable[Where], gallery: Gallery, on_skip: Callable[[Path], None] | None = None) -> Iterator[Indexed]:
+    def index(
+        self,
+        paths: Iterable[Where],
+        gallery: Gallery,
+        on_skip: Callable[[Path], None] | None = None,
+        *,
+        name: str = DEFAULT_GALLERY,
+    ) -> Iterator[Indexed]:
         """Add pictures to a gallery. Each is on disk when its `Indexed` is yielded, so stopping at any moment loses nothing.
 
-        A file that is in the gallery already, by its content, is not embedded again.
+        A file that is in the gallery already, by its content, is not embedded again. Of a DICOM object, pseudonyms of its patient
+        and study are kept beside it (see `SiteKey`).
 
         Args:
             paths: files and folders (recursive), or what `walk` found in them.
             gallery: opened for writing, of the same bundle.
             on_skip: is told of files in folders that are no pictures.
+            name: the group within the index that they are added to.
 
         Yields:
             An `Indexed` a file, in order.
 
         Raises:
             GalleryError: the gallery cannot be written.
+            UsageError: a name that is none, or the site key cannot be opened or is another than the index's.
         """
         self._check(gallery)
+        check_gallery_name(name)
 
         def known(content: bytes, key: str) -> bool:
-            return gallery.status(key, content) is not Added.NEW
+            return gallery.status(key, content, name) is not Added.NEW
 
         parts: list[_Frame] = []
         for frame in self._embedded(self._frames_ahead(paths, on_skip, known)):
             parts.append(frame)
             if frame.last:
-                yield _add(parts, gallery)
+                yield _add(parts, gallery, name)
                 parts = []
 
     def screen(
@@ -312,6 +382,7 @@ class Screener:
         threshold: float | None = None,
         top: int = 5,
         search: Search | str = Search.AUTO,
+        galleries: Collection[str] | None = None,
         on_skip: Callable[[Path], None] | None = None,
     ) -> Iterator[Result]:
         """Screen pictures against a gallery.
@@ -322,13 +393,14 @@ class Screener:
             threshold: score in (0, 1); None takes the bundle's.
             top: how many matches to list a frame.
             search: see `Search`.
+            galleries: the groups of the index to screen against; None screens against all.
             on_skip: is told of files in folders that are no pictures.
 
         Yields:
             A `Result` a frame, in order; one for the whole picture when it cannot be opened.
 
         Raises:
-            UsageError: a threshold or `top` out of range.
+            UsageError: a threshold or `top` out of range, or a gallery that is not in the index.
             GalleryError: the gallery is damaged, or empty: then everything would be clear.
         """
         self._check(gallery)
@@ -339,15 +411,17 @@ class Screener:
             raise UsageError(f"{top} matches cannot be listed; ask for 1 or more")
         for frame in self._embedded(self._frames_ahead(paths, on_skip)):
             result = Result(frame.path, frame.number, Verdict.ERROR, Reason.BELOW_THRESHOLD, limit, sha256=_hex(frame.content))
+            result = replace(result, notes=frame.notes)
             if isinstance(frame.value, np.ndarray):
-                (found,) = gallery.search(frame.value[None], limit, top=top, how=search)
+                (found,) = gallery.search(frame.value[None], limit, top=top, how=search, galleries=galleries)
                 yield replace(
                     result,
-                    verdict=Verdict.MATCH if found.total else Verdict.CLEAR,
-                    reason=Reason.AT_OR_ABOVE_THRESHOLD if found.total else Reason.BELOW_THRESHOLD,
+                    **_judged(found, frame.notes),
                     matches=found.matches,
                     total=found.total,
                     nearest=found.nearest,
+                    identities=found.identities,
+                    complete=found.complete,
                 )
             else:
                 reason, detail = _explain(frame.value)
@@ -362,17 +436,6 @@ class Screener:
         if gallery.bundle.fingerprint != self.bundle.fingerprint:
             raise UsageError("the gallery was opened with another bundle than this screener's")
 
-    def _resized(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """To the encoder's size.
-
-        Raises:
-            PictureError: the picture is blank.
-        """
-        resized = resize(pixels, self.bundle.image_size)
-        if is_blank(resized):
-            raise PictureError(Reason.BLANK, "it shows nothing: every pixel is the same, so it would match any other blank picture")
-        return resized
-
     def _frames_ahead(
         self,
         paths: Iterable[Where],
@@ -384,7 +447,7 @@ class Screener:
         pending: deque[tuple[str, str, Future[_Prepared] | PictureError]] = deque()
         pool = ThreadPoolExecutor(self._workers, thread_name_prefix="lcmem-decode")
         try:
-            for found in _found(paths):
+            for found in walk_or_supplied(paths):
                 if isinstance(found, Skipped):
                     if on_skip:
                         on_skip(found.path)
@@ -412,17 +475,20 @@ class Screener:
             content = hashlib.sha256(data).digest()
             if known and known(content, key):
                 return _Prepared(content)
-            picture = open_picture(data, self.limits, "" if isinstance(found, Supplied) else found.path.name)
+            picture = self._open(data, "" if isinstance(found, Supplied) else found.path.name)
             ahead = tuple(self._one_frame(picture, number) for number in range(min(picture.frames, FRAMES_AHEAD)))
         except PictureError as error:
             return _Prepared(content, error=error)
         except MemoryError:
             return _Prepared(content, error=PictureError(Reason.OUT_OF_MEMORY, "there was not enough memory to read it"))
-        return _Prepared(content, picture.frames, ahead, picture if picture.frames > len(ahead) else None)
+        more = picture if picture.frames > len(ahead) else None
+        if more is None:
+            picture.close()
+        return _Prepared(content, picture.frames, ahead, more, None, picture.identifiers, picture.notes)
 
-    def _one_frame(self, picture: Picture, number: int) -> NDArray[np.uint8] | PictureError:
+    def _one_frame(self, picture: Picture | IsolatedPicture, number: int) -> NDArray[np.uint8] | PictureError:
         try:
-            return self._resized(picture.frame(number))
+            return np.stack(picture.views(number, self.bundle.image_size))
         except PictureError as error:
             return error
         except MemoryError:
@@ -439,7 +505,10 @@ class Screener:
                 if prepared.picture is None or number < len(prepared.ahead)
                 else self._one_frame(prepared.picture, number)
             )
-            yield _Frame(path, key, prepared.content, prepared.frames, number, number == prepared.frames - 1, value)
+            last = number == prepared.frames - 1
+            if last and prepared.picture is not None:
+                prepared.picture.close()
+            yield _Frame(path, key, prepared.content, prepared.frames, number, last, value, prepared.identifiers, prepared.notes)
 
     def _embedded(self, frames: Iterable[_Frame]) -> Iterator[_Frame]:
         """The same frames in the same order, pixels replaced by embeddings, in batches across pictures."""
@@ -447,17 +516,27 @@ class Screener:
         pictures = 0
         for frame in frames:
             waiting.append(frame)
-            pictures += isinstance(frame.value, np.ndarray)
+            pictures += len(frame.value) if isinstance(frame.value, np.ndarray) else 0
             if pictures >= self._batch:
                 yield from self._embed_all(waiting)
                 waiting, pictures = [], 0
         yield from self._embed_all(waiting)
 
     def _embed_all(self, frames: Sequence[_Frame]) -> Iterator[_Frame]:
-        pixels = [frame.value for frame in frames if isinstance(frame.value, np.ndarray)]
-        embeddings = iter(self._embed_safely(pixels))
+        views = [view for frame in frames if isinstance(frame.value, np.ndarray) for view in frame.value]
+        embeddings = iter(self._embed_safely(views))
         for frame in frames:
-            yield replace(frame, value=next(embeddings)) if isinstance(frame.value, np.ndarray) else frame
+            if not isinstance(frame.value, np.ndarray):
+                yield frame
+                continue
+            whole: list[Floats] = []
+            failed: EncodingError | None = None
+            for embedding in islice(embeddings, len(frame.value)):
+                if isinstance(embedding, EncodingError):
+                    failed = embedding
+                else:
+                    whole.append(embedding)
+            yield replace(frame, value=failed or np.stack(whole))
 
     def _embed_safely(self, pixels: Sequence[NDArray[Any]]) -> Sequence[Floats | EncodingError]:
         """Embed a batch; where that fails, each picture alone, so that one does not take the others along."""
@@ -471,13 +550,20 @@ class Screener:
             return [self._embed_safely([picture])[0] for picture in pixels]
 
 
-def _found(paths: Iterable[Where]) -> Iterator[Found | Skipped | Supplied | Unfound]:
-    """Folders searched; what is supplied stands for itself."""
-    for path in paths:
-        if isinstance(path, Supplied):
-            yield path
-        else:
-            yield from walk([path])
+def _frame_of(row: int, frames: Sequence[Floats] | Floats) -> int:
+    """The frame that a row belongs to, when all frames' renderings are written below one another."""
+    return int(np.searchsorted(np.cumsum([len(np.atleast_2d(frame)) for frame in frames]), row, side="right"))
+
+
+def _judged(found: SearchResult, notes: Collection[Note]) -> dict[str, Any]:
+    """Verdict, reason and detail. A match is one whatever the header is like; clear is only what has a sound one."""
+    if found.total:
+        return {"verdict": Verdict.MATCH, "reason": Reason.AT_OR_ABOVE_THRESHOLD}
+    odd = ", ".join(sorted(SUSPICIOUS.intersection(notes)))
+    if odd:
+        detail = f"nothing like it was found, but its header is not that of a sound object ({odd}): let a person look at it"
+        return {"verdict": Verdict.ERROR, "reason": Reason.SUSPICIOUS_HEADER, "detail": detail}
+    return {"verdict": Verdict.CLEAR, "reason": Reason.BELOW_THRESHOLD}
 
 
 def _key(path: Path) -> str:
@@ -485,8 +571,8 @@ def _key(path: Path) -> str:
     return str(picture_name(Path(os.path.abspath(path))))
 
 
-def _add(parts: Sequence[_Frame], gallery: Gallery) -> Indexed:
-    """Add one picture's frames to the gallery, and say what became of it."""
+def _add(parts: Sequence[_Frame], gallery: Gallery, name: str) -> Indexed:
+    """Add one picture's frames to a gallery, and say what became of it."""
     first = parts[0]
     errors = [(part.number, *_explain(part.value)) for part in parts if isinstance(part.value, LcmemError)]
     embeddings = {part.number: part.value for part in parts if isinstance(part.value, np.ndarray) and part.number is not None}
@@ -494,14 +580,21 @@ def _add(parts: Sequence[_Frame], gallery: Gallery) -> Indexed:
         return Indexed(first.path, None, 0, tuple(errors))
     try:
         # Asked again: an equal file may have been added since the worker looked.
-        added = gallery.status(first.key, first.content)
+        added = gallery.status(first.key, first.content, name)
         if added is Added.COPY:
-            gallery.add_copy(first.key, first.content)
+            gallery.add_copy(first.key, first.content, name)
         elif added is Added.NEW:
-            gallery.add(Entry(first.key, first.content, first.frames, embeddings))
+            entry = Entry(first.key, first.content, first.frames, embeddings, name, *_pseudonyms(first.identifiers, gallery))
+            gallery.add(entry)
     except KeyConflictError as error:
         return Indexed(first.path, None, 0, ((None, Reason.KEY_CONFLICT, str(error)),))
     return Indexed(first.path, added, len(embeddings), tuple(errors))
+
+
+def _pseudonyms(whose: Identifiers, gallery: Gallery) -> tuple[str | None, str | None]:
+    """A patient's and a study's pseudonyms; the site key is not asked for where there is nothing to hide."""
+    patient = gallery.site_key().patient(whose.patient_id, whose.issuer) if whose.patient_id else None
+    return patient, gallery.site_key().study(whose.study_uid) if whose.study_uid else None
 
 
 def _explain(error: object) -> tuple[Reason, str]:
@@ -514,4 +607,11 @@ def _hex(content: bytes | None) -> str | None:
 
 
 def _hit_json(hit: Hit) -> dict[str, Any]:
-    return {"key": hit.key, "frame": hit.frame, "score": hit.score}
+    return {
+        "key": hit.key,
+        "frame": hit.frame,
+        "score": hit.score,
+        "gallery": hit.gallery,
+        "patient": hit.patient,
+        "study": hit.study,
+    }

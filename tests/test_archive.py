@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -21,10 +20,11 @@ from lcmem_onnx.runtime.archive import connection as connection_module  # noqa: 
 from lcmem_onnx.runtime.archive.connection import Connection, Credentials, Pace, Server, read_credentials  # noqa: E402
 from lcmem_onnx.runtime.archive.journal import Journal  # noqa: E402
 from lcmem_onnx.runtime.archive.listing import check_uid, parse_query  # noqa: E402
+from lcmem_onnx.runtime.archive.names import Names  # noqa: E402
 from lcmem_onnx.runtime.archive.pages import read_pages  # noqa: E402
 from lcmem_onnx.runtime.archive.parts import first_part  # noqa: E402
-from lcmem_onnx.runtime.archive.pseudonym import KEY_FILE, Pseudonyms  # noqa: E402
 from lcmem_onnx.runtime.archive.pull import Pull, open_source  # noqa: E402
+from lcmem_onnx.runtime.gallery.pseudonyms import SiteKey  # noqa: E402
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "pictures"
 CT = (EXAMPLES / "gallery" / "ct-slice.dcm").read_bytes()
@@ -270,29 +270,24 @@ def test_a_listing_that_never_rests_is_given_up() -> None:
 # -- names, queries, objects ------------------------------------------------------------------------------------------
 
 
-def test_pseudonyms_depend_on_the_key_and_show_nothing_of_the_uid(tmp_path: Path) -> None:
-    path = tmp_path / KEY_FILE
-    first = Pseudonyms.from_file(path)
-    assert first.of(CT_UID) == Pseudonyms.from_file(path).of(CT_UID)
-    assert re.fullmatch("sop:[0-9a-f]{32}", first.of(CT_UID))
-    assert first.of(CT_UID) != Pseudonyms(bytes(32)).of(CT_UID) != first.of(MR_UID)
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert [file.name for file in tmp_path.iterdir()] == [KEY_FILE]
-    path.write_text("abc")
-    with pytest.raises(UsageError, match="is no pseudonym key"):
-        Pseudonyms.from_file(path)
-    with pytest.raises(UsageError, match="neither read nor made"):
-        Pseudonyms.from_file(tmp_path / "nowhere" / KEY_FILE)
-
-
-def test_the_pseudonym_is_an_hmac_as_others_compute_it() -> None:
+def test_names_depend_on_the_site_key_and_are_an_hmac_as_others_compute_it() -> None:
     key = bytes(range(32))
+    names = Names(SiteKey(key))
+    assert re.fullmatch("sop:[0-9a-f]{32}", names.of(CT_UID))
+    assert names.of(CT_UID) != Names(SiteKey(bytes(32))).of(CT_UID) != names.of(MR_UID)
     program = ["openssl", "dgst", "-sha256", "-mac", "HMAC", "-macopt", f"hexkey:{key.hex()}"]
     try:
         printed = subprocess.run(program, input=b"uid\x001.2.3", capture_output=True, check=True).stdout.decode()
     except FileNotFoundError:
         pytest.skip("there is no openssl")
-    assert Pseudonyms(key).of("1.2.3") == "sop:" + printed.split()[-1][:32]
+    assert names.of("1.2.3") == "sop:" + printed.split()[-1][:32]
+
+
+def test_the_gateway_gives_an_object_the_same_digits() -> None:
+    from lcmem_onnx.runtime.gateway.privacy import Pseudonyms
+
+    key = bytes(range(32))
+    assert Names(SiteKey(key)).of(CT_UID) == "sop:" + Pseudonyms(key).of("uid", CT_UID)
 
 
 def test_queries_are_checked_before_they_are_sent() -> None:
@@ -486,7 +481,7 @@ def test_query_keys_go_to_their_level() -> None:
     query = parse_query(["StudyDate=20260101-", "Modality=CT", "InstanceNumber=1"])
     with connected(handler) as connection:
         source = open_source("dicomweb", connection, query, 100)
-        list(source.listed(_Blank(), Pseudonyms(bytes(32))))  # type: ignore[arg-type]
+        list(source.listed(_Blank(), Names(SiteKey(bytes(32)))))  # type: ignore[arg-type]
     assert asked[0] == ("/studies", {"StudyDate": "20260101-"})
     assert asked[1] == ("/studies/1.2/series", {"Modality": "CT"})
     assert asked[2] == ("/studies/1.2/series/1.2/instances", {"InstanceNumber": "1"})

@@ -216,7 +216,7 @@ def test_folders_of_any_name_work(name: str, bundle: Bundle, tmp_path: Path, mon
 def test_a_writer_waits_for_another_and_then_says_who_is_in_the_way(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lcmem_onnx.runtime.gallery.store.BUSY_SECONDS", 0.1)
+    monkeypatch.setattr("lcmem_onnx.runtime.gallery.database.BUSY_SECONDS", 0.1)
     with Gallery.create(tmp_path / "idx", bundle) as gallery:
         other = sqlite3.connect(tmp_path / "idx" / DATABASE, isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
@@ -283,24 +283,24 @@ def test_no_row_is_read_twice(bundle: Bundle, tmp_path: Path) -> None:
         fill(writer, vectors(0, 3))
         real = reader._store.newest
 
-        def newest() -> int:
+        def newest() -> tuple[int, int]:
             seen = real()
-            if seen == 3:
+            if seen[0] == 3:
                 fill(writer, vectors(1, 2), first=3)
             return seen
 
         reader._store.newest = newest  # type: ignore[method-assign]
         for _ in range(3):
             assert reader.search(vectors(1, 1), 0.9)[0].total == 1
-            assert reader._ids.tolist() == [1, 2, 3, 4, 5]
+            assert reader._flat.ids.tolist() == [1, 2, 3, 4, 5]
         read: list[int] = []
-        whole = reader._store.vectors
-        reader._store.vectors = lambda after, before: read.append(after) or whole(after, before)  # type: ignore[assignment,func-returns-value,method-assign]
+        whole = reader._store.changes
+        reader._store.changes = lambda after, erased: read.append(after) or whole(after, erased)  # type: ignore[assignment,func-returns-value,method-assign]
         fill(writer, vectors(2, 1), first=5)
         reader.search(vectors(2, 1), 0.9)
         reader.search(vectors(2, 1), 0.9)
         assert read == [5]
-        assert reader._ids.tolist() == [1, 2, 3, 4, 5, 6]
+        assert reader._flat.ids.tolist() == [1, 2, 3, 4, 5, 6]
 
 
 def test_of_two_that_create_one_index_at_once_one_wins_and_loses_nothing(bundle: Bundle, tmp_path: Path) -> None:
@@ -335,7 +335,7 @@ def test_of_two_that_create_one_index_at_once_one_wins_and_loses_nothing(bundle:
     assert not list((tmp_path / "idx").glob(".gallery*"))
     with Gallery.open(tmp_path / "idx", bundle) as gallery:
         assert [gallery.search(vectors(number, 1), 0.9)[0].total for number in range(2)].count(1) == 1
-        assert gallery._store.content_of(winner)
+        assert gallery._store.content_of(winner, "default")
 
 
 def test_a_graph_that_runs_dry_falls_back_to_the_exact_search(
@@ -389,7 +389,7 @@ def damaged(folder: Path, *statements: str) -> None:
         "DELETE FROM pictures WHERE vector = 3",
         "DELETE FROM pictures WHERE key = '/copy/2.png'",
         "DELETE FROM pictures",
-        "INSERT INTO pictures SELECT 99, 'x', 0, 1, x'00', 1",
+        "INSERT INTO pictures SELECT 99, 'x', 0, 1, x'00', 1, 'default', NULL, NULL, 0",
         "DELETE FROM vectors WHERE id = 3",
         "DELETE FROM vectors WHERE id = 50",
         "DELETE FROM meta WHERE name = 'pictures'",

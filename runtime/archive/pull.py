@@ -20,8 +20,8 @@ from .connection import Connection
 from .dicomweb import DicomWeb
 from .journal import Journal
 from .listing import Instance, Mark, Query, holds_pictures
+from .names import Names
 from .orthanc import Orthanc
-from .pseudonym import KEY_FILE, Pseudonyms
 
 __all__ = ["Counts", "Pull", "Source", "open_source"]
 
@@ -34,7 +34,7 @@ GIVE_UP_AFTER = 20
 class Source(Protocol):
     """What an archive lists, in an order of its own."""
 
-    def listed(self, journal: Journal, pseudonyms: Pseudonyms) -> Iterator[Instance | Mark]: ...
+    def listed(self, journal: Journal, names: Names) -> Iterator[Instance | Mark]: ...
 
 
 @dataclass
@@ -63,7 +63,6 @@ class Pull:
         connection: the source's, which is told to stop when the iteration ends early.
         screener: embeds.
         gallery: opened for writing, of the same bundle.
-        key: file of the pseudonym key; None takes, or makes, the one in the gallery's folder.
         again: look again at what was looked at before, and held no picture or could not be read.
 
     Yields:
@@ -72,6 +71,7 @@ class Pull:
     Raises:
         ArchiveError: the archive cannot be asked (any more).
         GalleryError: the gallery or the journal cannot be written.
+        UsageError: there is no site key, or it is another than the index's.
     """
 
     def __init__(
@@ -81,7 +81,6 @@ class Pull:
         screener: Screener,
         gallery: Gallery,
         *,
-        key: Path | None = None,
         again: bool = False,
     ) -> None:
         self.counts = Counts()
@@ -89,7 +88,7 @@ class Pull:
         self._connection = connection
         self._screener = screener
         self._gallery = gallery
-        self._pseudonyms = Pseudonyms.from_file(key or Path(gallery.folder) / KEY_FILE)
+        self._names = Names(gallery.site_key())
         self._again = again
         self._plan: deque[str | Mark] = deque()
         self._in_flight: set[str] = set()
@@ -125,13 +124,13 @@ class Pull:
     def _fed(self, journal: Journal) -> Iterator[Supplied]:
         """The objects to be fetched, as the screener asks for them; the workers fetch. What goes by is noted in the plan."""
         try:
-            for item in self._source.listed(journal, self._pseudonyms):
+            for item in self._source.listed(journal, self._names):
                 if isinstance(item, Mark):
                     self._plan.append(item)
                     if not self._in_flight:
                         self._pass_marks(journal)
                     continue
-                key = self._pseudonyms.of(item.uid)
+                key = self._names.of(item.uid)
                 if key in self._in_flight:
                     continue
                 if self._gallery.holds(key) or journal.is_settled(key):

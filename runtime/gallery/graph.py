@@ -26,7 +26,7 @@ from ..bundle import SEAL, seal
 from ..errors import GalleryError
 from ..head import Floats
 
-__all__ = ["MANIFEST", "Graph", "GraphExhaustedError", "load_graph", "save_graph"]
+__all__ = ["MANIFEST", "Graph", "GraphExhaustedError", "load_graph", "remove_graph", "save_graph"]
 
 MANIFEST = "graph.json"
 FORMAT_VERSION = 2
@@ -136,6 +136,19 @@ def save_graph(graph: Graph, folder: Path, fingerprint: str) -> None:
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(draft)
+
+
+def remove_graph(folder: Path) -> None:
+    """Remove the saved graph, if there is one, so that nothing of it is left on the disk.
+
+    Raises:
+        GalleryError: it cannot be removed.
+    """
+    try:
+        for path in (folder / MANIFEST, *folder.glob("graph-*.hnsw"), *folder.glob(".graph-*")):
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise GalleryError(f"the search graph in {folder} cannot be removed: {error}") from error
 
 
 def load_graph(folder: Path, fingerprint: str, dimension: int, threads: int) -> Graph:

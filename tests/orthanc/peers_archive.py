@@ -17,7 +17,7 @@ import pytest
 from lcmem_onnx import Gallery, Screener
 from lcmem_onnx.runtime.archive.connection import Connection, Credentials, Pace, Server
 from lcmem_onnx.runtime.archive.listing import parse_query
-from lcmem_onnx.runtime.archive.pseudonym import KEY_FILE, Pseudonyms
+from lcmem_onnx.runtime.archive.names import Names
 from lcmem_onnx.runtime.archive.pull import Pull, open_source
 
 ORTHANC = "http://127.0.0.1:18042"
@@ -80,8 +80,8 @@ def test_all_of_it_and_then_what_is_new(kind: str, orthanc: httpx.Client, screen
     assert pull(kind, screener, folder) == []
     store(orthanc, variant(1))
     assert pull(kind, screener, folder) == ["new"]
-    names = Pseudonyms.from_file(folder / KEY_FILE)
     with Gallery.open(folder, screener.bundle) as gallery:
+        names = Names(gallery.site_key())
         assert all(gallery.holds(names.of(pydicom.dcmread(path).SOPInstanceUID)) for path in SLICES)
         (result,) = screener.screen([EXAMPLES / "queries" / "copy-of-ct-slice-exported.png"], gallery)
         assert result.verdict.value == "match"

@@ -84,7 +84,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "gateway.toml").write_text(CONFIG)
     with httpx.Client(base_url=ORTHANC, auth=USER, trust_env=False, timeout=30) as client:
         client.post("/instances", content=CT.read_bytes()).raise_for_status()
-        environment = {**os.environ, "LCMEM_ONNX_ARCHIVE_USER": USER[0], "LCMEM_ONNX_ARCHIVE_PASSWORD": USER[1]}
+        environment = {
+            **os.environ,
+            "LCMEM_ONNX_SITE_KEY": str(folder / "site.key"),
+            "LCMEM_ONNX_ARCHIVE_USER": USER[0],
+            "LCMEM_ONNX_ARCHIVE_PASSWORD": USER[1],
+        }
         command = [sys.executable, "-m", "lcmem_onnx.cli", "index", "build", "--from-orthanc", ORTHANC, "-q"]
         subprocess.run([*command, "--index", str(folder / "index")], check=True, env=environment)
         for patient in client.get("/patients").json():
