@@ -341,7 +341,7 @@ def test_a_command_without_end_does_not_fill_the_memory(start: Start) -> None:
     receiver = start()
     peer = opened(receiver)
     pdv = struct.pack(">IBB", 2 + 60000, 1, 1) + bytes(60000)
-    with pytest.raises(OSError, match=r"."):
+    with pytest.raises(OSError):  # noqa: PT012, PT011  # any: reset or broken pipe, at one of these
         for _ in range(200):
             peer.sendall(struct.pack(">BxI", 4, len(pdv)) + pdv)
 

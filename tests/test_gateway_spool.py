@@ -64,7 +64,7 @@ def test_an_object_goes_all_the_way(settings: Settings) -> None:
         item = claimed(spool)
         assert item.id == object_id
         assert item.sop_class == "1.2.840.10008.5.1.4.1.1.2"
-        assert spool.files.path(object_id).read_bytes() == bytes(128) + CT.read_bytes()[128:]
+        assert spool.files.path(object_id).read_bytes() == CT.read_bytes()
         assert spool.settle(item, FORWARD) is State.SCREENED
         (delivery,) = Deliveries(spool).due("archive", 10)
         Deliveries(spool).delivered(delivery, "0x0000")
@@ -114,11 +114,12 @@ def test_questions_are_objects_of_their_own(settings: Settings) -> None:
         assert not sent.known
 
 
-def test_a_preamble_is_zeroed(settings: Settings) -> None:
+def test_a_preamble_is_zeroed_and_nothing_else(settings: Settings) -> None:
     with Spool(settings) as spool:
-        object_id = put(spool, b"MZ" * 64 + CT.read_bytes()[128:])
-        assert spool.files.path(object_id).read_bytes() == bytes(128) + CT.read_bytes()[128:]
-        text = put(spool, b"no DICOM file at all" * 20)
+        program, text = put(spool, b"MZ" * 64 + CT.read_bytes()[128:]), put(spool, b"no DICOM file at all" * 20)
+        for object_id in (program, text):
+            spool.files.clear_preamble(spool.files.path(object_id))
+        assert spool.files.path(program).read_bytes() == bytes(128) + CT.read_bytes()[128:]
         assert spool.files.path(text).read_bytes() == b"no DICOM file at all" * 20
 
 

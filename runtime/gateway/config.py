@@ -226,6 +226,12 @@ def _check_rule(rule: Rule, place: str, settings: Settings, reader: _Reader) -> 
         raise reader.error(f"{place}.forward_to", "the rule forwards, and names no destination")
     if (rule.on_match == "forward") != bool(rule.forward_matches_to):
         raise reader.error(f"{place}.forward_matches_to", 'this goes together with on_match = "forward"')
+    from ..notes import Note  # pydicom comes with it
+
+    notes = [note.value for note in Note]
+    for note in rule.hold_notes:
+        if note not in notes:
+            raise reader.error(f"{place}.hold_notes", f"there is no note {note!r}{_near(note, notes)}")
     if both := set(rule.forward_to) & set(rule.forward_matches_to):
         raise reader.error(f"{place}.forward_matches_to", f"{min(both)!r} gets what is clear: matches must go elsewhere")
 

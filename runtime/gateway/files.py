@@ -1,7 +1,7 @@
 """Objects on disk, in the spool's folder: written once, fsynced before anybody is told of them, named by random numbers.
 
 incoming/   what is being received; whatever lies here at a start was never acknowledged, and is removed
-objects/    whole objects, DICOM files (PS3.10) whose preamble is zeroed
+objects/    whole objects, as they came; a preamble is zeroed before they are sent on
 """
 
 from __future__ import annotations

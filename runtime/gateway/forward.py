@@ -93,10 +93,11 @@ class Forwarder:
         return answered
 
     def _sound(self, delivery: Delivery) -> Path | None:
-        """Where an object's bytes are, if they are still those that were screened."""
+        """Where an object's bytes are, if they are still those that were screened; without a preamble that may be a program."""
         path = self._spool.files.path(delivery.item.id)
         try:
             if measure(path).data_sha256 == delivery.item.data_sha256:
+                self._spool.files.clear_preamble(path)
                 return path
         except OSError as error:
             log.error("bytes-not-readable", object=delivery.item.id, error=type(error).__name__)

@@ -18,8 +18,10 @@ from .files import measure_meta
 
 __all__ = ["Header", "HeaderError", "read_header"]
 
-HEAD_BYTES = 4 << 20
+HEAD_BYTES = 1 << 20
 """Bytes, inflated ones too, in which everything up to the study's UID must be."""
+ELEMENTS = 2000
+"""How many elements may come before it: a megabyte of zeros would be 130,000, which take pydicom seconds."""
 LAST = 0x0020000D
 """StudyInstanceUID, the last element that is read."""
 LONGEST = 64
@@ -63,9 +65,8 @@ def read_header(path: Path) -> Header:
             data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, HEAD_BYTES)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = read_dataset(
-                BytesIO(data), syntax == ImplicitVRLittleEndian, syntax != ExplicitVRBigEndian, stop_when=_after_study
-            )
+            implicit, little = syntax == ImplicitVRLittleEndian, syntax != ExplicitVRBigEndian
+            found = read_dataset(BytesIO(data), implicit, little, stop_when=_UpToStudy())
             return Header(
                 _text(found, "SOPClassUID"),
                 _text(found, "SOPInstanceUID"),
@@ -78,8 +79,19 @@ def read_header(path: Path) -> Header:
         raise HeaderError(f"its header cannot be read ({type(error).__name__})") from error
 
 
-def _after_study(tag: BaseTag, vr: str | None, length: int) -> bool:
-    return int(tag) > LAST
+class _UpToStudy:
+    """Says when to stop: after the study's UID, or where the elements are not in order or too many, which is an error."""
+
+    def __init__(self) -> None:
+        self._last = -1
+        self._count = 0
+
+    def __call__(self, tag: BaseTag, vr: str | None, length: int) -> bool:
+        self._count += 1
+        if int(tag) <= self._last or self._count > ELEMENTS:
+            raise ValueError("elements out of order, or too many")
+        self._last = int(tag)
+        return self._last > LAST
 
 
 def _text(found: Dataset, keyword: str) -> str:

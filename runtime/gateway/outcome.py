@@ -19,6 +19,8 @@ class Cause(StrEnum):
     NOT_DICOM = "not-dicom"
     HEADER_UNREADABLE = "header-unreadable"
     IDENTITY_MISMATCH = "identity-mismatch"
+    UNSCREENED_CONTENT = "unscreened-content"
+    SEARCH_INCOMPLETE = "search-incomplete"
     INDEX_UNAVAILABLE = "index-unavailable"
     MODEL_UNAVAILABLE = "model-unavailable"
     TIMED_OUT = "timed-out"
@@ -37,11 +39,13 @@ class Near:
         key: its key in the gallery, which may be a path that names a patient: for the quarantine's page, not for logs.
         frame: of the gallery picture.
         score: in (0, 1).
+        patient: the index's pseudonym of its patient, where it has one.
     """
 
     key: str
     frame: int
     score: float
+    patient: str | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,8 @@ class Outcome:
         threshold: the score that was needed for a match.
         nearest: gallery pictures nearest to the worst frame, best first.
         model, index: sha256 (hex) of what screened it.
+        study: its UID, raw.
+        notes: what the object holds that was not screened: see `runtime.notes.Note`.
         timings: seconds, by what was done.
     """
 
@@ -75,6 +81,7 @@ class Outcome:
     model: str | None = None
     index: str | None = None
     study: str = ""
+    notes: tuple[str, ...] = ()
     timings: dict[str, float] = field(default_factory=dict)
 
     def for_audit(self, pseudonyms: Pseudonyms) -> dict[str, Any]:
@@ -90,11 +97,17 @@ class Outcome:
             "worst_frame": self.worst_frame,
             "threshold": self.threshold,
             "nearest": [
-                {"pseudonym": pseudonyms.of("gallery", near.key), "frame": near.frame, "score": round(near.score, 6)}
+                {
+                    "pseudonym": pseudonyms.of("gallery", near.key),
+                    "patient": near.patient,
+                    "frame": near.frame,
+                    "score": round(near.score, 6),
+                }
                 for near in self.nearest
             ],
             "model_sha256": self.model,
             "index_sha256": self.index,
+            "notes": list(self.notes),
             "study": pseudonyms.of("uid", self.study),
             "timings": {name: round(seconds, 4) for name, seconds in self.timings.items()},
         }
@@ -109,4 +122,5 @@ class Outcome:
             "nearest": [{"key": near.key, "frame": near.frame, "score": near.score} for near in self.nearest],
             "model_sha256": self.model,
             "index_sha256": self.index,
+            "notes": list(self.notes),
         }

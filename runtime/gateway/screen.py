@@ -20,7 +20,7 @@ from .header import Header, HeaderError, read_header
 from .logs import Log
 from .outcome import Cause, Near, Outcome
 from .rules import Facts, choose_rule, decide
-from .settings import Rule, Settings
+from .settings import GallerySettings, Rule, Settings
 from .spool import Item, Spool
 
 __all__ = ["ObjectScreener"]
@@ -53,17 +53,20 @@ class ObjectScreener:
         self._settings = settings
         self._spool = spool
         model = settings.model
-        self._screener = screener or Screener(model.bundle, variant=model.variant, provider=model.provider, threads=model.threads)
+        self._screener = screener or Screener(
+            model.bundle, variant=model.variant, provider=model.provider, threads=model.threads, isolate=model.isolate
+        )
         self._galleries: dict[str, Gallery] = {}
 
     def close(self) -> None:
+        self._screener.close()
         for gallery in self._galleries.values():
             gallery.close()
         self._galleries.clear()
 
     def screen(self, items: Sequence[Item]) -> Iterator[tuple[Item, Outcome]]:
         """An outcome for each object, as they come."""
-        jobs: dict[tuple[str, float | None], list[_Job]] = {}
+        jobs: dict[str, list[_Job]] = {}
         for item in items:
             try:
                 prepared = self._prepare(item)
@@ -73,13 +76,9 @@ class ObjectScreener:
             if isinstance(prepared, Outcome):
                 yield item, prepared
             else:
-                gallery = self._gallery_settings(prepared.rule.gallery)
-                jobs.setdefault((prepared.rule.gallery, gallery), []).append(prepared)
-        for (name, threshold), group in jobs.items():
-            yield from self._score(name, threshold, group)
-
-    def _gallery_settings(self, name: str) -> float | None:
-        return next(gallery.threshold for gallery in self._settings.gallery if gallery.name == name)
+                jobs.setdefault(prepared.rule.gallery, []).append(prepared)
+        for name, group in jobs.items():
+            yield from self._score(next(gallery for gallery in self._settings.gallery if gallery.name == name), group)
 
     def _prepare(self, item: Item) -> _Job | Outcome:
         began = time.monotonic()
@@ -104,17 +103,22 @@ class ObjectScreener:
             return replace(_failure(Cause.NO_RULE), study=header.study)
         return _Job(item, rule, header, began)
 
-    def _score(self, name: str, threshold: float | None, jobs: list[_Job]) -> Iterator[tuple[Item, Outcome]]:
+    def _score(self, against: GallerySettings, jobs: list[_Job]) -> Iterator[tuple[Item, Outcome]]:
         """Score the objects of one gallery together, so that their frames share batches."""
+        name = against.name
         by_path = {picture_name(self._spool.files.path(job.item.id)): job for job in jobs}
         paths = [self._spool.files.path(job.item.id) for job in jobs]
         cause: str = Cause.INTERNAL_ERROR
         try:
-            gallery = self._gallery(name)
+            gallery = self._gallery(against)
             index = index_digest(gallery)
             last: _Job | None = None
             for result in self._screener.screen(
-                [Found(path) for path in paths], gallery, threshold=threshold, top=self._settings.screen.nearest
+                [Found(path) for path in paths],
+                gallery,
+                threshold=against.threshold,
+                top=self._settings.screen.nearest,
+                galleries=against.groups or None,
             ):
                 job = by_path[result.path]
                 if last is not None and last is not job:
@@ -143,12 +147,11 @@ class ObjectScreener:
         for job in by_path.values():
             yield job.item, self._failed(job, cause)
 
-    def _gallery(self, name: str) -> Gallery:
-        if name not in self._galleries:
-            folder = next(gallery.index for gallery in self._settings.gallery if gallery.name == name)
-            warn = lambda line: log.warning("gallery", gallery=name, detail=line)  # noqa: E731
-            self._galleries[name] = Gallery.open(folder, self._screener.bundle, warn=warn)
-        return self._galleries[name]
+    def _gallery(self, against: GallerySettings) -> Gallery:
+        if against.name not in self._galleries:
+            warn = lambda line: log.warning("gallery", gallery=against.name, detail=line)  # noqa: E731
+            self._galleries[against.name] = Gallery.open(against.index, self._screener.bundle, warn=warn)
+        return self._galleries[against.name]
 
     def _drop(self, name: str) -> None:
         """Forget a gallery that was damaged, so that it is opened anew when it has been mended."""
@@ -171,12 +174,18 @@ class ObjectScreener:
     def _outcome(self, job: _Job, index: str) -> Outcome:
         worst = worst_frame(job.results)
         verdict: Literal["clear", "match", "error"] = worst.verdict.value
+        reason: str = worst.reason.value
+        notes = tuple(sorted({note.value for result in job.results for note in result.notes}))
         no_pixels = worst.reason is Reason.NO_PIXELS and len(job.results) == 1
+        if verdict == "clear" and not all(result.complete for result in job.results):
+            verdict, reason = "error", Cause.SEARCH_INCOMPLETE
         action, destinations = decide(job.rule, "no-pixels" if no_pixels else verdict)
+        if verdict == "clear" and set(notes) & set(job.rule.hold_notes):
+            reason, action, destinations = Cause.UNSCREENED_CONTENT, "quarantine", ()
         hits = worst.matches or ((worst.nearest,) if worst.nearest else ())
         return Outcome(
             verdict,
-            worst.reason.value,
+            reason,
             action,
             destinations,
             job.rule.name,
@@ -184,10 +193,11 @@ class ObjectScreener:
             frames=sum(result.frame is not None for result in job.results),
             worst_frame=worst.frame,
             threshold=worst.threshold,
-            nearest=tuple(Near(hit.key, hit.frame, hit.score) for hit in hits[: self._settings.screen.nearest]),
+            nearest=tuple(Near(hit.key, hit.frame, hit.score, hit.patient) for hit in hits[: self._settings.screen.nearest]),
             model=self._screener.bundle.fingerprint,
             index=index,
             study=job.header.study,
+            notes=notes,
             timings=self._timings(job),
         )
 

@@ -77,6 +77,8 @@ class ModelSettings:
     variant: str = "auto"
     provider: str = "auto"
     threads: int | None = None
+    isolate: bool = True
+    """Decode each object in a process of its own, under limits on memory and time: see `runtime.isolation`."""
 
 
 @dataclass(frozen=True)
@@ -176,6 +178,8 @@ class GallerySettings:
     index: Path
     threshold: float | None = None
     """The bundle's, if nothing is said."""
+    groups: tuple[str, ...] = ()
+    """Groups of the index (`index build --gallery`) to screen against; all, if it is empty."""
 
 
 @dataclass(frozen=True)
@@ -218,6 +222,9 @@ class Rule:
     on_error: Literal["keep", "quarantine"] = "quarantine"
     on_no_pixels: Action = "quarantine"
     """What happens to reports, segmentations without pixels and the like, in which no picture can be looked at."""
+    hold_notes: tuple[str, ...] = ("burned-in-annotation", "encapsulated-document", "icon", "nested-pixels")
+    """Clear objects with one of these notes (`runtime.notes.Note`) are quarantined all the same: they hold pictures or texts that
+    nobody looked at. `overlay` and `private-data` are others; many modalities write them."""
     forward_to: tuple[str, ...] = ()
     """Destinations of what is clear, and of what has no pixels, by name."""
     forward_matches_to: tuple[str, ...] = ()

@@ -190,7 +190,6 @@ class Spool:
         object_id = self.files.new_id()
         try:
             measured = measure(received)
-            self.files.clear_preamble(received)
             if arrival.source is not Source.SCREEN and (known := self._known(arrival, measured)):
                 return known
             self.files.adopt(received, object_id)
