@@ -3,8 +3,8 @@
 
     sort_inbox.py INBOX INDEX CLEAR HELD
 
-Files move whole (all folders must be on one file system), and a file is clear only if every frame of it is. `HELD` gets, beside each
-file, the lines of JSON that say why. Run it again at any time: what was moved is gone from the inbox.
+Files move whole (all folders must be on one file system), and a file is clear only if every frame of it is. `HELD` gets, beside
+each file, the lines of JSON that say why. Run it again at any time: what was moved is gone from the inbox.
 Exit codes: 0 all clear, 1 something matched, 2 something could not be judged.
 """
 
