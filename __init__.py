@@ -27,6 +27,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 if TYPE_CHECKING:
     from .runtime.bundle import Bundle, open_bundle
     from .runtime.errors import (
+        ArchiveError,
         BundleError,
         CheckpointError,
         ConfigError,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from .runtime.screening import Comparison, Indexed, Result, Screener, Verdict
 
 __all__ = [
+    "ArchiveError",
     "Bundle",
     "BundleError",
     "CheckpointError",

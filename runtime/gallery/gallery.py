@@ -228,6 +228,11 @@ class Gallery:
         known = self._store.content_of(key, gallery)
         return known[0] if known else None
 
+    def holds(self, key: str, gallery: str = DEFAULT_GALLERY) -> bool:
+        """Whether a picture is there under this key, with all its frames."""
+        known = self._store.content_of(key, gallery)
+        return bool(known and known[1])
+
     def add(self, entry: Entry) -> None:
         """Add one picture with its embeddings; it is on disk when this returns.
 
