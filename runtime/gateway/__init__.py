@@ -16,7 +16,7 @@ A room imports only from the rooms above it in this list:
     forward, store_scu           what is due, out · by C-STORE
     store_web                    STOW-RS out
     locking, check               one service a spool · does what the configuration names exist, open, and fit
-    http/, web                   HTTP in, the status page · the part that runs it
+    http, web                    HTTP in, the status page · the part that runs it
     parts, service               the processes, and their supervisor
     init                         a first configuration
 """
