@@ -15,8 +15,8 @@ A room imports only from the rooms above it in this list:
     receive, watch               C-STORE in · a folder in
     forward, store_scu           what is due, out · by C-STORE
     store_web                    STOW-RS out
+    http                         HTTP in, the status page
     locking, check               one service a spool · does what the configuration names exist, open, and fit
-    http, web                    HTTP in, the status page · the part that runs it
-    parts, service               the processes, and their supervisor
+    parts, web, service          the processes · the one for HTTP · their supervisor
     init                         a first configuration
 """
