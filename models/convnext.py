@@ -146,5 +146,13 @@ class ConvNeXt(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
+    def early(self, x: Tensor, layers: int) -> Tensor:
+        """(B, in_channels, H, W) through the first `layers` of `features`: the map that the next one reads."""
+        return self.features[:layers](x)  # type: ignore[no-any-return]
+
+    def late(self, x: Tensor, layers: int) -> Tensor:
+        """What `early` gave for as many layers, through the rest, to (B, features)."""
+        return self.classifier(self.features[layers:](x).mean((2, 3), keepdim=True))  # type: ignore[no-any-return]
+
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.features(x).mean((2, 3), keepdim=True))  # type: ignore[no-any-return]

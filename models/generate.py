@@ -18,15 +18,20 @@ import click
 import cv2
 from lcmem_onnx.ending import Ending
 from lcmem_onnx.evaluation.filelist import SPLITS, Listed, write_file_list
+from lcmem_onnx.runtime.errors import TrainingError
 from tqdm import tqdm
 
 from .phantoms import kind_of, phantom
 from .scenes import scene
 
-__all__ = ["FIRST_SEEDS", "Amounts", "generate"]
+__all__ = ["FIRST_SEEDS", "MOST", "Amounts", "generate"]
 
 FIRST_SEEDS = {"TRAIN": 0, "VAL": 1_000_000, "TEST": 2_000_000}
+MOST = 1_000_000
+SMALLEST = 32
 BUNCH = 16
+COUNT = click.IntRange(0, MOST)
+PNG = b"\x89PNG\r\n\x1a\n"
 
 
 @dataclass(frozen=True)
@@ -49,11 +54,39 @@ class Order:
 
 
 def generate(out: Path, amounts: dict[str, Amounts], size: int) -> list[Listed]:
-    """Write all pictures and `list.csv` into `out`, one process a CPU; files that are there already are left as they are."""
+    """Write all pictures and `list.csv` into `out`, one process a CPU; files that are there already are left as they are.
+
+    Raises:
+        TrainingError: amounts or size out of range, pictures of another size are there already, or `out` cannot be written.
+    """
+    for split, wanted in amounts.items():
+        if not (0 <= wanted.scenes <= MOST and 0 <= wanted.identities <= MOST and wanted.visits >= 1):
+            raise TrainingError(
+                f"{split}: scenes and identities are 0 to {MOST} each, visits 1 or more; beyond, the splits' seeds would meet"
+            )
+    if size < SMALLEST:
+        raise TrainingError(f"a picture of {size} pixels a side is too small to draw in: {SMALLEST} or more")
+    try:
+        return _generated(out, amounts, size)
+    except OSError as error:
+        raise TrainingError(
+            f"{out} cannot be written: {error}. What is there already is used when the command is run again"
+        ) from error
+
+
+def _generated(out: Path, amounts: dict[str, Amounts], size: int) -> list[Listed]:
     orders = [order for split in SPLITS if split in amounts for order in _orders(out, split, amounts[split], size)]
     for folder in {order.row.path.parent for order in orders}:
         folder.mkdir(parents=True, exist_ok=True)
-    todo = [order for order in orders if not order.row.path.exists()]
+    todo = []
+    for order in orders:
+        if not order.row.path.exists():
+            todo.append(order)
+        elif (side := _side(order.row.path)) != size:
+            raise TrainingError(
+                f"{order.row.path} is there already, {side or 'not a whole picture, 0'} pixels wide, where {size} are wanted: "
+                "choose another folder, or remove this one"
+            )
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as processes:
         for _ in tqdm(processes.map(_draw, todo, chunksize=BUNCH), total=len(todo), desc="pictures", disable=None):
@@ -75,6 +108,13 @@ def _orders(out: Path, split: str, amounts: Amounts, size: int) -> Iterator[Orde
             yield Order(Listed(split, f"phantom-{seed}", name, out / name, kind), seed, visit, size)
 
 
+def _side(path: Path) -> int:
+    """A PNG's width, in pixels, by its header alone; 0 of a file that is none."""
+    with path.open("rb") as file:
+        head = file.read(24)
+    return int.from_bytes(head[16:20], "big") if head[:8] == PNG and len(head) == 24 else 0
+
+
 def _draw(order: Order) -> None:
     cv2.setNumThreads(1)
     if order.visit is None:
@@ -82,18 +122,21 @@ def _draw(order: Order) -> None:
     else:
         pixels = phantom(order.seed, order.visit, order.size)[..., 0]
     unfinished = order.row.path.with_suffix(".unfinished.png")
-    cv2.imwrite(str(unfinished), pixels)
+    encoded, data = cv2.imencode(".png", pixels)
+    if not encoded:
+        raise OSError(f"{order.row.path} cannot be encoded as PNG")
+    unfinished.write_bytes(data.tobytes())  # and not imwrite, which does not say why it failed
     unfinished.replace(order.row.path)
 
 
 @click.command(cls=Ending, context_settings={"show_default": True})
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder for pictures and list.csv.")
-@click.option("--scenes", default=4000, help="Scenes to train on.")
-@click.option("--identities", default=8000, help="Phantom identities to train on.")
-@click.option("--visits", default=4, help="Pictures of each identity, in every split.")
-@click.option("--val", default=300, help="Scenes, and identities, of the validation split.")
-@click.option("--test", default=700, help="Scenes, and identities, of the test split.")
-@click.option("--size", default=256, help="Side of a picture, in pixels.")
+@click.option("--scenes", type=COUNT, default=4000, help="Scenes to train on.")
+@click.option("--identities", type=COUNT, default=8000, help="Phantom identities to train on.")
+@click.option("--visits", type=click.IntRange(min=1), default=4, help="Pictures of each identity, in every split.")
+@click.option("--val", type=COUNT, default=300, help="Scenes, and identities, of the validation split.")
+@click.option("--test", type=COUNT, default=700, help="Scenes, and identities, of the test split.")
+@click.option("--size", type=click.IntRange(min=SMALLEST), default=256, help="Side of a picture, in pixels.")
 def main(out: Path, scenes: int, identities: int, visits: int, val: int, test: int, size: int) -> None:
     """Draw scenes and phantoms to train and to measure on."""
     amounts = {

@@ -67,5 +67,14 @@ class LCMem(nn.Module):
         """Two batches of embeddings (B, features) to logits (B,); their sigmoid is the probability of "same"."""
         return self.fc_end((first - second).abs())[:, 0]  # type: ignore[no-any-return]
 
+    def logits(self, first: Tensor, second: Tensor) -> Tensor:
+        """Every pair of (A, features) and (B, features), to (A, B): `logit`'s values, without a difference a pair in memory."""
+        weight = self.fc_end.weight[0]
+        apart, alike = (-weight).clamp(min=0.0), weight.clamp(min=0.0)
+        every = self.fc_end.bias - torch.cdist(first * apart, second * apart, p=1.0)
+        if bool((alike > 0).any()):
+            every = every + torch.cdist(first * alike, second * alike, p=1.0)
+        return every
+
     def forward(self, pixels: Tensor) -> Tensor:
         return self.embed(pixels)

@@ -9,8 +9,10 @@ import pytest
 
 pytest.importorskip("tqdm")
 
+from click.testing import CliRunner
+from lcmem_onnx import TrainingError
 from lcmem_onnx.evaluation.filelist import read_file_list
-from lcmem_onnx.models.generate import Amounts, generate
+from lcmem_onnx.models.generate import Amounts, generate, main
 from lcmem_onnx.models.phantoms import KINDS, kind_of, phantom
 from lcmem_onnx.models.scenes import scene
 from PIL import Image
@@ -62,3 +64,39 @@ def test_files_are_what_the_seeds_say_and_the_list_is_sound(tmp_path: Path) -> N
     stamp = film.path.stat().st_mtime_ns
     generate(tmp_path, amounts, 48)
     assert film.path.stat().st_mtime_ns == stamp  # what is there is not drawn again
+
+
+def test_pictures_of_another_size_are_not_mixed_in(tmp_path: Path) -> None:
+    generate(tmp_path, {"TRAIN": Amounts(1, 1, 1)}, 48)
+    with pytest.raises(TrainingError, match=r"48 pixels wide, where 64 are wanted: choose another folder"):
+        generate(tmp_path, {"TRAIN": Amounts(2, 1, 1)}, 64)
+    (tmp_path / "train" / "scenes" / "0000000.png").write_bytes(b"cut off")
+    with pytest.raises(TrainingError, match="not a whole picture"):
+        generate(tmp_path, {"TRAIN": Amounts(1, 1, 1)}, 48)
+
+
+@pytest.mark.parametrize(
+    ("amounts", "size", "message"),
+    [
+        (Amounts(-1, 1, 1), 48, "scenes and identities are 0 to"),
+        (Amounts(1_000_001, 1, 1), 48, "seeds would meet"),
+        (Amounts(1, 1, 0), 48, "visits 1 or more"),
+        (Amounts(1, 1, 1), 8, "too small to draw in"),
+    ],
+)
+def test_amounts_out_of_range_are_refused(tmp_path: Path, amounts: Amounts, size: int, message: str) -> None:
+    with pytest.raises(TrainingError, match=message):
+        generate(tmp_path, {"TRAIN": amounts}, size)
+
+
+def test_the_command_refuses_what_cannot_be(tmp_path: Path) -> None:
+    for option in ("--scenes=-1", "--visits=0", "--size=8"):
+        done = CliRunner().invoke(main, ["--out", str(tmp_path), option])
+        assert done.exit_code == 2
+        assert "is not in the range" in done.stderr
+
+
+def test_a_picture_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "train").write_text("a file where a folder must be", encoding="utf-8")
+    with pytest.raises(TrainingError, match="cannot be written"):
+        generate(tmp_path, {"TRAIN": Amounts(1, 1, 1)}, 48)

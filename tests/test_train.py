@@ -16,14 +16,18 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")
 
-from lcmem_onnx import FileListError, TrainingError  # noqa: E402
+from lcmem_onnx import CheckpointError, FileListError, TrainingError  # noqa: E402
 from lcmem_onnx.evaluation.filelist import read_file_list  # noqa: E402
+from lcmem_onnx.models.augment import AUGMENTATIONS  # noqa: E402
 from lcmem_onnx.models.checkpoint import load_lcmem  # noqa: E402
 from lcmem_onnx.models.generate import Amounts, generate  # noqa: E402
+from lcmem_onnx.models.train import cache as cache_module  # noqa: E402
 from lcmem_onnx.models.train import latents as latents_module  # noqa: E402
 from lcmem_onnx.models.train.__main__ import train  # noqa: E402
 from lcmem_onnx.models.train.config import Config, read_config  # noqa: E402
 from lcmem_onnx.models.train.latents import cached_latents  # noqa: E402
+from lcmem_onnx.models.train.loop import finished  # noqa: E402
+from lcmem_onnx.models.train.maps import PairedMaps, Views, cached_maps  # noqa: E402
 from lcmem_onnx.models.train.pairs import chosen_identities  # noqa: E402
 from lcmem_onnx.models.train.pictures import Identity, Pictures, identities, listed  # noqa: E402
 from lcmem_onnx.models.train.stages import PairLoss, network_for  # noqa: E402
@@ -76,7 +80,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config_of(folder: Path, stage: str, out: str = "", *settings: str) -> Config:
     file = folder / "settings.toml"
-    names = {"autoencoder": "autoencoder", "1": "stage1", "2": "stage2"}
+    names = {"autoencoder": "autoencoder", "1": "stage1", "2": "stage2", "last-layers": "last-layers"}
     head = f'stage = "{stage}"\nout = "{folder / (out or names[stage])}"\n'
     file.write_text(head + SETTINGS.format(folder=folder), encoding="utf-8")
     return read_config(file, settings)
@@ -105,12 +109,31 @@ def test_the_recipes_are_configurations(recipe: Path) -> None:
         ("[training]\nepoch = 3", "'training.epoch', which does not exist; did you mean 'epochs'"),
         ("[training]\nepochs = 'three'", "training.epochs is 'three'; expected int"),
         ("[training]\nepochs = true", "training.epochs is True; expected int"),
-        ("[training]\nnegatives = 'all'", "training.negatives is 'all'; expected 'rolled' or 'hardest'"),
-        ("[training]\npairs = 1", "training.pairs must be 2 or more"),
+        ("[training]\nnegatives = 'all'", "training.negatives is 'all'; expected 'rolled' or 'hardest' or 'tail'"),
+        ("[training]\npairs = 1", "training.pairs is 1; it must be 2 or more"),
         ("[training]\naugmentation = 'none'", "training.augmentation is 'none'; there are paper, wide, strong"),
         ("[data]\nlists = []", "data.lists is empty"),
         ("[data]\nlists = ['a']\nchunk = 7", "data.chunk must be 0 or divide"),
         ("[network]\nbackbone = 'ConvNeXt-Tini'", "network.backbone is 'ConvNeXt-Tini'; there are"),
+        ("[network]\nlayer_scale = 0", r"network.layer_scale is 0.0; it must be above 0"),
+        ("[network]\nhead_bias = nan", r"network.head_bias is nan; it must be a finite number"),
+        ("[network]\nimage_size = -64", r"network.image_size is -64; it must be 16 or more"),
+        ("[network]\nwidths = [8, 0, 8, 8]", r"network.widths is \(8, 0, 8, 8\); it must be 1 or more"),
+        ("[network]\ndepths = [1, 1]", r"network.widths and network.depths must be as many"),
+        ("[training]\ntemperature = 0", r"training.temperature is 0.0; it must be above 0"),
+        ("[training]\nrate = inf", r"training.rate is inf; it must be above 0"),
+        ("[training]\nclip = -1", r"training.clip is -1.0; it must be 0 or more"),
+        ("[training]\nsteps = -1", r"training.steps is -1; it must be 0 or more"),
+        ("[training]\npatience = 0", r"training.patience is 0; it must be 1 or more"),
+        ("[training]\nvalidation_pairs = 0", r"training.validation_pairs is 0; it must be 2 or more"),
+        ("[data]\nlists = ['a']\nsame_picture = 1.5", r"data.same_picture is 1.5; it must be in \[0, 1\]"),
+        ("[data]\nlists = ['a']\nwindow = 0", r"data.window is 0.0; it must be in \(0, 1\]"),
+        ("[data]\nlists = ['a']\nworkers = -1", r"data.workers is -1; it must be 0 or more"),
+        ("[data]\nlists = ['a']\nweights = {a = 0}", r"data.weights is \{'a': 0.0\}; it must be above 0"),
+        ("[autoencoder]\ncrop = 600", r"autoencoder.crop must not exceed network.image_size"),
+        ("[autoencoder]\ncrop = 20", r"autoencoder.crop must be a multiple"),
+        ("seed = -1", r"seed is -1; it must be 0 or more"),
+        ("[training]\ntail = 0", r"training.tail is 0.0; it must be in \(0, 1\]"),
         ("data = 3", "'data' is a table of settings"),
         ("[[[", "cannot be read as a TOML"),
     ],
@@ -130,28 +153,52 @@ def test_settings_of_the_command_line_outrank_the_file(tmp_path: Path) -> None:
     assert read_config(file, ("training.epochs=3", 'out="y"')).training.epochs == 3
     with pytest.raises(TrainingError, match="not of the form"):
         read_config(file, ("training.epochs",))
+    with pytest.raises(TrainingError, match=r"'out' is one setting and no table"):
+        read_config(file, ("out.x=1",))
     file.write_text('stage = "2"\n', encoding="utf-8")
     with pytest.raises(TrainingError, match="lacks a key.*'out'"):
         read_config(file)
 
 
-def test_chunks_are_of_one_data_set_and_hold_nobody_twice() -> None:
-    people = [Identity("a", str(n), (n,)) for n in range(20)] + [Identity("b", str(n), (n,)) for n in range(3)]
-    chosen = chosen_identities(people, 40, 8, {"a": 1.0, "b": 1.0}, np.random.default_rng(0))
-    assert len(chosen) == 40
-    for at in range(0, 40, 8):
-        chunk = chosen[at : at + 8]
-        assert len(set(chunk)) == 8
-    assert {people[number].ds_name for number in chosen} == {"a", "b"}
-    mixed = chosen_identities(people, 23, 0, {}, np.random.default_rng(0))
-    assert sorted(mixed) == list(range(23))
+def people(**counts: int) -> list[Identity]:
+    names = [(name, str(number)) for name, count in counts.items() for number in range(count)]
+    return [Identity(*each, (at,)) for at, each in enumerate(names)]
 
 
-def test_a_chunk_larger_than_all_identities_is_refused() -> None:
+def test_chunks_are_of_one_data_set_and_no_batch_holds_anybody_twice() -> None:
+    known = people(many=40, few=5)
+    chosen = chosen_identities(known, 72, 24, 8, {"many": 3.0, "few": 2.0}, np.random.default_rng(0))
+    assert len(chosen) == 72
+    for at in range(0, 72, 24):
+        assert len(set(chosen[at : at + 24])) == 24, "two chunks of one data set in a batch share nobody"
+    of = [known[number].ds_name for number in chosen]
+    assert all(len(set(of[at : at + 8])) == 1 for at in range(0, 72, 8) if "few" not in of[at : at + 8])
+    assert "few" in of
+
+
+@pytest.mark.parametrize("chunk", [0, 4])
+def test_weights_say_how_often_a_data_set_is_drawn(chunk: int) -> None:
+    known = people(many=400, few=40)
+    chosen = chosen_identities(known, 4000, 8, chunk, {"many": 1.0, "few": 3.0}, np.random.default_rng(0))
+    assert np.mean([known[number].ds_name == "few" for number in chosen]) == pytest.approx(0.75, abs=0.05)
+    assert all(len(set(chosen[at : at + 8])) == 8 for at in range(0, 4000, 8))
+
+
+def test_everybody_comes_before_anybody_comes_again() -> None:
+    chosen = chosen_identities(people(all=30), 30, 10, 0, {}, np.random.default_rng(0))
+    assert sorted(chosen) == list(range(30))
+
+
+@pytest.mark.parametrize("chunk", [0, 8])
+def test_a_batch_larger_than_all_identities_is_refused(chunk: int) -> None:
     """It could never be filled."""
-    people = [Identity("a", str(number), (number,)) for number in range(5)]
-    with pytest.raises(TrainingError, match=r"data\.chunk is 8, but a split has only 5 identities"):
-        chosen_identities(people, 40, 8, {}, np.random.default_rng(0))
+    with pytest.raises(TrainingError, match=r"training\.pairs is 8, but a split has only 5 identities"):
+        chosen_identities(people(a=5), 40, 8, chunk, {}, np.random.default_rng(0))
+
+
+def test_a_validation_split_of_few_is_validated_on_in_smaller_batches(folder: Path) -> None:
+    best = train(config_of(folder, "1", "few", "data.chunk=0", "training.pairs=16", "training.epochs=1"))  # VAL: 12 identities
+    assert best.exists()
 
 
 def test_three_stages_end_in_a_bundle_that_screens(folder: Path) -> None:
@@ -171,6 +218,104 @@ def test_three_stages_end_in_a_bundle_that_screens(folder: Path) -> None:
     log = logged(folder / "stage2" / "stage2_log.csv")
     assert [row["epoch"] for row in log] == ["1", "2"]
     assert all(float(row["val_loss"]) > 0 for row in log)
+
+
+LAST = (
+    "data.copies=2",
+    "data.windows={scenes = 2}",
+    "network.frozen=6",
+    'training.negatives="tail"',
+    "training.tail=0.1",
+    "training.rate=1e-2",
+)
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path) -> Path:
+    """A network of stage 2, hardly trained."""
+    return train(config_of(folder, "2", "whole", "training.epochs=1"))
+
+
+def last_layers(folder: Path, whole: Path, out: str, *settings: str) -> Config:
+    return config_of(folder, "last-layers", out, f'network.start="{whole}"', *LAST, *settings)
+
+
+def test_the_last_layers_alone_are_trained_on_what_the_early_ones_give(folder: Path, whole: Path) -> None:
+    best = train(last_layers(folder, whole, "last", "training.steps=20"))
+    assert best.name == "last-layers_best_network.pth"
+    before, after = load_lcmem(whole).network.state_dict(), load_lcmem(best).network.state_dict()
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    assert all(key.startswith(("model.features.6", "model.features.7", "model.classifier", "fc_end")) for key in changed)
+    assert {"model.features.7.0.block.5.weight", "model.classifier.2.weight", "fc_end.weight"} <= changed
+    log = logged(folder / "last" / "last-layers_log.csv")
+    assert float(log[-1]["train_loss"]) < float(log[0]["train_loss"])
+
+
+def test_maps_are_the_networks_own_whole_windowed_and_altered(folder: Path, whole: Path) -> None:
+    config = last_layers(folder, whole, "last")
+    rows, network = listed(config.data, "VAL"), network_for(config)
+    views = Views(config, rows)
+    maps = cached_maps(network, config, rows, views, folder / "maps", torch.device("cpu"), 1)
+    assert len(maps) == sum((3 if row.ds_name == "scenes" else 1) * 3 for row in rows)
+    pictures = Pictures(rows, 64)
+    number = next(at for at, row in enumerate(rows) if row.ds_name == "scenes") + 1
+    window = pictures.window(number, config.data.window, np.random.default_rng([1, number, 2]))
+    copy = AUGMENTATIONS["wide"](window, np.random.default_rng([1, number, 2, 1]))
+    for part, which, pixels in ((0, 0, pictures.whole(number)), (2, 0, window), (2, 1, copy)):
+        with torch.no_grad():
+            x = network.latents(torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255)
+            assert np.abs(network.model.early(x, 6)[0].numpy() - maps[views.slot(number, part, which)]).max() < 5e-3  # float16
+            assert torch.allclose(network.model.late(network.model.early(x, 6), 6), network.model(x), atol=1e-6)
+    again = cached_maps(network, config, rows, views, folder / "maps", torch.device("cpu"), 1)
+    assert (again == maps).all()
+    assert (cached_maps(network, config, rows, views, folder / "maps", torch.device("cpu"), 2) != maps).any()
+
+
+def test_pairs_of_maps_are_of_one_identity_and_begin_unaltered(folder: Path, whole: Path) -> None:
+    config = last_layers(folder, whole, "last")
+    rows = listed(config.data, "VAL")
+    views, groups = Views(config, rows), identities(rows)
+    owner = np.repeat([row.identity for row in rows], views.slots)
+    copy = np.concatenate([np.arange(slots) % 3 for slots in views.slots])
+    numbers = np.arange(len(owner), dtype=np.float16)[:, None]
+    pairs = PairedMaps(config, numbers, views, groups, 200, batch=8, seed=0)
+    drawn = np.array([[int(side) for side in pairs[at]] for at in range(200)])
+    assert (owner[drawn[:, 0]] == owner[drawn[:, 1]]).all()
+    assert (copy[drawn[:, 0]] == 0).all()
+    assert set(copy[drawn[:, 1]]) == {0, 1, 2}, "other visits, and both copies"
+    assert (drawn[:, 0] != drawn[:, 1]).all()
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("data.copies=0", "data.copies must be 1 or more in stage last-layers"),
+        ("network.frozen=9", "network.frozen is 9, and network.widths have 8 layers"),
+    ],
+)
+def test_last_layers_that_cannot_be_trained_are_refused(folder: Path, whole: Path, setting: str, message: str) -> None:
+    with pytest.raises(TrainingError, match=message):
+        last_layers(folder, whole, "refused", setting)
+    with pytest.raises(TrainingError, match=r"network\.start is needed by stage last-layers"):
+        config_of(folder, "last-layers", "", *LAST)
+
+
+def test_every_logit_is_that_of_its_pair(folder: Path, whole: Path) -> None:
+    """Of a free head as well, whose weights have both signs."""
+    network = load_lcmem(whole).network
+    first, second = torch.rand(5, 16), torch.rand(3, 16)
+    for signs in (-1.0, torch.where(torch.arange(16) % 3 == 0, 1.0, -1.0)):
+        with torch.no_grad():
+            network.fc_end.weight.copy_(torch.rand(1, 16) * signs)
+            expected = torch.stack([network.logit(first, other.expand(5, -1)) for other in second], 1)
+            assert torch.allclose(network.logits(first, second), expected, atol=1e-5)
+
+
+def test_the_first_identities_of_a_data_set_alone_are_used(folder: Path) -> None:
+    config = config_of(folder, "1", "", "data.most={scenes = 3}")
+    rows = listed(config.data, "TRAIN")
+    assert [row.identity for row in rows if row.ds_name == "scenes"] == ["scene-0", "scene-1", "scene-2"]
+    assert len({row.identity for row in rows if row.ds_name != "scenes"}) == 24
 
 
 def test_training_goes_on_after_a_kill_as_if_there_had_been_none(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,9 +341,37 @@ def test_training_goes_on_after_a_kill_as_if_there_had_been_none(folder: Path, m
 def test_a_folder_with_another_training_in_it_is_not_overwritten(folder: Path) -> None:
     train(config_of(folder, "1", "other"))
     before = (folder / "other" / "stage1_checkpoint.pth").read_bytes()
-    with pytest.raises(TrainingError, match="other settings"):
+    with pytest.raises(TrainingError, match=r"other settings: training\.rate was 0\.001 and is 0\.0001\. Choose"):
         train(config_of(folder, "1", "other", "training.rate=1e-4"))
     assert (folder / "other" / "stage1_checkpoint.pth").read_bytes() == before
+
+
+def test_a_best_network_that_is_gone_is_noticed(folder: Path) -> None:
+    config = config_of(folder, "1", "gone")
+    train(config).unlink()
+    with pytest.raises(TrainingError, match=r"stage1_best_network\.pth is gone"):
+        finished(config)
+    with pytest.raises(TrainingError, match="is gone"):
+        train(config)
+
+
+def test_a_full_disk_ends_an_autoencoders_training_in_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """safetensors says it with an error of its own."""
+    from diffusers import AutoencoderKL
+    from safetensors import SafetensorError
+
+    def full(self: object, where: Path) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(AutoencoderKL, "save_pretrained", full)
+    with pytest.raises(TrainingError, match=r"cannot be written: .*No space left.*the epoch before stand"):
+        train(config_of(folder, "autoencoder", "full"))
+
+
+def test_a_start_of_another_shape_is_refused(folder: Path) -> None:
+    start = train(config_of(folder, "1", "narrow"))
+    with pytest.raises(CheckpointError, match=r"of another shape.*model\.classifier\.2\.weight \(16, 16\) instead of \(24, 16\)"):
+        network_for(config_of(folder, "2", "", f'network.start="{start}"', "network.features=24"))
 
 
 def test_a_loss_that_is_not_finite_ends_it_and_keeps_the_last_checkpoint(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,8 +428,20 @@ def test_a_half_filled_cache_is_filled_and_one_of_another_vae_thrown_away(folder
     assert sum(calls) == len(rows)
 
 
+def test_a_cache_is_thrown_away_when_a_picture_is_another(folder: Path, tmp_path: Path) -> None:
+    rows = [replace(row, path=tmp_path / row.path.name) for row in listed(config_of(folder, "1").data, "VAL")]
+    for row in rows:
+        row.path.write_bytes((folder / "pictures" / row.name).read_bytes())
+    network = network_for(config_of(folder, "1"))
+    before = cached_latents(network, rows, 64, tmp_path / "cache", torch.device("cpu"))[0].copy()
+    rows[0].path.write_bytes(rows[1].path.read_bytes())  # under the same name
+    after = cached_latents(network, rows, 64, tmp_path / "cache", torch.device("cpu"))
+    assert (after[0] == after[1]).all()
+    assert (after[0] != before).any()
+
+
 def test_no_room_for_the_latents(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latents_module.shutil, "disk_usage", lambda path: SimpleNamespace(free=1 << 20))
+    monkeypatch.setattr(cache_module.shutil, "disk_usage", lambda path: SimpleNamespace(free=1 << 20))
     config = config_of(folder, "1")
     with pytest.raises(TrainingError, match=r"needs 0.00 GB and its disk has 0.00 GB left: free some"):
         cached_latents(network_for(config), listed(config.data, "VAL"), 64, folder / "full", torch.device("cpu"))

@@ -19,7 +19,8 @@ def train(config: Config) -> Path:
 
     from .autoencoder import autoencoder_trainee
     from .latents import PairedLatents, cached_latents
-    from .loop import EpochSet, Trainee, accelerator_for, denormals_flushed, run
+    from .loop import EpochSet, Trainee, accelerator_for, denormals_flushed, run, vae_folder
+    from .maps import PairedMaps, Views, cached_maps
     from .pairs import PairedPictures
     from .pictures import Pictures, identities, listed
     from .stages import network_for, stage_trainee
@@ -38,6 +39,8 @@ def train(config: Config) -> Path:
 
     size = config.network.image_size
     pairs = {"TRAIN": (training.steps * training.pairs) or len(rows["TRAIN"]), "VAL": training.validation_pairs}
+    # What is validated on may be few; what is trained on must fill its batches.
+    batches = {"TRAIN": training.pairs, "VAL": min(training.pairs, len(groups["VAL"]))}
     seeds = {"TRAIN": config.seed, "VAL": config.seed + 1}
     trainee: Trainee
     if config.stage == "autoencoder":
@@ -51,13 +54,21 @@ def train(config: Config) -> Path:
                 with accelerator.main_process_first():
                     cache = config.out / f"latents-{split.lower()}"
                     latents = cached_latents(network, its, size, cache, accelerator.device)
-                sets[split] = PairedLatents(config, latents, groups[split], pairs[split], seed=seeds[split])
+                sets[split] = PairedLatents(config, latents, groups[split], pairs[split], batch=batches[split], seed=seeds[split])
+            elif config.stage == "last-layers":
+                views = Views(config, its)
+                with accelerator.main_process_first():
+                    cache = config.out / f"maps-{split.lower()}"
+                    maps = cached_maps(network, config, its, views, cache, accelerator.device, seeds[split])
+                sets[split] = PairedMaps(config, maps, views, groups[split], pairs[split], batch=batches[split], seed=seeds[split])
             else:
-                sets[split] = PairedPictures(config, Pictures(its, size), groups[split], pairs[split], seed=seeds[split])
+                sets[split] = PairedPictures(
+                    config, Pictures(its, size), groups[split], pairs[split], batch=batches[split], seed=seeds[split]
+                )
         trainee = stage_trainee(config, network, sets["TRAIN"], sets["VAL"])
     with denormals_flushed():
         best = run(config, trainee, accelerator, tell)
-    return config.out / "vae" if config.stage == "autoencoder" else best
+    return vae_folder(config) if config.stage == "autoencoder" else best
 
 
 class Training(Ending):

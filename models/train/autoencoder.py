@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Dataset
 
 from .config import Autoencoder, Config
-from .loop import Trainee
+from .loop import Trainee, vae_folder
 from .pairs import channels_first, shares
 from .pictures import Identity, Pictures
 
@@ -33,6 +34,7 @@ class Crops(Dataset[tuple[Tensor]]):
         self._groups = list(groups.values())
         self._shares = shares(groups, config.data.weights)
         self._epoch = 0
+        self.batch = config.training.pairs
 
     def start_epoch(self, epoch: int) -> None:
         self._epoch = epoch
@@ -75,6 +77,23 @@ class Reconstruction(nn.Module):
         return functional.l1_loss(decoded, target) + functional.mse_loss(decoded, target) + self.kl * kl
 
 
+def _save_vae(vae: Any, folder: Path) -> None:
+    """As diffusers saves it, each file whole or as it was before.
+
+    Raises:
+        OSError: it cannot be written. safetensors' own error says that of a full disk, and is none.
+    """
+    unfinished = folder.with_name(f".unfinished-{folder.name}")
+    try:
+        vae.save_pretrained(unfinished)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+    folder.mkdir(exist_ok=True)
+    for file in unfinished.iterdir():
+        file.replace(folder / file.name)
+    unfinished.rmdir()
+
+
 def autoencoder_trainee(
     config: Config, pictures: tuple[Pictures, Pictures], groups: tuple[list[Identity], list[Identity]]
 ) -> Trainee:
@@ -82,7 +101,7 @@ def autoencoder_trainee(
     module = Reconstruction(config.autoencoder)
 
     def write(path: Path) -> None:
-        module.vae.save_pretrained(config.out / "vae")
+        _save_vae(module.vae, vae_folder(config))
         torch.save(module.vae.state_dict(), path)
 
     training = config.training

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import tomllib
 import types
 from collections.abc import Mapping
@@ -35,6 +36,12 @@ class Data:
     """Share of the pairs that show one picture twice although the identity has others."""
     unaltered: float = 0.0
     """Share of the pairs of two pictures that are not altered besides."""
+    copies: int = 0
+    """Altered copies of each picture that stage last-layers learns from."""
+    windows: Mapping[str, float] = field(default_factory=dict)
+    """Of a data set (`ds_name`): windows of each picture that stage last-layers takes as pictures besides the whole."""
+    most: Mapping[str, float] = field(default_factory=dict)
+    """Of a data set: identities that are used, the first ones of the list; all, if nothing is said."""
     workers: int = 0
     """Processes that load and alter pictures; 0 does it between the steps."""
 
@@ -70,6 +77,9 @@ class Network:
     depths: tuple[int, ...] = (3, 3, 9, 3)
     stem: int = 4
     features: int = 512
+    frozen: int = 6
+    """Of stage last-layers: layers of the backbone (stem, blocks of stage 1, downsampling, blocks of stage 2, ...) that stay as
+    they are."""
     layer_scale: float = 1e-6
     """torchvision's 1e-6 is for hundreds of epochs; in a short training the blocks would not come to life."""
     monotone_head: bool = False
@@ -104,8 +114,11 @@ class Training:
     temperature: float = 0.07
     centred: bool = False
     """NT-Xent on embeddings minus 0.5: after a sigmoid they all point the same way otherwise."""
-    negatives: Literal["rolled", "hardest"] = "rolled"
-    """Of the BCE: the batch rolled by one, as the paper has it, or the hardest four of the batch for each query."""
+    negatives: Literal["rolled", "hardest", "tail"] = "rolled"
+    """Of the BCE: the batch rolled by one, as the paper has it, the hardest four of the batch for each query, or the highest `tail`
+    of all pairs of the batch."""
+    tail: float = 0.001
+    """Share of a batch's pairs of different pictures that count as negatives, if these are "tail"."""
     augmentation: str = "paper"
     validation_pairs: int = 1024
     precision: Literal["no", "bf16", "fp16", "auto"] = "no"
@@ -116,7 +129,7 @@ class Training:
 class Config:
     """One stage's training."""
 
-    stage: Literal["autoencoder", "1", "2"]
+    stage: Literal["autoencoder", "1", "2", "last-layers"]
     out: Path
     seed: int = 0
     data: Data = field(default_factory=Data)
@@ -126,8 +139,8 @@ class Config:
 
     @property
     def name(self) -> str:
-        """What the training's files are called after: "autoencoder", "stage1" or "stage2"."""
-        return self.stage if self.stage == "autoencoder" else f"stage{self.stage}"
+        """What the training's files are called after: "autoencoder", "stage1", "stage2" or "last-layers"."""
+        return f"stage{self.stage}" if self.stage in ("1", "2") else self.stage
 
 
 def read_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
@@ -160,7 +173,10 @@ def _override(content: dict[str, Any], setting: str) -> None:
         raise TrainingError(f"--set {setting!r} is not of the form table.key=value, value in TOML's notation: {error}") from error
     *tables, key = name.strip().split(".")
     for table in tables:
-        content = content.setdefault(table, {})
+        inner = content.setdefault(table, {})
+        if not isinstance(inner, dict):
+            raise TrainingError(f"--set {setting!r}: {table!r} is one setting and no table of them")
+        content = inner
     content[key] = parsed
 
 
@@ -209,28 +225,108 @@ def _value(hint: Any, value: Any, path: str, name: str) -> Any:
     raise TrainingError(f"{path}: {name} is {value!r}; expected {expected}")
 
 
+@dataclass(frozen=True)
+class _Range:
+    """What a number may be; `open_below` leaves the lower end out."""
+
+    lowest: float
+    highest: float = math.inf
+    open_below: bool = False
+
+    def holds(self, value: float) -> bool:
+        return (self.lowest < value if self.open_below else self.lowest <= value) and value <= self.highest and math.isfinite(value)
+
+    def __str__(self) -> str:
+        if math.isinf(self.lowest):
+            return "a finite number"
+        if math.isinf(self.highest):
+            return f"above {self.lowest:g}" if self.open_below else f"{self.lowest:g} or more"
+        return f"in {'(' if self.open_below else '['}{self.lowest:g}, {self.highest:g}]"
+
+
+_FROM_0, _FROM_1, _ABOVE_0, _SHARE = _Range(0), _Range(1), _Range(0, open_below=True), _Range(0, 1)
+_RANGES: Mapping[str, _Range] = types.MappingProxyType(
+    {
+        "seed": _FROM_0,
+        "data.weights": _ABOVE_0,
+        "data.chunk": _FROM_0,
+        "data.window": _Range(0, 1, open_below=True),
+        "data.same_picture": _SHARE,
+        "data.unaltered": _SHARE,
+        "data.copies": _FROM_0,
+        "data.windows": _FROM_0,
+        "data.most": _Range(2),
+        "data.workers": _FROM_0,
+        "autoencoder.unshuffle": _FROM_1,
+        "autoencoder.widths": _FROM_1,
+        "autoencoder.layers": _FROM_1,
+        "autoencoder.latent_channels": _FROM_1,
+        "autoencoder.groups": _FROM_1,
+        "autoencoder.crop": _FROM_1,
+        "autoencoder.kl": _FROM_0,
+        "network.image_size": _Range(16),
+        "network.widths": _FROM_1,
+        "network.depths": _FROM_1,
+        "network.stem": _FROM_1,
+        "network.features": _FROM_1,
+        "network.frozen": _FROM_0,
+        "network.layer_scale": _ABOVE_0,
+        "network.head_weight": _Range(-math.inf),
+        "network.head_bias": _Range(-math.inf),
+        "training.epochs": _FROM_1,
+        "training.steps": _FROM_0,
+        "training.pairs": _Range(2),
+        "training.rate": _ABOVE_0,
+        "training.head_rate": _FROM_0,
+        "training.muon_rate": _FROM_0,
+        "training.warm": _FROM_0,
+        "training.clip": _FROM_0,
+        "training.patience": _FROM_1,
+        "training.alpha": _SHARE,
+        "training.temperature": _ABOVE_0,
+        "training.tail": _Range(0, 1, open_below=True),
+        "training.validation_pairs": _Range(2),
+    }
+)
+"""Of every setting that is a number, or holds some."""
+
+
 def _check(config: Config, path: Path) -> None:
-    training, data, network = config.training, config.data, config.network
+    for name, allowed in _RANGES.items():
+        value: Any = config
+        for part in name.split("."):
+            value = getattr(value, part)
+        each: Any = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple) else (value,)
+        if any(number is not None and not allowed.holds(number) for number in each):
+            raise TrainingError(f"{path}: {name} is {dict(value) if isinstance(value, Mapping) else value!r}; it must be {allowed}")
+    training, data, network, autoencoder = config.training, config.data, config.network, config.autoencoder
     names = {"custom", *CONVNEXT_NAMES.values()}
+    learns_one, last = config.stage == "autoencoder", config.stage == "last-layers"
     wrong = {
         "data.lists is empty: there is nothing to train on": not data.lists,
         f"training.augmentation is {training.augmentation!r}; there are {', '.join(AUGMENTATIONS)}": (
             training.augmentation not in AUGMENTATIONS
         ),
         f"network.backbone is {network.backbone!r}; there are {', '.join(sorted(names))}": network.backbone not in names,
-        "training.pairs must be 2 or more: a batch of one pair has no negative": training.pairs < 2,
-        "training.epochs must be 1 or more": training.epochs < 1,
-        "training.rate must be above 0": not training.rate > 0,
-        "training.muon_rate must be 0 or above": not training.muon_rate >= 0,
-        "training.alpha must lie in [0, 1]": not 0 <= training.alpha <= 1,
-        "data.window must lie in (0, 1]": not 0 < data.window <= 1,
-        "data.chunk must be 0 or divide training.pairs": data.chunk < 0 or bool(data.chunk and training.pairs % data.chunk),
+        "network.widths and network.depths must be as many, one or more": (
+            not network.widths or len(network.widths) != len(network.depths)
+        ),
+        "data.chunk must be 0 or divide training.pairs": bool(data.chunk and training.pairs % data.chunk),
         "data.chunk must be 2 or more: a pair alone has no negative": data.chunk == 1,
-        "data.weights must be above 0": any(not weight > 0 for weight in data.weights.values()),
         "network.vae is needed by stage 1: what makes the latents": config.stage == "1" and network.vae is None,
         "network.vae or network.start is needed by stage 2": config.stage == "2" and not (network.vae or network.start),
+        "network.start is needed by stage last-layers: whose early layers stay": last and network.start is None,
+        "data.copies must be 1 or more in stage last-layers: it learns from copies": last and data.copies < 1,
+        f"network.frozen is {network.frozen}, and network.widths have {2 * len(network.widths)} layers": (
+            last and network.backbone == "custom" and network.frozen > 2 * len(network.widths)
+        ),
+        "autoencoder.widths is empty": not autoencoder.widths,
         "autoencoder.groups must divide every width": (
-            config.stage == "autoencoder" and any(width % config.autoencoder.groups for width in config.autoencoder.widths)
+            learns_one and any(width % autoencoder.groups for width in autoencoder.widths)
+        ),
+        "autoencoder.crop must not exceed network.image_size": learns_one and autoencoder.crop > network.image_size,
+        "autoencoder.crop must be a multiple of autoencoder.unshuffle, doubled for each of its widths but one": (
+            learns_one and bool(autoencoder.crop % (autoencoder.unshuffle * 2 ** (len(autoencoder.widths) - 1)))
         ),
     }
     for message, is_wrong in wrong.items():

@@ -28,14 +28,17 @@ from tqdm import tqdm
 
 from .config import Config
 
-__all__ = ["EpochSet", "Trainee", "accelerator_for", "best_file", "denormals_flushed", "finished", "log_file", "run"]
+__all__ = ["EpochSet", "Trainee", "accelerator_for", "best_file", "denormals_flushed", "finished", "log_file", "run", "vae_folder"]
 
 LOG_COLUMNS = ("epoch", "train_loss", "val_loss", "rate", "seconds", "best")
 MISSING = float("inf")
+SETTINGS_SAID = 4
 
 
 class EpochSet(Protocol):
-    """A data set that is drawn anew each epoch."""
+    """A data set that is drawn anew each epoch, in batches of `batch`."""
+
+    batch: int
 
     def start_epoch(self, epoch: int) -> None: ...
 
@@ -120,7 +123,7 @@ def run(config: Config, trainee: Trainee, accelerator: Accelerator, say: Callabl
     loaders: list[DataLoader[Any]] = [
         DataLoader(
             each,  # type: ignore[arg-type]  # a map-style data set, as its protocol says
-            batch_size=training.pairs,
+            batch_size=each.batch,
             drop_last=each is trainee.train,
             num_workers=config.data.workers if each is trainee.train else 0,
         )
@@ -170,6 +173,11 @@ def run(config: Config, trainee: Trainee, accelerator: Accelerator, say: Callabl
 def best_file(config: Config) -> Path:
     """Where the best network of a training is, once there is one."""
     return config.out / f"{config.name}_best_network.pth"
+
+
+def vae_folder(config: Config) -> Path:
+    """Where an autoencoder's training puts its best network besides, as diffusers reads it."""
+    return config.out / "vae"
 
 
 def log_file(config: Config) -> Path:
@@ -229,7 +237,7 @@ def finished(config: Config) -> bool:
     """Whether this training has nothing left to do: known from its checkpoint, before a picture is read.
 
     Raises:
-        TrainingError: as `run`, of its checkpoint.
+        TrainingError: as `run`, of its checkpoint; or its best network is gone.
     """
     content = _checkpoint(config)
     return content is not None and _ended(config, content["state"])
@@ -262,11 +270,26 @@ def _checkpoint(config: Config) -> dict[str, Any] | None:
         settings = content["config"]
     except Exception as error:  # torch's loader raises whatever its parsers stumble over
         raise _unreadable(config, error) from error
-    if settings != _settings(config):
+    if other := _differences(settings, _settings(config)):
         raise TrainingError(
-            f"{path} belongs to a training with other settings. Choose another 'out', or remove {path.parent} to start anew"
+            f"{path} belongs to a training with other settings: {other}. Choose another 'out', or remove {path.parent} to start "
+            "anew"
+        )
+    wanted = [best_file(config), *([vae_folder(config) / "config.json"] if config.stage == "autoencoder" else [])]
+    if gone := [file for file in wanted if not file.exists()]:
+        raise TrainingError(
+            f"{path} says that epochs were trained, but {gone[0]} is gone. Put it back, or remove {path} to start anew"
         )
     return content
+
+
+def _differences(before: Any, now: Mapping[str, str]) -> str:
+    """Which settings are not what they were, some by name."""
+    if not isinstance(before, dict):
+        return "they cannot be read"
+    names = [name for name in dict.fromkeys((*now, *before)) if before.get(name) != now.get(name)]
+    said = [f"{name} was {before.get(name, 'not there')} and is {now.get(name, 'not there')}" for name in names[:SETTINGS_SAID]]
+    return "; ".join(said) + (f"; and {len(names) - SETTINGS_SAID} more" if len(names) > SETTINGS_SAID else "")
 
 
 def _unreadable(config: Config, error: Exception) -> TrainingError:
@@ -275,10 +298,16 @@ def _unreadable(config: Config, error: Exception) -> TrainingError:
 
 def _settings(config: Config) -> dict[str, str]:
     """What must be equal for a training to be the same one: everything but where it is written and how it is loaded."""
-    flat = asdict(config)
-    flat.pop("out")
-    flat["data"].pop("workers")
-    return {key: repr(value) for key, value in flat.items()}
+    content = asdict(config)
+    content.pop("out")
+    content["data"].pop("workers")
+    flat: dict[str, str] = {}
+    for key, value in content.items():
+        if isinstance(value, dict):
+            flat |= {f"{key}.{name}": repr(its) for name, its in value.items()}
+        else:
+            flat[key] = repr(value)
+    return flat
 
 
 def _kept(config: Config, trainee: Trainee, stepped: _Stepped, state: dict[str, Any], better: bool) -> None:

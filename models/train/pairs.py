@@ -28,49 +28,78 @@ def shares(groups: Mapping[str, Sequence[int]], weights: Mapping[str, float]) ->
     return np.array(wanted, np.float64) / sum(wanted)
 
 
-def chosen_identities(
-    identities: Sequence[Identity], count: int, chunk: int, weights: dict[str, float], rng: np.random.Generator
-) -> NDArray[np.int64]:
-    """Numbers of the identities of `count` pairs, in chunks of one data set in which no identity comes twice.
+class _Deck:
+    """One data set's identities, dealt in ever new orders: all of them before one comes again."""
 
-    A data set with fewer identities than a chunk gives what it has, and another data set fills the rest.
+    def __init__(self, numbers: Sequence[int], rng: np.random.Generator) -> None:
+        self._numbers, self._rng = numbers, rng
+        self._left: list[int] = []
+
+    def deal(self, taken: set[int]) -> int | None:
+        """The next that is not taken; None if all are."""
+        for _ in range(2 * len(self._numbers)):  # the rest of a round, and a whole one
+            if not self._left:
+                self._left = self._rng.permutation(self._numbers).tolist()
+            if (number := self._left.pop()) not in taken:
+                return number
+        return None
+
+
+def chosen_identities(
+    identities: Sequence[Identity], count: int, batch: int, chunk: int, weights: Mapping[str, float], rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Numbers of the identities of `count` pairs. None comes twice in a batch, where it would count against itself.
+
+    With a `chunk`, as many neighbours are of one data set; with weights alone, each pair's data set is drawn by them. A data set
+    that has no more to give to a batch leaves the rest to the others.
 
     Raises:
-        TrainingError: all data sets together have fewer identities than a chunk.
+        TrainingError: all data sets together have fewer identities than a batch.
     """
-    if min(chunk, count) > len(identities):
+    if min(batch, count) > len(identities):
         raise TrainingError(
-            f"data.chunk is {chunk}, but a split has only {len(identities)} identities, none of which may come twice in a chunk: "
-            "lower it"
+            f"training.pairs is {batch}, but a split has only {len(identities)} identities, none of which may come twice in a "
+            "batch: lower it"
         )
     groups: dict[str, list[int]] = {}
     for number, identity in enumerate(identities):
-        groups.setdefault(identity.ds_name if chunk else "", []).append(number)
-    names = list(groups)
+        groups.setdefault(identity.ds_name if chunk or weights else "", []).append(number)
     likely = shares(groups, weights)
+    decks = [_Deck(its, rng) for its in groups.values()]
+    run = chunk or (1 if weights else batch)
     chosen: list[int] = []
-    size = chunk or count
     while len(chosen) < count:
-        group = groups[names[int(rng.choice(len(names), p=likely))]]
-        room = size - len(chosen) % size
-        taken = set(chosen[len(chosen) - len(chosen) % size :])
-        free = [number for number in group if number not in taken] if chunk else group
-        chosen += list(rng.permutation(free)[: min(room, len(free), count - len(chosen))])
+        taken: set[int] = set()
+        drawn_from = likely.copy()
+        deck = 0
+        for place in range(min(batch, count - len(chosen))):
+            if place % run == 0:
+                deck = _drawn(drawn_from, rng)
+            while (dealt := decks[deck].deal(taken)) is None:
+                drawn_from[deck] = 0.0
+                deck = _drawn(drawn_from, rng)
+            taken.add(dealt)
+            chosen.append(dealt)
     return np.array(chosen)
+
+
+def _drawn(likely: NDArray[np.float64], rng: np.random.Generator) -> int:
+    return int(rng.choice(len(likely), p=likely / likely.sum()))
 
 
 class EpochPairs(Dataset[tuple[Tensor, Tensor]]):
     """Pairs of one epoch: whose they are, and the random numbers of each. What a pair is of is the subclass's."""
 
-    def __init__(self, data: Data, identities: Sequence[Identity], pairs: int, seed: int) -> None:
+    def __init__(self, data: Data, identities: Sequence[Identity], pairs: int, batch: int, seed: int) -> None:
         self._data, self._identities = data, identities
         self._pairs, self._seed = pairs, seed
+        self.batch = batch
         self.start_epoch(0)
 
     def start_epoch(self, epoch: int) -> None:
         self._epoch = epoch
         rng = np.random.default_rng([self._seed, epoch])
-        self._order = chosen_identities(self._identities, self._pairs, self._data.chunk, dict(self._data.weights), rng)
+        self._order = chosen_identities(self._identities, self._pairs, self.batch, self._data.chunk, self._data.weights, rng)
 
     def __len__(self) -> int:
         return self._pairs
@@ -83,8 +112,10 @@ class EpochPairs(Dataset[tuple[Tensor, Tensor]]):
 class PairedPictures(EpochPairs):
     """Pairs of pictures, each two tensors, uint8 (3, size, size)."""
 
-    def __init__(self, config: Config, pictures: Pictures, identities: Sequence[Identity], pairs: int, *, seed: int) -> None:
-        super().__init__(config.data, identities, pairs, seed)
+    def __init__(
+        self, config: Config, pictures: Pictures, identities: Sequence[Identity], pairs: int, *, batch: int, seed: int
+    ) -> None:
+        super().__init__(config.data, identities, pairs, batch, seed)
         self._alter = AUGMENTATIONS[config.training.augmentation]
         self._pictures = pictures
 

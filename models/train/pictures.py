@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ def listed(data: Data, split: str) -> list[Listed]:
         FileListError: a list is wrong, an identity is in two splits across lists, or the split has fewer than two identities.
     """
     rows = [row for path in data.lists for row in read_file_list(path, data.base)]
+    counted: dict[str, set[str]] = {}
     home: dict[tuple[str, str], str] = {}
     torn = sorted({row.identity for row in rows if home.setdefault((row.ds_name, row.identity), row.split) != row.split})
     if torn:
@@ -48,12 +50,21 @@ def listed(data: Data, split: str) -> list[Listed]:
             f"{len(torn)} identities are in more than one split of the lists {', '.join(map(str, data.lists))} ({torn[0]!r}, ...): "
             "what training has seen may not be measured on"
         )
-    chosen = [row for row in rows if row.split == split]
+    chosen = [row for row in rows if row.split == split and _wanted(data, row, counted)]
     if len({(row.ds_name, row.identity) for row in chosen}) < 2:
         raise FileListError(
             f"the {split} split of {', '.join(map(str, data.lists))} has fewer than two identities: there is nothing to tell apart"
         )
     return chosen
+
+
+def _wanted(data: Data, row: Listed, counted: dict[str, set[str]]) -> bool:
+    """Whether a row is of the first identities of its data set, as many as `data.most` takes."""
+    its = counted.setdefault(row.ds_name, set())
+    if row.identity not in its and len(its) >= data.most.get(row.ds_name, math.inf):
+        return False
+    its.add(row.identity)
+    return True
 
 
 def identities(rows: Sequence[Listed]) -> list[Identity]:

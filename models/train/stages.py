@@ -1,9 +1,10 @@
-"""LCMem's two stages as trainees: identity consistency on cached latents, copy detection on altered pictures."""
+"""LCMem's stages as trainees: identity consistency on cached latents, copy detection on altered pictures, its last layers alone."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 import torch
 from lcmem_onnx.runtime.errors import CheckpointError, TrainingError
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from ..autoencoder import Autoencoder
 from ..checkpoint import load_state, load_vae, save_lcmem
-from ..convnext import CONVNEXT_NAMES, ConvNeXtShape
+from ..convnext import CONVNEXT_NAMES, ConvNeXt, ConvNeXtShape
 from ..lcmem import LCMem
 from ..losses import pair_loss
 from .config import Config, Network, Training
@@ -25,7 +26,7 @@ Measured with the bundled model's autoencoder on two cores: 96 pictures in .12 s
 
 
 class PairLoss(nn.Module):
-    """Two aligned batches, pictures uint8 (B, 3, size, size) or latents float (B, C, h, w), to LCMem's loss.
+    """Two aligned batches, pictures uint8 (B, 3, size, size), latents or maps float (B, C, h, w), to LCMem's loss.
 
     The embeddings and the loss are computed in fp32 whatever the precision of the networks.
     """
@@ -33,15 +34,16 @@ class PairLoss(nn.Module):
     def __init__(self, network: LCMem, config: Config) -> None:
         super().__init__()
         self.network, self.settings = network, config.training
-        self.on_latents = config.stage == "1"
+        self.on_pictures = config.stage == "2"
+        self.layers = config.network.frozen if config.stage == "last-layers" else 0
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         both = torch.cat([first, second])
-        if not self.on_latents:
+        if self.on_pictures:
             with torch.no_grad():
                 at_once = VAE_AT_ONCE if both.device.type == "cpu" else len(both)
                 both = torch.cat([self.network.latents(_pixels(part)) for part in torch.split(both, at_once)])
-        features = self.network.model(both.contiguous(memory_format=torch.channels_last))
+        features = _convnext(self.network).late(both.contiguous(memory_format=torch.channels_last), self.layers)
         with torch.autocast(both.device.type, enabled=False):
             embeddings = torch.sigmoid(features.float())
             one, other = embeddings.chunk(2)
@@ -50,10 +52,12 @@ class PairLoss(nn.Module):
                 one,
                 other,
                 self.network.logit,
+                every=self.network.logits,
                 alpha=settings.alpha,
                 temperature=settings.temperature,
                 centred=settings.centred,
                 negatives=settings.negatives,
+                tail=settings.tail,
             )
 
 
@@ -90,9 +94,16 @@ def network_for(config: Config) -> LCMem:
             network.fc_end.weight.fill_(wanted.head_weight)
         if wanted.head_bias is not None:
             network.fc_end.bias.fill_(wanted.head_bias)
+    if config.stage == "last-layers":
+        _convnext(network).features[: wanted.frozen].requires_grad_(False)
     if wanted.start:
         _start(network, {key: value for key, value in state.items() if not key.startswith("vae.")}, wanted.start)
     return network
+
+
+def _convnext(network: LCMem) -> ConvNeXt:
+    """The backbone: `_backbone` makes no other kind."""
+    return cast(ConvNeXt, network.model)
 
 
 def _backbone(wanted: Network, latent_channels: int) -> ConvNeXtShape:
@@ -111,6 +122,14 @@ def _start(network: LCMem, state: Mapping[str, Tensor], source: Path) -> None:
             raise CheckpointError(f"{source} is a ConvNeXt of another shape than {network.model.shape.name}")
         network.model.load_state_dict(fitting, strict=False)
         return
+    own = network.state_dict()
+    other = [
+        f"{key} {tuple(value.shape)} instead of {tuple(own[key].shape)}"
+        for key, value in state.items()
+        if key in own and own[key].shape != value.shape
+    ]
+    if other:
+        raise CheckpointError(f"{source} is a network of another shape than network.* says: {', '.join(other[:3])}")
     missing, surplus = network.load_state_dict(dict(state), strict=False)
     missing = [key for key in missing if not key.startswith("vae.")]
     if missing or surplus:
@@ -125,6 +144,8 @@ def _optimizers(training: Training, network: LCMem) -> list[torch.optim.Optimize
     matrices: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
     for name, each in network.model.named_parameters():
+        if not each.requires_grad:
+            continue
         of_a_block = name.startswith("features.") and each.ndim == 2
         (matrices if training.muon_rate and of_a_block else rest).append(each)
     head = {"params": list(network.fc_end.parameters()), "lr": training.rate * training.head_rate}
@@ -150,5 +171,5 @@ def stage_trainee(config: Config, network: LCMem, train: EpochSet, validation: E
         train=train,
         validation=validation,
         after_step=after_step,
-        write=lambda path: save_lcmem(network, path, image_size=config.network.image_size, with_vae=config.stage == "2"),
+        write=lambda path: save_lcmem(network, path, image_size=config.network.image_size, with_vae=config.stage != "1"),
     )

@@ -1,0 +1,121 @@
+"""Stage `last-layers`: what the frozen early layers make of pictures and of altered copies of them, and pairs of that.
+
+The early layers see each picture once, with as many copies as the configuration wants; the last ones then learn from what is kept
+on disk, hundreds of pairs a step where the whole network would manage fifty. So a batch holds the rare pairs of different pictures
+that look alike, and those decide where a threshold lies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+import torch
+from lcmem_onnx.evaluation.filelist import Listed
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..augment import AUGMENTATIONS
+from ..convnext import ConvNeXt
+from ..lcmem import LCMem
+from .cache import Halves, Recipe, cached, files_digest, weights_digest
+from .config import Config
+from .pairs import EpochPairs
+from .pictures import Identity, Pictures
+
+__all__ = ["PairedMaps", "Views", "cached_maps"]
+
+AT_ONCE = 8
+"""Rows, each with its windows and copies."""
+PICTURES_AT_ONCE = 12
+"""See `stages.VAE_AT_ONCE`."""
+
+
+class Views:
+    """Which slots of the cache show what: each row whole, then its windows; each of these unaltered, then its copies."""
+
+    def __init__(self, config: Config, rows: Sequence[Listed]) -> None:
+        self.copies = config.data.copies
+        windows = [int(config.data.windows.get(row.ds_name, 0)) for row in rows]
+        self.parts = [1 + number for number in windows]
+        self.slots = [part * (1 + self.copies) for part in self.parts]
+        self._begins = list(accumulate(self.slots, initial=0))
+
+    def slot(self, row: int, part: int, copy: int) -> int:
+        """`part` 0 is the whole picture, `copy` 0 unaltered."""
+        return self._begins[row] + part * (1 + self.copies) + copy
+
+
+def cached_maps(
+    network: LCMem, config: Config, rows: Sequence[Listed], views: Views, folder: Path, device: torch.device, seed: int
+) -> Halves:
+    """The map behind the frozen layers of each view, (views, channels, height, width).
+
+    A view is a function of `seed`, its row's number, part and copy.
+
+    Raises:
+        TrainingError, FileListError: as `cached`.
+    """
+    size, layers = config.network.image_size, config.network.frozen
+    alter = AUGMENTATIONS[config.training.augmentation]
+    backbone = network.model
+    assert isinstance(backbone, ConvNeXt)  # what `network_for` builds
+
+    def pixels(pictures: Pictures, at: int, row: int) -> list[NDArray[np.uint8]]:
+        its = []
+        for part in range(views.parts[row]):
+            rng = np.random.default_rng([seed, row, part])
+            picture = pictures.window(at, config.data.window, rng) if part else pictures.whole(at)
+            copies = (alter(picture, np.random.default_rng([seed, row, part, copy])) for copy in range(1, 1 + views.copies))
+            its += [picture, *copies]
+        return its
+
+    def seen(batch: NDArray[np.uint8]) -> Tensor:
+        pictures = torch.from_numpy(batch).to(device).permute(0, 3, 1, 2).float() / 255.0
+        return backbone.early(network.latents(pictures), layers)
+
+    def make(numbers: Sequence[int]) -> NDArray[np.float32]:
+        pictures = Pictures([rows[number] for number in numbers], size)
+        every = np.stack([each for at, row in enumerate(numbers) for each in pixels(pictures, at, row)])
+        with torch.no_grad():
+            parts = [seen(every[at : at + PICTURES_AT_ONCE]).cpu() for at in range(0, len(every), PICTURES_AT_ONCE)]
+        return torch.cat(parts).contiguous().numpy()
+
+    network = network.to(device).eval()
+    with torch.no_grad():
+        shape = tuple(seen(np.zeros((1, size, size, 3), np.uint8)).shape[1:])
+    frozen = tuple(f"model.features.{layer}." for layer in range(layers))
+    made_of = {
+        "rows": files_digest(rows),
+        "weights": weights_digest(network, ("vae.", *frozen)),
+        "augmentation": config.training.augmentation,
+        "window": config.data.window,
+        "seed": seed,
+    }
+    return cached(folder, Recipe("maps", made_of, shape, views.slots, make, AT_ONCE))
+
+
+class PairedMaps(EpochPairs):
+    """Pairs of maps: the first of an unaltered picture, the second of a copy of it, or of another picture of its identity."""
+
+    def __init__(
+        self, config: Config, maps: Halves, views: Views, identities: Sequence[Identity], pairs: int, *, batch: int, seed: int
+    ) -> None:
+        super().__init__(config.data, identities, pairs, batch, seed)
+        self._maps, self._views = maps, views
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
+        rng, its = self._drawn(number)
+        copy = int(rng.integers(1, 1 + self._views.copies))
+        if len(its) == 1 or rng.random() < self._data.same_picture:
+            row = int(rng.choice(its))
+            part = int(rng.integers(self._views.parts[row]))
+            slots = (self._views.slot(row, part, 0), self._views.slot(row, part, copy))
+        else:
+            one, other = (int(at) for at in rng.choice(its, 2, replace=False))
+            copy = 0 if rng.random() < self._data.unaltered else copy
+            slots = (self._views.slot(one, 0, 0), self._views.slot(other, 0, copy))
+        first, second = (torch.from_numpy(np.asarray(self._maps[slot], np.float32)) for slot in slots)
+        return first, second
