@@ -43,7 +43,7 @@ if TYPE_CHECKING:
         UsageError,
     )
     from .runtime.files import Limits
-    from .runtime.gallery import Gallery, Hit
+    from .runtime.gallery import Entry, Gallery, Hit, Identity, SearchResult, SiteKey
     from .runtime.head import Head
     from .runtime.screening import Comparison, Indexed, Result, Screener, Verdict
 
@@ -53,6 +53,7 @@ __all__ = [
     "CheckpointError",
     "Comparison",
     "EncodingError",
+    "Entry",
     "ExportError",
     "FileListError",
     "Gallery",
@@ -60,6 +61,7 @@ __all__ = [
     "GalleryMismatchError",
     "Head",
     "Hit",
+    "Identity",
     "Indexed",
     "KeyConflictError",
     "LcmemError",
@@ -69,6 +71,8 @@ __all__ = [
     "Reason",
     "Result",
     "Screener",
+    "SearchResult",
+    "SiteKey",
     "TrainingError",
     "UsageError",
     "Verdict",
@@ -77,7 +81,7 @@ __all__ = [
 
 _HOMES = {
     "bundle": ("Bundle", "open_bundle"),
-    "gallery": ("Gallery", "Hit"),
+    "gallery": ("Entry", "Gallery", "Hit", "Identity", "SearchResult", "SiteKey"),
     "head": ("Head",),
     "files": ("Limits",),
     "screening": ("Comparison", "Indexed", "Result", "Screener", "Verdict"),
