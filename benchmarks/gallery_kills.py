@@ -151,14 +151,16 @@ def _kill(folder: Path, kills: int, seed: int) -> None:
                 continue
             pending = "between", set()
             if kind == "add":
-                there |= its
+                there, gone = there | its, gone - its  # of an erased patient's numbers some had not been used
             elif kind == "erase":
                 there, gone = there - its, gone | its
         kind, doubtful = pending
         during[kind] += 1
         touched = there | gone | doubtful
         number = PER_PATIENT * (max(touched, default=-1) // PER_PATIENT + 1)
-        doubtful -= gone if kind == "erase" else set()
+        if kind == "erase":
+            doubtful -= gone
+        gone -= doubtful
         check(folder, there - doubtful, gone, doubtful)
         # What was in flight is one or the other now, as the index says, all or none of it.
         with Gallery.open(folder, bundle()) as gallery:
