@@ -27,13 +27,16 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 if TYPE_CHECKING:
     from .runtime.bundle import Bundle, open_bundle
     from .runtime.errors import (
+        ArchiveError,
         BundleError,
         CheckpointError,
+        ConfigError,
         EncodingError,
         ExportError,
         FileListError,
         GalleryError,
         GalleryMismatchError,
+        GatewayError,
         KeyConflictError,
         LcmemError,
         PictureError,
@@ -48,16 +51,19 @@ if TYPE_CHECKING:
     from .runtime.screening import Comparison, Indexed, Result, Screener, Verdict
 
 __all__ = [
+    "ArchiveError",
     "Bundle",
     "BundleError",
     "CheckpointError",
     "Comparison",
+    "ConfigError",
     "EncodingError",
     "ExportError",
     "FileListError",
     "Gallery",
     "GalleryError",
     "GalleryMismatchError",
+    "GatewayError",
     "Head",
     "Hit",
     "Indexed",

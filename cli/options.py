@@ -16,6 +16,7 @@ __all__ = [
     "bundle_option",
     "filling_options",
     "index_option",
+    "index_threshold_option",
     "json_option",
     "model_options",
     "null_option",
@@ -123,10 +124,17 @@ index_option = click.option(
 threshold_option = click.option(
     "--threshold", type=float, callback=_checked_threshold, help="Score for a match.  [default: the bundle's]"
 )
+index_threshold_option = click.option(
+    "--threshold",
+    type=float,
+    callback=_checked_threshold,
+    help="Score for a match.  [default: what 'lcmem-onnx calibrate' set for the index, else the bundle's]",
+)
 
 
 def filling_options(command: Callable[P, R]) -> Callable[P, R]:
     """What `index build` and `index add` take."""
-    for option in (model_options, quiet_option, json_option, null_option, index_option, paths_argument):
+    paths = click.argument("paths", nargs=-1, metavar="[PATH]...")  # or an archive in place of them
+    for option in (model_options, quiet_option, json_option, null_option, index_option, paths):
         command = option(command)
     return command

@@ -14,7 +14,7 @@ import click
 from ..display import print_comparison, print_results, printable, progress, say, warn
 from ..ending import FAILED, FOUND, NOTHING_FOUND
 from .inputs import inputs, say_skipped, walk
-from .options import json_option, model_options, null_option, paths_argument, quiet_option, threshold_option
+from .options import index_threshold_option, json_option, model_options, null_option, paths_argument, quiet_option, threshold_option
 
 if TYPE_CHECKING:
     from ..runtime.gallery import Gallery
@@ -31,7 +31,7 @@ SHOW_ALL_UP_TO = 40
 @click.option("--index", "folder", type=click.Path(path_type=Path), envvar="LCMEM_ONNX_INDEX", help="Index to screen against.")
 @click.option("--against", type=click.Path(path_type=Path), help="Folder or picture to screen against, indexed for this once.")
 @click.option("--gallery", "names", multiple=True, help="Screen against this group of the index; may be repeated.  [default: all]")
-@threshold_option
+@index_threshold_option
 @click.option("--top", default=5, show_default=True, type=click.IntRange(min=1), help="Matches to list for each picture.")
 @click.option("--search", default="auto", show_default=True, type=click.Choice(["auto", "exact", "hnsw"]), help="How to search.")
 @click.option("-v", "--verbose", is_flag=True, help="Show clear pictures too, however many there are.")
@@ -68,13 +68,17 @@ def scan(
     if names and folder is None:
         raise click.UsageError("--gallery chooses among the groups of an index: it goes with --index")
     from ..runtime.errors import LcmemError
+    from ..runtime.gallery.calibration import decide_threshold
 
     items, skipped = walk(inputs(paths, null))
     screener = model()
     with _gallery(screener, folder, against, quiet) as (gallery, unreadable):
         if as_json:
             say_skipped(skipped, quiet)
-        results = screener.screen(items, gallery, threshold=threshold, top=top, search=search, galleries=names or None)
+        decision = decide_threshold(gallery, threshold)
+        for line in () if quiet else decision.warnings:
+            warn(line)
+        results = screener.screen(items, gallery, threshold=decision, top=top, search=search, galleries=names or None)
         no_bar = quiet or (as_json and sys.stdout.isatty())  # the lines themselves show how far it is
         counts = {"clear": 0, "match": 0, "error": 0}
         kept: list[Result] = []
@@ -82,7 +86,7 @@ def scan(
 
         def report(stopped: str | None = None) -> None:
             if not as_json:
-                print_results(kept, screener.bundle, gallery, counts, skipped, threshold, stopped)
+                print_results(kept, gallery, counts, skipped, decision, stopped)
 
         try:
             with closing(progress(results, len(items), "screening", no_bar, lambda result: result.path)) as shown:

@@ -151,6 +151,10 @@ class Gallery:
         """How many pictures' frames it holds."""
         return self._store.frames()
 
+    def vectors(self) -> int:
+        """How many distinct embeddings it holds: the size that counts in a search, since copies are compared once."""
+        return self._store.counts()[1]
+
     def describe(self) -> dict[str, object]:
         """Counts and identity, for people: pictures, frames, distinct vectors, groups, age, the bundle's fingerprint."""
         frames, vectors = self._store.frames(), self._store.counts()[1]
@@ -218,6 +222,16 @@ class Gallery:
         if known and known[0] == content and known[1]:
             return Added.KNOWN
         return Added.COPY if self._store.complete_copy(content) else Added.NEW
+
+    def content_of(self, key: str, gallery: str = DEFAULT_GALLERY) -> bytes | None:
+        """The sha256 of the picture that a key stands for in a gallery, or None."""
+        known = self._store.content_of(key, gallery)
+        return known[0] if known else None
+
+    def holds(self, key: str, gallery: str = DEFAULT_GALLERY) -> bool:
+        """Whether a picture is there under this key, with all its frames."""
+        known = self._store.content_of(key, gallery)
+        return bool(known and known[1])
 
     def add(self, entry: Entry) -> None:
         """Add one picture with its embeddings; it is on disk when this returns.

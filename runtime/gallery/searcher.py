@@ -161,24 +161,23 @@ class Searcher:
     def _search(
         self, queries: Floats, threshold: float, top: int, how: Search, galleries: Sequence[str] | None
     ) -> list[SearchResult]:
+        """Each query by all its renderings: what any of them leads to is a candidate of the query."""
         members = None if galleries is None else self._members_of(galleries)
         graph = self._graph_for(how)
-        results: list[SearchResult] = []
-        queries = queries[:, None] if queries.ndim == 2 else queries
-        renderings = queries.shape[1]
+        renderings = 1 if queries.ndim == 2 else queries.shape[1]
+        views = queries.reshape(-1, queries.shape[-1])
+        found: list[tuple[Places, bool]] = []
         if graph is not None:
-            for query in queries:
-                found = [self._by_graph(graph, view, threshold, top, members) for view in query]
-                places = np.unique(np.concatenate([places for places, _ in found]))
-                results.append(self._result(query, places, threshold, top, galleries, all(complete for _, complete in found)))
-            return results
-        step = max(1, QUERIES_AT_ONCE // renderings)
-        for at in range(0, len(queries), step):
-            part = queries[at : at + step]
-            candidates = self.flat.candidates(part.reshape(-1, part.shape[2]), threshold, members)
-            for number, query in enumerate(part):
-                places = np.unique(np.concatenate(candidates[number * renderings : (number + 1) * renderings]))
-                results.append(self._result(query, places, threshold, top, galleries, True))
+            found = [self._by_graph(graph, view, threshold, top, members) for view in views]
+        else:
+            for at in range(0, len(views), QUERIES_AT_ONCE):
+                found += [(places, True) for places in self.flat.candidates(views[at : at + QUERIES_AT_ONCE], threshold, members)]
+        results: list[SearchResult] = []
+        for at in range(0, len(views), renderings):
+            its = found[at : at + renderings]
+            places = its[0][0] if renderings == 1 else np.unique(np.concatenate([each for each, _ in its]))
+            complete = all(whole for _, whole in its)
+            results.append(self._result(views[at : at + renderings], places, threshold, top, galleries, complete))
         return results
 
     def _graph_for(self, how: Search) -> Graph | None:
@@ -225,25 +224,26 @@ class Searcher:
             there[there] = flat.ids[places[there]] == labels[there]
             places = places[there]  # a graph that was loaded before a compaction still has what is gone
             complete = len(labels) >= len(graph) or float(distances[-1]) > radius
-            if complete or count >= MOST_CANDIDATES:
-                break
-            farther = places[len(places) // 2 :]
-            if not (head.scores(query, flat.take(farther)) >= threshold).any():
+            scores = head.scores(query, flat.take(places))
+            if complete or count >= MOST_CANDIDATES or not (scores[len(places) // 2 :] >= threshold).any():
                 break
             count *= 4
-        found = np.concatenate([places[wanted[places]], newer])
-        if not len(found):  # the nearest are all of other galleries, or erased
+        scores[~wanted[places]] = -1.0
+        best = scores.max(initial=-1.0)
+        if best < 0 and not len(newer):  # the nearest are all of other galleries, or erased
             return flat.candidates(query[None], threshold, members)[0], True
-        return np.sort(found), complete
+        kept = (scores >= threshold) | ((scores == best) & (best >= 0))
+        return np.sort(np.concatenate([places[kept], newer])), complete
 
     def _result(
-        self, query: Floats, places: Places, threshold: float, top: int, galleries: Sequence[str] | None, complete: bool
+        self, views: Floats, places: Places, threshold: float, top: int, galleries: Sequence[str] | None, complete: bool
     ) -> SearchResult:
+        """What a query found that has these renderings, (renderings, features): the one that scores best counts."""
         flat, store = self.flat, self._store
         scores = np.empty(len(places))
         for at in range(0, len(places), CHUNK):
             vectors = flat.take(places[at : at + CHUNK])
-            scores[at : at + CHUNK] = np.max([self._head.scores(view, vectors) for view in query], axis=0)
+            scores[at : at + CHUNK] = np.max([self._head.scores(view, vectors) for view in views], axis=0)
         order = np.argsort(-scores, kind="stable")
         found = int((scores >= threshold).sum())
         ids = flat.ids[places[order]]
