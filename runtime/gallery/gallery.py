@@ -106,7 +106,10 @@ class Gallery:
             raise
         try:
             if compaction_due(store):
-                gallery.compact()
+                try:
+                    gallery.compact()
+                except GalleryError as error:  # it stays due; no reason to refuse additions
+                    warn(f"what was removed earlier may still be on the disk: {error}")
         except BaseException:
             gallery.close()
             raise
