@@ -147,8 +147,15 @@ class Gateway:
             return spool.counts()
 
 
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("gallery") / "hospital.index"
+    assert CliRunner().invoke(main, ["index", "build", str(EXAMPLES / "gallery"), "--index", str(folder), "-q"]).exit_code == 0
+    return folder
+
+
 @pytest.fixture
-def gateway(tmp_path: Path, archive: Receiver) -> Iterator[Gateway]:
+def gateway(tmp_path: Path, archive: Receiver, index: Path) -> Iterator[Gateway]:
     folder = tmp_path / "gateway"
     config = write_example(folder)
     text = config.read_text(encoding="utf-8")
@@ -158,12 +165,11 @@ def gateway(tmp_path: Path, archive: Receiver) -> Iterator[Gateway]:
         ('aet = "ORTHANC"', 'aet = "ARCHIVE"'),
         ("min_free_mb = 2048", "min_free_mb = 1"),
         ("first_seconds = 5.0", "first_seconds = 0.1"),
+        ('index = "hospital.index"', f"index = '{index}'"),
     ):
         assert old in text
         text = text.replace(old, new)
     config.write_text(text, encoding="utf-8")
-    built = CliRunner().invoke(main, ["index", "build", str(EXAMPLES / "gallery"), "--index", str(folder / "hospital.index"), "-q"])
-    assert built.exit_code == 0
     gateway = Gateway(config)
     yield gateway
     if gateway.process and gateway.process.poll() is None:
