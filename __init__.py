@@ -46,7 +46,7 @@ if TYPE_CHECKING:
         UsageError,
     )
     from .runtime.files import Limits
-    from .runtime.gallery import Gallery, Hit
+    from .runtime.gallery import Entry, Gallery, Hit, Identity, SearchResult, SiteKey
     from .runtime.head import Head
     from .runtime.screening import Comparison, Indexed, Result, Screener, Verdict
 
@@ -58,6 +58,7 @@ __all__ = [
     "Comparison",
     "ConfigError",
     "EncodingError",
+    "Entry",
     "ExportError",
     "FileListError",
     "Gallery",
@@ -66,6 +67,7 @@ __all__ = [
     "GatewayError",
     "Head",
     "Hit",
+    "Identity",
     "Indexed",
     "KeyConflictError",
     "LcmemError",
@@ -75,6 +77,8 @@ __all__ = [
     "Reason",
     "Result",
     "Screener",
+    "SearchResult",
+    "SiteKey",
     "TrainingError",
     "UsageError",
     "Verdict",
@@ -83,7 +87,7 @@ __all__ = [
 
 _HOMES = {
     "bundle": ("Bundle", "open_bundle"),
-    "gallery": ("Gallery", "Hit"),
+    "gallery": ("Entry", "Gallery", "Hit", "Identity", "SearchResult", "SiteKey"),
     "head": ("Head",),
     "files": ("Limits",),
     "screening": ("Comparison", "Indexed", "Result", "Screener", "Verdict"),

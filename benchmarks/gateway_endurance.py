@@ -26,9 +26,9 @@ from pathlib import Path
 from lcmem_onnx.runtime.gateway.audit_trail import trail_files, verify_trail
 from lcmem_onnx.runtime.gateway.config import read_config
 from lcmem_onnx.runtime.gateway.init import write_example
+from lcmem_onnx.runtime.gateway.locking import running_facts
 from lcmem_onnx.runtime.gateway.parts import Order, write_order
 from lcmem_onnx.runtime.gateway.privacy import create_site_key
-from lcmem_onnx.runtime.gateway.service import running_facts
 from lcmem_onnx.runtime.gateway.settings import ReceiveSettings, Settings, SpoolSettings
 from lcmem_onnx.runtime.gateway.spool import Spool, State
 from pydicom import dcmread

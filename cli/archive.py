@@ -92,13 +92,17 @@ def archive_options(command: Callable[P, R]) -> Callable[P, R]:
     return with_archive  # type: ignore[return-value]  # the options are bound here, the rest passes through
 
 
-def fill_from(archive: Archive, screener: Screener, opened: Callable[[], Gallery], as_json: bool, quiet: bool) -> int:
+def fill_from(
+    archive: Archive, screener: Screener, opened: Callable[[], Gallery], name: str, graph: bool, as_json: bool, quiet: bool
+) -> int:
     """Fill a gallery from an archive and report it.
 
     Args:
         archive: what was asked for.
         screener: embeds.
         opened: opens or makes the gallery; called when the options have proved good.
+        name: the group within the index that is filled.
+        graph: also keep a search graph.
         as_json: a line of JSON an object, on stdout.
         quiet: no progress, no summary.
     """
@@ -112,7 +116,7 @@ def fill_from(archive: Archive, screener: Screener, opened: Callable[[], Gallery
     counts = {"new": 0, "known": 0, "copy": 0, "error": 0}
     with Connection(server, Pace(archive.rate)) as connection, opened() as gallery:
         source = open_source(archive.kind, connection, query, screener.limits.max_file_bytes)
-        pull = Pull(source, connection, screener, gallery, again=archive.again)
+        pull = Pull(source, connection, screener, gallery, name=name, again=archive.again)
         no_bar = quiet or (as_json and sys.stdout.isatty())
         with closing(progress(iter(pull), None, "fetching", no_bar, lambda done: done.path)) as outcomes:
             for outcome in outcomes:
@@ -125,7 +129,7 @@ def fill_from(archive: Archive, screener: Screener, opened: Callable[[], Gallery
                         say(f"error: {place}: {printable(detail)} [{reason}]")
                 if as_json:
                     click.echo(json.dumps(outcome.as_json()))
-        gallery.update_graph()
+        gallery.update_caches(graph=graph)
         if not as_json and not quiet:
             click.echo(
                 f"{counts['new']} added, {counts['known'] + pull.counts.known} known already, "

@@ -142,7 +142,7 @@ def gateway_status(context: click.Context, config: Path | None, as_json: bool) -
     import time
 
     from ..runtime.gateway.deliveries import Deliveries
-    from ..runtime.gateway.service import running_facts
+    from ..runtime.gateway.locking import running_facts
 
     with opened_spool(context, config) as spool:
         running = running_facts(spool.settings.spool.folder)

@@ -16,6 +16,7 @@ __all__ = [
     "bundle_option",
     "filling_options",
     "index_option",
+    "index_threshold_option",
     "json_option",
     "model_options",
     "null_option",
@@ -122,6 +123,12 @@ index_option = click.option(
 )
 threshold_option = click.option(
     "--threshold", type=float, callback=_checked_threshold, help="Score for a match.  [default: the bundle's]"
+)
+index_threshold_option = click.option(
+    "--threshold",
+    type=float,
+    callback=_checked_threshold,
+    help="Score for a match.  [default: what 'lcmem-onnx calibrate' set for the index, else the bundle's]",
 )
 
 

@@ -10,6 +10,7 @@ does.
 
 from __future__ import annotations
 
+import hashlib
 import zlib
 from io import BytesIO
 from itertools import islice
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from pydicom import dcmread, uid
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, generate_fragments, generate_frames
-from pydicom.filereader import read_dataset
+from pydicom.filereader import data_element_generator, read_dataset
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_color_lut
 
@@ -57,6 +58,9 @@ _PIXEL_MODULE = (
     "HighBit",
     "PixelRepresentation",
 )
+_PIXEL_GROUPS = (0x0028, 0x7FE0)
+_DEFERRED = 1024
+"""Bytes of an element above which its value is passed over where elements are only counted."""
 _CODESTREAM_STARTS = (
     b"\xff\xd8\xff",
     b"\xff\x4f\xff\x51",
@@ -126,22 +130,29 @@ class Dicom:
 
 
 def _encoded_frames(dataset: Dataset, frames: int) -> list[bytes]:
-    """The frames' codestreams.
+    """The frames' codestreams, in the order in which they lie there.
 
     Raises:
-        PictureError: there are more of them than the header says: those would go unseen.
+        PictureError: there are more of them than the header says, or a table of offsets leaves some out: those would go unseen.
     """
-    offsets = (dataset.get("ExtendedOffsetTable"), dataset.get("ExtendedOffsetTableLengths"))
-    extended = (offsets[0], offsets[1]) if offsets[0] and offsets[1] else None
-    found = generate_frames(dataset.PixelData, number_of_frames=frames, extended_offsets=extended)
-    encoded = list(islice(found, frames + 1))
-    starts = 0
-    if len(encoded) <= frames:
-        # Without a table of offsets all fragments are given to a single frame.
-        starts = sum(fragment[:8].startswith(_CODESTREAM_STARTS) for fragment in generate_fragments(dataset.PixelData))
+    _, *fragments = generate_fragments(dataset.PixelData)  # the first is the table of offsets
+    if len(fragments) == frames:
+        return fragments  # whatever the tables say; with an extended one there is a fragment to each frame
+    encoded = list(islice(generate_frames(dataset.PixelData, number_of_frames=frames), frames + 1))
+    # A single frame is given all fragments, so their beginnings are counted too.
+    starts = sum(fragment[:8].startswith(_CODESTREAM_STARTS) for fragment in fragments)
     if max(len(encoded), starts) > frames:
         raise PictureError(Reason.DAMAGED, f"its header says {frames} frames, but it holds more")
+    if _digest(encoded) != _digest(fragments):
+        raise PictureError(Reason.DAMAGED, "its table of offsets leaves some of its pixels out")
     return encoded
+
+
+def _digest(parts: list[bytes]) -> bytes:
+    digest = hashlib.blake2b()
+    for part in parts:
+        digest.update(part)
+    return digest.digest()
 
 
 def _decoded(dataset: Dataset, syntax: str, number: int, expected: Expected) -> NDArray[Any]:
@@ -175,14 +186,17 @@ def open_dicom(data: bytes, *, max_pixels: int, max_frames: int, max_inflated: i
     syntax, body = _transfer_syntax(data) if has_preamble else ("", 0)
     if syntax == _DEFLATED:
         # dcmread inflates without a bound: 1.9 MB became 2 GB.
-        dataset = read_dataset(BytesIO(_inflate(data, body, max_inflated)), False, True)
+        data_set, body = _inflate(data, body, max_inflated), 0
+        dataset = read_dataset(BytesIO(data_set), False, True)
         syntax = str(uid.ExplicitVRLittleEndian)
     else:
+        data_set = data
         dataset = dcmread(BytesIO(data), force=True)
     if not any(word in dataset for word in _PIXEL_KEYWORDS):
         if has_preamble or "SOPClassUID" in dataset:
             raise PictureError(Reason.NO_PIXELS, "it is a DICOM object without pixels")
         raise PictureError(Reason.NOT_A_PICTURE, "it is not DICOM")
+    _refuse_doubles(data_set, body, dataset)
     if not syntax:
         syntax = _guessed_syntax(dataset)
     if syntax not in _NATIVE and syntax not in COMPRESSED and syntax != uid.RLELossless:
@@ -193,6 +207,27 @@ def open_dicom(data: bytes, *, max_pixels: int, max_frames: int, max_inflated: i
         _check_length(dataset, expected, frames)
     notes = notes_of(dataset, data[:128] if has_preamble else b"")
     return Dicom(dataset, syntax, expected, frames, notes)
+
+
+def _refuse_doubles(data: bytes, body: int, dataset: Dataset) -> None:
+    """Raise a PictureError if an element that decides on the picture is there twice: pydicom takes the last, others the first.
+
+    Args:
+        data: with the dataset from `body` on.
+        dataset: the same, read.
+    """
+    implicit, little = dataset.original_encoding
+    if implicit is None or little is None or data[body : body + 2] == b"\x02\x00":
+        return  # not as it was read from a file, or behind a group 2 that only pydicom makes out
+    file = BytesIO(data)
+    file.seek(body)
+    seen: set[int] = set()
+    for element in data_element_generator(file, implicit, little, defer_size=_DEFERRED):
+        tag = int(element.tag)
+        if tag in seen and tag >> 16 in _PIXEL_GROUPS:
+            name = f"({tag >> 16:04X},{tag & 0xFFFF:04X})"
+            raise PictureError(Reason.DAMAGED, f"its element {name} is there twice, and viewers differ in which they take")
+        seen.add(tag)
 
 
 def _transfer_syntax(data: bytes) -> tuple[str, int]:

@@ -13,10 +13,8 @@ from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -28,40 +26,28 @@ from .encoder import Encoder
 from .errors import EncodingError, GalleryError, KeyConflictError, LcmemError, PictureError, Reason, UsageError
 from .files import DEFAULT_LIMITS, Found, Limits, Skipped, Supplied, Unfound, picture_name, read_file, walk_or_supplied
 from .gallery import DEFAULT_GALLERY, Added, Entry, Gallery, Hit, Identity, Search, SearchResult, check_gallery_name
+from .gallery.calibration import Decision, ThresholdSource, decide_threshold
 from .head import Floats, check_threshold
-from .identifiers import Identifiers
+from .identifiers import NOBODY, Identifiers
 from .isolation import IsolatedPicture, Nursery
 from .machine import cpu_limit
 from .notes import SUSPICIOUS, Note
+from .outcomes import SCHEMA_VERSION, Comparison, Embedded, Indexed, Verdict
 from .pictures import Picture, open_picture, views_of
 from .preprocess import check_rgb
 from .providers import AUTO
 from .variants import AUTO_VARIANT
 
-__all__ = ["SCHEMA_VERSION", "Comparison", "Indexed", "Result", "Screener", "Source", "Verdict"]
+__all__ = ["SCHEMA_VERSION", "Comparison", "Embedded", "Indexed", "Result", "Screener", "Source", "Verdict"]
 
 Source = str | os.PathLike[str] | bytes | NDArray[np.uint8]
 """A picture as scripts have it: a path, a file's bytes, or an RGB array, uint8 (height, width, 3)."""
 Where = str | os.PathLike[str] | Found | Unfound | Skipped | Supplied
 """A file or folder to be searched, or what a search found (a program that shows progress has walked its folders already), or a
 picture that is supplied under a name of its own."""
-SCHEMA_VERSION = 1
 FRAMES_AHEAD = 16
 """Frames that a worker decodes before its turn comes. The rest of a long picture is decoded when it is that picture's turn,
 so that one file of 4,000 frames does not fill the memory."""
-BATCH_PIXELS = 8 * 256 * 256
-"""A batch holds as many pictures as fit in here: 8 of 256 x 256, 2 of 512 x 512. Larger batches were no faster on CPUs."""
-
-
-NOBODY = Identifiers()
-
-
-class Verdict(StrEnum):
-    """`clear`: nothing scored at or above the threshold. `match`: something did. `error`: it could not be judged."""
-
-    CLEAR = "clear"
-    MATCH = "match"
-    ERROR = "error"
 
 
 @dataclass(frozen=True)
@@ -75,6 +61,7 @@ class Result:
         reason: a stable code for programs.
         detail: for people: what is wrong, when the verdict is `error`.
         threshold: the score that was needed for a match.
+        threshold_source: where that comes from.
         matches: gallery pictures at or above it, best first.
         total: how many there are, of which `matches` lists the best.
         nearest: the best gallery picture, match or not.
@@ -97,6 +84,7 @@ class Result:
     identities: tuple[Identity, ...] = ()
     complete: bool = True
     notes: tuple[Note, ...] = ()
+    threshold_source: ThresholdSource = ThresholdSource.GIVEN
 
     def as_json(self) -> dict[str, Any]:
         """The line of JSON that `scan --json` prints. Fields are added in later versions, never removed or redefined."""
@@ -108,6 +96,7 @@ class Result:
             "reason": self.reason.value,
             "detail": self.detail,
             "threshold": self.threshold,
+            "threshold_source": self.threshold_source.value,
             "matches": [_hit_json(hit) for hit in self.matches],
             "matches_total": self.total,
             "nearest": _hit_json(self.nearest) if self.nearest else None,
@@ -115,54 +104,6 @@ class Result:
             "identities": [{"patient": one.patient, "score": one.score, "best": _hit_json(one.best)} for one in self.identities],
             "complete": self.complete,
             "notes": [note.value for note in self.notes],
-        }
-
-
-@dataclass(frozen=True)
-class Indexed:
-    """What became of one picture that was to be added to a gallery.
-
-    Attributes:
-        path: the picture, as valid text; also its key, made absolute. Of a supplied picture, its key.
-        added: new, known or copy; None when it was not added.
-        frames: how many frames were added or are there.
-        errors: what could not be read, a (frame or None, reason, detail) each.
-    """
-
-    path: str
-    added: Added | None
-    frames: int
-    errors: tuple[tuple[int | None, Reason, str], ...] = ()
-
-    def as_json(self) -> dict[str, Any]:
-        """The line of JSON that `index build --json` and `index add --json` print."""
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "path": self.path,
-            "added": self.added.value if self.added else None,
-            "frames": self.frames,
-            "errors": [{"frame": frame, "reason": reason.value, "detail": detail} for frame, reason, detail in self.errors],
-        }
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two pictures compared; of multi-frame pictures, their two most alike frames."""
-
-    score: float
-    logit: float
-    threshold: float
-    verdict: Verdict
-    frames: tuple[int, int]
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "score": self.score,
-            "logit": self.logit,
-            "threshold": self.threshold,
-            "verdict": self.verdict.value,
-            "frames": list(self.frames),
         }
 
 
@@ -232,18 +173,12 @@ class Screener:
         self.limits = limits
         self._nursery = Nursery(limits) if isolate else None
         self._workers = threads or cpu_limit()
-        self._batch = max(1, BATCH_PIXELS // self.bundle.image_size**2)
+        self._batch = self.encoder.batch
 
     def close(self) -> None:
         """End the decoders' processes, where there are any. They are started again when they are needed."""
         if self._nursery:
             self._nursery.close()
-
-    def __enter__(self) -> Screener:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
 
     # -- one picture or two ----------------------------------------------------------------------------------------
 
@@ -263,14 +198,7 @@ class Screener:
         return self._embed_pixels([views[0] for views in self._views(picture)])
 
     def embed_renderings(self, picture: Source) -> list[Floats]:
-        """Embed one picture by all that its frames may look like: as a viewer shows them, and by their values alone.
-
-        Args, Raises:
-            As for `embed`.
-
-        Returns:
-            A float32 array (renderings, features) for each frame.
-        """
+        """As `embed`, by all that the frames may look like (see `Picture.views`): float32 (renderings, features) for each."""
         frames = list(self._views(picture))
         ends = np.cumsum([len(views) for views in frames])
         return np.split(self._embed_pixels([view for views in frames for view in views]), ends[:-1])
@@ -298,11 +226,12 @@ class Screener:
         """Score two pictures by their embeddings, as `embed` or `embed_renderings` gives them."""
         limit = self._threshold(threshold)
         first, second = (np.concatenate([np.atleast_2d(frame) for frame in frames]) for frames in (ones, others))
+        numbers = [[at for at, frame in enumerate(frames) for _ in np.atleast_2d(frame)] for frames in (ones, others)]
         logits = np.stack([self.bundle.head.logits(one, second) for one in first])
         a, b = (int(at) for at in np.unravel_index(int(logits.argmax()), logits.shape))
         score = self.bundle.head.score(first[a], second[b])
         verdict = Verdict.MATCH if score >= limit else Verdict.CLEAR
-        return Comparison(score, float(logits[a, b]), limit, verdict, (_frame_of(a, ones), _frame_of(b, others)))
+        return Comparison(score, float(logits[a, b]), limit, verdict, (numbers[0][a], numbers[1][b]))
 
     def _views(self, picture: Source) -> Iterator[tuple[NDArray[np.uint8], ...]]:
         """Of each frame."""
@@ -379,7 +308,7 @@ class Screener:
         paths: Iterable[Where],
         gallery: Gallery,
         *,
-        threshold: float | None = None,
+        threshold: float | Decision | None = None,
         top: int = 5,
         search: Search | str = Search.AUTO,
         galleries: Collection[str] | None = None,
@@ -390,7 +319,8 @@ class Screener:
         Args:
             paths: files and folders (recursive), or what `walk` found in them.
             gallery: of the same bundle.
-            threshold: score in (0, 1); None takes the bundle's.
+            threshold: score in (0, 1), or what `decide_threshold` said; None asks it: the index's own where it was calibrated,
+                else the bundle's.
             top: how many matches to list a frame.
             search: see `Search`.
             galleries: the groups of the index to screen against; None screens against all.
@@ -404,16 +334,24 @@ class Screener:
             GalleryError: the gallery is damaged, or empty: then everything would be clear.
         """
         self._check(gallery)
-        limit = self._threshold(threshold)
+        decision = threshold if isinstance(threshold, Decision) else decide_threshold(gallery, threshold)
         if not len(gallery):
             raise GalleryError(f"{gallery.folder} holds no pictures, so nothing can be found in it: add some first")
         if top < 1:
             raise UsageError(f"{top} matches cannot be listed; ask for 1 or more")
         for frame in self._embedded(self._frames_ahead(paths, on_skip)):
-            result = Result(frame.path, frame.number, Verdict.ERROR, Reason.BELOW_THRESHOLD, limit, sha256=_hex(frame.content))
-            result = replace(result, notes=frame.notes)
+            result = Result(
+                frame.path,
+                frame.number,
+                Verdict.ERROR,
+                Reason.BELOW_THRESHOLD,
+                decision.threshold,
+                sha256=_hex(frame.content),
+                threshold_source=decision.source,
+                notes=frame.notes,
+            )
             if isinstance(frame.value, np.ndarray):
-                (found,) = gallery.search(frame.value[None], limit, top=top, how=search, galleries=galleries)
+                (found,) = gallery.search(frame.value[None], decision.threshold, top=top, how=search, galleries=galleries)
                 yield replace(
                     result,
                     **_judged(found, frame.notes),
@@ -426,6 +364,26 @@ class Screener:
             else:
                 reason, detail = _explain(frame.value)
                 yield replace(result, reason=reason, detail=detail)
+
+    def embeddings(self, paths: Iterable[Where], on_skip: Callable[[Path], None] | None = None) -> Iterator[Embedded]:
+        """Embed pictures, and do nothing else with them.
+
+        Args:
+            paths: files and folders (recursive), or what `walk` found in them.
+            on_skip: is told of files in folders that are no pictures.
+
+        Yields:
+            An `Embedded` a file, in order.
+        """
+        parts: list[_Frame] = []
+        for frame in self._embedded(self._frames_ahead(paths, on_skip)):
+            parts.append(frame)
+            if frame.last:
+                errors = tuple((part.number, *_explain(part.value)) for part in parts if isinstance(part.value, LcmemError))
+                found = [part.value for part in parts if isinstance(part.value, np.ndarray)]
+                stacked = np.concatenate(found) if found else np.empty((0, self.bundle.features), np.float32)
+                yield Embedded(frame.path, frame.content, stacked, errors, parts[0].identifiers)
+                parts = []
 
     # -- the pipeline ----------------------------------------------------------------------------------------------
 
@@ -548,11 +506,6 @@ class Screener:
             if len(pixels) == 1:
                 return [error]
             return [self._embed_safely([picture])[0] for picture in pixels]
-
-
-def _frame_of(row: int, frames: Sequence[Floats] | Floats) -> int:
-    """The frame that a row belongs to, when all frames' renderings are written below one another."""
-    return int(np.searchsorted(np.cumsum([len(np.atleast_2d(frame)) for frame in frames]), row, side="right"))
 
 
 def _judged(found: SearchResult, notes: Collection[Note]) -> dict[str, Any]:

@@ -618,8 +618,8 @@ print([name for name in sys.modules if name.startswith(("httpx", "lcmem_onnx.run
 
 
 def test_journal_of_another_version_is_refused(tmp_path: Path) -> None:
-    journal = Journal(tmp_path)
+    journal = Journal(tmp_path, "default")
     journal._connection.execute("PRAGMA user_version = 9")
     journal.close()
     with pytest.raises(Exception, match="is of version 9"):
-        Journal(tmp_path)
+        Journal(tmp_path, "default")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 import sys
@@ -382,6 +383,52 @@ def test_a_header_that_says_smaller_frames_than_there_are_is_refused() -> None:
     data.Rows = 10
     with pytest.raises(PictureError, match="holds more"):
         opened(data)
+
+
+def test_an_offset_table_that_leaves_a_frame_out_does_not_hide_it() -> None:
+    values = np.stack([ramp(0, 4000, "uint16"), ramp(4000, 0, "uint16")])
+    frames = [imagecodecs.jpegls_encode(frame) for frame in values]
+    data = dicom(values, syntax=uid.JPEGLSLossless, frames=2, stored=12, WindowCenter=2000, WindowWidth=4000)
+    data.PixelData = encapsulate(frames, has_bot=True)
+    lying = data.PixelData[:8] + struct.pack("<2I", 0, 0) + data.PixelData[16:]
+    assert lying != data.PixelData
+    data.PixelData = lying
+    for number in (0, 1):
+        near(grey_of(data, number), windowed(values[number], 2000, 4000))
+    data.PixelData = encapsulate(frames)
+    data.ExtendedOffsetTable = struct.pack("<2Q", 0, 0)
+    data.ExtendedOffsetTableLengths = struct.pack("<2Q", *(len(frame) for frame in frames))
+    near(grey_of(data, 1), windowed(values[1], 2000, 4000))
+
+
+@pytest.mark.parametrize("lie", ["both the first", "both the second", "the second in the middle of a frame"])
+def test_an_offset_table_of_frames_in_fragments_hides_none(lie: str) -> None:
+    values = np.stack([ramp(0, 4000, "uint16"), ramp(4000, 0, "uint16")])
+    frames = [imagecodecs.jpegls_encode(frame) for frame in values]
+    data = dicom(values, syntax=uid.JPEGLSLossless, frames=2, stored=12, WindowCenter=2000, WindowWidth=4000)
+    data.PixelData = encapsulate(frames, fragments_per_frame=2, has_bot=True)
+    near(grey_of(data, 1), windowed(values[1], 2000, 4000))
+    second = struct.unpack("<I", data.PixelData[12:16])[0]
+    half = 8 + struct.unpack("<I", data.PixelData[20:24])[0]
+    table = {"both the first": (0, 0), "both the second": (second, second), "the second in the middle of a frame": (0, half)}[lie]
+    data.PixelData = data.PixelData[:8] + struct.pack("<2I", *table) + data.PixelData[16:]
+    shown = []
+    for number in (0, 1):
+        with contextlib.suppress(PictureError):
+            shown.append(grey_of(data, number))
+    if len(shown) == 2:  # else there was an error, which is as good
+        for frame, stored in zip(shown, values, strict=True):
+            near(frame, windowed(stored, 2000, 4000))
+
+
+def test_an_element_that_is_there_twice_is_refused() -> None:
+    """Viewers differ in which of the two they take."""
+    sound = written(dicom(ramp(0, 4000, "uint16"), stored=12))
+    at = sound.index(b"\xe0\x7f\x10\x00OW")
+    for doubled in (sound[:at] + sound[at:] * 2, sound.replace(ROWS, ROWS + b"\x0a\x00" + ROWS, 1)):
+        with pytest.raises(PictureError, match="twice") as caught:
+            open_picture(doubled)
+        assert caught.value.reason is Reason.DAMAGED
 
 
 @pytest.mark.parametrize("with_table", [True, False])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import json
 import os
@@ -21,17 +22,25 @@ pynetdicom = pytest.importorskip("pynetdicom")
 
 from click.testing import CliRunner  # noqa: E402
 from lcmem_onnx.cli import main  # noqa: E402
-from lcmem_onnx.runtime.gateway import store_scu  # noqa: E402
+from lcmem_onnx.runtime.gateway import service, store_scu  # noqa: E402
 from lcmem_onnx.runtime.gateway.audit_trail import trail_files  # noqa: E402
 from lcmem_onnx.runtime.gateway.config import read_config  # noqa: E402
 from lcmem_onnx.runtime.gateway.deliveries import Deliveries  # noqa: E402
 from lcmem_onnx.runtime.gateway.forward import Forwarder  # noqa: E402
 from lcmem_onnx.runtime.gateway.init import write_example  # noqa: E402
+from lcmem_onnx.runtime.gateway.locking import running_facts  # noqa: E402
 from lcmem_onnx.runtime.gateway.outcome import Outcome  # noqa: E402
 from lcmem_onnx.runtime.gateway.privacy import create_site_key  # noqa: E402
 from lcmem_onnx.runtime.gateway.receive import Receiver  # noqa: E402
-from lcmem_onnx.runtime.gateway.service import running_facts  # noqa: E402
-from lcmem_onnx.runtime.gateway.settings import Destination, ReceiveSettings, Retry, Settings, SpoolSettings  # noqa: E402
+from lcmem_onnx.runtime.gateway.service import Service, _Child  # noqa: E402
+from lcmem_onnx.runtime.gateway.settings import (  # noqa: E402
+    Destination,
+    ReceiveSettings,
+    Retry,
+    ScreenSettings,
+    Settings,
+    SpoolSettings,
+)
 from lcmem_onnx.runtime.gateway.spool import Arrival, Source, Spool, State  # noqa: E402
 from lcmem_onnx.runtime.gateway.store_scu import StoreScu  # noqa: E402
 from pydicom import dcmread  # noqa: E402
@@ -116,6 +125,10 @@ class Gateway:
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
+    def process_of_service(self) -> subprocess.Popen[bytes]:
+        assert self.process
+        return self.process
+
     def stop(self) -> int:
         assert self.process
         self.process.terminate()
@@ -134,8 +147,15 @@ class Gateway:
             return spool.counts()
 
 
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("gallery") / "hospital.index"
+    assert CliRunner().invoke(main, ["index", "build", str(EXAMPLES / "gallery"), "--index", str(folder), "-q"]).exit_code == 0
+    return folder
+
+
 @pytest.fixture
-def gateway(tmp_path: Path, archive: Receiver) -> Iterator[Gateway]:
+def gateway(tmp_path: Path, archive: Receiver, index: Path) -> Iterator[Gateway]:
     folder = tmp_path / "gateway"
     config = write_example(folder)
     text = config.read_text(encoding="utf-8")
@@ -145,12 +165,11 @@ def gateway(tmp_path: Path, archive: Receiver) -> Iterator[Gateway]:
         ('aet = "ORTHANC"', 'aet = "ARCHIVE"'),
         ("min_free_mb = 2048", "min_free_mb = 1"),
         ("first_seconds = 5.0", "first_seconds = 0.1"),
+        ('index = "hospital.index"', f"index = '{index}'"),
     ):
         assert old in text
         text = text.replace(old, new)
     config.write_text(text, encoding="utf-8")
-    built = CliRunner().invoke(main, ["index", "build", str(EXAMPLES / "gallery"), "--index", str(folder / "hospital.index"), "-q"])
-    assert built.exit_code == 0
     gateway = Gateway(config)
     yield gateway
     if gateway.process and gateway.process.poll() is None:
@@ -228,7 +247,8 @@ def test_nothing_is_lost_or_doubled_by_kill_9(gateway: Gateway, archive: Receive
     todo = list(paths)
     for round_ in range(3):
         gateway.start()
-        killer = threading.Timer(0.15 + 0.2 * round_, gateway.kill)
+        # The first time everything at once; the second time the supervisor alone, whose parts then end by themselves.
+        killer = threading.Timer(0.15 + 0.2 * round_, gateway.kill if round_ == 0 else gateway.process_of_service().kill)
         if round_ < 2:
             killer.start()
         for path in list(todo):
@@ -337,3 +357,50 @@ def test_what_was_changed_after_its_screening_goes_nowhere(sending: tuple[Spool,
     assert spool.get(object_id).state is State.QUARANTINED
     assert spool.get(object_id).reason == "changed-on-disk"
     assert not archive._spool.list(State)
+
+
+# -- the supervisor, in this process -------------------------------------------------------------------------------------
+
+
+def test_a_screening_that_takes_too_long_is_ended_and_its_object_held(tmp_path: Path) -> None:
+    create_site_key(tmp_path / "site.key")
+    settings = Settings(
+        spool=SpoolSettings(tmp_path / "spool", min_free_mb=1), site_key=tmp_path / "site.key", screen=ScreenSettings(1e-6)
+    )
+    supervisor = Service(settings)
+    with Spool(settings) as spool:
+        with open(MR, "rb") as file:
+            object_id = spool.put_stream(file, Arrival(Source.FOLDER), 1 << 30).id
+        for expected in (State.RECEIVED, State.QUARANTINED):
+            stuck = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+            supervisor._children["screen"] = _Child("screen", stuck, "stuck", time.monotonic())
+            assert spool.claim("stuck", 1)
+            time.sleep(0.01)
+            supervisor._end_overdue(spool)
+            assert stuck.poll() == -signal.SIGKILL
+            assert spool.get(object_id).state is expected
+        assert spool.get(object_id).reason == "timed-out"
+
+
+def test_a_second_service_is_refused(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "LOCK_SECONDS", 0.3)
+    gateway.settings.spool.folder.mkdir()
+    with open(gateway.settings.spool.folder / "lock", "wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        refused = gateway.run("run")
+    assert refused.exit_code == 2
+    assert "another gateway" in refused.output
+
+
+def test_what_cannot_work_is_not_begun(gateway: Gateway) -> None:
+    gateway.settings.site_key.chmod(0o644)
+    refused = gateway.run("run")
+    assert refused.exit_code == 2
+    assert "chmod 600" in refused.output
+
+
+def test_without_the_extra_it_says_which(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynetdicom", None)
+    refused = gateway.run("run")
+    assert refused.exit_code == 2
+    assert "lcmem-onnx[gateway]" in refused.output

@@ -28,14 +28,15 @@ CREATE TABLE IF NOT EXISTS cursors (source BLOB PRIMARY KEY, value TEXT NOT NULL
 
 
 class Journal:
-    """The journal in an index's folder; made when there is none.
+    """The journal in an index's folder; made when there is none. What was walked is told apart by the `group` that is filled.
 
     Raises (from every method):
         GalleryError: it cannot be read or written.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, group: str) -> None:
         self.path = folder / JOURNAL
+        self._group = group.encode("utf-8", "surrogatepass") + b"\0"
         self._lock = threading.Lock()
         with self._explained():
             self._connection = sqlite3.connect(self.path, isolation_level=None, timeout=10.0, check_same_thread=False)
@@ -69,17 +70,17 @@ class Journal:
         self._write("DELETE FROM cursors")
 
     def is_walked(self, digest: bytes) -> bool:
-        return self._one("SELECT 1 FROM walked WHERE digest = ?", digest) is not None
+        return self._one("SELECT 1 FROM walked WHERE digest = ?", self._group + digest) is not None
 
     def walk(self, digest: bytes) -> None:
-        self._write("INSERT OR IGNORE INTO walked VALUES (?)", digest)
+        self._write("INSERT OR IGNORE INTO walked VALUES (?)", self._group + digest)
 
     def cursor(self, source: bytes) -> str | None:
         """How far this source was followed."""
-        return self._one("SELECT value FROM cursors WHERE source = ?", source)
+        return self._one("SELECT value FROM cursors WHERE source = ?", self._group + source)
 
     def set_cursor(self, source: bytes, value: str) -> None:
-        self._write("INSERT OR REPLACE INTO cursors VALUES (?, ?)", source, value)
+        self._write("INSERT OR REPLACE INTO cursors VALUES (?, ?)", self._group + source, value)
 
     def _one(self, query: str, *values: object) -> str | None:
         with self._explained():

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from ..errors import ArchiveError, Reason
 from ..files import Supplied
-from ..gallery import Gallery
+from ..gallery import DEFAULT_GALLERY, Gallery
 from ..screening import Indexed, Screener
 from .connection import Connection
 from .dicomweb import DicomWeb
@@ -63,6 +63,7 @@ class Pull:
         connection: the source's, which is told to stop when the iteration ends early.
         screener: embeds.
         gallery: opened for writing, of the same bundle.
+        name: the group within the index that the objects are added to.
         again: look again at what was looked at before, and held no picture or could not be read.
 
     Yields:
@@ -81,6 +82,7 @@ class Pull:
         screener: Screener,
         gallery: Gallery,
         *,
+        name: str = DEFAULT_GALLERY,
         again: bool = False,
     ) -> None:
         self.counts = Counts()
@@ -88,6 +90,7 @@ class Pull:
         self._connection = connection
         self._screener = screener
         self._gallery = gallery
+        self._name = name
         self._names = Names(gallery.site_key())
         self._again = again
         self._plan: deque[str | Mark] = deque()
@@ -95,12 +98,12 @@ class Pull:
         self._failed = False
 
     def __iter__(self) -> Iterator[Indexed]:
-        journal = Journal(Path(self._gallery.folder))
+        journal = Journal(Path(self._gallery.folder), self._name)
         failures = 0
         try:
             if self._again:
                 journal.unsettle()
-            for outcome in self._screener.index(self._fed(journal), self._gallery):
+            for outcome in self._screener.index(self._fed(journal), self._gallery, name=self._name):
                 reasons = {reason for _, reason, _ in outcome.errors}
                 passing = bool(reasons & PASSING)
                 failures = failures + 1 if passing else 0
@@ -133,7 +136,7 @@ class Pull:
                 key = self._names.of(item.uid)
                 if key in self._in_flight:
                     continue
-                if self._gallery.holds(key) or journal.is_settled(key):
+                if self._gallery.holds(key, self._name) or journal.is_settled(key):
                     self.counts.known += 1
                 elif not holds_pictures(item):
                     self.counts.without_picture += 1

@@ -4,6 +4,7 @@ from .gallery import Added, Gallery
 from .pseudonyms import SiteKey
 from .records import DEFAULT_GALLERY, Entry, Record, check_gallery_name
 from .results import Hit, Identity, Search, SearchResult
+from .verification import Verification
 
 __all__ = [
     "DEFAULT_GALLERY",
@@ -16,5 +17,6 @@ __all__ = [
     "Search",
     "SearchResult",
     "SiteKey",
+    "Verification",
     "check_gallery_name",
 ]

@@ -1,14 +1,10 @@
-"""A gallery of embeddings on disk or in memory, and the search in it.
+"""A gallery of embeddings on disk or in memory: added to, searched, removed from.
 
-Small galleries are searched exactly: each query is scored against every vector by the head. Large ones are searched through
-the graph out to the radius that the head's bound gives (see `head`), and every candidate is scored by the head: what is
-reported is always the model's own score.
+What is held here is what callers see; `store` keeps the rows, `searcher` finds, `erasure` removes, `locking` keeps writers apart.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import os
 import tempfile
 import threading
@@ -17,31 +13,22 @@ from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ..bundle import Bundle
 from ..errors import GalleryError, UsageError
 from ..head import Floats, check_threshold
-from ..machine import cpu_limit
 from .database import check_there, create_database
 from .erasure import compact_database, compaction_due, erase, mark_compacted
-from .flat import Flat
-from .graph import Graph, GraphExhaustedError, load_graph, remove_graph, save_graph
+from .graph import graph_there
 from .locking import WriterLock
 from .pseudonyms import SiteKey
-from .records import DEFAULT_GALLERY, Entry, Record, Row
-from .results import Hit, Identity, Search, SearchResult
+from .records import DEFAULT_GALLERY, Entry, Record
+from .results import Search, SearchResult
+from .searcher import Searcher
 from .store import Store
+from .verification import Verification, verify
 
-__all__ = ["EXACT_UP_TO", "Added", "Gallery"]
+__all__ = ["Added", "Gallery"]
 
-EXACT_UP_TO = 20_000
-"""Distinct vectors up to which `auto` searches exactly. Scoring 20,000 vectors of 512 takes about as long as embedding a
-picture with the bundled model; beyond, the graph is faster."""
-CHUNK = 4096
-"""Vectors scored at once: 8 MB of float32 at 512 features, which stays in the cache."""
-FIRST_CANDIDATES = 64
 SITE_KEY = "site-key"
 """The setting that says under which site key the index's pseudonyms were made."""
 
@@ -68,11 +55,8 @@ class Gallery:
         self.folder = store.folder
         self._store = store
         self._writer_lock = lock
-        self._persistent = persistent
-        self._warn = warn
         self._searching = threading.RLock()
-        self._flat = Flat(bundle.features)
-        self._graph: Graph | None = None
+        self._searcher = Searcher(store, bundle, warn, persistent=persistent)
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._site_key: SiteKey | None = None
 
@@ -122,7 +106,10 @@ class Gallery:
             raise
         try:
             if compaction_due(store):
-                gallery.compact()
+                try:
+                    gallery.compact()
+                except GalleryError as error:  # it stays due; no reason to refuse additions
+                    warn(f"what was removed earlier may still be on the disk: {error}")
         except BaseException:
             gallery.close()
             raise
@@ -144,12 +131,13 @@ class Gallery:
         except BaseException:
             folder.cleanup()
             raise
-        gallery._persistent = False
         gallery._temporary = folder
         gallery._site_key = SiteKey.passing()
         return gallery
 
     def close(self) -> None:
+        with self._searching:
+            self._searcher.close()
         self._store.close()
         if self._writer_lock:
             self._writer_lock.release()
@@ -164,11 +152,15 @@ class Gallery:
 
     def __len__(self) -> int:
         """How many pictures' frames it holds."""
-        return self._store.counts()[0]
+        return self._store.frames()
+
+    def vectors(self) -> int:
+        """How many distinct embeddings it holds: the size that counts in a search, since copies are compared once."""
+        return self._store.counts()[1]
 
     def describe(self) -> dict[str, object]:
         """Counts and identity, for people: pictures, frames, distinct vectors, groups, age, the bundle's fingerprint."""
-        frames, vectors = self._store.counts()
+        frames, vectors = self._store.frames(), self._store.counts()[1]
         return {
             "path": str(self.folder),
             "pictures": self._store.files(),
@@ -181,7 +173,7 @@ class Gallery:
             "created": self._store.meta("created"),
             "format_version": int(self._store.meta("format_version")),
             "fingerprint": self.bundle.fingerprint,
-            "search": Search.EXACT.value if vectors <= EXACT_UP_TO else Search.HNSW.value,
+            "graph": graph_there(self.folder),
         }
 
     def galleries(self) -> list[str]:
@@ -234,6 +226,11 @@ class Gallery:
             return Added.KNOWN
         return Added.COPY if self._store.complete_copy(content) else Added.NEW
 
+    def content_of(self, key: str, gallery: str = DEFAULT_GALLERY) -> bytes | None:
+        """The sha256 of the picture that a key stands for in a gallery, or None."""
+        known = self._store.content_of(key, gallery)
+        return known[0] if known else None
+
     def holds(self, key: str, gallery: str = DEFAULT_GALLERY) -> bool:
         """Whether a picture is there under this key, with all its frames."""
         known = self._store.content_of(key, gallery)
@@ -273,11 +270,31 @@ class Gallery:
         """
         return self._store.records(self._chosen(galleries))
 
-    def update_graph(self) -> None:
-        """Bring the saved search graph up to date, if the gallery is large enough to need one."""
-        if self._store.counts()[1] > EXACT_UP_TO:
-            with self._searching:
-                self._current_graph()
+    def update_caches(self, *, graph: bool = False) -> None:
+        """Bring what is cached on disk up to date, so that the next opening is quick: for the end of many additions.
+
+        Args:
+            graph: also keep a search graph, which is made otherwise only where the exact search would take too long.
+
+        Raises:
+            GalleryError: the disk is full. What was added is safe, and older caches still count.
+        """
+        with self._searching:
+            self._searcher.update(graph=graph)
+
+    def verify(self, threshold: float | None = None, sample: int = 200) -> Verification:
+        """Read the whole index and compare it with its digests; where there is a graph, measure its recall of matches.
+
+        Args:
+            threshold: score in (0, 1) for a match; None takes the bundle's.
+            sample: how many of the gallery's own pictures to search for, both ways; 0 leaves the graph's recall out.
+
+        Returns:
+            What was checked and what was found wrong; a damaged index is a finding here, not an error.
+        """
+        limit = self.bundle.threshold.value if threshold is None else check_threshold(threshold)
+        with self._searching:
+            return verify(self._store, self._searcher, self.bundle.fingerprint, limit, sample)
 
     # -- erasing -----------------------------------------------------------------------------------------------------
 
@@ -319,11 +336,9 @@ class Gallery:
                 be done is done at the next opening for writing.
         """
         with self._searching:
-            remove_graph(self.folder)
-            self._graph = None
             compact_database(self._store)
+            self._searcher.rewrite()
             mark_compacted(self._store)
-            self.update_graph()
 
     # -- searching -------------------------------------------------------------------------------------------------
 
@@ -364,123 +379,15 @@ class Gallery:
             raise UsageError(f"unknown way to search {how!r}; known are {', '.join(Search)}") from error
         chosen = self._chosen(galleries)
         with self._searching:
-            self._refresh()
-            exact = how is Search.EXACT or (how is Search.AUTO and len(self._flat) <= EXACT_UP_TO) or not len(self._flat)
-            graph = None if exact else self._current_graph()
-            members = None if chosen is None else self._store.vectors_of(chosen)
-            return [self._search_one(np.atleast_2d(query), threshold, top, graph, chosen, members) for query in queries]
+            return self._searcher.search(queries, threshold, top, how, chosen)
 
     def _chosen(self, galleries: Collection[str] | None) -> list[str] | None:
         """Names of galleries that exist: a mistyped one would find nothing, and everything would be clear."""
         if galleries is None:
             return None
         chosen = [galleries] if isinstance(galleries, str) else sorted(set(galleries))
-        known = self.galleries()
-        missing = [name for name in chosen if name not in known]
+        missing = [name for name in chosen if not self._store.holds(name)]
         if missing or not chosen:
             what = f"no gallery {missing[0]!r}" if missing else "nothing to choose from an empty list of galleries"
-            raise UsageError(f"{self.folder} has {what}; it has {', '.join(known) or 'none'}")
+            raise UsageError(f"{self.folder} has {what}; it has {', '.join(self.galleries()) or 'none'}")
         return chosen
-
-    def _search_one(
-        self,
-        views: Floats,
-        threshold: float,
-        top: int,
-        graph: Graph | None,
-        chosen: list[str] | None,
-        members: NDArray[np.int64] | None,
-    ) -> SearchResult:
-        ids, vectors = self._flat.ids, self._flat.embeddings
-        if graph is not None:
-            # Where the graph cannot answer, as among thousands of near-equal vectors, everything is scored: right, if slower.
-            with contextlib.suppress(GraphExhaustedError):
-                found_by = [self._candidates(graph, view, threshold, top) for view in views]
-                places = np.unique(np.concatenate(found_by))
-                ids, vectors = ids[places], vectors[places]
-        if members is not None:
-            inside = np.isin(ids, members)
-            if not inside.any():  # the graph's nearest are all of other galleries: the nearest of these is looked for among all
-                ids, vectors = self._flat.ids, self._flat.embeddings
-                inside = np.isin(ids, members)
-            ids, vectors = ids[inside], vectors[inside]
-        scores = np.max([self._scores(view, vectors) for view in views], axis=0)
-        order = np.argsort(-scores, kind="stable")
-        found = int((scores >= threshold).sum())
-        hits: list[Hit] = []
-        shown: set[tuple[str, str, int]] = set()
-        people: dict[tuple[str, ...], Identity] = {}
-        for at in order[: max(1, found)]:
-            vector, score = int(ids[at]), float(scores[at])
-            if len(hits) < top:
-                # Of a frame that two of its renderings lead to, the better one counts.
-                for row in self._store.rows(vector, top + len(shown), chosen):
-                    if (row.gallery, row.key, row.frame) not in shown and len(hits) < top:
-                        shown.add((row.gallery, row.key, row.frame))
-                        hits.append(_hit(row, score))
-            if found and len(people) < top:
-                for row in self._store.people(vector, top, chosen):
-                    who = (row.patient,) if row.patient is not None else (row.gallery, row.key)
-                    people.setdefault(who, Identity(row.patient, _hit(row, score)))
-            if len(hits) >= top and (not found or len(people) >= top):
-                break
-        total, renderings = self._store.pictures_of(ids[order[:found]].tolist(), chosen) if found else (0, 0)
-        if renderings < found or (len(ids) and not hits):
-            # Each vector is some picture's; were it passed over, a match would be reported as clear.
-            raise GalleryError(f"{self.folder} is damaged: embeddings have lost their pictures. Restore it, or build it again")
-        best = tuple(sorted(people.values(), key=lambda one: -one.score))[:top]
-        return SearchResult(tuple(hits[:top]) if found else (), total, hits[0] if hits else None, best)
-
-    def _scores(self, query: Floats, vectors: Floats) -> NDArray[np.float64]:
-        parts = [self.bundle.head.scores(query, vectors[at : at + CHUNK]) for at in range(0, len(vectors), CHUNK)]
-        return np.concatenate(parts) if parts else np.empty(0)
-
-    def _candidates(self, graph: Graph, query: Floats, threshold: float, top: int) -> NDArray[np.int64]:
-        """Places of the vectors that may match: widen the graph's search until it reaches the radius beyond which nothing can."""
-        head = self.bundle.head
-        weighted = head.weighted(query)
-        radius = head.radius(threshold, query, self._flat.low, self._flat.high)
-        count = max(FIRST_CANDIDATES, 4 * top)
-        while True:
-            labels, distances = graph.nearest(weighted, count)
-            if len(labels) >= len(graph) or distances[-1] > radius:
-                break
-            count *= 4
-        return np.searchsorted(self._flat.ids, np.sort(labels))
-
-    def _refresh(self) -> None:
-        if self._flat.refresh(self._store):
-            self._graph = None
-
-    def _content(self, newest: int) -> str:
-        """sha256 of the vectors up to an id, with their ids: a graph left over from another database shows by it."""
-        count = int(np.searchsorted(self._flat.ids, newest, side="right"))
-        digest = hashlib.sha256(self._flat.ids[:count].tobytes())
-        digest.update(np.ascontiguousarray(self._flat.embeddings[:count]).data)
-        return digest.hexdigest()
-
-    def _current_graph(self) -> Graph:
-        """The graph with every vector in it: loaded, extended by what is new, or made again."""
-        self._refresh()
-        ids = self._flat.ids
-        if self._graph is None:
-            try:
-                self._graph = load_graph(self.folder, self.bundle.fingerprint, self.bundle.features, cpu_limit())
-                if self._graph.content != self._content(self._graph.newest):
-                    raise GalleryError("the search graph is of other pictures than the index holds")
-            except GalleryError as error:
-                self._warn(f"{error}; making the search graph of {len(ids)} vectors")
-                self._graph = Graph(self.bundle.features, cpu_limit())
-        if len(self._graph) != len(ids):
-            if len(self._graph) > len(ids):
-                self._graph = Graph(self.bundle.features, cpu_limit())
-            new = ids > self._graph.newest
-            self._graph.extend(ids[new], self.bundle.head.weighted(self._flat.embeddings[new]))
-            self._graph.content = self._content(self._graph.newest)
-            if self._persistent:
-                save_graph(self._graph, self.folder, self.bundle.fingerprint)
-        return self._graph
-
-
-def _hit(row: Row, score: float) -> Hit:
-    return Hit(row.key, row.frame, score, row.gallery, row.patient, row.study)

@@ -80,6 +80,9 @@ class Tally:
         numbers = [int.from_bytes(digest, "big") for digest in digests]
         return Tally(self.rows - len(numbers), (self.total - sum(numbers)) % (1 << 128))
 
+    def with_others(self, others: Tally) -> Tally:
+        return Tally(self.rows + others.rows, (self.total + others.total) % (1 << 128))
+
     def __str__(self) -> str:
         return f"{self.rows} {self.total:032x}"
 

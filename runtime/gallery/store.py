@@ -35,6 +35,7 @@ class Changes:
         added: the tally of these.
         erased: ids of vectors that are gone, among them such as the reader never knew.
         erasure: the number of the last of them, to go on from.
+        newest: the highest id that was ever given, to go on from.
         tally: of all vectors that are there now.
     """
 
@@ -43,6 +44,7 @@ class Changes:
     added: Tally
     erased: NDArray[np.int64]
     erasure: int
+    newest: int
     tally: Tally
 
 
@@ -58,12 +60,14 @@ class Store(Database):
     # -- reading ---------------------------------------------------------------------------------------------------
 
     def counts(self) -> tuple[int, int]:
-        """(pictures' frames, distinct vectors)."""
+        """(renderings of pictures' frames, distinct vectors)."""
         with self.explained():
-            return (
-                self.connection.execute("SELECT count(*) FROM pictures WHERE rendering = 0").fetchone()[0],
-                self.connection.execute("SELECT count(*) FROM vectors").fetchone()[0],
-            )
+            return self.tally("pictures").rows, self.tally("vectors").rows
+
+    def frames(self) -> int:
+        """How many pictures' frames there are."""
+        with self.explained():
+            return int(self.connection.execute("SELECT count(*) FROM pictures WHERE rendering = 0").fetchone()[0])
 
     def files(self) -> int:
         """How many pictures there are, each with all its frames: keys, counted in each gallery."""
@@ -80,6 +84,11 @@ class Store(Database):
         with self.explained():
             return {str(name): (files, frames, patients) for name, files, frames, patients in self.connection.execute(query)}
 
+    def holds(self, gallery: str) -> bool:
+        """Whether a gallery of this name has a picture."""
+        with self.explained():
+            return self.connection.execute("SELECT 1 FROM pictures WHERE gallery = ? LIMIT 1", (gallery,)).fetchone() is not None
+
     def newest(self) -> tuple[int, int]:
         """(highest vector id ever given, number of the last erasure). Both only grow: they tell whether anything changed."""
         query = """SELECT coalesce((SELECT seq FROM main.sqlite_sequence WHERE name = 'vectors'), 0),
@@ -88,8 +97,8 @@ class Store(Database):
             vector, erasure = self.connection.execute(query).fetchone()
         return int(vector), int(erasure)
 
-    def changes(self, after: int = 0, erasure: int = 0) -> Changes:
-        """The vectors with an id above `after`, and those erased since `erasure`.
+    def changes(self, after: int = 0, erasure: int = 0, limit: int = -1) -> Changes:
+        """The vectors with an id above `after`, at most `limit` of them, and those erased since `erasure`.
 
         Raises:
             GalleryError: an embedding differs from its checksum.
@@ -100,8 +109,9 @@ class Store(Database):
             gone = self.connection.execute(
                 "SELECT vector, number FROM erased WHERE number > ? ORDER BY number", (erasure,)
             ).fetchall()
-            query = "SELECT id, digest, embedding FROM vectors WHERE id > ? ORDER BY id"
-            for number, digest, embedding in self.connection.execute(query, (after,)):
+            newest = self.newest()[0]
+            query = "SELECT id, digest, embedding FROM vectors WHERE id > ? ORDER BY id LIMIT ?"
+            for number, digest, embedding in self.connection.execute(query, (after, limit)):
                 self._check_embedding(number, digest, embedding)
                 ids.append(number)
                 embeddings.append(embedding)
@@ -113,6 +123,7 @@ class Store(Database):
             EMPTY.plus(digests),
             np.asarray([vector for vector, _ in gone], dtype=np.int64),
             gone[-1][1] if gone else erasure,
+            newest,
             tally,
         )
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import GatewayError, LcmemError
+from .locking import running_facts
 from .privacy import read_site_key
-from .service import running_facts
-from .settings import HttpSettings, Settings
+from .settings import HttpSettings, Settings, TlsClient
 
 __all__ = ["Finding", "check_settings"]
 
@@ -44,6 +44,9 @@ def check_settings(settings: Settings) -> Iterator[Finding]:
         if http_tls := settings.http.tls:
             yield _look("http.tls", lambda: _server_tls(http_tls))
         yield _look("http.caller", lambda: _callers(settings.http) if settings.http else "")
+    if syslog := settings.audit.syslog:
+        yield _look("audit.syslog: tls", lambda: _client_tls(syslog.tls or TlsClient()))
+        yield _look("audit.syslog", lambda: _reachable(syslog.host, syslog.port))
     for folder in settings.folder:
         yield _look(f"folder {folder.name}", lambda path=folder.path: _folder(path))  # type: ignore[misc]
     for destination in settings.destination:
@@ -170,4 +173,4 @@ def _reachable(host: str, port: int) -> str:
         with socket.create_connection((host, port), timeout=3):
             return f"{host}:{port} answers"
     except OSError as error:
-        return f"{host}:{port} does not answer now ({error.strerror or error}); objects will wait for it"
+        return f"{host}:{port} does not answer now ({error.strerror or error}); what is for it will wait"

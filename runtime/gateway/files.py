@@ -122,11 +122,13 @@ class ObjectFiles:
                 file.flush()
                 os.fsync(file.fileno())
 
-    def remove(self, object_ids: Iterable[str]) -> None:
-        """Remove objects' bytes; those that are gone already are no error."""
+    def remove(self, object_ids: Iterable[str], *, for_good: bool = False) -> None:
+        """Remove objects' bytes; those that are gone already are no error. With `for_good` they stay gone after a power cut; else
+        that may bring some back, and the next start removes them again."""
         for object_id in object_ids:
             self.path(object_id).unlink(missing_ok=True)
-        self._sync_objects()
+        if for_good:
+            self._sync_objects()
 
     def ids(self) -> set[str]:
         """The objects whose bytes are here."""

@@ -96,7 +96,7 @@ class Quarantine:
                 reason=item.reason,
                 sop_instance=self._spool.pseudonyms.of("uid", item.sop_instance),
             )
-        self._spool.files.remove([item.id])
+        self._spool.files.remove([item.id], for_good=True)
         return self._spool.get(item.id)
 
     def _check_held(self, item: Item) -> None:

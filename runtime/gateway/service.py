@@ -24,16 +24,16 @@ from types import FrameType
 from typing import Any
 
 from ..errors import GatewayError
+from .check import check_settings
+from .locking import LOCK, RUNNING, running_facts
 from .logs import Log, configure_logs
 from .outcome import Cause
 from .parts import GRACE_SECONDS, Order, needed_parts, write_order
-from .settings import Settings
+from .settings import Settings, SyslogSettings
 from .spool import Spool
 
-__all__ = ["RUNNING", "Service", "running_facts"]
+__all__ = ["Service"]
 
-RUNNING = "running.json"
-"""In the spool's folder: the running service's process id and ports, for `gateway status` and for tests."""
 LOCK_SECONDS = 15.0
 """How long a start waits for the parts of a service that has just died: they notice, and end."""
 TURN_SECONDS = 0.2
@@ -77,11 +77,14 @@ class Service:
         configure_logs(self._settings.log.level)
         folder = self._settings.spool.folder
         with _only_one(folder) as lock, Spool(self._settings) as spool, self._signals():
+            self._check()
             found = spool.recover()
             spool.audit.note("started", version=version("lcmem-onnx"), **found)
             log.info("started", **found)
             flusher = threading.Thread(target=self._write_audit_trail, name="audit", daemon=True)
             flusher.start()
+            if syslog := self._settings.audit.syslog:
+                threading.Thread(target=self._send_syslog, args=(syslog,), name="syslog", daemon=True).start()
             try:
                 self._supervise(spool, lock)
             finally:
@@ -92,6 +95,19 @@ class Service:
                 flusher.join(GRACE_SECONDS)
                 spool.audit.flush()
                 log.info("stopped")
+
+    def _check(self) -> None:
+        """Not to begin with what cannot work. An index that is missing is no reason: objects are held until it is back.
+
+        Raises:
+            GatewayError: what `gateway check` finds wrong beside the indexes.
+        """
+        for finding in check_settings(self._settings):
+            if finding.problem is None:
+                continue
+            log.error("check", what=finding.what, problem=finding.problem)
+            if not finding.what.startswith("gallery "):
+                raise GatewayError(f"{finding.what}: {finding.problem}")
 
     def _supervise(self, spool: Spool, lock: int) -> None:
         forgotten = time.monotonic()
@@ -178,6 +194,12 @@ class Service:
                 except GatewayError as error:
                     log.error("audit-trail-not-written", detail=str(error))
 
+    def _send_syslog(self, settings: SyslogSettings) -> None:
+        from .syslog import SyslogSender
+
+        with Spool(self._settings) as spool:
+            SyslogSender(settings, spool.database, self._settings.audit_folder).run(self._stop)
+
     def _end_children(self, spool: Spool) -> None:
         for child in self._children.values():
             child.process.terminate()
@@ -212,27 +234,12 @@ class Service:
                 signal.signal(number, handler)
 
 
-def running_facts(folder: Path) -> dict[str, Any] | None:
-    """The running service's process id and ports; None if none runs on this spool."""
-    try:
-        with open(folder / "lock", "rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return None  # nobody holds it
-    except BlockingIOError:
-        with contextlib.suppress(OSError, ValueError):
-            facts: dict[str, Any] = json.loads((folder / RUNNING).read_text(encoding="ascii"))
-            return facts
-        return {}
-    except OSError:
-        return None
-
-
 @contextmanager
 def _only_one(folder: Path) -> Iterator[int]:
     """Hold the spool's lock: one service, and none of an older one's parts."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
         raise GatewayError(f"the spool's folder {folder} cannot be made: {error.strerror}") from error
     try:
