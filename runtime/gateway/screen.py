@@ -15,6 +15,7 @@ from typing import Literal
 from ..errors import GalleryError, LcmemError, PictureError, Reason, UsageError
 from ..files import Found, picture_name
 from ..gallery import Gallery
+from ..gallery.calibration import decide_threshold
 from ..screening import Result, Screener
 from .header import Header, HeaderError, read_header
 from .logs import Log
@@ -150,7 +151,10 @@ class ObjectScreener:
     def _gallery(self, against: GallerySettings) -> Gallery:
         if against.name not in self._galleries:
             warn = lambda line: log.warning("gallery", gallery=against.name, detail=line)  # noqa: E731
-            self._galleries[against.name] = Gallery.open(against.index, self._screener.bundle, warn=warn)
+            gallery = Gallery.open(against.index, self._screener.bundle, warn=warn)
+            self._galleries[against.name] = gallery
+            for line in decide_threshold(gallery, against.threshold).warnings:
+                log.warning("threshold", gallery=against.name, detail=line)
         return self._galleries[against.name]
 
     def _drop(self, name: str) -> None:
