@@ -29,7 +29,7 @@ from .locking import LOCK, RUNNING, running_facts
 from .logs import Log, configure_logs
 from .outcome import Cause
 from .parts import GRACE_SECONDS, Order, needed_parts, write_order
-from .settings import Settings
+from .settings import Settings, SyslogSettings
 from .spool import Spool
 
 __all__ = ["Service"]
@@ -83,6 +83,8 @@ class Service:
             log.info("started", **found)
             flusher = threading.Thread(target=self._write_audit_trail, name="audit", daemon=True)
             flusher.start()
+            if syslog := self._settings.audit.syslog:
+                threading.Thread(target=self._send_syslog, args=(syslog,), name="syslog", daemon=True).start()
             try:
                 self._supervise(spool, lock)
             finally:
@@ -191,6 +193,12 @@ class Service:
                     spool.audit.flush()
                 except GatewayError as error:
                     log.error("audit-trail-not-written", detail=str(error))
+
+    def _send_syslog(self, settings: SyslogSettings) -> None:
+        from .syslog import SyslogSender
+
+        with Spool(self._settings) as spool:
+            SyslogSender(settings, spool.database, self._settings.audit_folder).run(self._stop)
 
     def _end_children(self, spool: Spool) -> None:
         for child in self._children.values():
