@@ -2,10 +2,11 @@
 
 python benchmarks/gallery_kills.py FOLDER [--kills 200] [--seed 0]
 
-A worker process changes an index and says on stdout what it begins and what has been acknowledged; it is killed after a random
-time. Then the index is opened, first for reading, as a scan would, and every acknowledged picture must be found by its own
-embedding, exactly and through the graph, every erased one must not, and what was in flight may be either, but whole. The next
-worker goes on with the same index. Caches are written from 20 embeddings on, so that each kill may meet each kind of file.
+A worker process changes an index and says through a pipe what it begins and what has been acknowledged; it is killed after a random
+time. (Workers are forked from a server that has imported everything, so that the time hits the work.) Then the index is opened,
+first for reading, as a scan would, and every acknowledged picture must be found by its own embedding, exactly and through the
+graph, every erased one must not, and what was in flight may be either, but whole. The next worker goes on with the same index.
+Caches are written from 20 embeddings on, so that each kill may meet each kind of file.
 A killed process is not a power cut: what is lost there is what the disk had not written yet, for which SQLite's synchronous=FULL
 and the fsync before each rename stand, and which no test here can show.
 """
@@ -14,11 +15,14 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
+import multiprocessing
 import random
-import subprocess
-import sys
+import signal
 import tempfile
 import time
+from collections.abc import Iterable
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -54,36 +58,40 @@ def small_caches() -> None:
     searcher.UNGRAPHED = 10
 
 
-def work(folder: Path, start: int, seed: int) -> None:
-    """Change the index until killed. Each line: begin or done, what, and of which pictures."""
+def work(folder: Path, start: int, seed: int, pipe: Connection) -> None:
+    """Change the index until killed. Each message: begin or done, what, and of which pictures."""
     small_caches()
+
+    def say(phase: str, kind: str, its: Iterable[int] = ()) -> None:
+        pipe.send((phase, kind, list(its)))
+
     chance = random.Random(seed)
     number = start
-    print("begin open", flush=True)  # which finishes an interrupted compaction
+    say("begin", "open")  # which finishes an interrupted compaction
     with Gallery.open(folder, bundle(), read_only=False) as gallery:
-        print("done open", flush=True)
+        say("done", "open")
         while True:
             kind = chance.choices(["add", "several", "caches", "erase", "compact"], [6, 3, 3, 3, 2])[0]
             its = range(number, number + (1 if kind == "add" else PER_PATIENT * chance.randint(1, 10)))
             if kind in ("add", "several"):
-                print("begin add", *its, flush=True)
+                say("begin", "add", its)
                 gallery.add_all(entry(one) for one in its)
-                print("done add", *its, flush=True)
+                say("done", "add", its)
                 number = its[-1] + 1
             elif kind == "caches":
-                print("begin caches", flush=True)
+                say("begin", "caches")
                 gallery.update_caches(graph=chance.random() < 0.5)
-                print("done caches", flush=True)
+                say("done", "caches")
             elif kind == "erase" and number:
                 patient = chance.randrange(number) // PER_PATIENT
                 its = range(patient * PER_PATIENT, (patient + 1) * PER_PATIENT)
-                print("begin erase", *its, flush=True)
+                say("begin", "erase", its)
                 gallery.remove(patient=f"p{patient}", compact=chance.random() < 0.5)
-                print("done erase", *its, flush=True)
+                say("done", "erase", its)
             else:
-                print("begin compact", flush=True)
+                say("begin", "compact")
                 gallery.compact()
-                print("done compact", flush=True)
+                say("done", "compact")
 
 
 def check(folder: Path, there: set[int], gone: set[int], doubtful: set[int]) -> None:
@@ -105,16 +113,14 @@ def main() -> None:
     parser.add_argument("folder", type=Path, nargs="?", help="for the index; a temporary one when left out")
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--work", type=int, nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.work:
-        work(options.folder, *options.work)
     small_caches()
     with tempfile.TemporaryDirectory() as temporary:
         _kill(options.folder or Path(temporary) / "index", options.kills, options.seed)
 
 
 def _kill(folder: Path, kills: int, seed: int) -> None:
+    context = multiprocessing.get_context("forkserver")
     chance = random.Random(seed)
     Gallery.create(folder, bundle()).close()
     there: set[int] = set()
@@ -122,33 +128,39 @@ def _kill(folder: Path, kills: int, seed: int) -> None:
     number = 0
     during: collections.Counter[str] = collections.Counter()
     for kill in range(kills):
-        command = [sys.executable, __file__, str(folder), "--work", str(number), str(seed * 100_003 + kill)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        # Counted from the first sign of life, so that the time hits the work and not the interpreter's start.
-        lines = [process.stdout.readline()]
+        pipe, other = context.Pipe(duplex=False)
+        process = context.Process(target=work, args=(folder, number, seed * 100_003 + kill, other))
+        process.start()
+        other.close()
+        messages = [pipe.recv()]
+        if chance.random() < 0.9:  # mostly, the time counts from when it is open
+            messages.append(pipe.recv())
         time.sleep(chance.expovariate(1 / 0.25))
         process.kill()
-        lines += process.stdout.read().splitlines()
-        process.stdout.close()
-        process.wait()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, f"the worker ended by itself, with {process.exitcode}"
+        with contextlib.suppress(EOFError):
+            while True:
+                messages.append(pipe.recv())
+        pipe.close()
         pending: tuple[str, set[int]] = ("nothing", set())
-        for line in lines:
-            phase, kind, *rest = line.split()
-            its = {int(one) for one in rest}
+        for phase, kind, rest in messages:
+            its = set(rest)
             if phase == "begin":
                 pending = kind, its
                 continue
             pending = "between", set()
             if kind == "add":
-                there |= its
+                there, gone = there | its, gone - its  # of an erased patient's numbers some had not been used
             elif kind == "erase":
                 there, gone = there - its, gone | its
         kind, doubtful = pending
         during[kind] += 1
         touched = there | gone | doubtful
         number = PER_PATIENT * (max(touched, default=-1) // PER_PATIENT + 1)
-        doubtful -= gone if kind == "erase" else set()
+        if kind == "erase":
+            doubtful -= gone
+        gone -= doubtful
         check(folder, there - doubtful, gone, doubtful)
         # What was in flight is one or the other now, as the index says, all or none of it.
         with Gallery.open(folder, bundle()) as gallery:

@@ -149,7 +149,7 @@ class InIndex:
 
     def __init__(self, gallery: Gallery, how: str) -> None:
         self._gallery, self._how = gallery, how
-        self.exact = how == "exact" or (gallery.describe()["search"] == "exact" and how == "auto")
+        self.exact = how == "exact"
 
     def __len__(self) -> int:
         return len(self._gallery)

@@ -19,7 +19,8 @@ from ..errors import GalleryError, PictureError, UsageError
 from ..files import Found as FoundFile
 from ..files import Skipped, Unfound, read_file, walk
 from ..gallery import Added, Gallery
-from ..gallery.store import DATABASE
+from ..gallery.calibration import decide_threshold, stored_calibration
+from ..gallery.schema import DATABASE
 from ..head import check_threshold
 from ..machine import cpu_limit
 from ..pictures import open_picture
@@ -28,7 +29,7 @@ from .agreement import AGREES, agreement
 from .cache import Cache
 from .findings import Finding, Grade
 from .labels import folder_of, read_labels
-from .limits import ByChance, Limit, by_chance, choose_limit
+from .limits import Basis, ByChance, Limit, by_chance, choose_limit
 from .looks import LOOKS, VERSION
 from .nearest import Found, InIndex, InMemory, Match, Searchable
 from .pseudonyms import Pseudonyms
@@ -320,8 +321,18 @@ class _Work:
     # -- thresholds ------------------------------------------------------------------------------------------------
 
     def _stored_limit(self) -> Limit | None:
-        """The threshold that a calibration left with the index."""
-        return None
+        """The threshold that a calibration left with the index, and what it promises at the index's size."""
+        calibration = stored_calibration(self.gallery) if self.gallery else None
+        if self.gallery is None or calibration is None:
+            return None
+        decision = decide_threshold(self.gallery)
+        growth, size = calibration.growth, self.gallery.vectors()
+        ends = calibration.fpir_interval
+        high = growth.at_most(size, ends.high)
+        middle = min(growth.expected(size), high)
+        rate = (min(ends.low, middle), middle, high)
+        warning = " ".join(decision.warnings) or None
+        return Limit(decision.threshold, 0.0, 0.0, Basis.INDEX, decision.words, warning=warning, stored_rate=rate)
 
     def _limit(self, stored: Limit | None, scores: Doubles | None) -> Limit:
         return choose_limit(self.bundle, self.request.wanted, given=self.request.threshold, stored=stored, holdout=scores)

@@ -106,7 +106,10 @@ class Gallery:
             raise
         try:
             if compaction_due(store):
-                gallery.compact()
+                try:
+                    gallery.compact()
+                except GalleryError as error:  # it stays due; no reason to refuse additions
+                    warn(f"what was removed earlier may still be on the disk: {error}")
         except BaseException:
             gallery.close()
             raise
@@ -227,6 +230,11 @@ class Gallery:
         """The sha256 of the picture that a key stands for in a gallery, or None."""
         known = self._store.content_of(key, gallery)
         return known[0] if known else None
+
+    def holds(self, key: str, gallery: str = DEFAULT_GALLERY) -> bool:
+        """Whether a picture is there under this key, with all its frames."""
+        known = self._store.content_of(key, gallery)
+        return bool(known and known[1])
 
     def add(self, entry: Entry) -> None:
         """Add one picture with its embeddings; it is on disk when this returns.

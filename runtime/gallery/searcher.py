@@ -139,7 +139,12 @@ class Searcher:
                 self._graph.extend(flat.ids[places], self._head.weighted(flat.take(places)))
             self._graph.content = flat.content(self._graph.newest)
             if self._persistent:
-                save_graph(self._graph, self._folder, self._fingerprint)
+                try:
+                    save_graph(self._graph, self._folder, self._fingerprint)
+                except GalleryError as error:
+                    if newest:
+                        raise
+                    self._warn(f"{error}; the search goes on without saving it")
         return self._graph
 
     # -- searching -------------------------------------------------------------------------------------------------

@@ -14,8 +14,10 @@ A room imports only from the rooms above it in this list:
     associations                 pynetdicom's switches and holes, in one place
     receive, watch               C-STORE in · a folder in
     forward, store_scu           what is due, out · by C-STORE
+    store_web                    STOW-RS out
+    http                         HTTP in, the status page
     audit_messages, syslog       DICOM's own audit messages · to a collector
     locking, check               one service a spool · does what the configuration names exist, open, and fit
-    parts, service               the processes, and their supervisor
+    parts, web, service          the processes · the one for HTTP · their supervisor
     init                         a first configuration
 """

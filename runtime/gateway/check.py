@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import urllib.parse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 from ..errors import GatewayError, LcmemError
 from .locking import running_facts
 from .privacy import read_site_key
-from .settings import Settings, TlsClient
+from .settings import HttpSettings, Settings, TlsClient
 
 __all__ = ["Finding", "check_settings"]
 
@@ -42,9 +43,7 @@ def check_settings(settings: Settings) -> Iterator[Finding]:
         yield _look("http", lambda: _listening(settings.http.host, settings.http.port, running) if settings.http else "")
         if http_tls := settings.http.tls:
             yield _look("http.tls", lambda: _server_tls(http_tls))
-        for path in (settings.http.token_file, settings.http.duty_token_file):
-            if path:
-                yield _look("http token", lambda path=path: _token(path))  # type: ignore[misc]
+        yield _look("http.caller", lambda: _callers(settings.http) if settings.http else "")
     if syslog := settings.audit.syslog:
         yield _look("audit.syslog: tls", lambda: _client_tls(syslog.tls or TlsClient()))
         yield _look("audit.syslog", lambda: _reachable(syslog.host, syslog.port))
@@ -53,6 +52,13 @@ def check_settings(settings: Settings) -> Iterator[Finding]:
     for destination in settings.destination:
         if client := destination.tls:
             yield _look(f"destination {destination.name}: tls", lambda client=client: _client_tls(client))  # type: ignore[misc]
+        if destination.kind == "stow":
+            url = urllib.parse.urlsplit(destination.url)
+            port = url.port or (443 if url.scheme == "https" else 80)
+            yield _look(
+                f"destination {destination.name}",
+                lambda host=url.hostname or "", port=port: _reachable(host, port),  # type: ignore[misc]
+            )
         if destination.kind == "dicom":
             yield _look(
                 f"destination {destination.name}",
@@ -145,10 +151,14 @@ def _client_tls(tls: object) -> str:
     return str(tls.ca or "the system's certificate authorities")
 
 
-def _token(path: Path) -> str:
-    if len(path.read_text(encoding="utf-8").strip()) < 16:
-        raise GatewayError(f"{path} holds no token of 16 characters or more")
-    return str(path)
+def _callers(http: HttpSettings) -> str:
+    from .http.callers import Callers
+
+    Callers(http)
+    for caller in http.caller:
+        if caller.token_file and os.stat(caller.token_file).st_mode & 0o007:
+            raise GatewayError(f"{caller.token_file} can be read by every user of this machine: chmod 600 it")
+    return ", ".join(f"{caller.name} may {' and '.join(caller.may)}" for caller in http.caller)
 
 
 def _folder(path: Path) -> str:

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ..errors import ConfigError
-from .settings import Destination, Rule, Settings
+from .settings import Destination, HttpSettings, Rule, Settings
 
-__all__ = ["read_config"]
+__all__ = ["is_loopback", "read_config"]
 
 _AET = re.compile(r"[ -\[\]-~]{1,16}")
 """What an AE title may hold (PS3.5): printable ASCII without the backslash."""
-_POSITIVE = ("seconds", "_mb", "attempts", "max_", "remember_days", "nearest")
+_POSITIVE = ("seconds", "_mb", "attempts", "max_", "remember_days", "nearest", "per_second")
 """Parts of the names of numbers that must be above 0."""
 
 
@@ -181,8 +181,36 @@ def _check_consistent(settings: Settings, reader: _Reader) -> None:
                 ipaddress.ip_network(network, strict=False)
             except ValueError as error:
                 raise reader.error("receive.addresses", f"{network!r} is no network such as 10.1.0.0/16") from error
-    if (http := settings.http) and not http.token_file and not (http.tls and http.tls.client_ca):
-        raise reader.error("http", "anybody could call: give token_file, or tls with client_ca")
+    if settings.http:
+        _check_http(settings.http, reader)
+
+
+def _check_http(http: HttpSettings, reader: _Reader) -> None:
+    if not http.caller:
+        raise reader.error("http.caller", "nobody may call: give [[http.caller]] with a name, a token and what it may")
+    if not http.tls and not is_loopback(http.host):
+        raise reader.error("http.host", f"{http.host} can be reached from other machines, which needs [http.tls]")
+    for name, count in Counter(caller.name for caller in http.caller).items():
+        if count > 1:
+            raise reader.error("http.caller", f"the name {name!r} is given {count} times")
+    for at, caller in enumerate(http.caller):
+        place = f"http.caller[{at}]"
+        if [bool(caller.token_file), bool(caller.token_sha256), bool(caller.certificate)].count(True) != 1:
+            raise reader.error(place, "one of token_file, token_sha256 and certificate tells who it is")
+        if not caller.may:
+            raise reader.error(f"{place}.may", "it may nothing: list store, screen, status or quarantine")
+        if caller.token_sha256 and not re.fullmatch(r"[0-9a-fA-F]{64}", caller.token_sha256):
+            raise reader.error(f"{place}.token_sha256", "a sha256 has 64 hexadecimal digits")
+        if caller.certificate and not (http.tls and http.tls.client_ca):
+            raise reader.error(f"{place}.certificate", "certificates are asked for with [http.tls] client_ca only")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host's name or address is this machine's own, which no other machine reaches."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _check_rule(rule: Rule, place: str, settings: Settings, reader: _Reader) -> None:

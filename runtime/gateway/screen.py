@@ -10,10 +10,11 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
 from ..errors import GalleryError, LcmemError, PictureError, Reason, UsageError
-from ..files import Found, picture_name
+from ..files import HEAD, Found, Kind, picture_name, sniff
 from ..gallery import Gallery
 from ..screening import Result, Screener
 from .header import Header, HeaderError, read_header
@@ -21,9 +22,12 @@ from .logs import Log
 from .outcome import Cause, Near, Outcome
 from .rules import Facts, choose_rule, decide
 from .settings import GallerySettings, Rule, Settings
-from .spool import Item, Spool
+from .spool import Item, Source, Spool
 
 __all__ = ["ObjectScreener"]
+
+NO_HEADER = Header("", "", "", "", "")
+"""Of a picture that is no DICOM object. Rules that ask for a modality or a SOP class do not fit it."""
 
 log = Log("screen")
 
@@ -83,7 +87,8 @@ class ObjectScreener:
     def _prepare(self, item: Item) -> _Job | Outcome:
         began = time.monotonic()
         try:
-            header = read_header(self._spool.files.path(item.id))
+            asked = item.source is Source.SCREEN and _other_picture(self._spool.files.path(item.id))
+            header = NO_HEADER if asked else read_header(self._spool.files.path(item.id))
         except HeaderError as error:
             return _failure(Cause.HEADER_UNREADABLE if error.is_dicom else Cause.NOT_DICOM)
         except FileNotFoundError:
@@ -92,7 +97,7 @@ class ObjectScreener:
             log.error("not-readable", object=item.id, error=type(error).__name__)
             return _failure(Reason.READ_FAILED)
         declared = (item.sop_instance, item.sop_class, item.transfer_syntax)
-        if declared != (header.sop_instance, header.sop_class, header.transfer_syntax) or not all(declared):
+        if not asked and (declared != (header.sop_instance, header.sop_class, header.transfer_syntax) or not all(declared)):
             # Whoever looks at one identity must not be shown another; archives go by the one in the file meta information.
             return replace(_failure(Cause.IDENTITY_MISMATCH), study=header.study)
         rule = choose_rule(
@@ -213,6 +218,12 @@ def worst_frame(results: Sequence[Result]) -> Result:
         return rank, (result.nearest.score if result.nearest and rank != 1 else 0.0)
 
     return max(results, key=badness)
+
+
+def _other_picture(path: Path) -> bool:
+    """Whether a file is a picture, and not DICOM, by its first bytes. Such may be asked about; none is ever sent on."""
+    with open(path, "rb") as file:
+        return sniff(file.read(HEAD)) not in (None, Kind.DICOM)
 
 
 def index_digest(gallery: Gallery) -> str:

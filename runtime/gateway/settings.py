@@ -15,6 +15,7 @@ __all__ = [
     "Destination",
     "FolderSettings",
     "GallerySettings",
+    "HttpCaller",
     "HttpSettings",
     "LogSettings",
     "ModelSettings",
@@ -121,18 +122,40 @@ class ReceiveSettings:
 
 
 @dataclass(frozen=True)
+class HttpCaller:
+    """Somebody who may call over HTTP, told by a bearer token or by a client certificate."""
+
+    name: str
+    """Stands for the calling AE title in rules, and for who did it in the audit trail."""
+    may: tuple[Literal["store", "screen", "status", "quarantine"], ...]
+    """store: STOW-RS. screen: POST /v1/screen. status: the status page and metrics. quarantine: see pictures there and decide."""
+    token_file: Path | None = None
+    """A file with the token, 32 characters or more, in one line."""
+    token_sha256: str = ""
+    """In place of the file: the token's sha256, hexadecimal, which need not be kept secret."""
+    certificate: str = ""
+    """In place of a token: the common name in a certificate that `tls.client_ca` signed."""
+
+
+@dataclass(frozen=True)
 class HttpSettings:
     """STOW-RS, POST /v1/screen, health, metrics and the status page."""
 
     host: str = "127.0.0.1"
+    """Another than the loopback needs `tls`."""
     port: int = 8080
-    token_file: Path | None = None
-    """A file with the bearer token of callers that store and screen, and look at the status page."""
-    duty_token_file: Path | None = None
-    """A file with the bearer token of those who may see and decide on what is in quarantine."""
+    caller: tuple[HttpCaller, ...] = ()
     tls: TlsServer | None = None
     max_object_mb: int = 2048
     max_requests: int = 16
+    """Requests with a body that are answered at once; beyond, 503."""
+    max_connections: int = 200
+    opening_seconds: float = 10.0
+    """For a request's head, from the connection on."""
+    idle_seconds: float = 30.0
+    """Silence within a body after which it is given up."""
+    slowest_kb_per_second: float = 4.0
+    """What a body must keep to on average, after the first minute."""
 
 
 @dataclass(frozen=True)
