@@ -8,7 +8,7 @@ place of the small network): time does not depend on them.
 
 Runs alternate, so that a busy moment hits all alike; given are the median and the spread, and the median processor time of all
 threads together, which other work on the machine changes little. Where there is a GPU, the same follows on it, in batches, beside
-torch in fp16 with channels_last, and compiled. (The GPU's part was written by the documentation and has not been run: there was none.)
+torch in fp16 with channels_last, and compiled. (The GPU's part was written by the documentation and has not been run.)
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def test_what_the_example_comments_out_is_known_too(tmp_path: Path) -> None:
     lines = [re.sub(r"^# (?=(\[|[a-z_]+ = ))", "", line) for line in TEXT.splitlines()]
     settings = read_config(written(tmp_path, "\n".join(lines)))
     assert settings.http
-    assert settings.http.token_file == tmp_path / "http.token"
+    assert settings.http.caller[0].token_file == tmp_path / "modality.token"
     assert settings.folder[0].name == "outgoing"
     assert settings.audit.syslog
     assert settings.receive
@@ -97,7 +97,7 @@ def test_what_does_not_go_together(tmp_path: Path) -> None:
         read_config(written(tmp_path, re.sub(r"\[receive\]\n.*?\n\n", "", TEXT, flags=re.S)))
     with pytest.raises(ConfigError, match="no rule"):
         read_config(written(tmp_path, re.sub(r"\[\[rule\]\]\n.*?\n\n", "", TEXT, flags=re.S)))
-    with pytest.raises(ConfigError, match="anybody could call"):
+    with pytest.raises(ConfigError, match="http.caller: nobody may call"):
         read_config(written(tmp_path, TEXT + "\n[http]\nport = 1\n"))
     with pytest.raises(ConfigError, match="matches must go elsewhere"):
         read_config(
@@ -138,7 +138,9 @@ def test_init_writes_what_check_accepts(tmp_path: Path) -> None:
 
 
 def test_check_names_every_problem(tmp_path: Path) -> None:
-    text = TEXT.replace("# certificate", "certificate").replace("# key =", "key =").replace("# [receive.tls]", "[receive.tls]")
+    text = TEXT
+    for commented in ("[receive.tls]", "certificate =", "key ="):
+        text = text.replace(f"# {commented}", commented, 1)
     text += '\n[[folder]]\npath = "nowhere"\nname = "in"\n'
     with socket.create_server(("127.0.0.1", 0)) as taken:
         path = written(tmp_path, text.replace("port = 11112", f"port = {taken.getsockname()[1]}"))

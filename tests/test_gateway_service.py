@@ -321,6 +321,16 @@ def test_more_kinds_than_an_association_holds(
     assert len(archive._spool.list([State.RECEIVED])) == 5
 
 
+def test_what_names_no_syntax_does_not_stop_the_others(sending: tuple[Spool, Forwarder], archive: Receiver, tmp_path: Path) -> None:
+    """No DICOM file at all, held for that and released by a person."""
+    spool, forwarder = sending
+    (tmp_path / "text").write_bytes(b"no DICOM file" * 100)
+    bad, good = screened(spool, tmp_path / "text", CT)
+    assert forwarder.send_due() == 2
+    assert Deliveries(spool).failures(bad) == [("archive", "dead", 1, "malformed-uid")]
+    assert spool.get(good).state is State.FORWARDED
+
+
 def test_an_archive_that_is_away_is_tried_again_and_then_dead(sending: tuple[Spool, Forwarder], archive: Receiver) -> None:
     spool, forwarder = sending
     archive.stop(grace=0)

@@ -212,6 +212,19 @@ def test_overdue_claims_are_seen(settings: Settings) -> None:
         assert spool.overdue(-1) == {"slow"}
 
 
+def test_a_batchs_time_counts_from_its_last_verdict(settings: Settings) -> None:
+    with Spool(settings) as spool:
+        put(spool)
+        put(spool, MR.read_bytes())
+        first, _ = spool.claim("slow", 2)
+        with spool.database.write() as connection:
+            connection.execute("UPDATE objects SET claimed = 0")
+        assert spool.overdue(60) == {"slow"}
+        spool.settle(first, HOLD)
+        assert spool.overdue(60) == set()
+        assert spool.overdue(-1) == {"slow"}
+
+
 def test_an_object_is_settled_once(settings: Settings) -> None:
     with Spool(settings) as spool:
         put(spool)

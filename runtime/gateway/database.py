@@ -54,6 +54,7 @@ CREATE TABLE objects (
     UNIQUE (sop_instance, data_sha256, transfer_syntax, ask)
 );
 CREATE INDEX objects_by_state ON objects (state, number);
+CREATE INDEX objects_claimed ON objects (claimed_by) WHERE claimed_by IS NOT NULL;
 CREATE TABLE deliveries (
     object TEXT NOT NULL REFERENCES objects(id) ON DELETE CASCADE,
     destination TEXT NOT NULL,

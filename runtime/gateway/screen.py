@@ -16,6 +16,7 @@ from typing import Literal
 from ..errors import GalleryError, LcmemError, PictureError, Reason, UsageError
 from ..files import HEAD, Found, Kind, picture_name, sniff
 from ..gallery import Gallery
+from ..gallery.calibration import decide_threshold
 from ..screening import Result, Screener
 from .header import Header, HeaderError, read_header
 from .logs import Log
@@ -155,7 +156,10 @@ class ObjectScreener:
     def _gallery(self, against: GallerySettings) -> Gallery:
         if against.name not in self._galleries:
             warn = lambda line: log.warning("gallery", gallery=against.name, detail=line)  # noqa: E731
-            self._galleries[against.name] = Gallery.open(against.index, self._screener.bundle, warn=warn)
+            gallery = Gallery.open(against.index, self._screener.bundle, warn=warn)
+            self._galleries[against.name] = gallery
+            for line in decide_threshold(gallery, against.threshold).warnings:
+                log.warning("threshold", gallery=against.name, detail=line)
         return self._galleries[against.name]
 
     def _drop(self, name: str) -> None:

@@ -177,7 +177,7 @@ class GallerySettings:
     name: str
     index: Path
     threshold: float | None = None
-    """The bundle's, if nothing is said."""
+    """If nothing is said: what `lcmem-onnx calibrate` set for the index, or else the bundle's."""
     groups: tuple[str, ...] = ()
     """Groups of the index (`index build --gallery`) to screen against; all, if it is empty."""
 

@@ -288,15 +288,19 @@ class Spool:
         return state
 
     def _settle(self, connection: Connection, item: Item, outcome: Outcome) -> State:
-        row = connection.execute("SELECT state FROM objects WHERE id = ?", (item.id,)).fetchone()
+        row = connection.execute("SELECT state, claimed_by FROM objects WHERE id = ?", (item.id,)).fetchone()
         if row is None or row["state"] != State.RECEIVED:
             return State(row["state"]) if row else State.DISCARDED
         state = State.ANSWERED if item.source == Source.SCREEN else _STATE_OF[outcome.action]
+        now = time.time()
         connection.execute(
             "UPDATE objects SET state = ?, changed = ?, rule = ?, verdict = ?, reason = ?, result = ?, claimed_by = NULL,"
             " claimed = NULL WHERE id = ?",
-            (state, time.time(), outcome.rule, outcome.verdict, outcome.reason, json.dumps(outcome.for_spool()), item.id),
+            (state, now, outcome.rule, outcome.verdict, outcome.reason, json.dumps(outcome.for_spool()), item.id),
         )
+        if row["claimed_by"]:
+            # The others of this batch have their whole time before them: it counts from here.
+            connection.execute("UPDATE objects SET claimed = ? WHERE claimed_by = ?", (now, row["claimed_by"]))
         if state is State.SCREENED:
             plan_deliveries(connection, item.id, outcome.destinations)
         count_event(connection, f"verdict.{outcome.verdict}")
@@ -331,9 +335,8 @@ class Spool:
     def overdue(self, seconds: float) -> set[str]:
         """Owners whose claims are older than that."""
         limit = time.time() - seconds
-        return {
-            row[0] for row in self.database.read("SELECT DISTINCT claimed_by FROM objects WHERE claimed < ?", (limit,)) if row[0]
-        }
+        rows = self.database.read("SELECT claimed_by FROM objects WHERE claimed_by IS NOT NULL AND claimed < ?", (limit,))
+        return {row[0] for row in rows}
 
     # -- looking ---------------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pynetdicom.ae import ApplicationEntity
+from pynetdicom.presentation import PresentationContext, build_context
 
 from .associations import client_context
 from .deliveries import Delivery
@@ -41,15 +42,21 @@ class StoreScu:
         entity = ApplicationEntity(ae_title=self._destination.calling_aet)
         entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = self._destination.timeout_seconds
         entity.connection_timeout = min(30.0, self._destination.timeout_seconds)
-        wanted: dict[tuple[str, str], None] = {}
+        wanted: dict[tuple[str, str], PresentationContext] = {}
         fitting: list[tuple[Delivery, Path]] = []
         for delivery, path in objects:
             kind = (delivery.item.sop_class, delivery.item.transfer_syntax)
-            if kind in wanted or len(wanted) < CONTEXTS:
-                wanted[kind] = None
+            try:
+                if kind not in wanted and len(wanted) < CONTEXTS:
+                    wanted[kind] = build_context(*kind)
+            except ValueError:  # no UID: nobody could be asked whether they take it
+                yield delivery, Answer(False, "malformed-uid", final=True)
+                continue
+            if kind in wanted:
                 fitting.append((delivery, path))
-        for sop_class, syntax in wanted:
-            entity.requested_contexts = [*entity.requested_contexts, _context(sop_class, syntax)]
+        if not wanted:
+            return
+        entity.requested_contexts = list(wanted.values())
         tls: Any = {"tls_args": (self._tls, self._server_name)} if self._tls else {}
         try:
             association = entity.associate(self._destination.host, self._destination.port, ae_title=self._destination.aet, **tls)
@@ -81,8 +88,8 @@ class StoreScu:
     def _store(self, association: Any, path: Path) -> Answer:
         try:
             status = association.send_c_store(path)
-        except (OSError, RuntimeError, ValueError, AttributeError) as error:
-            log.warning("not-sent", destination=self._destination.name, error=type(error).__name__)
+        except Exception as error:  # noqa: BLE001  # one object must not keep the others from going
+            log.defect("not-sent", error)
             return Answer(False, "not-sent")
         if "Status" not in status:
             return Answer(False, "no-answer")
@@ -90,9 +97,3 @@ class StoreScu:
         if code == 0x0000 or code & 0xF000 == 0xB000:  # a warning: it was stored, with elements coerced or dropped
             return Answer(True, f"0x{code:04X}")
         return Answer(False, f"0x{code:04X}", final=code in FINAL)
-
-
-def _context(sop_class: str, syntax: str) -> Any:
-    from pynetdicom.presentation import build_context
-
-    return build_context(sop_class, syntax)
