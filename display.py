@@ -49,7 +49,7 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
-def progress(items: Iterable[T], total: int, what: str, quiet: bool, place: Callable[[T], str]) -> Generator[T, None, None]:
+def progress(items: Iterable[T], total: int | None, what: str, quiet: bool, place: Callable[[T], str]) -> Generator[T, None, None]:
     """Pass items on; on a terminal show a bar with rate and time left, by pictures and not by frames.
 
     Close the iterator before printing to stdout, where that may be the same terminal. Lines for stderr go above the bar.

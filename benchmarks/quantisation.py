@@ -182,6 +182,12 @@ def _dynamic(ready: Quantiser, fp32: Path, out: Path) -> None:
     )  # fmt: skip
 
 
+def _nibbles(levels: NDArray[np.int8]) -> bytes:
+    """Two to a byte, the first in the lower half."""
+    flat = np.append(levels.flatten(), np.zeros(levels.size % 2, np.int8)).view(np.uint8) & 0xF
+    return bytes((flat[::2] | (flat[1::2] << 4)).tobytes())
+
+
 def _weights_alone(bits: int) -> Callable[[Quantiser, Path, Path], None]:
     """Convolutions' and linear layers' weights stored in few bits, expanded when the session opens: computing stays in fp32."""
 
@@ -200,8 +206,8 @@ def _weights_alone(bits: int) -> Callable[[Quantiser, Path, Path], None]:
             scale = np.maximum(np.abs(blocks).max(1, keepdims=True), 1e-12) / (2 ** (bits - 1) - 1)
             levels = np.rint(blocks / scale).astype(np.int8)
             name = tensor.name
-            kind = TensorProto.INT4 if bits == 4 else TensorProto.INT8
-            tensors.append(helper.make_tensor(f"{name} levels", kind, levels.shape, levels.flatten()))
+            kind, raw = (TensorProto.INT4, _nibbles(levels)) if bits == 4 else (TensorProto.INT8, levels.tobytes())
+            tensors.append(helper.make_tensor(f"{name} levels", kind, levels.shape, raw, raw=True))
             tensors.append(numpy_helper.from_array(scale.astype(np.float16), f"{name} scale"))
             shape = rows.shape if used[tensor.name] != "Conv" else weights.shape
             tensors.append(numpy_helper.from_array(np.array(shape, np.int64), f"{name} shape"))

@@ -13,6 +13,7 @@ import click
 
 from ..display import print_facts, printable, progress, say, warn
 from ..ending import FAILED, NOTHING_FOUND
+from .archive import Archive, archive_options, fill_from
 from .inputs import inputs, say_skipped, walk
 from .options import P, R, bundle_option, filling_options, index_option, json_option, threshold_option
 
@@ -45,6 +46,7 @@ def _gallery_options(command: Callable[P, R]) -> Callable[P, R]:
 @index.command("build")
 @filling_options
 @_gallery_options
+@archive_options
 def index_build(
     paths: tuple[str, ...],
     folder: Path,
@@ -54,17 +56,21 @@ def index_build(
     as_json: bool,
     quiet: bool,
     model: Callable[[], Screener],
+    archive: Archive | None,
 ) -> int:
-    """Make a new index of the pictures in PATH.
+    """Make a new index of the pictures in PATH, or in an archive.
 
     \b
-    Example:
+    Examples:
       lcmem-onnx index build training-set/ --index hospital.index
+      lcmem-onnx index build --from-orthanc http://localhost:8042 --index hospital.index
     """
     from ..runtime.gallery import Gallery, check_gallery_name
 
     check_gallery_name(name)
     screener = model()
+    if archive:
+        return fill_from(archive, screener, lambda: Gallery.create(folder, screener.bundle, warn=warn), name, graph, as_json, quiet)
     items, skipped = walk(inputs(paths, null))
     with Gallery.create(folder, screener.bundle, warn=warn) as gallery:
         return _fill(screener, gallery, items, skipped, name, graph, as_json, quiet)
@@ -73,6 +79,7 @@ def index_build(
 @index.command("add")
 @filling_options
 @_gallery_options
+@archive_options
 def index_add(
     paths: tuple[str, ...],
     folder: Path,
@@ -82,17 +89,25 @@ def index_add(
     as_json: bool,
     quiet: bool,
     model: Callable[[], Screener],
+    archive: Archive | None,
 ) -> int:
-    """Add the pictures in PATH to an index; those that are in it already are not embedded again.
+    """Add the pictures in PATH, or in an archive, to an index; those that are in it already are not embedded again.
 
     \b
-    Example:
+    Examples:
       lcmem-onnx index add new-studies/ --index hospital.index --gallery ward-3
+      lcmem-onnx index add --from-dicomweb https://pacs.example/dicom-web --query StudyDate=20260101- --index hospital.index
     """
     from ..runtime.gallery import Gallery, check_gallery_name
 
     check_gallery_name(name)
     screener = model()
+    if archive:
+
+        def opened() -> Gallery:
+            return Gallery.open(folder, screener.bundle, read_only=False, warn=warn)
+
+        return fill_from(archive, screener, opened, name, graph, as_json, quiet)
     items, skipped = walk(inputs(paths, null))
     with Gallery.open(folder, screener.bundle, read_only=False, warn=warn) as gallery:
         return _fill(screener, gallery, items, skipped, name, graph, as_json, quiet)

@@ -145,7 +145,7 @@ def _watch(total: int, what: str, quiet: bool) -> Callable[[Iterable[Record]], I
 
 
 def _report(done: Imported, gallery: Gallery, folder: Path, as_json: bool, quiet: bool) -> None:
-    gallery.update_graph()
+    gallery.update_caches()
     if as_json:
         counts = {"added": done.added, "known": done.known, "frames": len(gallery)}
         click.echo(json.dumps({"schema_version": 1, **counts, "calibration_left_behind": done.calibrated}))

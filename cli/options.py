@@ -134,6 +134,7 @@ index_threshold_option = click.option(
 
 def filling_options(command: Callable[P, R]) -> Callable[P, R]:
     """What `index build` and `index add` take."""
-    for option in (model_options, quiet_option, json_option, null_option, index_option, paths_argument):
+    paths = click.argument("paths", nargs=-1, metavar="[PATH]...")  # or an archive in place of them
+    for option in (model_options, quiet_option, json_option, null_option, index_option, paths):
         command = option(command)
     return command

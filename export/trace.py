@@ -53,7 +53,7 @@ def _with_means_alone(network: LCMem) -> LCMem:
     """A copy whose VAE's moments are the means alone."""
     copied = copy.deepcopy(network)
     vae: Any = copied.vae
-    last = vae.quant_conv if isinstance(vae.quant_conv, nn.Conv2d) else vae.encoder.conv_out
+    last: Any = vae.quant_conv if isinstance(vae.quant_conv, nn.Conv2d) else vae.encoder.conv_out
     last.out_channels //= 2
     last.weight = nn.Parameter(last.weight[: last.out_channels].detach())
     last.bias = nn.Parameter(last.bias[: last.out_channels].detach())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -20,11 +20,13 @@ __all__ = [
     "Kind",
     "Limits",
     "Skipped",
+    "Supplied",
     "Unfound",
     "picture_name",
     "read_file",
     "sniff",
     "walk",
+    "walk_or_supplied",
 ]
 
 HEAD = 132
@@ -85,6 +87,19 @@ class Skipped:
     """A file in a folder that neither its name nor its first bytes make a picture."""
 
     path: Path
+
+
+@dataclass(frozen=True)
+class Supplied:
+    """A picture that comes from elsewhere than a file, under a name of its own.
+
+    Attributes:
+        key: its name, in results and in the gallery.
+        read: gives its content, when and in the thread in which that is wanted. Raises PictureError.
+    """
+
+    key: str
+    read: Callable[[], bytes]
 
 
 @dataclass(frozen=True)
@@ -205,6 +220,17 @@ def walk(paths: Iterable[str | os.PathLike[str] | Found | Skipped | Unfound]) ->
             yield from _walk_given_folder(start)
         else:
             yield Found(start)
+
+
+def walk_or_supplied(
+    given: Iterable[str | os.PathLike[str] | Found | Skipped | Supplied | Unfound],
+) -> Iterator[Found | Skipped | Supplied | Unfound]:
+    """As `walk`; what is supplied stands for itself."""
+    for item in given:
+        if isinstance(item, Supplied):
+            yield item
+        else:
+            yield from walk([item])
 
 
 def _walk_given_folder(folder: Path) -> Iterator[Found | Skipped | Unfound]:

@@ -12,7 +12,7 @@ another, and then looks like another picture. So there is a second, which depend
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ from .preprocess import BLANK_LEVELS
 __all__ = ["first_number", "largest_entry", "merged_groups", "padding_mask", "render_grey"]
 
 Floats = NDArray[np.float64]
+_AT_ONCE = 1 << 20
 
 
 def merged_groups(dataset: Dataset, number: int) -> Dataset:
@@ -115,7 +116,9 @@ class _Scale:
         self._table: NDArray[np.int64] | None = None
         if seen.dtype.kind != "f" and int(self.high) - int(self.low) <= 0xFFFF:
             self._table = np.arange(int(self.low), int(self.high) + 1, dtype=np.int64)
-            self._counts = np.bincount(seen.astype(np.int64).ravel() - int(self.low), minlength=len(self._table))
+            self._counts = np.zeros(len(self._table), np.int64)
+            for part in _parts(seen.reshape(-1)):
+                self._counts += np.bincount(part.astype(np.int64) - int(self.low), minlength=len(self._table))
 
     def ends(self) -> tuple[float, float]:
         """The smallest and the largest modality value. A table need not rise, nor does a negative slope."""
@@ -138,11 +141,20 @@ class _Scale:
         if self._table is None:
             return self._shown(values, look)
         levels = self._shown(self._table, look)
-        return np.asarray(levels[np.clip(values, self.low, self.high).astype(np.int64) - int(self.low)])
+        shown = np.empty(values.size, np.uint8)
+        for part, target in zip(_parts(values.reshape(-1)), _parts(shown), strict=True):
+            target[:] = levels[np.clip(part, self.low, self.high).astype(np.int64) - int(self.low)]
+        return shown.reshape(values.shape)
 
     def _shown(self, stored: NDArray[Any], look: Callable[[Floats], Floats]) -> NDArray[np.uint8]:
         grey = look(self._modality(stored))
         return np.asarray(np.rint(255 * (1 - grey if self._inverted else grey)), np.uint8)
+
+
+def _parts(flat: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """A flat array in pieces: the indices into a table take 8 bytes a pixel."""
+    for at in range(0, len(flat), _AT_ONCE):
+        yield flat[at : at + _AT_ONCE]
 
 
 def _shows(values: NDArray[Any], scale: _Scale, declared: Callable[[Floats], Floats] | None, padding: NDArray[np.bool_]) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from pydicom import Dataset
 
-__all__ = ["Identifiers", "identifiers_of"]
+__all__ = ["NOBODY", "Identifiers", "identifiers_of"]
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,9 @@ class Identifiers:
     patient_id: str | None = field(default=None, repr=False)
     issuer: str | None = field(default=None, repr=False)
     study_uid: str | None = field(default=None, repr=False)
+
+
+NOBODY = Identifiers()
 
 
 def identifiers_of(dataset: Dataset) -> Identifiers:

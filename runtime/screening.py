@@ -10,10 +10,9 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,14 +24,15 @@ from numpy.typing import NDArray
 from .bundle import Bundle, open_bundle
 from .encoder import Encoder
 from .errors import EncodingError, GalleryError, KeyConflictError, LcmemError, PictureError, Reason, UsageError
-from .files import DEFAULT_LIMITS, Found, Limits, Skipped, Unfound, picture_name, read_file, walk
+from .files import DEFAULT_LIMITS, Found, Limits, Skipped, Supplied, Unfound, picture_name, read_file, walk_or_supplied
 from .gallery import DEFAULT_GALLERY, Added, Entry, Gallery, Hit, Identity, Search, SearchResult, check_gallery_name
 from .gallery.calibration import Decision, ThresholdSource, decide_threshold
 from .head import Floats, check_threshold
-from .identifiers import Identifiers
+from .identifiers import NOBODY, Identifiers
 from .isolation import IsolatedPicture, Nursery
 from .machine import cpu_limit
 from .notes import SUSPICIOUS, Note
+from .outcomes import SCHEMA_VERSION, Comparison, Embedded, Indexed, Verdict
 from .pictures import Picture, open_picture, views_of
 from .preprocess import check_rgb
 from .providers import AUTO
@@ -42,23 +42,12 @@ __all__ = ["SCHEMA_VERSION", "Comparison", "Embedded", "Indexed", "Result", "Scr
 
 Source = str | os.PathLike[str] | bytes | NDArray[np.uint8]
 """A picture as scripts have it: a path, a file's bytes, or an RGB array, uint8 (height, width, 3)."""
-Where = str | os.PathLike[str] | Found | Unfound | Skipped
-"""A file or folder to be searched, or what a search found: a program that shows progress has walked its folders already."""
-SCHEMA_VERSION = 1
+Where = str | os.PathLike[str] | Found | Unfound | Skipped | Supplied
+"""A file or folder to be searched, or what a search found (a program that shows progress has walked its folders already), or a
+picture that is supplied under a name of its own."""
 FRAMES_AHEAD = 16
 """Frames that a worker decodes before its turn comes. The rest of a long picture is decoded when it is that picture's turn,
 so that one file of 4,000 frames does not fill the memory."""
-
-
-NOBODY = Identifiers()
-
-
-class Verdict(StrEnum):
-    """`clear`: nothing scored at or above the threshold. `match`: something did. `error`: it could not be judged."""
-
-    CLEAR = "clear"
-    MATCH = "match"
-    ERROR = "error"
 
 
 @dataclass(frozen=True)
@@ -118,83 +107,17 @@ class Result:
         }
 
 
-@dataclass(frozen=True)
-class Indexed:
-    """What became of one picture that was to be added to a gallery.
-
-    Attributes:
-        path: the picture, as valid text; also its key, made absolute.
-        added: new, known or copy; None when it was not added.
-        frames: how many frames were added or are there.
-        errors: what could not be read, a (frame or None, reason, detail) each.
-    """
-
-    path: str
-    added: Added | None
-    frames: int
-    errors: tuple[tuple[int | None, Reason, str], ...] = ()
-
-    def as_json(self) -> dict[str, Any]:
-        """The line of JSON that `index build --json` and `index add --json` print."""
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "path": self.path,
-            "added": self.added.value if self.added else None,
-            "frames": self.frames,
-            "errors": [{"frame": frame, "reason": reason.value, "detail": detail} for frame, reason, detail in self.errors],
-        }
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two pictures compared; of multi-frame pictures, their two most alike frames."""
-
-    score: float
-    logit: float
-    threshold: float
-    verdict: Verdict
-    frames: tuple[int, int]
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "score": self.score,
-            "logit": self.logit,
-            "threshold": self.threshold,
-            "verdict": self.verdict.value,
-            "frames": list(self.frames),
-        }
-
-
-@dataclass(frozen=True, eq=False)
-class Embedded:
-    """A picture's embeddings, for who compares them by themselves.
-
-    Attributes:
-        path: the picture, as valid text.
-        content: sha256 (32 bytes) of the file; None when it could not be read.
-        embeddings: of all views (see `Picture.views`) of the frames that could be, float32 (views, features).
-        errors: what could not be read, a (frame or None, reason, detail) each.
-        identifiers: whose it is, where its header says so.
-    """
-
-    path: str
-    content: bytes | None
-    embeddings: Floats
-    errors: tuple[tuple[int | None, Reason, str], ...] = ()
-    identifiers: Identifiers = NOBODY
-
-
 @dataclass(frozen=True, eq=False)
 class _Frame:
     """One frame on its way through the pipeline, or the news that a picture has none to give.
 
-    `value` is in turn the views (see `Picture.views`), uint8 (views, size, size, 3), and their embeddings, float32 (views,
-    features); an error in place of either; or None for a file that needs no embedding. `number` is None where the picture as
-    a whole is meant, and `last` marks a picture's end.
+    `path` is what results call it, `key` what a gallery does. `value` is in turn the views (see `Picture.views`), uint8 (views,
+    size, size, 3), and their embeddings, float32 (views, features); an error in place of either; or None for a file that needs
+    no embedding. `number` is None where the picture as a whole is meant, and `last` marks a picture's end.
     """
 
     path: str
+    key: str
     content: bytes | None
     frames: int
     number: int | None
@@ -370,8 +293,8 @@ class Screener:
         self._check(gallery)
         check_gallery_name(name)
 
-        def known(content: bytes, path: Path) -> bool:
-            return gallery.status(_key(path), content, name) is not Added.NEW
+        def known(content: bytes, key: str) -> bool:
+            return gallery.status(key, content, name) is not Added.NEW
 
         parts: list[_Frame] = []
         for frame in self._embedded(self._frames_ahead(paths, on_skip, known)):
@@ -475,37 +398,42 @@ class Screener:
         self,
         paths: Iterable[Where],
         on_skip: Callable[[Path], None] | None,
-        known: Callable[[bytes, Path], bool] | None = None,
+        known: Callable[[bytes, str], bool] | None = None,
     ) -> Iterator[_Frame]:
         """Frames of all pictures in order, decoded by the workers a few pictures ahead."""
         depth = 2 * self._workers + self._batch
-        pending: deque[tuple[str, Future[_Prepared] | PictureError]] = deque()
+        pending: deque[tuple[str, str, Future[_Prepared] | PictureError]] = deque()
         pool = ThreadPoolExecutor(self._workers, thread_name_prefix="lcmem-decode")
         try:
-            for found in walk(paths):
+            for found in walk_or_supplied(paths):
                 if isinstance(found, Skipped):
                     if on_skip:
                         on_skip(found.path)
                     continue
-                name = picture_name(found.path)
-                outcome = found.error if isinstance(found, Unfound) else pool.submit(self._prepare, found.path, known)
-                pending.append((name, outcome))
+                if isinstance(found, Supplied):
+                    name = key = found.key
+                else:
+                    name, key = picture_name(found.path), _key(found.path)
+                outcome = found.error if isinstance(found, Unfound) else pool.submit(self._prepare, found, key, known)
+                pending.append((name, key, outcome))
                 if len(pending) >= depth:
                     yield from self._frames_of(*pending.popleft())
             while pending:
                 yield from self._frames_of(*pending.popleft())
         finally:
+            if isinstance(paths, Generator):
+                paths.close()  # first, so that what supplies pictures can stop the workers that wait for it
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _prepare(self, path: Path, known: Callable[[bytes, Path], bool] | None) -> _Prepared:
+    def _prepare(self, found: Found | Supplied, key: str, known: Callable[[bytes, str], bool] | None) -> _Prepared:
         """A worker's part: read, hash, decode, resize. A picture's own errors are a result, not an exception."""
         content = None
         try:
-            data = read_file(path, self.limits)
+            data = found.read() if isinstance(found, Supplied) else read_file(found.path, self.limits)
             content = hashlib.sha256(data).digest()
-            if known and known(content, path):
+            if known and known(content, key):
                 return _Prepared(content)
-            picture = self._open(data, path.name)
+            picture = self._open(data, "" if isinstance(found, Supplied) else found.path.name)
             ahead = tuple(self._one_frame(picture, number) for number in range(min(picture.frames, FRAMES_AHEAD)))
         except PictureError as error:
             return _Prepared(content, error=error)
@@ -524,10 +452,10 @@ class Screener:
         except MemoryError:
             return PictureError(Reason.OUT_OF_MEMORY, "there was not enough memory to decode it")
 
-    def _frames_of(self, path: str, outcome: Future[_Prepared] | PictureError) -> Iterator[_Frame]:
+    def _frames_of(self, path: str, key: str, outcome: Future[_Prepared] | PictureError) -> Iterator[_Frame]:
         prepared = _Prepared(None, error=outcome) if isinstance(outcome, PictureError) else outcome.result()
         if prepared.error or not prepared.frames:
-            yield _Frame(path, prepared.content, prepared.frames, None, True, prepared.error)
+            yield _Frame(path, key, prepared.content, prepared.frames, None, True, prepared.error)
             return
         for number in range(prepared.frames):
             value = (
@@ -538,7 +466,7 @@ class Screener:
             last = number == prepared.frames - 1
             if last and prepared.picture is not None:
                 prepared.picture.close()
-            yield _Frame(path, prepared.content, prepared.frames, number, last, value, prepared.identifiers, prepared.notes)
+            yield _Frame(path, key, prepared.content, prepared.frames, number, last, value, prepared.identifiers, prepared.notes)
 
     def _embedded(self, frames: Iterable[_Frame]) -> Iterator[_Frame]:
         """The same frames in the same order, pixels replaced by embeddings, in batches across pictures."""
@@ -605,11 +533,12 @@ def _add(parts: Sequence[_Frame], gallery: Gallery, name: str) -> Indexed:
         return Indexed(first.path, None, 0, tuple(errors))
     try:
         # Asked again: an equal file may have been added since the worker looked.
-        added = gallery.status(key := _key(Path(first.path)), first.content, name)
+        added = gallery.status(first.key, first.content, name)
         if added is Added.COPY:
-            gallery.add_copy(key, first.content, name)
+            gallery.add_copy(first.key, first.content, name)
         elif added is Added.NEW:
-            gallery.add(Entry(key, first.content, first.frames, embeddings, name, *_pseudonyms(first.identifiers, gallery)))
+            entry = Entry(first.key, first.content, first.frames, embeddings, name, *_pseudonyms(first.identifiers, gallery))
+            gallery.add(entry)
     except KeyConflictError as error:
         return Indexed(first.path, None, 0, ((None, Reason.KEY_CONFLICT, str(error)),))
     return Indexed(first.path, added, len(embeddings), tuple(errors))

@@ -201,7 +201,7 @@ def test_options_that_contradict_are_refused(index: Path, strangers: Path) -> No
     assert lcmem("calibrate", "--index", index, "--forget").exit_code == 0
 
 
-def test_patients_of_the_gallery_are_no_strangers(index: Path, tmp_path: Path) -> None:
+def test_patients_of_the_gallery_are_no_strangers(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A second picture of the patient whose CT slice is in the gallery, known by the number in the header."""
     patient = pydicom.dcmread(GALLERY / "ct-slice.dcm")
     patient.PatientID = "0815"
@@ -218,6 +218,12 @@ def test_patients_of_the_gallery_are_no_strangers(index: Path, tmp_path: Path) -
     done = lcmem("calibrate", "--index", index, "--negatives", tmp_path / "negatives", "--ignore-patients", "--json")
     assert done.exit_code == 0
     assert json.loads(done.stdout)["negatives"] == 1
+    other_key = tmp_path / "other.key"
+    other_key.write_text("00" * 32)
+    other_key.chmod(0o600)
+    monkeypatch.setenv("LCMEM_ONNX_SITE_KEY", str(other_key))
+    done = lcmem("calibrate", "--index", index, "--negatives", tmp_path / "negatives", "-q")
+    assert (done.exit_code, "--ignore-patients" in done.stderr) == (2, True)
 
 
 # -- without pictures ----------------------------------------------------------------------------------------------

@@ -75,11 +75,11 @@ def chosen_identities(
         for place in range(min(batch, count - len(chosen))):
             if place % run == 0:
                 deck = _drawn(drawn_from, rng)
-            while (number := decks[deck].deal(taken)) is None:
+            while (dealt := decks[deck].deal(taken)) is None:
                 drawn_from[deck] = 0.0
                 deck = _drawn(drawn_from, rng)
-            taken.add(number)
-            chosen.append(number)
+            taken.add(dealt)
+            chosen.append(dealt)
     return np.array(chosen)
 
 

@@ -124,11 +124,12 @@ def _first_pass(blocks: list[tuple[int, Codes]], queries: Codes, threads: int) -
         if not queries.shape[1]:
             places[:, number, :kept] = np.arange(kept)
             return
-        sums, order = cv2.batchDistance(queries, codes, cv2.CV_32S, normType=cv2.NORM_L1, K=kept)
-        distances[:, number, :kept], places[:, number, :kept] = sums, order
+        # One query a call: OpenCV would share several out among threads of its own, which wait for each other at each block.
+        for query in range(len(queries)):
+            sums, order = cv2.batchDistance(queries[query : query + 1], codes, cv2.CV_32S, normType=cv2.NORM_L1, K=kept)
+            distances[query, number, :kept], places[query, number, :kept] = sums[0], order[0]
 
-    # OpenCV shares queries out among threads by itself; a few queries are shared out by blocks.
-    if len(queries) >= 2 * threads or threads == 1 or len(blocks) == 1:
+    if threads == 1 or len(blocks) == 1:
         for number in range(len(blocks)):
             work(number)
     else:

@@ -106,7 +106,10 @@ class Gallery:
             raise
         try:
             if compaction_due(store):
-                gallery.compact()
+                try:
+                    gallery.compact()
+                except GalleryError as error:  # it stays due; no reason to refuse additions
+                    warn(f"what was removed earlier may still be on the disk: {error}")
         except BaseException:
             gallery.close()
             raise
@@ -149,15 +152,16 @@ class Gallery:
 
     def __len__(self) -> int:
         """How many pictures' frames it holds."""
-        return self._store.counts()[0]
+        return self._store.frames()
 
     def vectors(self) -> int:
         """How many distinct embeddings it holds: the size that counts in a search, since copies are compared once."""
-        return self._store.counts()[1]
+        with self._store.explained():
+            return self._store.tally("vectors").rows  # kept, where counting would read an index of all
 
     def describe(self) -> dict[str, object]:
         """Counts and identity, for people: pictures, frames, distinct vectors, groups, age, the bundle's fingerprint."""
-        frames, vectors = self._store.counts()
+        frames, vectors = self._store.frames(), self._store.counts()[1]
         return {
             "path": str(self.folder),
             "pictures": self._store.files(),
@@ -227,6 +231,11 @@ class Gallery:
         """The sha256 of the picture that a key stands for in a gallery, or None."""
         known = self._store.content_of(key, gallery)
         return known[0] if known else None
+
+    def holds(self, key: str, gallery: str = DEFAULT_GALLERY) -> bool:
+        """Whether a picture is there under this key, with all its frames."""
+        known = self._store.content_of(key, gallery)
+        return bool(known and known[1])
 
     def add(self, entry: Entry) -> None:
         """Add one picture with its embeddings; it is on disk when this returns.

@@ -139,7 +139,12 @@ class Searcher:
                 self._graph.extend(flat.ids[places], self._head.weighted(flat.take(places)))
             self._graph.content = flat.content(self._graph.newest)
             if self._persistent:
-                save_graph(self._graph, self._folder, self._fingerprint)
+                try:
+                    save_graph(self._graph, self._folder, self._fingerprint)
+                except GalleryError as error:
+                    if newest:
+                        raise
+                    self._warn(f"{error}; the search goes on without saving it")
         return self._graph
 
     # -- searching -------------------------------------------------------------------------------------------------
@@ -224,16 +229,16 @@ class Searcher:
             there[there] = flat.ids[places[there]] == labels[there]
             places = places[there]  # a graph that was loaded before a compaction still has what is gone
             complete = len(labels) >= len(graph) or float(distances[-1]) > radius
-            if complete or count >= MOST_CANDIDATES:
-                break
-            farther = places[len(places) // 2 :]
-            if not (head.scores(query, flat.take(farther)) >= threshold).any():
+            scores = head.scores(query, flat.take(places))
+            if complete or count >= MOST_CANDIDATES or not (scores[len(places) // 2 :] >= threshold).any():
                 break
             count *= 4
-        found = np.concatenate([places[wanted[places]], newer])
-        if not len(found):  # the nearest are all of other galleries, or erased
+        scores[~wanted[places]] = -1.0
+        best = scores.max(initial=-1.0)
+        if best < 0 and not len(newer):  # the nearest are all of other galleries, or erased
             return flat.candidates(query[None], threshold, members)[0], True
-        return np.sort(found), complete
+        kept = (scores >= threshold) | ((scores == best) & (best >= 0))
+        return np.sort(np.concatenate([places[kept], newer])), complete
 
     def _result(
         self, views: Floats, places: Places, threshold: float, top: int, galleries: Sequence[str] | None, complete: bool

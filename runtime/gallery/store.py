@@ -60,10 +60,14 @@ class Store(Database):
     # -- reading ---------------------------------------------------------------------------------------------------
 
     def counts(self) -> tuple[int, int]:
-        """(pictures' frames, distinct vectors)."""
+        """(renderings of pictures' frames, distinct vectors)."""
         with self.explained():
-            frames = self.connection.execute("SELECT count(*) FROM pictures WHERE rendering = 0").fetchone()[0]
-            return frames, self.tally("vectors").rows
+            return self.tally("pictures").rows, self.tally("vectors").rows
+
+    def frames(self) -> int:
+        """How many pictures' frames there are."""
+        with self.explained():
+            return int(self.connection.execute("SELECT count(*) FROM pictures WHERE rendering = 0").fetchone()[0])
 
     def files(self) -> int:
         """How many pictures there are, each with all its frames: keys, counted in each gallery."""
