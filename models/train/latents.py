@@ -31,7 +31,8 @@ def cached_latents(network: LCMem, rows: Sequence[Listed], size: int, folder: Pa
     Raises:
         TrainingError, FileListError: as `cached`.
     """
-    if network.vae is None:
+    vae = network.vae
+    if vae is None:
         raise TrainingError("latents are made by a VAE, and this network has none: set network.vae")
 
     def make(numbers: Sequence[int]) -> NDArray[np.float32]:
@@ -39,16 +40,16 @@ def cached_latents(network: LCMem, rows: Sequence[Listed], size: int, folder: Pa
         pixels = np.stack([pictures.whole(number) for number in range(len(numbers))])
         with torch.no_grad():
             batch = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float() / 255.0
-            return network.latents(batch).cpu().numpy()  # type: ignore[no-any-return]
+            return network.latents(batch).cpu().numpy()
 
     network = network.to(device).eval()
-    side = size // network.vae.shape.downscale
+    side = size // vae.shape.downscale
     return cached(
         folder,
         Recipe(
             name="latents",
             made_of={"rows": files_digest(rows), "weights": weights_digest(network, ("vae.",))},
-            shape=(network.vae.shape.latent_channels, side, side),
+            shape=(vae.shape.latent_channels, side, side),
             slots=[1] * len(rows),
             make=make,
             at_once=AT_ONCE,

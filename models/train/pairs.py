@@ -71,15 +71,17 @@ def chosen_identities(
     while len(chosen) < count:
         taken: set[int] = set()
         drawn_from = likely.copy()
-        deck = 0
+        deck = _drawn(drawn_from, rng)
         for place in range(min(batch, count - len(chosen))):
-            if place % run == 0:
+            if place and place % run == 0:
                 deck = _drawn(drawn_from, rng)
-            while (number := decks[deck].deal(taken)) is None:
+            dealt = decks[deck].deal(taken)
+            while dealt is None:
                 drawn_from[deck] = 0.0
                 deck = _drawn(drawn_from, rng)
-            taken.add(number)
-            chosen.append(number)
+                dealt = decks[deck].deal(taken)
+            taken.add(dealt)
+            chosen.append(dealt)
     return np.array(chosen)
 
 

@@ -42,7 +42,7 @@ class PairLoss(nn.Module):
             with torch.no_grad():
                 at_once = VAE_AT_ONCE if both.device.type == "cpu" else len(both)
                 both = torch.cat([self.network.latents(_pixels(part)) for part in torch.split(both, at_once)])
-        features = self.network.model.late(both.contiguous(memory_format=torch.channels_last), self.layers)
+        features = self.network.convnext.late(both.contiguous(memory_format=torch.channels_last), self.layers)
         with torch.autocast(both.device.type, enabled=False):
             embeddings = torch.sigmoid(features.float())
             one, other = embeddings.chunk(2)
@@ -94,7 +94,7 @@ def network_for(config: Config) -> LCMem:
         if wanted.head_bias is not None:
             network.fc_end.bias.fill_(wanted.head_bias)
     if config.stage == "last-layers":
-        network.model.features[: wanted.frozen].requires_grad_(False)
+        network.convnext.features[: wanted.frozen].requires_grad_(False)
     if wanted.start:
         _start(network, {key: value for key, value in state.items() if not key.startswith("vae.")}, wanted.start)
     return network
