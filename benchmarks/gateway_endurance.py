@@ -105,8 +105,9 @@ class Gateway:
                 status = Path(f"/proc/{pid}/status").read_text()
             except OSError:
                 continue
-            # A part that was killed a moment ago may be there without its memory.
-            found |= {name: int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmRSS")}
+            for line in status.splitlines():
+                if line.startswith("VmRSS"):  # missing in a part that was killed a moment ago
+                    found[name] = int(line.split()[1]) / 1024
         return found
 
 
