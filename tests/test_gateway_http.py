@@ -353,6 +353,15 @@ def test_callers_by_certificate(tmp_path: Path) -> None:
             context.load_cert_chain(tmp_path / f"{name}.pem", tmp_path / f"{name}.key")
             with httpx.Client(base_url=plain.base_url, verify=context, trust_env=False) as client:
                 assert client.post("/studies", content=content, headers=headers).status_code == status
+        silent = [socket.create_connection(("127.0.0.1", plain.base_url.port)) for _ in range(50)]  # handshakes never begun
+        context = ssl.create_default_context(cafile=str(tmp_path / "ca.pem"))
+        context.load_cert_chain(tmp_path / "scanner.pem", tmp_path / "scanner.key")
+        began = time.monotonic()
+        with httpx.Client(base_url=plain.base_url, verify=context, trust_env=False) as client:
+            assert client.get("/healthz").status_code == 200
+        assert time.monotonic() - began < 2
+        for peer in silent:
+            peer.close()
         without = ssl.create_default_context(cafile=str(tmp_path / "ca.pem"))
         with httpx.Client(base_url=plain.base_url, verify=without, trust_env=False) as client, pytest.raises(httpx.TransportError):
             client.get("/healthz")

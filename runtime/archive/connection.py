@@ -33,8 +33,7 @@ LAST_FOR_OBJECT = 1.0
 LONGEST_PAUSE = 60.0
 """At most so long is waited when the server names a time itself (Retry-After)."""
 TIMEOUT = httpx.Timeout(120.0, connect=10.0)
-"""Seconds of silence. A busy archive takes its time before an object's first byte: an Orthanc on a loaded machine took 28 s for
-72 MB."""
+"""Seconds of silence. A busy archive is slow to begin: an Orthanc on a loaded machine took 28 s for an object of 72 MB."""
 MAX_LIST_BYTES = 64 << 20
 """A page of a listing; one of 500 instances has about 1 MB."""
 PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})

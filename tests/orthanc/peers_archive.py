@@ -145,26 +145,28 @@ def test_killed_at_any_moment_it_goes_on_where_it_was(kind: str, orthanc: httpx.
         ("orthanc", "/dicom-web", "tester", "is that"),
     ],
 )
-def test_what_is_wrong_is_said_in_a_line(kind: str, path: str, user: str, says: str, folder: Path, orthanc: httpx.Client) -> None:
+def test_what_is_wrong_is_said_in_a_line(
+    kind: str,
+    path: str,
+    user: str,
+    says: str,
+    folder: Path,
+    orthanc: httpx.Client,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    from lcmem_onnx.cli import main
+
     store(orthanc, SLICES[0].read_bytes())
-    environment = {**os.environ, "LCMEM_ONNX_ARCHIVE_USER": user, "LCMEM_ONNX_ARCHIVE_PASSWORD": USER[1]}
-    command = [
-        sys.executable,
-        "-m",
-        "lcmem_onnx.cli",
-        "index",
-        "add",
-        f"--from-{kind}",
-        ORTHANC + path,
-        "--index",
-        str(folder),
-        "-q",
-    ]
-    finished = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert finished.returncode == 2
-    assert says in finished.stderr
-    assert len(finished.stderr.splitlines()) == 1
-    assert USER[1] not in finished.stderr
+    monkeypatch.setenv("LCMEM_ONNX_ARCHIVE_USER", user)
+    monkeypatch.setenv("LCMEM_ONNX_ARCHIVE_PASSWORD", USER[1])
+    with pytest.raises(SystemExit) as ended:
+        main(["index", "add", f"--from-{kind}", ORTHANC + path, "--index", str(folder), "-q"])
+    said = capfd.readouterr().err
+    assert ended.value.code == 2
+    assert says in said
+    assert len(said.splitlines()) == 1
+    assert USER[1] not in said
 
 
 def test_the_rate_is_kept(orthanc: httpx.Client, screener: Screener, folder: Path) -> None:

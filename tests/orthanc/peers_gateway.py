@@ -81,6 +81,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("gateway")
     create_site_key(folder / "site.key")
     (folder / "orthanc.token").write_text(TOKEN)
+    (folder / "orthanc.token").chmod(0o600)
     (folder / "gateway.toml").write_text(CONFIG)
     with httpx.Client(base_url=ORTHANC, auth=USER, trust_env=False, timeout=30) as client:
         client.post("/instances", content=CT.read_bytes()).raise_for_status()
