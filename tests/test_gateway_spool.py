@@ -7,6 +7,7 @@ import json
 import os
 import sqlite3
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -257,6 +258,25 @@ def test_forwarding_is_tried_again_and_dies_at_last(settings: Settings) -> None:
         with pytest.raises(GatewayError, match="not dead"):
             deliveries.requeue(object_id, "anna")
         assert events(spool) == ["received", "screened", "dead", "requeued"]
+
+
+def test_a_failure_that_comes_late_changes_nothing(settings: Settings) -> None:
+    """Of two destinations one has given up, and somebody has discarded the object, while it was being sent to the other."""
+    with Spool(settings) as spool:
+        discarded, changed = put(spool), put(spool, MR.read_bytes())
+        for item in spool.claim("worker", 10):
+            spool.settle(item, replace(FORWARD, destinations=("archive", "research")))
+        deliveries = Deliveries(spool)
+        sending = {delivery.item.id: delivery for delivery in deliveries.due("research", 10)}
+        for delivery in deliveries.due("archive", 10):
+            if delivery.item.id == discarded:
+                assert deliveries.failed(delivery, "refused", Retry(), final=True) is State.DEAD
+                Quarantine(spool).discard(discarded, "anna")
+            else:
+                deliveries.changed_on_disk(delivery.item)
+        assert deliveries.failed(sending[discarded], "refused", Retry(), final=True) is State.DISCARDED
+        assert deliveries.failed(sending[changed], "refused", Retry(), final=True) is State.QUARANTINED
+        assert (spool.get(discarded).state, spool.get(changed).state) == (State.DISCARDED, State.QUARANTINED)
 
 
 def test_waits_grow_up_to_a_bound_and_differ() -> None:
