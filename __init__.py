@@ -27,13 +27,16 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 if TYPE_CHECKING:
     from .runtime.bundle import Bundle, open_bundle
     from .runtime.errors import (
+        ArchiveError,
         BundleError,
         CheckpointError,
+        ConfigError,
         EncodingError,
         ExportError,
         FileListError,
         GalleryError,
         GalleryMismatchError,
+        GatewayError,
         KeyConflictError,
         LcmemError,
         PictureError,
@@ -43,23 +46,28 @@ if TYPE_CHECKING:
         UsageError,
     )
     from .runtime.files import Limits
-    from .runtime.gallery import Gallery, Hit
+    from .runtime.gallery import Entry, Gallery, Hit, Identity, SearchResult, SiteKey
     from .runtime.head import Head
     from .runtime.screening import Comparison, Indexed, Result, Screener, Verdict
 
 __all__ = [
+    "ArchiveError",
     "Bundle",
     "BundleError",
     "CheckpointError",
     "Comparison",
+    "ConfigError",
     "EncodingError",
+    "Entry",
     "ExportError",
     "FileListError",
     "Gallery",
     "GalleryError",
     "GalleryMismatchError",
+    "GatewayError",
     "Head",
     "Hit",
+    "Identity",
     "Indexed",
     "KeyConflictError",
     "LcmemError",
@@ -69,6 +77,8 @@ __all__ = [
     "Reason",
     "Result",
     "Screener",
+    "SearchResult",
+    "SiteKey",
     "TrainingError",
     "UsageError",
     "Verdict",
@@ -77,7 +87,7 @@ __all__ = [
 
 _HOMES = {
     "bundle": ("Bundle", "open_bundle"),
-    "gallery": ("Gallery", "Hit"),
+    "gallery": ("Entry", "Gallery", "Hit", "Identity", "SearchResult", "SiteKey"),
     "head": ("Head",),
     "files": ("Limits",),
     "screening": ("Comparison", "Indexed", "Result", "Screener", "Verdict"),

@@ -17,9 +17,22 @@ if TYPE_CHECKING:
 
     from .runtime.bundle import Bundle
     from .runtime.gallery import Gallery
+    from .runtime.gallery.calibration import Calibration, Decision, Forecast
+    from .runtime.identification import Suspect
     from .runtime.screening import Comparison, Result
 
-__all__ = ["print_card", "print_comparison", "print_facts", "print_results", "printable", "progress", "say", "warn"]
+__all__ = [
+    "print_calibration",
+    "print_card",
+    "print_comparison",
+    "print_facts",
+    "print_results",
+    "print_suspects",
+    "printable",
+    "progress",
+    "say",
+    "warn",
+]
 
 PIPE_WIDTH = 160
 UNBOUNDED = 100_000
@@ -36,7 +49,7 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
-def progress(items: Iterable[T], total: int, what: str, quiet: bool, place: Callable[[T], str]) -> Generator[T, None, None]:
+def progress(items: Iterable[T], total: int | None, what: str, quiet: bool, place: Callable[[T], str]) -> Generator[T, None, None]:
     """Pass items on; on a terminal show a bar with rate and time left, by pictures and not by frames.
 
     Close the iterator before printing to stdout, where that may be the same terminal. Lines for stderr go above the bar.
@@ -107,11 +120,10 @@ def _stacked(rows: Sequence[Row]) -> Table:
 
 def print_results(
     results: list[Result],
-    bundle: Bundle,
     gallery: Gallery,
     counts: dict[str, int],
     skipped: int,
-    threshold: float | None,
+    decision: Decision,
     stopped: str | None = None,
 ) -> None:
     """A table, and below it the counts and the threshold; `stopped` says how far a scan came that did not come to its end."""
@@ -125,14 +137,12 @@ def print_results(
             unfolded = console.measure(table, options=console.options.update_width(UNBOUNDED)).maximum
             table = table if unfolded <= console.width else _stacked(rows)
         console.print(table)
-    limit = bundle.threshold.value if threshold is None else threshold
-    source = bundle.threshold.source if threshold is None else "given with --threshold"
     others = f" {skipped} other files skipped." if skipped else ""
     verdicts = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
     if stopped:
         console.print(Text(printable(stopped), STYLES["error"]))
     console.print(Text(f"{verdicts}, against {len(gallery)} in the gallery.{others}"))
-    console.print(Text(f"threshold {limit:.4g}: {source}", "dim"))
+    console.print(Text(f"threshold {decision.threshold:.4g}: {decision.words}", "dim"))
 
 
 def _row(result: Result) -> Row:
@@ -178,6 +188,97 @@ def print_comparison(comparison: Comparison, first: Path, second: Path, bundle: 
     )
     source = "given with --threshold" if given else bundle.threshold.source
     console.print(Text(f"threshold {comparison.threshold:.4g}: {source}", "dim"))
+
+
+def print_calibration(
+    found: Calibration,
+    ahead: Sequence[Forecast],
+    *,
+    left_out: int = 0,
+    repeated: int = 0,
+    unreadable: int = 0,
+    dry_run: bool = False,
+) -> None:
+    """A threshold, what it was measured with, and a table of what to expect as the gallery grows."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    from .runtime.gallery.calibration import percent
+
+    console = _console(sys.stdout)
+    wanted = percent(found.wanted)
+    if ahead:
+        table = Table(box=SIMPLE_HEAD, pad_edge=False)
+        columns = ["gallery size", "strangers flagged at this threshold", "at most", f"threshold for {wanted}"]
+        for column in (*columns, "mates missed there") if found.misses else columns:
+            table.add_column(column, justify="left" if column == columns[0] else "right")
+        for each in ahead:
+            now = each.size == found.growth.size
+            row = [f"{each.size:,}" + (" (now)" if now else ""), percent(each.fpir), percent(each.at_most)]
+            row += ["too few negatives" if each.threshold is None else f"{each.threshold:.4g}"]
+            row += [percent(each.misses.fnir) if each.misses else ""] if found.misses else []
+            table.add_row(*row, style="bold" if now else None)
+        console.print(table)
+    low, high = found.threshold_interval.low, found.threshold_interval.high
+    bounds = f"{low:.4g} to {high:.4g}" if high < 1.0 else f"{low:.4g} or more"
+    console.print(Text(f"threshold {found.threshold:.4g} (95 % interval {bounds}), measured on {found.date[:10]}", "bold"))
+    share = f"{percent(found.fpir)} ({percent(found.fpir_interval.low)} to {percent(found.fpir_interval.high)})"
+    console.print(
+        Text(
+            f"strangers: {share} of {found.negatives:,} pictures reach it in a gallery of {found.growth.size:,} vectors, a "
+            f"false-positive identification rate (FPIR); {wanted} was wanted"
+        )
+    )
+    if found.misses:
+        seen, between = found.misses, found.misses.interval
+        console.print(
+            Text(
+                f"mates: {seen.missed:,} of {seen.mates:,} stay below it, a miss rate (FNIR) of {percent(seen.fnir)} "
+                f"({percent(between.low)} to {percent(between.high)})"
+            )
+        )
+    counts = {"left out as suspect": left_out, "there twice": repeated, "could not be read": unreadable}
+    if aside := ", ".join(f"{count:,} {what}" for what, count in counts.items() if count):
+        console.print(Text(f"not counted: {aside}"))
+    if found.witnesses < found.negatives:
+        console.print(
+            Text(f"the {found.negatives:,} negatives are of {found.witnesses:,} patients, and the intervals are for that many")
+        )
+    if not found.enough:
+        console.print(
+            Text(
+                f"too few negatives for {wanted}: {found.witnesses:,} support {percent(found.supported)} at best (rule of "
+                f"three). The threshold is the best guess that they allow; {found.needed:,} would support {wanted}",
+                STYLES["error"],
+            )
+        )
+    elif found.witnesses < found.needed_for_precision:
+        console.print(
+            Text(f"{found.needed_for_precision:,} negatives would give the rate to about a third of itself (rule of 30)", "dim")
+        )
+    if dry_run:
+        console.print(Text("nothing was kept (--dry-run)"))
+
+
+def print_suspects(suspects: Sequence[Suspect], as_json: bool) -> None:
+    """Negatives that are probably none, each with what it resembles."""
+    if as_json:
+        for each in suspects:
+            line = {"path": each.path, "suspicion": each.suspicion.value, "key": each.key, "score": each.score}
+            click.echo(json.dumps({"schema_version": 1, **line}))
+        return
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for column in ("suspicion", "negative", "score", "gallery picture"):
+        table.add_column(column, overflow="fold", justify="right" if column == "score" else "left")
+    for each in suspects:
+        score = "" if each.score is None else f"{each.score:.4f}"
+        table.add_row(each.suspicion.value, Text(printable(each.path)), score, Text(_shortened(each.key or "")))
+    _console(sys.stdout).print(table)
 
 
 def print_facts(facts: dict[str, object], as_json: bool) -> None:

@@ -174,6 +174,10 @@ def _say(line: str) -> None:
 def _missing(error: ModuleNotFoundError) -> str:
     if error.name == "onnxruntime":
         return "error: there is no onnxruntime here: pip install 'lcmem-onnx[cpu]', or 'lcmem-onnx[gpu]' for CUDA"
+    if error.name in ("httpx2", "python_multipart"):
+        return (
+            f"error: the package {error.name}, which fetches from an archive, is not installed: pip install 'lcmem-onnx[archive]'"
+        )
     return f"error: the package {error.name} is not installed: pip install 'lcmem-onnx[cpu]' brings what is needed"
 
 

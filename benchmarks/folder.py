@@ -1,25 +1,32 @@
-"""A folder of photographs through the bundled model: pictures a second from file to embedding, and memory as it goes.
+"""A folder of photographs through the bundled model: pictures a second from file to verdict, and memory as it goes.
 
-    python benchmarks/folder.py [--pictures 1000] [--rounds 1] [--variant auto]
+    python benchmarks/folder.py [--pictures 1000] [--rounds 1] [--variant auto] [--threads N]
 
 JPEGs of 2 megapixels, made from the example photographs, each another one. `--rounds 10` screens them ten times and prints the
-resident memory after each round: it must not grow.
+resident memory after each round: it must not grow. Beside the rate stands the processor time that a picture took, all threads
+together, which other work on the machine changes little; cores divided by it is the rate of a machine that does nothing else and
+whose cores are all kept busy. Last come the parts of the way, one by one.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 from lcmem_onnx import Gallery, Screener
-from lcmem_onnx.runtime.machine import cpu_limit, cpu_name
+from lcmem_onnx.runtime.files import read_file
+from lcmem_onnx.runtime.machine import cpu_limit, cpu_name, versions
+from lcmem_onnx.runtime.pictures import open_picture
+from lcmem_onnx.runtime.preprocess import resize
 from PIL import Image
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "pictures" / "gallery"
 WIDTH, HEIGHT = 1600, 1250
+PARTS = 40
 
 
 def main() -> None:
@@ -27,20 +34,42 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--variant", default="auto")
+    parser.add_argument("--threads", type=int)
     options = parser.parse_args()
-    screener = Screener(provider="cpu", variant=options.variant)
-    print(f"{cpu_name()}, {cpu_limit()} threads, {screener.encoder.variant}, {time.strftime('%Y-%m-%d')}\n")
+    screener = Screener(provider="cpu", variant=options.variant, threads=options.threads)
+    threads = options.threads or cpu_limit()
+    print(f"{cpu_name()}, {threads} threads, {screener.encoder.variant}, onnxruntime {versions()['onnxruntime']}, "
+          f"{time.strftime('%Y-%m-%d')}\n")  # fmt: skip
     with tempfile.TemporaryDirectory() as folder, Gallery.temporary(screener.bundle) as gallery:
         size = _make(Path(folder), options.pictures)
         for _ in screener.index([EXAMPLES], gallery):
             pass
-        print(f"{options.pictures} JPEGs, {size / options.pictures / 1e3:.0f} kB each\n\n| pictures | a second | resident MB |")
-        print("| --- | --- | --- |")
+        print(f"{options.pictures} JPEGs, {size / options.pictures / 1e3:.0f} kB each\n")
+        print("| pictures | a second | processor ms a picture | resident MB |\n| --- | --- | --- | --- |")
         for number in range(1, options.rounds + 1):
-            started = time.monotonic()
+            started, used = time.monotonic(), time.process_time()
             done = sum(1 for _ in screener.screen([Path(folder)], gallery))
-            rate = done / (time.monotonic() - started)
-            print(f"| {number * done} | {rate:.1f} | {_resident():.0f} |", flush=True)
+            rate, used = done / (time.monotonic() - started), 1000 * (time.process_time() - used) / done
+            print(f"| {number * done} | {rate:.1f} | {used:.1f} | {_resident():.0f} |", flush=True)
+        _parts(screener, sorted(Path(folder).iterdir())[:PARTS])
+
+
+def _parts(screener: Screener, paths: list[Path]) -> None:
+    """Medians of what a picture's way is made of, by the processor's clock."""
+    taken: dict[str, list[float]] = {"read and decode": [], "resize": [], "encode (all threads)": []}
+    for path in paths:
+        clock = [time.process_time()]
+        pixels = open_picture(read_file(path)).frame(0)
+        clock.append(time.process_time())
+        resized = resize(pixels, screener.bundle.image_size)
+        clock.append(time.process_time())
+        screener.encoder.embed_resized(resized[None])
+        clock.append(time.process_time())
+        for its, before, after in zip(taken.values(), clock, clock[1:], strict=False):
+            its.append(1000 * (after - before))
+    print("\n| part | processor ms |\n| --- | --- |")
+    for part, its in taken.items():
+        print(f"| {part} | {statistics.median(its):.1f} ({min(its):.1f} to {max(its):.1f}) |")
 
 
 def _make(folder: Path, count: int) -> int:

@@ -9,9 +9,14 @@ import click
 
 from ..ending import EndingGroup
 from ..evaluation.command import evaluate
+from .audit import audit
 from .bundle import bundle
+from .calibrate import calibrate
 from .doctor import doctor
+from .gateway import gateway
+from .gateway_quarantine import quarantine as _  # noqa: F401  # adds its groups to `gateway`
 from .index import index
+from .interchange import index_export, index_import, index_merge
 from .options import json_option, model_options, quiet_option
 from .scan import compare, scan
 
@@ -29,6 +34,8 @@ def main() -> None:
     """
 
 
-for command in (scan, compare, index, bundle, doctor):
+for command in (scan, compare, audit, index, calibrate, gateway, bundle, doctor):
     main.add_command(command)
+for command in (index_export, index_import, index_merge):
+    index.add_command(command)
 main.command()(model_options(quiet_option(json_option(evaluate))))

@@ -16,6 +16,7 @@ __all__ = [
     "bundle_option",
     "filling_options",
     "index_option",
+    "index_threshold_option",
     "json_option",
     "model_options",
     "null_option",
@@ -29,7 +30,7 @@ R = TypeVar("R")
 
 
 def model_options(command: Callable[P, R]) -> Callable[P, R]:
-    """--bundle, --variant, --provider, --threads; the command gets them as `model`, a function that opens the screener."""
+    """--bundle, --variant, --provider, --threads, --isolate; the command gets them as `model`, which opens the screener."""
 
     @click.option(
         "--bundle",
@@ -61,12 +62,22 @@ def model_options(command: Callable[P, R]) -> Callable[P, R]:
         type=click.IntRange(min=1),
         help="For inference and decoding.  [default: what this machine or container allows]",
     )
+    @click.option(
+        "--isolate",
+        envvar="LCMEM_ONNX_ISOLATE",
+        show_envvar=True,
+        is_flag=True,
+        help="Decode each picture in a process of its own, under limits: for files from outside. Linux only.",
+    )
     @wraps(command)
-    def with_model(*args: Any, bundle: Path | None, variant: str, provider: str, threads: int | None, **kwargs: Any) -> R:
+    def with_model(
+        *args: Any, bundle: Path | None, variant: str, provider: str, threads: int | None, isolate: bool, **kwargs: Any
+    ) -> R:
         def model() -> Screener:
             from ..runtime.screening import Screener
 
-            screener = Screener(bundle, variant=variant, provider=provider, threads=threads)
+            screener = Screener(bundle, variant=variant, provider=provider, threads=threads, isolate=isolate)
+            click.get_current_context().call_on_close(screener.close)
             if screener.bundle.demonstration and not kwargs.get("quiet"):
                 click.echo(
                     "note: no patient was in the training or the figures of this model; do not release data on its word alone",
@@ -113,10 +124,17 @@ index_option = click.option(
 threshold_option = click.option(
     "--threshold", type=float, callback=_checked_threshold, help="Score for a match.  [default: the bundle's]"
 )
+index_threshold_option = click.option(
+    "--threshold",
+    type=float,
+    callback=_checked_threshold,
+    help="Score for a match.  [default: what 'lcmem-onnx calibrate' set for the index, else the bundle's]",
+)
 
 
 def filling_options(command: Callable[P, R]) -> Callable[P, R]:
     """What `index build` and `index add` take."""
-    for option in (model_options, quiet_option, json_option, null_option, index_option, paths_argument):
+    paths = click.argument("paths", nargs=-1, metavar="[PATH]...")  # or an archive in place of them
+    for option in (model_options, quiet_option, json_option, null_option, index_option, paths):
         command = option(command)
     return command

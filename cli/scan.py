@@ -14,7 +14,7 @@ import click
 from ..display import print_comparison, print_results, printable, progress, say, warn
 from ..ending import FAILED, FOUND, NOTHING_FOUND
 from .inputs import inputs, say_skipped, walk
-from .options import json_option, model_options, null_option, paths_argument, quiet_option, threshold_option
+from .options import index_threshold_option, json_option, model_options, null_option, paths_argument, quiet_option, threshold_option
 
 if TYPE_CHECKING:
     from ..runtime.gallery import Gallery
@@ -30,7 +30,8 @@ SHOW_ALL_UP_TO = 40
 @paths_argument
 @click.option("--index", "folder", type=click.Path(path_type=Path), envvar="LCMEM_ONNX_INDEX", help="Index to screen against.")
 @click.option("--against", type=click.Path(path_type=Path), help="Folder or picture to screen against, indexed for this once.")
-@threshold_option
+@click.option("--gallery", "names", multiple=True, help="Screen against this group of the index; may be repeated.  [default: all]")
+@index_threshold_option
 @click.option("--top", default=5, show_default=True, type=click.IntRange(min=1), help="Matches to list for each picture.")
 @click.option("--search", default="auto", show_default=True, type=click.Choice(["auto", "exact", "hnsw"]), help="How to search.")
 @click.option("-v", "--verbose", is_flag=True, help="Show clear pictures too, however many there are.")
@@ -42,6 +43,7 @@ def scan(
     paths: tuple[str, ...],
     folder: Path | None,
     against: Path | None,
+    names: tuple[str, ...],
     threshold: float | None,
     top: int,
     search: str,
@@ -63,21 +65,28 @@ def scan(
     """
     if (folder is None) == (against is None):
         raise click.UsageError("give either --index DIR or --against DIR: what to screen against")
+    if names and folder is None:
+        raise click.UsageError("--gallery chooses among the groups of an index: it goes with --index")
     from ..runtime.errors import LcmemError
+    from ..runtime.gallery.calibration import decide_threshold
 
     items, skipped = walk(inputs(paths, null))
     screener = model()
     with _gallery(screener, folder, against, quiet) as (gallery, unreadable):
         if as_json:
             say_skipped(skipped, quiet)
-        results = screener.screen(items, gallery, threshold=threshold, top=top, search=search)
+        decision = decide_threshold(gallery, threshold)
+        for line in () if quiet else decision.warnings:
+            warn(line)
+        results = screener.screen(items, gallery, threshold=decision, top=top, search=search, galleries=names or None)
         no_bar = quiet or (as_json and sys.stdout.isatty())  # the lines themselves show how far it is
         counts = {"clear": 0, "match": 0, "error": 0}
         kept: list[Result] = []
+        unproven = 0
 
         def report(stopped: str | None = None) -> None:
             if not as_json:
-                print_results(kept, screener.bundle, gallery, counts, skipped, threshold, stopped)
+                print_results(kept, gallery, counts, skipped, decision, stopped)
 
         try:
             with closing(progress(results, len(items), "screening", no_bar, lambda result: result.path)) as shown:
@@ -87,11 +96,17 @@ def scan(
                         click.echo(json.dumps(result.as_json()))
                     elif verbose or len(items) <= SHOW_ALL_UP_TO or result.verdict.value != "clear":
                         kept.append(result)
+                    unproven += not result.complete
         except (KeyboardInterrupt, LcmemError) as error:
             how = "stopped" if isinstance(error, LcmemError) else "interrupted"
             report(f"{how}: these are the results until then, of {len(items)} pictures in all")
             raise
         report()
+        if unproven and not quiet:
+            say(
+                f"note: of {unproven} results the search graph could not prove that no match is missing; '--search exact' leaves "
+                "no doubt"
+            )
     if counts["error"] or unreadable:
         return FAILED
     return FOUND if counts["match"] else NOTHING_FOUND
@@ -117,7 +132,7 @@ def compare(first: Path, second: Path, threshold: float | None, as_json: bool, q
     embeddings = []
     for path in (first, second):
         try:
-            embeddings.append(screener.embed(path))
+            embeddings.append(screener.embed_renderings(path))
         except PictureError as error:
             click.echo(f"error: {printable(str(path))}: {printable(str(error))} [{error.reason}]", err=True)
             return FAILED

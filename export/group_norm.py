@@ -4,6 +4,10 @@ onnxruntime has no CPU kernel for GroupNormalization and inlines its definition,
 square of the mean, each mean one long sum in float32. Over the million values of a group at 512 x 512 that was wrong by 1.1e-3 of
 a standard deviation in the first layer of the full-size network, where torch is wrong by 6e-7; centred values and means of means
 are wrong by 2e-6. Over the whole network it halved the difference from torch and was no slower. Small maps keep the operator.
+
+It costs .34 s of processor time for 128 x 512 x 512, SiLU's .11 s included (2 AVX2 cores), and nothing cheaper was as exact:
+InstanceNormalization, which has a kernel, took .31 s and was wrong by 9.6e-5 (this 3.6e-6; largest differences from float64);
+ReduceSumSquare in place of the square and its mean .35 s; BatchNormalization in place of scale and shift .32 s, on one thread.
 """
 
 from __future__ import annotations

@@ -61,17 +61,26 @@ class _Calibration(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime 
 
 
 class Quantiser:
-    """An encoder ready to be quantised: calibrated once, written as often as wanted. Made by `quantiser`."""
+    """An encoder ready to be quantised: calibrated once, written as often as wanted. Made by `quantiser`.
+
+    Attributes:
+        prepared: the fp32 graph, types of its tensors noted; it lasts as long as the `quantiser`.
+        layers: those that can be quantised, in order.
+    """
 
     def __init__(self, fp32: Path, pictures: Pictures, work: Path) -> None:
         self._work, self._pictures = work, pictures
-        self._prepared, self._ranges = work / "prepared.onnx", work / "ranges.json"
+        self.prepared, self._ranges = work / "prepared.onnx", work / "ranges.json"
         try:
             # Shapes only: its optimisation would take GroupNormalization apart.
-            quant_pre_process(str(fp32), str(self._prepared), skip_symbolic_shape=True, skip_optimization=True)
+            quant_pre_process(str(fp32), str(self.prepared), skip_symbolic_shape=True, skip_optimization=True)
         except Exception as error:  # onnxruntime's and onnx's exceptions have no common base below it
             raise ExportError(f"onnxruntime cannot prepare {fp32.name} for int8: {error}") from error
-        self.layers = _layers(onnx.load(str(self._prepared)))
+        self.layers = _layers(onnx.load(str(self.prepared)))
+
+    def pictures(self) -> CalibrationDataReader:
+        """The calibration pictures, from the first, as onnxruntime's tools read them."""
+        return _Calibration(self._pictures)
 
     def kept(self, exclude: Collection[str]) -> list[Layer]:
         """The layers that stay in float: the first, the latents', the last, and those whose weights' names begin as in `exclude`.
@@ -101,9 +110,9 @@ class Quantiser:
         logger.setLevel(logging.ERROR)  # onnxruntime's tools advise on the root logger to do what was done just before
         try:
             quantize_static(
-                str(self._prepared),
+                str(self.prepared),
                 str(out),
-                _Calibration(self._pictures),
+                self.pictures(),
                 quant_format=QuantFormat.QDQ,
                 op_types_to_quantize=list(QUANTISED),
                 nodes_to_quantize=nodes,
@@ -125,7 +134,7 @@ class Quantiser:
 
         One network for each layer, so this takes as long as there are layers.
         """
-        reference = _embedded(self._prepared, pictures)
+        reference = _embedded(self.prepared, pictures)
         alone = self._work / "alone.onnx"
         for layer in self.layers[1:-1]:
             self.write(alone, [other for other in self.layers if other != layer])

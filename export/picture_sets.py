@@ -118,5 +118,5 @@ def _read(paths: Sequence[Path], most: int, size: int) -> Pictures:
             pictures.append(resized)
     if len(pictures) < 2:
         where = paths[0].parent if paths else "the folder"
-        raise UsageError(f"{where} holds {len(pictures)} pictures that can be read; two or more are needed")
+        raise UsageError(f"{where} holds {len(pictures)} pictures that can be read and show something; two or more are needed")
     return np.stack(pictures)

@@ -36,7 +36,7 @@ _STAND_ALONE = {0x01, *range(0xD0, 0xD9)}
 
 @dataclass(frozen=True)
 class Expected:
-    """What the DICOM header says of each frame: sizes in pixels, `bits_stored` and `signed` of the values in it."""
+    """What the DICOM header says of each frame: sizes in pixels, and where in a word its values are."""
 
     rows: int
     columns: int
@@ -44,6 +44,7 @@ class Expected:
     bits_stored: int
     signed: bool
     photometric: str
+    high_bit: int
 
 
 @dataclass(frozen=True)

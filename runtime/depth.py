@@ -13,7 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["nominal_depth", "to_8_bit"]
+__all__ = ["PERCENTILES", "nominal_depth", "stretched", "to_8_bit"]
+
+PERCENTILES = (0.5, 99.5)
+"""Black and white of the rendering that goes by a picture's values alone. Not 0 and 100: a few hot pixels would decide."""
 
 _DEPTHS = (8, 10, 12, 14, 16)
 
@@ -33,3 +36,11 @@ def to_8_bit(values: NDArray[Any], bits: int) -> NDArray[np.uint8]:
     table = np.minimum(np.rint(np.arange(0x10000) * (255 / top)), 255).astype(np.uint8)
     levels: NDArray[np.uint8] = table[np.minimum(values, 0xFFFF)]
     return levels
+
+
+def stretched(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
+    """Values to uint8 of the same shape, black at `low` and below, white at `high` and above; all black if the two are equal."""
+    if not high > low:
+        return np.zeros(values.shape, np.uint8)
+    share = (values.astype(np.float64) - low) / (high - low)
+    return np.rint(255 * np.clip(share, 0, 1)).astype(np.uint8)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 import onnxruntime as ort
@@ -18,10 +19,15 @@ from .providers import AUTO, Session, available_providers, open_session, provide
 from .timings import measured
 from .variants import AUTO_VARIANT, GPUS, Choice, choose
 
-__all__ = ["OWN_SESSION", "Encoder"]
+__all__ = ["OWN_SESSION", "Encoder", "run_bound"]
 
 OWN_SESSION = "own session"
 """`Encoder.variant` where the caller brought the session."""
+BATCH_PIXELS, BATCH_PIXELS_ON_GPU = 1 << 18, 1 << 22
+"""A batch holds as many pictures as fit in here. On a CPU that is 4 of 256 x 256, or 1 of 512 x 512: larger ones were no faster,
+and the full-size network takes .9 GB for each picture more. A GPU wants many: 64, or 16. (Not measured on a GPU yet.)"""
+DEVICES: Mapping[str, str] = MappingProxyType({"cuda": "cuda", "tensorrt": "cuda"})
+"""Providers whose device holds inputs that are put there before the run, by onnxruntime's name of the device."""
 
 
 class Encoder:
@@ -64,6 +70,11 @@ class Encoder:
     def provider(self) -> str:
         """Short name of the execution provider that is really in use."""
         return self.session.in_use
+
+    @property
+    def batch(self) -> int:
+        """How many pictures are best embedded at once: a caller with many gives so many at a time. 1 or more."""
+        return max(1, (BATCH_PIXELS_ON_GPU if self.provider in GPUS else BATCH_PIXELS) // self.bundle.image_size**2)
 
     def _checked_names(self) -> tuple[str, str]:
         inputs, outputs = self.session.session.get_inputs(), self.session.session.get_outputs()
@@ -108,7 +119,7 @@ class Encoder:
                 "this process is a fork, which an onnxruntime session does not survive: make a Screener in each process"
             )
         try:
-            embeddings: Floats = self.session.session.run([self._output], {self._input: batch})[0]
+            embeddings = self._run(batch)
         except Exception as error:
             # onnxruntime's exceptions have no common base below Exception; out of memory is the likely one.
             raise EncodingError(f"onnxruntime failed on a batch of {len(batch)}: {error}") from error
@@ -117,6 +128,32 @@ class Encoder:
         if not np.isfinite(embeddings).all():
             raise EncodingError("the encoder gave values that are not finite")
         return embeddings
+
+    def _run(self, batch: NDArray[np.uint8]) -> Floats:
+        session, device = self.session.session, DEVICES.get(self.provider)
+        if device is None:
+            embeddings: Floats = session.run([self._output], {self._input: batch})[0]
+            return embeddings
+        return run_bound(session, self._input, self._output, batch, device)
+
+
+def run_bound(session: ort.InferenceSession, given: str, wanted: str, batch: NDArray[np.uint8], device: str) -> Floats:
+    """Run by I/O binding: one copy to the device, as bytes, and one of the embeddings back.
+
+    A binding of its own for each call, so that several threads can run at once.
+
+    Args:
+        session: the encoder's.
+        given, wanted: names of its input and output.
+        batch: uint8 (n, size, size, 3).
+        device: onnxruntime's name of it: "cuda", or "cpu".
+    """
+    binding = session.io_binding()
+    binding.bind_ortvalue_input(given, ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(batch), device, 0))
+    binding.bind_output(wanted, "cpu")
+    session.run_with_iobinding(binding)
+    embeddings: Floats = binding.copy_outputs_to_cpu()[0]
+    return embeddings
 
 
 def _opened(bundle: Bundle, variant: str, provider: str, threads: int | None) -> tuple[Session, Choice]:

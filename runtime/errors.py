@@ -15,6 +15,9 @@ A message says what happened, where (a path, a key) and, where it is known, what
     ├── CheckpointError        a checkpoint or VAE cannot be loaded
     ├── ExportError            an exported graph failed a check, or differs from torch
     ├── FileListError          a CSV file list lacks something, or an identity is in two splits
+    ├── ArchiveError           an archive cannot be asked: its address, our credentials, its silence
+    ├── GatewayError           the gateway cannot start or go on: its spool, its audit trail, a port, a certificate
+    │   └── ConfigError            gateway.toml has an unknown key, a value of another type, or parts that do not fit
     └── TrainingError          a training cannot start or go on: its configuration, its disk, its loss
 """
 
@@ -23,13 +26,16 @@ from __future__ import annotations
 from enum import StrEnum
 
 __all__ = [
+    "ArchiveError",
     "BundleError",
     "CheckpointError",
+    "ConfigError",
     "EncodingError",
     "ExportError",
     "FileListError",
     "GalleryError",
     "GalleryMismatchError",
+    "GatewayError",
     "KeyConflictError",
     "LcmemError",
     "PictureError",
@@ -63,7 +69,10 @@ class Reason(StrEnum):
     NO_PIXELS = "no-pixels"
     BLANK = "blank"
     OUT_OF_MEMORY = "out-of-memory"
+    TIMED_OUT = "timed-out"
+    DECODER_FAILED = "decoder-failed"
     NOT_FINITE = "not-finite"
+    SUSPICIOUS_HEADER = "suspicious-header"
     KEY_CONFLICT = "key-conflict"
 
 
@@ -122,5 +131,17 @@ class FileListError(LcmemError):
     """A CSV file list cannot be read, lacks a column or a picture, or puts one identity into two splits."""
 
 
+class GatewayError(LcmemError):
+    """The gateway cannot start, go on, or do what was asked: its spool, its audit trail, a port, a certificate."""
+
+
+class ConfigError(GatewayError):
+    """The gateway's configuration cannot be read: an unknown key, a value of another type, parts that do not go together."""
+
+
 class TrainingError(LcmemError):
     """A training cannot start or go on: an unknown configuration key, no space, a loss that is not finite."""
+
+
+class ArchiveError(LcmemError):
+    """An archive cannot be asked: a wrong address, credentials it refuses, or no answer after many attempts."""

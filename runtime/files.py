@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -20,11 +20,13 @@ __all__ = [
     "Kind",
     "Limits",
     "Skipped",
+    "Supplied",
     "Unfound",
     "picture_name",
     "read_file",
     "sniff",
     "walk",
+    "walk_or_supplied",
 ]
 
 HEAD = 132
@@ -46,12 +48,16 @@ class Limits:
         max_pixels: width times height of a frame. Decoding takes up to some 20 bytes a pixel.
         max_frames: of a file.
         max_inflated_bytes: what a deflated DICOM object may grow to.
+        max_seconds: of processor time, for opening a picture and for each of its frames. Kept only in `isolation`, as is the next.
+        max_memory_bytes: that decoding may take, beyond what the decoders themselves do. The file's content counts twice.
     """
 
     max_file_bytes: int = 2 << 30
     max_pixels: int = 1 << 27
     max_frames: int = 4096
     max_inflated_bytes: int = 1 << 29
+    max_seconds: float = 30.0
+    max_memory_bytes: int = 1 << 32
 
 
 DEFAULT_LIMITS = Limits()
@@ -81,6 +87,19 @@ class Skipped:
     """A file in a folder that neither its name nor its first bytes make a picture."""
 
     path: Path
+
+
+@dataclass(frozen=True)
+class Supplied:
+    """A picture that comes from elsewhere than a file, under a name of its own.
+
+    Attributes:
+        key: its name, in results and in the gallery.
+        read: gives its content, when and in the thread in which that is wanted. Raises PictureError.
+    """
+
+    key: str
+    read: Callable[[], bytes]
 
 
 @dataclass(frozen=True)
@@ -201,6 +220,17 @@ def walk(paths: Iterable[str | os.PathLike[str] | Found | Skipped | Unfound]) ->
             yield from _walk_given_folder(start)
         else:
             yield Found(start)
+
+
+def walk_or_supplied(
+    given: Iterable[str | os.PathLike[str] | Found | Skipped | Supplied | Unfound],
+) -> Iterator[Found | Skipped | Supplied | Unfound]:
+    """As `walk`; what is supplied stands for itself."""
+    for item in given:
+        if isinstance(item, Supplied):
+            yield item
+        else:
+            yield from walk([item])
 
 
 def _walk_given_folder(folder: Path) -> Iterator[Found | Skipped | Unfound]:

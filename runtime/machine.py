@@ -6,36 +6,63 @@ import math
 import os
 import platform
 import sys
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 __all__ = ["CPU_FEATURES", "cpu_features", "cpu_limit", "cpu_name", "versions"]
 
 CGROUP = Path("/sys/fs/cgroup")
+OWN_GROUPS = Path("/proc/self/cgroup")
 CPUINFO = Path("/proc/cpuinfo")
 CPU_FEATURES = ("avx2", "f16c", "avx512f", "avx512_vnni", "avx_vnni", "avx512_fp16", "amx_int8", "amx_bf16")
 """What decides how fast which precision runs, by the names that Linux gives them."""
 PACKAGES = ("onnxruntime", "onnxruntime-gpu", "numpy", "hnswlib", "opencv-python-headless", "pillow", "pydicom")
 
 
-def cpu_limit(cgroup: Path = CGROUP) -> int:
-    """How many CPUs this process may use: its affinity, further limited by a container's quota (cgroup v2 or v1)."""
+def cpu_limit(cgroup: Path = CGROUP, own: Path = OWN_GROUPS) -> int:
+    """How many CPUs this process may use: its affinity (a cpuset shows there), further limited by a quota (cgroup v2 or v1).
+
+    The quota is the smallest of those of the process's own group and all above it: a container's, or systemd's CPUQuota.
+    """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _cgroup_quota(cgroup)
-    return max(1, min(allowed, math.ceil(quota))) if quota else allowed
+    quotas = [quota for folder in _groups(cgroup, own) if (quota := _quota(folder))]
+    return max(1, min(allowed, math.ceil(min(quotas)))) if quotas else allowed
 
 
-def _cgroup_quota(cgroup: Path) -> float | None:
-    """CPUs' worth of time that the control group grants, or None without a limit."""
+def _groups(cgroup: Path, own: Path) -> Iterator[Path]:
+    """Folders of this process's control groups, from the hierarchies' roots down. In a container the root is the container's."""
     try:
-        if (cgroup / "cpu.max").exists():
-            quota, period = (cgroup / "cpu.max").read_text().split()
+        lines = own.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    # Each line is a number, the controllers (none: version 2) and the group, as in "1:cpu,cpuacct:/docker/abc" or "0::/a.slice".
+    paths = {}
+    for line in lines:
+        _, controllers, group = [*line.split(":", 2), "", ""][:3]
+        if not controllers or "cpu" in controllers.split(","):
+            paths["" if not controllers else "cpu"] = [part for part in group.split("/") if part]
+    for hierarchy in ("", "cpu"):
+        folder = cgroup / hierarchy
+        yield folder
+        for part in paths.get(hierarchy, []):
+            if part == "..":  # a group outside this container
+                break
+            folder = folder / part
+            yield folder
+
+
+def _quota(group: Path) -> float | None:
+    """CPUs' worth of time that one control group grants, or None without a limit."""
+    try:
+        if (group / "cpu.max").exists():
+            quota, period = (group / "cpu.max").read_text().split()
         else:
-            quota = (cgroup / "cpu" / "cpu.cfs_quota_us").read_text().strip()
-            period = (cgroup / "cpu" / "cpu.cfs_period_us").read_text().strip()
+            quota = (group / "cpu.cfs_quota_us").read_text().strip()
+            period = (group / "cpu.cfs_period_us").read_text().strip()
         return None if quota in ("max", "-1") else float(quota) / float(period)
     except (OSError, ValueError, ZeroDivisionError):
-        return None  # no control groups here, or not readable: then there is no limit that could be honoured
+        return None  # no control group here, or not readable: then there is no limit that could be honoured
 
 
 def cpu_features(cpuinfo: Path = CPUINFO) -> list[str] | None:

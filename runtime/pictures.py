@@ -9,7 +9,7 @@ file a damaged one).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import PurePath
@@ -33,6 +33,9 @@ from .files import (
     sniff,
     walk,
 )
+from .identifiers import Identifiers
+from .notes import Note
+from .preprocess import is_blank, resize
 from .raster import Raster, open_raster
 
 __all__ = [
@@ -41,15 +44,21 @@ __all__ = [
     "Found",
     "Kind",
     "Limits",
+    "Note",
     "Picture",
     "Skipped",
     "Unfound",
+    "boundary",
     "open_picture",
     "picture_name",
     "read_file",
     "sniff",
+    "views_of",
     "walk",
 ]
+
+SAME_LEVELS = 2.0
+"""Two renderings whose resized pixels differ by no more than this on average, of 255, count as one."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,19 @@ class Picture:
         """How many frames there are, 1 or more."""
         return self._source.frames
 
+    @property
+    def notes(self) -> tuple[Note, ...]:
+        """What else a DICOM object holds, and is not screened."""
+        return self._source.notes
+
+    @property
+    def identifiers(self) -> Identifiers:
+        """Whose it is, by its header: of DICOM objects; other files do not say."""
+        return self._source.identifiers if isinstance(self._source, Dicom) else Identifiers()
+
+    def close(self) -> None:
+        """Does nothing here; `IsolatedPicture` ends its process."""
+
     def frame(self, number: int) -> NDArray[np.uint8]:
         """Decode frame `number`, from 0: RGB, uint8 (height, width, 3), as a viewer shows it.
 
@@ -75,10 +97,54 @@ class Picture:
             PictureError: this frame cannot be decoded; others may.
             IndexError: there is no such frame.
         """
+        return self.renderings(number)[0]
+
+    def renderings(self, number: int) -> tuple[NDArray[np.uint8], ...]:
+        """Frame `number` as a viewer shows it and, of more than 8 bits or a DICOM object's grey, also by its values alone.
+
+        Returns:
+            One or two, RGB, uint8 (height, width, 3).
+
+        Raises:
+            As for `frame`.
+        """
         if not 0 <= number < self.frames:
             raise IndexError(f"frame {number} of a picture with {self.frames}")
-        with _boundary():
-            return self._source.frame(number)
+        with boundary():
+            return self._source.renderings(number)
+
+    def views(self, number: int, size: int) -> tuple[NDArray[np.uint8], ...]:
+        """What the network is to see of frame `number`: its renderings, resized; without blank ones, and each once.
+
+        Args:
+            number: from 0.
+            size: the side, in pixels.
+
+        Returns:
+            One or two, uint8 (size, size, 3).
+
+        Raises:
+            As for `frame`; PictureError: blank, where no rendering shows anything.
+        """
+        renderings = self.renderings(number)
+        with boundary():
+            return views_of(renderings, size)
+
+
+def views_of(renderings: Sequence[NDArray[np.uint8]], size: int) -> tuple[NDArray[np.uint8], ...]:
+    """See `Picture.views`."""
+    views: list[NDArray[np.uint8]] = []
+    for rendering in renderings:
+        view = resize(rendering, size)
+        if not is_blank(view) and all(_difference(view, other) > SAME_LEVELS for other in views):
+            views.append(view)
+    if not views:
+        raise PictureError(Reason.BLANK, "it shows nothing: every pixel is the same, so it would match any other blank picture")
+    return tuple(views)
+
+
+def _difference(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
+    return float(np.abs(one.astype(np.int16) - other).mean())
 
 
 def open_picture(data: bytes, limits: Limits = DEFAULT_LIMITS, name_hint: str = "") -> Picture:
@@ -100,7 +166,7 @@ def open_picture(data: bytes, limits: Limits = DEFAULT_LIMITS, name_hint: str = 
         kind = Kind.DICOM
     if kind is None:
         raise PictureError(Reason.NOT_A_PICTURE, f"it is no picture that can be read ({', '.join(Kind)})")
-    with _boundary():
+    with boundary():
         if kind is not Kind.DICOM:
             return Picture(kind, open_raster(data, kind, limits))
         opened = open_dicom(
@@ -110,8 +176,8 @@ def open_picture(data: bytes, limits: Limits = DEFAULT_LIMITS, name_hint: str = 
 
 
 @contextmanager
-def _boundary() -> Iterator[None]:
-    """The one place where a decoder's errors become PictureErrors.
+def boundary() -> Iterator[None]:
+    """A `with` in which any error is a PictureError: the one place where a decoder's errors become PictureErrors.
 
     On hostile files Pillow, pydicom and the codecs raise errors of every kind, RecursionError, SyntaxError and
     struct.error among them, so nothing narrower than Exception will do.

@@ -7,8 +7,10 @@ not met is an error.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import onnxruntime as ort
 
@@ -30,6 +32,19 @@ PROVIDERS = {
 }
 AUTO_ORDER = ("cuda", "cpu")
 """What `auto` tries. The others compile for minutes or round differently: they are used when asked for by name."""
+OPTIONS: Mapping[str, Mapping[str, str]] = MappingProxyType(
+    {
+        "cuda": {
+            # fp32 shall be fp32: TF32, the default, multiplies with 10 bits of mantissa.
+            "use_tf32": "0",
+            # The default, an exhaustive search, is done anew for each size of batch, and stalls a service for seconds.
+            "cudnn_conv_algo_search": "HEURISTIC",
+            # The default doubles, and may take twice what it needs.
+            "arena_extend_strategy": "kSameAsRequested",
+        },
+    }
+)
+"""What a provider is told beside the session's options, by onnxruntime's documentation of it."""
 
 ERRORS_ONLY = 3
 
@@ -60,8 +75,13 @@ def available_providers() -> list[str]:
 def open_session(model: Path, provider: str = AUTO, threads: int | None = None) -> Session:
     """Open an ONNX model.
 
-    The memory arena is off: it keeps the largest size ever needed, for good, which in a long-lived service looks like a
-    leak. Both thread counts are set, since onnxruntime's default counts the host's CPUs and not a container's.
+    What a service on shared cores wants (measured in docs/bundle.md):
+
+    * The memory arena is on, its plan of a whole run ("memory pattern") off. Without the arena every large tensor is fetched from
+      the system and faulted in again, page by page; with the plan the arena holds nearly two runs' memory. Memory rises to what
+      the largest batch needs, and stays there.
+    * Threads that wait sleep instead of spinning: decoding wants the cores, and a container's quota is spent by spinning, too.
+    * Both thread counts are set, since onnxruntime's default counts the host's CPUs and not a container's.
 
     Args:
         model: path of the ONNX file.
@@ -87,10 +107,13 @@ def open_session(model: Path, provider: str = AUTO, threads: int | None = None) 
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or cpu_limit()
     options.inter_op_num_threads = 1
-    options.enable_cpu_mem_arena = False
+    options.enable_cpu_mem_arena = True
+    options.enable_mem_pattern = False
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = ERRORS_ONLY
+    chosen = [(PROVIDERS[name], dict(OPTIONS.get(name, {}))) for name in wanted]
     try:
-        session = ort.InferenceSession(str(model), options, providers=[PROVIDERS[name] for name in wanted])
+        session = ort.InferenceSession(str(model), options, providers=chosen)
     except Exception as error:
         # onnxruntime's exceptions have no common base below Exception.
         raise BundleError(f"{model} cannot be opened by onnxruntime {ort.__version__}: {error}") from error

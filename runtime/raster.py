@@ -28,9 +28,10 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from .depth import nominal_depth, to_8_bit
+from .depth import PERCENTILES, nominal_depth, stretched, to_8_bit
 from .errors import PictureError, Reason
 from .files import Kind, Limits
+from .notes import Note
 
 __all__ = ["Raster", "open_raster"]
 
@@ -66,8 +67,16 @@ class Raster:
         self._lock = threading.Lock()
         self._image: ImageFile.ImageFile | None = None
 
-    def frame(self, number: int) -> NDArray[np.uint8]:
-        """Decode one frame: RGB, uint8 (height, width, 3).
+    @property
+    def notes(self) -> tuple[Note, ...]:
+        """None: what these formats hold beside their frames is not looked for."""
+        return ()
+
+    def renderings(self, number: int) -> tuple[NDArray[np.uint8], ...]:
+        """Decode one frame and render it: RGB, uint8 (height, width, 3) each; first as a viewer shows it.
+
+        Grey values of more than 8 bits have a second rendering, by `PERCENTILES` of them: they may be a DICOM object's stored
+        values, exported without its window.
 
         Raises:
             PictureError: too large, of a layout that is not read, or not finite.
@@ -88,24 +97,30 @@ class Raster:
             deep = _is_deep(image, self._data, self._kind)
             inverted = self._kind is Kind.TIFF and _tiff_tag(image, _PHOTOMETRIC) == _WHITE_IS_ZERO
             image.load()
-            pixels = self._pixels(image, number, deep, inverted)
+            renderings = self._pixels(image, number, deep, inverted)
             # Pillow turns TIFFs itself while loading.
             orientation = 1 if self._kind is Kind.TIFF else image.getexif().get(_ORIENTATION, 1)
             if self.frames > 1:
                 self._image = image
-        return np.ascontiguousarray(_turned(pixels, orientation))
+        return tuple(np.ascontiguousarray(_turned(pixels, orientation)) for pixels in renderings)
 
-    def _pixels(self, image: ImageFile.ImageFile, number: int, deep: bool, inverted: bool) -> NDArray[np.uint8]:
+    def _pixels(self, image: ImageFile.ImageFile, number: int, deep: bool, inverted: bool) -> tuple[NDArray[np.uint8], ...]:
         if image.mode.startswith("I;16"):
             grey = np.asarray(image)
-            return _grey(to_8_bit(grey, nominal_depth(int(grey.max()))), inverted)
+            shown = to_8_bit(grey, nominal_depth(int(grey.max())))
+            return _grey(shown, inverted), _grey(_by_percentiles(grey), inverted)
         if image.mode in ("I", "F"):
-            return _grey(_stretched(np.asarray(image)), inverted)
+            grey = np.asarray(image)
+            # 32-bit values have no depth to go by, so from the smallest to the largest.
+            if not np.isfinite(grey).all():
+                raise PictureError(Reason.NOT_FINITE, "its pixels are not all finite numbers")
+            shown = stretched(grey, float(grey.min()), float(grey.max()))
+            return _grey(shown, inverted), _grey(_by_percentiles(grey), inverted)
         if deep:
-            return _deep_colour(self._data, image, number, self._kind)
+            return (_deep_colour(self._data, image, number, self._kind),)
         # Transparency of a palette is alpha, which is dropped; left in, converting warns about it.
         image.info.pop("transparency", None)
-        return np.array(image.convert("RGB"), np.uint8)
+        return (np.array(image.convert("RGB"), np.uint8),)
 
 
 def open_raster(data: bytes, kind: Kind, limits: Limits) -> Raster:
@@ -154,15 +169,9 @@ def _grey(levels: NDArray[np.uint8], inverted: bool) -> NDArray[np.uint8]:
     return np.repeat((255 - levels if inverted else levels)[..., None], 3, axis=2)
 
 
-def _stretched(values: NDArray[Any]) -> NDArray[np.uint8]:
-    """32-bit values, which have no depth to go by, from their smallest to their largest."""
-    exact = values.astype(np.float64)
-    if not np.isfinite(exact).all():
-        raise PictureError(Reason.NOT_FINITE, "its pixels are not all finite numbers")
-    low, high = float(exact.min()), float(exact.max())
-    if low == high:
-        return np.zeros(values.shape, np.uint8)  # blank, which the caller refuses
-    return np.rint((exact - low) * (255 / (high - low))).astype(np.uint8)
+def _by_percentiles(values: NDArray[Any]) -> NDArray[np.uint8]:
+    low, high = np.percentile(values, PERCENTILES, method="inverted_cdf")
+    return stretched(values, float(low), float(high))
 
 
 def _deep_colour(data: bytes, image: Image.Image, number: int, kind: Kind) -> NDArray[np.uint8]:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from enum import StrEnum
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,36 +24,30 @@ from numpy.typing import NDArray
 from .bundle import Bundle, open_bundle
 from .encoder import Encoder
 from .errors import EncodingError, GalleryError, KeyConflictError, LcmemError, PictureError, Reason, UsageError
-from .files import DEFAULT_LIMITS, Found, Limits, Skipped, Unfound, picture_name, read_file, walk
-from .gallery import Added, Gallery, Hit, Search
-from .gallery.store import Entry
+from .files import DEFAULT_LIMITS, Found, Limits, Skipped, Supplied, Unfound, picture_name, read_file, walk_or_supplied
+from .gallery import DEFAULT_GALLERY, Added, Entry, Gallery, Hit, Identity, Search, SearchResult, check_gallery_name
+from .gallery.calibration import Decision, ThresholdSource, decide_threshold
 from .head import Floats, check_threshold
+from .identifiers import NOBODY, Identifiers
+from .isolation import IsolatedPicture, Nursery
 from .machine import cpu_limit
-from .pictures import Picture, open_picture
-from .preprocess import check_rgb, is_blank, resize
+from .notes import SUSPICIOUS, Note
+from .outcomes import SCHEMA_VERSION, Comparison, Embedded, Indexed, Verdict
+from .pictures import Picture, open_picture, views_of
+from .preprocess import check_rgb
 from .providers import AUTO
 from .variants import AUTO_VARIANT
 
-__all__ = ["SCHEMA_VERSION", "Comparison", "Indexed", "Result", "Screener", "Source", "Verdict"]
+__all__ = ["SCHEMA_VERSION", "Comparison", "Embedded", "Indexed", "Result", "Screener", "Source", "Verdict"]
 
 Source = str | os.PathLike[str] | bytes | NDArray[np.uint8]
 """A picture as scripts have it: a path, a file's bytes, or an RGB array, uint8 (height, width, 3)."""
-Where = str | os.PathLike[str] | Found | Unfound | Skipped
-"""A file or folder to be searched, or what a search found: a program that shows progress has walked its folders already."""
-SCHEMA_VERSION = 1
+Where = str | os.PathLike[str] | Found | Unfound | Skipped | Supplied
+"""A file or folder to be searched, or what a search found (a program that shows progress has walked its folders already), or a
+picture that is supplied under a name of its own."""
 FRAMES_AHEAD = 16
 """Frames that a worker decodes before its turn comes. The rest of a long picture is decoded when it is that picture's turn,
 so that one file of 4,000 frames does not fill the memory."""
-BATCH_PIXELS = 8 * 256 * 256
-"""A batch holds as many pictures as fit in here: 8 of 256 x 256, 2 of 512 x 512. Larger batches were no faster on CPUs."""
-
-
-class Verdict(StrEnum):
-    """`clear`: nothing scored at or above the threshold. `match`: something did. `error`: it could not be judged."""
-
-    CLEAR = "clear"
-    MATCH = "match"
-    ERROR = "error"
 
 
 @dataclass(frozen=True)
@@ -67,10 +61,14 @@ class Result:
         reason: a stable code for programs.
         detail: for people: what is wrong, when the verdict is `error`.
         threshold: the score that was needed for a match.
+        threshold_source: where that comes from.
         matches: gallery pictures at or above it, best first.
         total: how many there are, of which `matches` lists the best.
         nearest: the best gallery picture, match or not.
         sha256: of the file, hex; None when it could not be read.
+        identities: the patients of the matches, best first.
+        notes: what else a DICOM object holds that was not screened, such as overlays (see `Note`).
+        complete: False where the graph's search ended before it had reached all that may match (see `SearchResult`).
     """
 
     path: str
@@ -83,6 +81,10 @@ class Result:
     total: int = 0
     nearest: Hit | None = None
     sha256: str | None = None
+    identities: tuple[Identity, ...] = ()
+    complete: bool = True
+    notes: tuple[Note, ...] = ()
+    threshold_source: ThresholdSource = ThresholdSource.GIVEN
 
     def as_json(self) -> dict[str, Any]:
         """The line of JSON that `scan --json` prints. Fields are added in later versions, never removed or redefined."""
@@ -94,58 +96,14 @@ class Result:
             "reason": self.reason.value,
             "detail": self.detail,
             "threshold": self.threshold,
+            "threshold_source": self.threshold_source.value,
             "matches": [_hit_json(hit) for hit in self.matches],
             "matches_total": self.total,
             "nearest": _hit_json(self.nearest) if self.nearest else None,
             "sha256": self.sha256,
-        }
-
-
-@dataclass(frozen=True)
-class Indexed:
-    """What became of one picture that was to be added to a gallery.
-
-    Attributes:
-        path: the picture, as valid text; also its key, made absolute.
-        added: new, known or copy; None when it was not added.
-        frames: how many frames were added or are there.
-        errors: what could not be read, a (frame or None, reason, detail) each.
-    """
-
-    path: str
-    added: Added | None
-    frames: int
-    errors: tuple[tuple[int | None, Reason, str], ...] = ()
-
-    def as_json(self) -> dict[str, Any]:
-        """The line of JSON that `index build --json` and `index add --json` print."""
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "path": self.path,
-            "added": self.added.value if self.added else None,
-            "frames": self.frames,
-            "errors": [{"frame": frame, "reason": reason.value, "detail": detail} for frame, reason, detail in self.errors],
-        }
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two pictures compared; of multi-frame pictures, their two most alike frames."""
-
-    score: float
-    logit: float
-    threshold: float
-    verdict: Verdict
-    frames: tuple[int, int]
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "score": self.score,
-            "logit": self.logit,
-            "threshold": self.threshold,
-            "verdict": self.verdict.value,
-            "frames": list(self.frames),
+            "identities": [{"patient": one.patient, "score": one.score, "best": _hit_json(one.best)} for one in self.identities],
+            "complete": self.complete,
+            "notes": [note.value for note in self.notes],
         }
 
 
@@ -153,17 +111,20 @@ class Comparison:
 class _Frame:
     """One frame on its way through the pipeline, or the news that a picture has none to give.
 
-    `value` is in turn the resized pixels, uint8 (size, size, 3), and the embedding, float32 (features,); an error in place of
-    either; or None for a file that needs no embedding. `number` is None where the picture as a whole is meant, and `last`
-    marks a picture's end.
+    `path` is what results call it, `key` what a gallery does. `value` is in turn the views (see `Picture.views`), uint8 (views,
+    size, size, 3), and their embeddings, float32 (views, features); an error in place of either; or None for a file that needs
+    no embedding. `number` is None where the picture as a whole is meant, and `last` marks a picture's end.
     """
 
     path: str
+    key: str
     content: bytes | None
     frames: int
     number: int | None
     last: bool
     value: NDArray[Any] | LcmemError | None
+    identifiers: Identifiers = NOBODY
+    notes: tuple[Note, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,8 +134,10 @@ class _Prepared:
     content: bytes | None
     frames: int = 0
     ahead: tuple[NDArray[np.uint8] | PictureError, ...] = ()
-    picture: Picture | None = None
+    picture: Picture | IsolatedPicture | None = None
     error: PictureError | None = None
+    identifiers: Identifiers = NOBODY
+    notes: tuple[Note, ...] = ()
 
 
 class Screener:
@@ -187,9 +150,11 @@ class Screener:
         threads: for inference and for decoding; None takes what the container allows.
         session: an onnxruntime session of the caller's own, on the bundle's encoder.
         limits: bounds on what is decoded.
+        isolate: decode each picture in a process of its own, under limits on time and memory (see `isolation`): for files that
+            come from outside. It costs some 20 ms a picture. `close` then ends these processes.
 
     Raises:
-        BundleError, ProviderError, UsageError: see `open_bundle` and `Encoder`.
+        BundleError, ProviderError, UsageError: see `open_bundle` and `Encoder`; `isolate` works on Linux only.
     """
 
     def __init__(
@@ -201,12 +166,19 @@ class Screener:
         threads: int | None = None,
         session: ort.InferenceSession | None = None,
         limits: Limits = DEFAULT_LIMITS,
+        isolate: bool = False,
     ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
         self.encoder = Encoder(self.bundle, variant=variant, provider=provider, threads=threads, session=session)
         self.limits = limits
+        self._nursery = Nursery(limits) if isolate else None
         self._workers = threads or cpu_limit()
-        self._batch = max(1, BATCH_PIXELS // self.bundle.image_size**2)
+        self._batch = self.encoder.batch
+
+    def close(self) -> None:
+        """End the decoders' processes, where there are any. They are started again when they are needed."""
+        if self._nursery:
+            self._nursery.close()
 
     # -- one picture or two ----------------------------------------------------------------------------------------
 
@@ -217,16 +189,23 @@ class Screener:
             picture: a path, a file's bytes, or an RGB array, uint8 (height, width, 3).
 
         Returns:
-            float32 (frames, features), in [0, 1]; one frame for an ordinary picture.
+            float32 (frames, features), in [0, 1]; one frame for an ordinary picture. Each frame as a viewer shows it.
 
         Raises:
             PictureError: it cannot be read, a frame cannot be decoded, or a frame is blank.
             EncodingError: the network's output is not finite.
         """
-        frames = [self._resized(frame) for frame in self._all_frames(picture)]
-        return np.concatenate(
-            [self.encoder.embed_resized(np.stack(frames[at : at + self._batch])) for at in range(0, len(frames), self._batch)]
-        )
+        return self._embed_pixels([views[0] for views in self._views(picture)])
+
+    def embed_renderings(self, picture: Source) -> list[Floats]:
+        """As `embed`, by all that the frames may look like (see `Picture.views`): float32 (renderings, features) for each."""
+        frames = list(self._views(picture))
+        ends = np.cumsum([len(views) for views in frames])
+        return np.split(self._embed_pixels([view for views in frames for view in views]), ends[:-1])
+
+    def _embed_pixels(self, pixels: Sequence[NDArray[np.uint8]]) -> Floats:
+        parts = [np.stack(pixels[at : at + self._batch]) for at in range(0, len(pixels), self._batch)]
+        return np.concatenate([self.encoder.embed_resized(part) for part in parts])
 
     def compare(self, first: Source, second: Source, threshold: float | None = None) -> Comparison:
         """Score two pictures: do they show the same?
@@ -239,26 +218,37 @@ class Screener:
             As for `embed`.
         """
         self._threshold(threshold)  # before the work, so that a wrong one is said at once
-        return self.compare_embeddings(self.embed(first), self.embed(second), threshold)
+        return self.compare_embeddings(self.embed_renderings(first), self.embed_renderings(second), threshold)
 
-    def compare_embeddings(self, ones: Floats, others: Floats, threshold: float | None = None) -> Comparison:
-        """Score two pictures by their embeddings, (frames, features) each, as `embed` gives them."""
+    def compare_embeddings(
+        self, ones: Sequence[Floats] | Floats, others: Sequence[Floats] | Floats, threshold: float | None = None
+    ) -> Comparison:
+        """Score two pictures by their embeddings, as `embed` or `embed_renderings` gives them."""
         limit = self._threshold(threshold)
-        logits = np.stack([self.bundle.head.logits(one, others) for one in ones])
+        first, second = (np.concatenate([np.atleast_2d(frame) for frame in frames]) for frames in (ones, others))
+        numbers = [[at for at, frame in enumerate(frames) for _ in np.atleast_2d(frame)] for frames in (ones, others)]
+        logits = np.stack([self.bundle.head.logits(one, second) for one in first])
         a, b = (int(at) for at in np.unravel_index(int(logits.argmax()), logits.shape))
-        score = self.bundle.head.score(ones[a], others[b])
+        score = self.bundle.head.score(first[a], second[b])
         verdict = Verdict.MATCH if score >= limit else Verdict.CLEAR
-        return Comparison(score, float(logits[a, b]), limit, verdict, (a, b))
+        return Comparison(score, float(logits[a, b]), limit, verdict, (numbers[0][a], numbers[1][b]))
 
-    def _all_frames(self, picture: Source) -> Iterator[NDArray[np.uint8]]:
+    def _views(self, picture: Source) -> Iterator[tuple[NDArray[np.uint8], ...]]:
+        """Of each frame."""
         if isinstance(picture, np.ndarray):
             check_rgb(picture)
-            yield picture
+            yield views_of([picture], self.bundle.image_size)
             return
         data = picture if isinstance(picture, bytes) else read_file(Path(picture), self.limits)
-        opened = open_picture(data, self.limits, "" if isinstance(picture, bytes) else Path(picture).name)
-        for number in range(opened.frames):
-            yield opened.frame(number)
+        opened = self._open(data, "" if isinstance(picture, bytes) else Path(picture).name)
+        try:
+            for number in range(opened.frames):
+                yield opened.views(number, self.bundle.image_size)
+        finally:
+            opened.close()
+
+    def _open(self, data: bytes, name: str) -> Picture | IsolatedPicture:
+        return self._nursery.open(data, name) if self._nursery else open_picture(data, self.limits, name)
 
     def self_test(self) -> float:
         """Embed a drawn picture and score it with itself: close to 1 in a model that works.
@@ -274,32 +264,43 @@ class Screener:
 
     # -- many ------------------------------------------------------------------------------------------------------
 
-    def index(self, paths: Iterable[Where], gallery: Gallery, on_skip: Callable[[Path], None] | None = None) -> Iterator[Indexed]:
+    def index(
+        self,
+        paths: Iterable[Where],
+        gallery: Gallery,
+        on_skip: Callable[[Path], None] | None = None,
+        *,
+        name: str = DEFAULT_GALLERY,
+    ) -> Iterator[Indexed]:
         """Add pictures to a gallery. Each is on disk when its `Indexed` is yielded, so stopping at any moment loses nothing.
 
-        A file that is in the gallery already, by its content, is not embedded again.
+        A file that is in the gallery already, by its content, is not embedded again. Of a DICOM object, pseudonyms of its patient
+        and study are kept beside it (see `SiteKey`).
 
         Args:
             paths: files and folders (recursive), or what `walk` found in them.
             gallery: opened for writing, of the same bundle.
             on_skip: is told of files in folders that are no pictures.
+            name: the group within the index that they are added to.
 
         Yields:
             An `Indexed` a file, in order.
 
         Raises:
             GalleryError: the gallery cannot be written.
+            UsageError: a name that is none, or the site key cannot be opened or is another than the index's.
         """
         self._check(gallery)
+        check_gallery_name(name)
 
-        def known(content: bytes, path: Path) -> bool:
-            return gallery.status(_key(path), content) is not Added.NEW
+        def known(content: bytes, key: str) -> bool:
+            return gallery.status(key, content, name) is not Added.NEW
 
         parts: list[_Frame] = []
         for frame in self._embedded(self._frames_ahead(paths, on_skip, known)):
             parts.append(frame)
             if frame.last:
-                yield _add(parts, gallery)
+                yield _add(parts, gallery, name)
                 parts = []
 
     def screen(
@@ -307,9 +308,10 @@ class Screener:
         paths: Iterable[Where],
         gallery: Gallery,
         *,
-        threshold: float | None = None,
+        threshold: float | Decision | None = None,
         top: int = 5,
         search: Search | str = Search.AUTO,
+        galleries: Collection[str] | None = None,
         on_skip: Callable[[Path], None] | None = None,
     ) -> Iterator[Result]:
         """Screen pictures against a gallery.
@@ -317,39 +319,71 @@ class Screener:
         Args:
             paths: files and folders (recursive), or what `walk` found in them.
             gallery: of the same bundle.
-            threshold: score in (0, 1); None takes the bundle's.
+            threshold: score in (0, 1), or what `decide_threshold` said; None asks it: the index's own where it was calibrated,
+                else the bundle's.
             top: how many matches to list a frame.
             search: see `Search`.
+            galleries: the groups of the index to screen against; None screens against all.
             on_skip: is told of files in folders that are no pictures.
 
         Yields:
             A `Result` a frame, in order; one for the whole picture when it cannot be opened.
 
         Raises:
-            UsageError: a threshold or `top` out of range.
+            UsageError: a threshold or `top` out of range, or a gallery that is not in the index.
             GalleryError: the gallery is damaged, or empty: then everything would be clear.
         """
         self._check(gallery)
-        limit = self._threshold(threshold)
+        decision = threshold if isinstance(threshold, Decision) else decide_threshold(gallery, threshold)
         if not len(gallery):
             raise GalleryError(f"{gallery.folder} holds no pictures, so nothing can be found in it: add some first")
         if top < 1:
             raise UsageError(f"{top} matches cannot be listed; ask for 1 or more")
         for frame in self._embedded(self._frames_ahead(paths, on_skip)):
-            result = Result(frame.path, frame.number, Verdict.ERROR, Reason.BELOW_THRESHOLD, limit, sha256=_hex(frame.content))
+            result = Result(
+                frame.path,
+                frame.number,
+                Verdict.ERROR,
+                Reason.BELOW_THRESHOLD,
+                decision.threshold,
+                sha256=_hex(frame.content),
+                threshold_source=decision.source,
+                notes=frame.notes,
+            )
             if isinstance(frame.value, np.ndarray):
-                (found,) = gallery.search(frame.value[None], limit, top=top, how=search)
+                (found,) = gallery.search(frame.value[None], decision.threshold, top=top, how=search, galleries=galleries)
                 yield replace(
                     result,
-                    verdict=Verdict.MATCH if found.total else Verdict.CLEAR,
-                    reason=Reason.AT_OR_ABOVE_THRESHOLD if found.total else Reason.BELOW_THRESHOLD,
+                    **_judged(found, frame.notes),
                     matches=found.matches,
                     total=found.total,
                     nearest=found.nearest,
+                    identities=found.identities,
+                    complete=found.complete,
                 )
             else:
                 reason, detail = _explain(frame.value)
                 yield replace(result, reason=reason, detail=detail)
+
+    def embeddings(self, paths: Iterable[Where], on_skip: Callable[[Path], None] | None = None) -> Iterator[Embedded]:
+        """Embed pictures, and do nothing else with them.
+
+        Args:
+            paths: files and folders (recursive), or what `walk` found in them.
+            on_skip: is told of files in folders that are no pictures.
+
+        Yields:
+            An `Embedded` a file, in order.
+        """
+        parts: list[_Frame] = []
+        for frame in self._embedded(self._frames_ahead(paths, on_skip)):
+            parts.append(frame)
+            if frame.last:
+                errors = tuple((part.number, *_explain(part.value)) for part in parts if isinstance(part.value, LcmemError))
+                found = [part.value for part in parts if isinstance(part.value, np.ndarray)]
+                stacked = np.concatenate(found) if found else np.empty((0, self.bundle.features), np.float32)
+                yield Embedded(frame.path, frame.content, stacked, errors, parts[0].identifiers)
+                parts = []
 
     # -- the pipeline ----------------------------------------------------------------------------------------------
 
@@ -360,71 +394,68 @@ class Screener:
         if gallery.bundle.fingerprint != self.bundle.fingerprint:
             raise UsageError("the gallery was opened with another bundle than this screener's")
 
-    def _resized(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """To the encoder's size.
-
-        Raises:
-            PictureError: the picture is blank.
-        """
-        resized = resize(pixels, self.bundle.image_size)
-        if is_blank(resized):
-            raise PictureError(Reason.BLANK, "it shows nothing: every pixel is the same, so it would match any other blank picture")
-        return resized
-
     def _frames_ahead(
         self,
         paths: Iterable[Where],
         on_skip: Callable[[Path], None] | None,
-        known: Callable[[bytes, Path], bool] | None = None,
+        known: Callable[[bytes, str], bool] | None = None,
     ) -> Iterator[_Frame]:
         """Frames of all pictures in order, decoded by the workers a few pictures ahead."""
         depth = 2 * self._workers + self._batch
-        pending: deque[tuple[str, Future[_Prepared] | PictureError]] = deque()
+        pending: deque[tuple[str, str, Future[_Prepared] | PictureError]] = deque()
         pool = ThreadPoolExecutor(self._workers, thread_name_prefix="lcmem-decode")
         try:
-            for found in walk(paths):
+            for found in walk_or_supplied(paths):
                 if isinstance(found, Skipped):
                     if on_skip:
                         on_skip(found.path)
                     continue
-                name = picture_name(found.path)
-                outcome = found.error if isinstance(found, Unfound) else pool.submit(self._prepare, found.path, known)
-                pending.append((name, outcome))
+                if isinstance(found, Supplied):
+                    name = key = found.key
+                else:
+                    name, key = picture_name(found.path), _key(found.path)
+                outcome = found.error if isinstance(found, Unfound) else pool.submit(self._prepare, found, key, known)
+                pending.append((name, key, outcome))
                 if len(pending) >= depth:
                     yield from self._frames_of(*pending.popleft())
             while pending:
                 yield from self._frames_of(*pending.popleft())
         finally:
+            if isinstance(paths, Generator):
+                paths.close()  # first, so that what supplies pictures can stop the workers that wait for it
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _prepare(self, path: Path, known: Callable[[bytes, Path], bool] | None) -> _Prepared:
+    def _prepare(self, found: Found | Supplied, key: str, known: Callable[[bytes, str], bool] | None) -> _Prepared:
         """A worker's part: read, hash, decode, resize. A picture's own errors are a result, not an exception."""
         content = None
         try:
-            data = read_file(path, self.limits)
+            data = found.read() if isinstance(found, Supplied) else read_file(found.path, self.limits)
             content = hashlib.sha256(data).digest()
-            if known and known(content, path):
+            if known and known(content, key):
                 return _Prepared(content)
-            picture = open_picture(data, self.limits, path.name)
+            picture = self._open(data, "" if isinstance(found, Supplied) else found.path.name)
             ahead = tuple(self._one_frame(picture, number) for number in range(min(picture.frames, FRAMES_AHEAD)))
         except PictureError as error:
             return _Prepared(content, error=error)
         except MemoryError:
             return _Prepared(content, error=PictureError(Reason.OUT_OF_MEMORY, "there was not enough memory to read it"))
-        return _Prepared(content, picture.frames, ahead, picture if picture.frames > len(ahead) else None)
+        more = picture if picture.frames > len(ahead) else None
+        if more is None:
+            picture.close()
+        return _Prepared(content, picture.frames, ahead, more, None, picture.identifiers, picture.notes)
 
-    def _one_frame(self, picture: Picture, number: int) -> NDArray[np.uint8] | PictureError:
+    def _one_frame(self, picture: Picture | IsolatedPicture, number: int) -> NDArray[np.uint8] | PictureError:
         try:
-            return self._resized(picture.frame(number))
+            return np.stack(picture.views(number, self.bundle.image_size))
         except PictureError as error:
             return error
         except MemoryError:
             return PictureError(Reason.OUT_OF_MEMORY, "there was not enough memory to decode it")
 
-    def _frames_of(self, path: str, outcome: Future[_Prepared] | PictureError) -> Iterator[_Frame]:
+    def _frames_of(self, path: str, key: str, outcome: Future[_Prepared] | PictureError) -> Iterator[_Frame]:
         prepared = _Prepared(None, error=outcome) if isinstance(outcome, PictureError) else outcome.result()
         if prepared.error or not prepared.frames:
-            yield _Frame(path, prepared.content, prepared.frames, None, True, prepared.error)
+            yield _Frame(path, key, prepared.content, prepared.frames, None, True, prepared.error)
             return
         for number in range(prepared.frames):
             value = (
@@ -432,7 +463,10 @@ class Screener:
                 if prepared.picture is None or number < len(prepared.ahead)
                 else self._one_frame(prepared.picture, number)
             )
-            yield _Frame(path, prepared.content, prepared.frames, number, number == prepared.frames - 1, value)
+            last = number == prepared.frames - 1
+            if last and prepared.picture is not None:
+                prepared.picture.close()
+            yield _Frame(path, key, prepared.content, prepared.frames, number, last, value, prepared.identifiers, prepared.notes)
 
     def _embedded(self, frames: Iterable[_Frame]) -> Iterator[_Frame]:
         """The same frames in the same order, pixels replaced by embeddings, in batches across pictures."""
@@ -440,17 +474,27 @@ class Screener:
         pictures = 0
         for frame in frames:
             waiting.append(frame)
-            pictures += isinstance(frame.value, np.ndarray)
+            pictures += len(frame.value) if isinstance(frame.value, np.ndarray) else 0
             if pictures >= self._batch:
                 yield from self._embed_all(waiting)
                 waiting, pictures = [], 0
         yield from self._embed_all(waiting)
 
     def _embed_all(self, frames: Sequence[_Frame]) -> Iterator[_Frame]:
-        pixels = [frame.value for frame in frames if isinstance(frame.value, np.ndarray)]
-        embeddings = iter(self._embed_safely(pixels))
+        views = [view for frame in frames if isinstance(frame.value, np.ndarray) for view in frame.value]
+        embeddings = iter(self._embed_safely(views))
         for frame in frames:
-            yield replace(frame, value=next(embeddings)) if isinstance(frame.value, np.ndarray) else frame
+            if not isinstance(frame.value, np.ndarray):
+                yield frame
+                continue
+            whole: list[Floats] = []
+            failed: EncodingError | None = None
+            for embedding in islice(embeddings, len(frame.value)):
+                if isinstance(embedding, EncodingError):
+                    failed = embedding
+                else:
+                    whole.append(embedding)
+            yield replace(frame, value=failed or np.stack(whole))
 
     def _embed_safely(self, pixels: Sequence[NDArray[Any]]) -> Sequence[Floats | EncodingError]:
         """Embed a batch; where that fails, each picture alone, so that one does not take the others along."""
@@ -464,13 +508,24 @@ class Screener:
             return [self._embed_safely([picture])[0] for picture in pixels]
 
 
+def _judged(found: SearchResult, notes: Collection[Note]) -> dict[str, Any]:
+    """Verdict, reason and detail. A match is one whatever the header is like; clear is only what has a sound one."""
+    if found.total:
+        return {"verdict": Verdict.MATCH, "reason": Reason.AT_OR_ABOVE_THRESHOLD}
+    odd = ", ".join(sorted(SUSPICIOUS.intersection(notes)))
+    if odd:
+        detail = f"nothing like it was found, but its header is not that of a sound object ({odd}): let a person look at it"
+        return {"verdict": Verdict.ERROR, "reason": Reason.SUSPICIOUS_HEADER, "detail": detail}
+    return {"verdict": Verdict.CLEAR, "reason": Reason.BELOW_THRESHOLD}
+
+
 def _key(path: Path) -> str:
     """A picture's key: its absolute path, so that it means the same wherever the command is run, as valid text."""
     return str(picture_name(Path(os.path.abspath(path))))
 
 
-def _add(parts: Sequence[_Frame], gallery: Gallery) -> Indexed:
-    """Add one picture's frames to the gallery, and say what became of it."""
+def _add(parts: Sequence[_Frame], gallery: Gallery, name: str) -> Indexed:
+    """Add one picture's frames to a gallery, and say what became of it."""
     first = parts[0]
     errors = [(part.number, *_explain(part.value)) for part in parts if isinstance(part.value, LcmemError)]
     embeddings = {part.number: part.value for part in parts if isinstance(part.value, np.ndarray) and part.number is not None}
@@ -478,14 +533,21 @@ def _add(parts: Sequence[_Frame], gallery: Gallery) -> Indexed:
         return Indexed(first.path, None, 0, tuple(errors))
     try:
         # Asked again: an equal file may have been added since the worker looked.
-        added = gallery.status(key := _key(Path(first.path)), first.content)
+        added = gallery.status(first.key, first.content, name)
         if added is Added.COPY:
-            gallery.add_copy(key, first.content)
+            gallery.add_copy(first.key, first.content, name)
         elif added is Added.NEW:
-            gallery.add(Entry(key, first.content, first.frames, embeddings))
+            entry = Entry(first.key, first.content, first.frames, embeddings, name, *_pseudonyms(first.identifiers, gallery))
+            gallery.add(entry)
     except KeyConflictError as error:
         return Indexed(first.path, None, 0, ((None, Reason.KEY_CONFLICT, str(error)),))
     return Indexed(first.path, added, len(embeddings), tuple(errors))
+
+
+def _pseudonyms(whose: Identifiers, gallery: Gallery) -> tuple[str | None, str | None]:
+    """A patient's and a study's pseudonyms; the site key is not asked for where there is nothing to hide."""
+    patient = gallery.site_key().patient(whose.patient_id, whose.issuer) if whose.patient_id else None
+    return patient, gallery.site_key().study(whose.study_uid) if whose.study_uid else None
 
 
 def _explain(error: object) -> tuple[Reason, str]:
@@ -498,4 +560,11 @@ def _hex(content: bytes | None) -> str | None:
 
 
 def _hit_json(hit: Hit) -> dict[str, Any]:
-    return {"key": hit.key, "frame": hit.frame, "score": hit.score}
+    return {
+        "key": hit.key,
+        "frame": hit.frame,
+        "score": hit.score,
+        "gallery": hit.gallery,
+        "patient": hit.patient,
+        "study": hit.study,
+    }

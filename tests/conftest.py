@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,17 @@ import pytest
 from PIL import Image
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "pictures"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def site_key(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A site key of the tests' own: indexing a DICOM object would make one in the user's folder."""
+    path = tmp_path_factory.mktemp("site") / "site.key"
+    path.write_text("5a" * 32 + "\n")
+    path.chmod(0o600)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LCMEM_ONNX_SITE_KEY", str(path))
+        yield path
 
 
 @pytest.fixture(scope="session")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
+import sys
 import time
 import tracemalloc
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lcmem_onnx.runtime.errors import PictureError, Reason
-from lcmem_onnx.runtime.pictures import Kind, Limits, Picture, open_picture
+from lcmem_onnx.runtime.isolation import Nursery
+from lcmem_onnx.runtime.notes import SUSPICIOUS, Note
+from lcmem_onnx.runtime.pictures import SAME_LEVELS, Kind, Limits, Picture, open_picture
 from lcmem_onnx.runtime.preprocess import is_blank
 from numpy.typing import NDArray
 from PIL import Image
@@ -27,6 +31,7 @@ from pydicom import uid
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate, get_frame
 from pydicom.pixels import pixel_array
+from pydicom.pixels.encoders import RLELosslessEncoder
 from pydicom.sequence import Sequence
 
 # The objects are odd on purpose, and pydicom says so.
@@ -250,6 +255,257 @@ def test_floats_are_stretched_and_must_be_finite() -> None:
     assert caught.value.reason is Reason.NOT_FINITE
 
 
+# -- the second rendering ----------------------------------------------------------------------------------------------
+
+
+def by_percentiles(values: NDArray[Any]) -> NDArray[Any]:
+    """Brute force: the values in order, the first above which a share of them lies."""
+    ordered = np.sort(values.astype(float), axis=None)
+    low, high = (ordered[int(np.ceil(share * ordered.size)) - 1] for share in (0.005, 0.995))
+    return np.clip((values - low) / (high - low), 0, 1) * 255
+
+
+@pytest.mark.parametrize(
+    ("dtype", "slope", "photometric"),
+    [
+        ("uint16", None, "MONOCHROME2"),
+        ("int16", 0.5, "MONOCHROME2"),
+        ("uint16", -2, "MONOCHROME1"),
+        ("uint8", None, "MONOCHROME1"),
+        ("int32", 3, "MONOCHROME2"),
+    ],
+)
+def test_the_second_rendering_goes_by_percentiles(dtype: str, slope: float | None, photometric: str) -> None:
+    rng = np.random.default_rng(3)
+    spread = {"uint8": 30, "int32": 10_000_000}.get(dtype, 300)
+    values = np.clip(rng.normal(spread * 4, spread, (48, 40)), 0, None).astype(dtype)
+    values[0, :3] = np.iinfo(dtype).max  # hot pixels
+    rescale = {} if slope is None else {"RescaleSlope": slope, "RescaleIntercept": 7}
+    first, second = opened(dicom(values, photometric=photometric, **rescale)).renderings(0)
+    expected = by_percentiles(values.astype(float) * (slope or 1) + (7 if slope else 0))
+    near(second[..., 0], 255 - expected if photometric == "MONOCHROME1" else expected)
+    assert first.shape == second.shape
+
+
+def test_copies_that_lost_their_window_or_were_given_another_share_a_rendering() -> None:
+    values = (ramp(0, 4095, "int64") ** 2 // 4096).astype("uint16")
+    original = opened(dicom(values, stored=12, WindowCenter=300, WindowWidth=200)).views(0, 40)
+    copies = [
+        dicom(values, stored=12),
+        dicom(values, stored=12, WindowCenter=3000, WindowWidth=900),
+        dicom(values, stored=12, WindowCenter=30000, WindowWidth=1),
+        dicom(values, stored=12, RescaleSlope=2, RescaleIntercept=-1000),
+        dicom((values * 4).astype("uint16"), stored=14),
+    ]
+    assert len(original) == 2
+    for copy in copies:
+        assert any(np.abs(view.astype(int) - original[1]).mean() <= SAME_LEVELS for view in opened(copy).views(0, 40))
+    apart = np.abs(opened(copies[1]).views(0, 40)[0].astype(int) - original[0])
+    assert apart.mean() > 40  # by the windows alone they are different pictures
+
+
+def test_a_picture_that_only_the_second_rendering_shows_is_seen() -> None:
+    values = np.random.default_rng(5).integers(1000, 1100, (48, 40)).astype("uint16")
+    values[0, :2] = 4000
+    data = dicom(values, stored=12, WindowCenter=4000, WindowWidth=100)  # black but for two pixels
+    first, second = opened(data).renderings(0)
+    assert (first[1:] == 0).all()
+    near(second[..., 0], by_percentiles(values))
+    views = opened(data).views(0, 40)
+    assert any(view.std() > 30 for view in views)
+
+
+def test_equal_renderings_are_one_view_and_blank_ones_none() -> None:
+    values = ramp(0, 255, "uint8")
+    assert len(opened(dicom(values)).renderings(0)) == 2
+    assert len(opened(dicom(values)).views(0, 40)) == 1
+    flat = dicom(np.full((48, 40), 700, "uint16"))
+    with pytest.raises(PictureError) as caught:
+        opened(flat).views(0, 40)
+    assert caught.value.reason is Reason.BLANK
+
+
+def test_padding_that_hides_a_picture_is_no_padding() -> None:
+    values = ramp(0, 4000, "uint16")
+    data = dicom(values, stored=12)
+    data.add_new("PixelPaddingValue", "US", 100)
+    data.add_new("PixelPaddingRangeLimit", "US", 3900)
+    near(grey_of(data), values / 4000 * 255)
+
+
+def test_unused_bits_below_the_stored_ones_are_left_out() -> None:
+    values = ramp(0, 4095, "uint16")
+    rng = np.random.default_rng(0)
+    shifted = (values << 4) | rng.integers(0, 16, values.shape).astype("uint16")
+    data = dicom(shifted, stored=12)
+    data.HighBit = 15
+    np.testing.assert_array_equal(opened(data).frame(0), opened(dicom(values, stored=12)).frame(0))
+
+
+def test_unused_bits_above_the_stored_ones_are_left_out() -> None:
+    """Old objects keep overlays there."""
+    values = ramp(0, 4095, "uint16")
+    np.testing.assert_array_equal(grey_of(dicom(values | 0x8000, stored=12)), grey_of(dicom(values, stored=12)))
+
+
+# -- frames that a header hides, and many of them ---------------------------------------------------------------------
+
+
+def rle(values: NDArray[Any]) -> bytes:
+    return bytes(RLELosslessEncoder.encode(dicom(values, stored=12), index=0))
+
+
+@pytest.mark.parametrize("said", [1, 2])
+@pytest.mark.parametrize("with_table", [True, False])
+@pytest.mark.parametrize("codec", ["native", "jpegls", "jpeg2k", "rle"])
+def test_frames_beyond_those_that_the_header_tells_of_are_refused(codec: str, with_table: bool, said: int) -> None:
+    values = np.stack([ramp(0, 4000, "uint16")] * 3)
+    syntax, encode = {
+        "native": (uid.ExplicitVRLittleEndian, None),
+        "jpegls": (uid.JPEGLSLossless, imagecodecs.jpegls_encode),
+        "jpeg2k": (uid.JPEG2000Lossless, lambda frame: imagecodecs.jpeg2k_encode(frame, reversible=True, codecformat="j2k")),
+        "rle": (uid.RLELossless, rle),
+    }[codec]
+    data = dicom(values, syntax=syntax, frames=3, stored=12)
+    if encode:
+        data.PixelData = encapsulate([encode(frame) for frame in values], has_bot=with_table)
+    opened(data).frame(2)
+    data.NumberOfFrames = said
+    if said == 1:
+        del data.NumberOfFrames
+    with pytest.raises(PictureError, match="holds more") as caught:
+        opened(data)
+    assert caught.value.reason is Reason.DAMAGED
+
+
+def test_a_header_that_says_smaller_frames_than_there_are_is_refused() -> None:
+    data = dicom(ramp(0, 4000, "uint16"), stored=12)
+    data.Rows = 10
+    with pytest.raises(PictureError, match="holds more"):
+        opened(data)
+
+
+def test_an_offset_table_that_leaves_a_frame_out_does_not_hide_it() -> None:
+    values = np.stack([ramp(0, 4000, "uint16"), ramp(4000, 0, "uint16")])
+    frames = [imagecodecs.jpegls_encode(frame) for frame in values]
+    data = dicom(values, syntax=uid.JPEGLSLossless, frames=2, stored=12, WindowCenter=2000, WindowWidth=4000)
+    data.PixelData = encapsulate(frames, has_bot=True)
+    lying = data.PixelData[:8] + struct.pack("<2I", 0, 0) + data.PixelData[16:]
+    assert lying != data.PixelData
+    data.PixelData = lying
+    for number in (0, 1):
+        near(grey_of(data, number), windowed(values[number], 2000, 4000))
+    data.PixelData = encapsulate(frames)
+    data.ExtendedOffsetTable = struct.pack("<2Q", 0, 0)
+    data.ExtendedOffsetTableLengths = struct.pack("<2Q", *(len(frame) for frame in frames))
+    near(grey_of(data, 1), windowed(values[1], 2000, 4000))
+
+
+@pytest.mark.parametrize("lie", ["both the first", "both the second", "the second in the middle of a frame"])
+def test_an_offset_table_of_frames_in_fragments_hides_none(lie: str) -> None:
+    values = np.stack([ramp(0, 4000, "uint16"), ramp(4000, 0, "uint16")])
+    frames = [imagecodecs.jpegls_encode(frame) for frame in values]
+    data = dicom(values, syntax=uid.JPEGLSLossless, frames=2, stored=12, WindowCenter=2000, WindowWidth=4000)
+    data.PixelData = encapsulate(frames, fragments_per_frame=2, has_bot=True)
+    near(grey_of(data, 1), windowed(values[1], 2000, 4000))
+    second = struct.unpack("<I", data.PixelData[12:16])[0]
+    half = 8 + struct.unpack("<I", data.PixelData[20:24])[0]
+    table = {"both the first": (0, 0), "both the second": (second, second), "the second in the middle of a frame": (0, half)}[lie]
+    data.PixelData = data.PixelData[:8] + struct.pack("<2I", *table) + data.PixelData[16:]
+    shown = []
+    for number in (0, 1):
+        with contextlib.suppress(PictureError):
+            shown.append(grey_of(data, number))
+    if len(shown) == 2:  # else there was an error, which is as good
+        for frame, stored in zip(shown, values, strict=True):
+            near(frame, windowed(stored, 2000, 4000))
+
+
+def test_an_element_that_is_there_twice_is_refused() -> None:
+    """Viewers differ in which of the two they take."""
+    sound = written(dicom(ramp(0, 4000, "uint16"), stored=12))
+    at = sound.index(b"\xe0\x7f\x10\x00OW")
+    for doubled in (sound[:at] + sound[at:] * 2, sound.replace(ROWS, ROWS + b"\x0a\x00" + ROWS, 1)):
+        with pytest.raises(PictureError, match="twice") as caught:
+            open_picture(doubled)
+        assert caught.value.reason is Reason.DAMAGED
+
+
+@pytest.mark.parametrize("with_table", [True, False])
+def test_a_thousand_frames_each_its_own(with_table: bool) -> None:
+    values = np.add.outer(np.arange(1000, dtype="uint16"), ramp(0, 2000, "uint16")[:8, :8])
+    data = dicom(values, syntax=uid.RLELossless, frames=1000, stored=12, WindowCenter=2048, WindowWidth=4096)
+    data.PixelData = encapsulate([rle(frame) for frame in values], has_bot=with_table)
+    picture = opened(data)
+    for number in (0, 1, 499, 999):
+        near(picture.frame(number)[..., 0], windowed(values[number], 2048, 4096))
+
+
+# -- notes ------------------------------------------------------------------------------------------------------------
+
+
+def item(**elements: Any) -> Sequence:
+    inside = Dataset()
+    for keyword, value in elements.items():
+        setattr(inside, keyword, value)
+    return Sequence([inside])
+
+
+def overlay(data: FileDataset) -> None:
+    data.add_new(0x60000010, "US", 48)
+    data.add_new(0x60003000, "OW", bytes(240))
+
+
+def private(data: FileDataset, size: int) -> None:
+    block = data.private_block(0x0011, "TESTS", create=True)
+    block.add_new(0x01, "OB", bytes(size))
+
+
+def nested_in(data: FileDataset, keyword: str) -> None:
+    inside = Dataset()
+    inside.Rows = inside.Columns = 4
+    inside.add_new("PixelData", "OB", bytes(16))
+    setattr(data, keyword, Sequence([inside]))
+
+
+@pytest.mark.parametrize(
+    ("change", "notes"),
+    [
+        (lambda data: None, ()),
+        (overlay, ("overlay",)),
+        (lambda data: setattr(data, "BurnedInAnnotation", "YES"), ("burned-in-annotation",)),
+        (lambda data: setattr(data, "BurnedInAnnotation", "NO"), ()),
+        (lambda data: setattr(data, "RecognizableVisualFeatures", "YES"), ("recognizable-visual-features",)),
+        (lambda data: nested_in(data, "IconImageSequence"), ("icon",)),
+        (lambda data: nested_in(data, "ReferencedImageSequence"), ("nested-pixels",)),
+        (lambda data: private(data, 70000), ("private-data",)),
+        (lambda data: private(data, 1000), ()),
+        (lambda data: setattr(data, "preamble", b"II*\0" + bytes(124)), ("two-formats",)),
+        (lambda data: setattr(data, "preamble", b"MZ" + bytes(126)), ("executable-preamble",)),
+        (lambda data: setattr(data, "PatientID", "a\nb"), ("malformed-identifier",)),
+        (lambda data: setattr(data, "SOPInstanceUID", "../../etc"), ("malformed-identifier",)),
+        (lambda data: setattr(data, "SpecificCharacterSet", "NOT A SET"), ("unknown-character-set",)),
+        (lambda data: setattr(data, "SpecificCharacterSet", ["", "ISO 2022 IR 87"]), ()),
+        (lambda data: setattr(data, "RescaleSlope", 0), ("useless-rescale",)),
+        (lambda data: setattr(data, "RescaleSlope", None), ("useless-rescale",)),
+        (lambda data: setattr(data, "WindowWidth", 0), ("useless-window",)),
+        (lambda data: setattr(data, "WindowWidth", None), ()),
+    ],
+)
+def test_notes_of_what_is_not_screened(change: Callable[[FileDataset], None], notes: tuple[str, ...]) -> None:
+    data = dicom(ramp(0, 4000, "uint16"), stored=12)
+    change(data)
+    picture = opened(data)
+    assert picture.notes == notes
+    assert not is_blank(picture.frame(0))
+
+
+def test_shipped_files_with_overlays_and_icons_are_noted_and_not_suspicious() -> None:
+    assert {Note.OVERLAY, Note.ICON} <= set(open_picture(shipped("examples_overlay.dcm").read_bytes()).notes)
+    for name in ("CT_small.dcm", "MR_small.dcm", "examples_overlay.dcm", "rtdose.dcm", "SC_rgb_jpeg_dcmtk.dcm"):
+        assert not SUSPICIOUS & set(open_picture(shipped(name).read_bytes()).notes)
+
+
 # -- colour ----------------------------------------------------------------------------------------------------------
 
 
@@ -463,6 +719,13 @@ def nested(depth: int) -> bytes:
     return sound[:at] + opening * depth + closing * depth + sound[at:]
 
 
+def without_pixels_but_nested() -> bytes:
+    data = dicom(ramp(0, 4000, "uint16"), stored=12)
+    nested_in(data, "IconImageSequence")
+    del data.PixelData
+    return written(data)
+
+
 SOUND = written(dicom(ramp(0, 4000, "uint16"), stored=12))
 BOMB_HEAD = b"\x08\x00\x05\x00OB\0\0" + struct.pack("<I", 1 << 26)
 ROWS = b"\x28\x00\x10\x00US\x02\x00"
@@ -506,12 +769,19 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     "jpeg 2000 of nothing": lambda: one(uid.JPEG2000, b"\xff\x4f\xff\x51" + bytes(60)),
     "jpeg-ls cut off": lambda: one(uid.JPEGLSLossless, imagecodecs.jpegls_encode(ramp(0, 4000, "uint16"))[:60]),
     "no codestream": lambda: one(uid.JPEGBaseline8Bit, bytes(2)),
+    "empty": lambda: b"",
+    "pixels in a sequence alone": lambda: without_pixels_but_nested(),
+    "two kinds of pixels": lambda: changed(FloatPixelData=np.zeros((48, 40), "float32").tobytes()),
+    "pixels of no bytes": lambda: changed(PixelData=b""),
+    "highest bit outside": lambda: changed(HighBit=16),
+    "sequence that never ends": lambda: SOUND[:300] + b"\x08\x00\x15\x11SQ\0\0\xff\xff\xff\xff" + bytes(8),
     "mpeg": lambda: one(uid.MPEG2MPML, b"\0" * 100),
 }
 
 
-def decode_some(data: bytes) -> None:
-    picture = open_picture(data, Limits(max_inflated_bytes=1 << 24), "x.dcm")
+def decode_some(data: bytes, nursery: Nursery | None = None) -> None:
+    limits = Limits(max_inflated_bytes=1 << 24)
+    picture = nursery.open(data, "x.dcm") if nursery else open_picture(data, limits, "x.dcm")
     for number in range(min(picture.frames, 3)):
         picture.frame(number)
 
@@ -536,6 +806,8 @@ def test_hostile_objects_are_refused_quickly_and_in_little_memory(name: str) -> 
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
+        ("empty", Reason.EMPTY_FILE),
+        ("pixels in a sequence alone", Reason.NO_PIXELS),
         ("huge in RLE", Reason.TOO_LARGE),
         ("1e5 frames", Reason.TOO_LARGE),
         ("deflate bomb", Reason.TOO_LARGE),
@@ -552,6 +824,23 @@ def test_what_hostile_objects_are_refused_for(name: str, reason: Reason) -> None
     with pytest.raises(PictureError) as caught:
         open_picture(HOSTILE[name](), Limits(max_inflated_bytes=1 << 24), "x.dcm").frame(0)
     assert caught.value.reason is reason
+
+
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[Nursery]:
+    with Nursery(Limits(max_inflated_bytes=1 << 24)) as made:
+        yield made
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="isolation needs Linux")
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_objects_are_refused_alike_in_a_process_of_their_own(name: str, nursery: Nursery) -> None:
+    data = HOSTILE[name]()
+    with pytest.raises(PictureError) as here:
+        decode_some(data)
+    with pytest.raises(PictureError) as there:
+        decode_some(data, nursery)
+    assert there.value.reason is here.value.reason
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,9 @@ from lcmem_onnx.export.command import main  # noqa: E402
 from lcmem_onnx.export.package import Request, export_bundle  # noqa: E402
 from lcmem_onnx.export.parity import EMBEDDING_TOLERANCE, choose_pictures, embed_in_torch  # noqa: E402
 from lcmem_onnx.export.trace import check_graph, trace  # noqa: E402
+from lcmem_onnx.models.autoencoder import AutoencoderShape  # noqa: E402
 from lcmem_onnx.models.checkpoint import load_lcmem, save_lcmem  # noqa: E402
+from lcmem_onnx.models.convnext import ConvNeXtShape  # noqa: E402
 from lcmem_onnx.models.lcmem import LCMem  # noqa: E402
 from lcmem_onnx.models.resnet import ResNetShape  # noqa: E402
 from lcmem_onnx.runtime.bundle import open_bundle  # noqa: E402
@@ -31,6 +33,7 @@ from lcmem_onnx.runtime.encoder import Encoder  # noqa: E402
 from lcmem_onnx.runtime.errors import ExportError, UsageError  # noqa: E402
 from lcmem_onnx.runtime.files import read_file  # noqa: E402
 from lcmem_onnx.runtime.pictures import open_picture  # noqa: E402
+from lcmem_onnx.runtime.providers import open_session  # noqa: E402
 from onnx import TensorProto, helper  # noqa: E402
 
 
@@ -239,6 +242,24 @@ def test_group_norm_and_gelu_stay_single_operators(traced: Path) -> None:
     assert kept == {"Conv": 17, "GroupNormalization": 9, "LayerNormalization": 5, "Gelu": 2}
     kinds = {node.op_type for node in onnx.load(str(traced)).graph.node}
     assert not any(kind.startswith("Random") for kind in kinds)
+
+
+@pytest.mark.parametrize("quant_conv", [True, False])
+def test_the_graph_computes_no_log_variances(quant_conv: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    shape = AutoencoderShape(48, (8, 16), 1, 4, 4, middle_attention=False, quant_conv=quant_conv)
+    network = LCMem(ConvNeXtShape(4, (8, 16), (1, 1), 2, 16), shape).eval()
+    trace(network, 64, tmp_path / "traced.onnx")
+    weights = {tensor.name: list(tensor.dims) for tensor in onnx.load(str(tmp_path / "traced.onnx")).graph.initializer}
+    last = "network.vae.quant_conv.weight" if quant_conv else "network.vae.encoder.conv_out.weight"
+    assert weights[last][0] == 4
+    assert network.vae is not None
+    assert network.vae.moments(torch.zeros(1, 3, 64, 64)).shape[1] == 8  # the network itself is as it was
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    (got,) = open_session(tmp_path / "traced.onnx", "cpu").session.run(None, {"pictures": pixels})
+    with torch.no_grad():
+        wanted = network.embed(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255.0)
+    assert np.abs(got - wanted.numpy()).max() < 1e-5
 
 
 def test_the_group_norm_for_large_maps_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 from lcmem_onnx.runtime.bundle import Bundle, Threshold, seal
 from lcmem_onnx.runtime.errors import GalleryError, GalleryMismatchError, KeyConflictError, UsageError
-from lcmem_onnx.runtime.gallery import Added, Gallery
-from lcmem_onnx.runtime.gallery import gallery as gallery_module
+from lcmem_onnx.runtime.gallery import Added, Gallery, searcher
 from lcmem_onnx.runtime.gallery.graph import MANIFEST, Graph, GraphExhaustedError, load_graph, save_graph
 from lcmem_onnx.runtime.gallery.store import DATABASE, Entry
 from lcmem_onnx.runtime.head import Floats, Head
@@ -113,10 +112,10 @@ def test_equal_pictures_share_a_vector_and_are_all_found(bundle: Bundle, tmp_pat
 def test_additions_are_found_at_once_with_a_graph_from_before(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gallery_module, "EXACT_UP_TO", 10)
+    monkeypatch.setattr(searcher, "exact_limit", lambda width: 10)
     with Gallery.create(tmp_path / "idx", bundle) as gallery:
         fill(gallery, vectors(0, 30))
-        gallery.update_graph()
+        gallery.update_caches()
     manifest = json.loads((tmp_path / "idx" / MANIFEST).read_text())
     assert (manifest["count"], manifest["dimension"], manifest["fingerprint"]) == (30, FEATURES, bundle.fingerprint)
     told: list[str] = []
@@ -125,7 +124,7 @@ def test_additions_are_found_at_once_with_a_graph_from_before(
         (result,) = gallery.search(vectors(5, 1), 0.5)
         assert result.matches[0].key == "/pictures/30.png"
         assert told == []
-        gallery.update_graph()
+        gallery.update_caches()
     assert json.loads((tmp_path / "idx" / MANIFEST).read_text())["count"] == 33
     assert len(list((tmp_path / "idx").glob("graph-*.hnsw"))) == 1
 
@@ -205,10 +204,10 @@ def test_a_folder_without_an_index_is_named(bundle: Bundle, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("name", ["new\nline", "per%20cent?#", "späße", "quote'\"", " blank "])
 def test_folders_of_any_name_work(name: str, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gallery_module, "EXACT_UP_TO", 1)
+    monkeypatch.setattr(searcher, "exact_limit", lambda width: 1)
     with Gallery.create(tmp_path / name, bundle) as gallery:
         fill(gallery, vectors(0, 5))
-        gallery.update_graph()
+        gallery.update_caches()
     with Gallery.open(tmp_path / name, bundle) as gallery:
         assert gallery.search(vectors(0, 1), 0.5)[0].matches[0].key == "/pictures/0.png"
 
@@ -216,7 +215,7 @@ def test_folders_of_any_name_work(name: str, bundle: Bundle, tmp_path: Path, mon
 def test_a_writer_waits_for_another_and_then_says_who_is_in_the_way(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lcmem_onnx.runtime.gallery.store.BUSY_SECONDS", 0.1)
+    monkeypatch.setattr("lcmem_onnx.runtime.gallery.database.BUSY_SECONDS", 0.1)
     with Gallery.create(tmp_path / "idx", bundle) as gallery:
         other = sqlite3.connect(tmp_path / "idx" / DATABASE, isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
@@ -283,24 +282,24 @@ def test_no_row_is_read_twice(bundle: Bundle, tmp_path: Path) -> None:
         fill(writer, vectors(0, 3))
         real = reader._store.newest
 
-        def newest() -> int:
+        def newest() -> tuple[int, int]:
             seen = real()
-            if seen == 3:
+            if seen[0] == 3:
                 fill(writer, vectors(1, 2), first=3)
             return seen
 
         reader._store.newest = newest  # type: ignore[method-assign]
         for _ in range(3):
             assert reader.search(vectors(1, 1), 0.9)[0].total == 1
-            assert reader._ids.tolist() == [1, 2, 3, 4, 5]
+            assert reader._searcher.flat.ids.tolist() == [1, 2, 3, 4, 5]
         read: list[int] = []
-        whole = reader._store.vectors
-        reader._store.vectors = lambda after, before: read.append(after) or whole(after, before)  # type: ignore[assignment,func-returns-value,method-assign]
+        whole = reader._store.changes
+        reader._store.changes = lambda after, erased: read.append(after) or whole(after, erased)  # type: ignore[assignment,func-returns-value,method-assign]
         fill(writer, vectors(2, 1), first=5)
         reader.search(vectors(2, 1), 0.9)
         reader.search(vectors(2, 1), 0.9)
         assert read == [5]
-        assert reader._ids.tolist() == [1, 2, 3, 4, 5, 6]
+        assert reader._searcher.flat.ids.tolist() == [1, 2, 3, 4, 5, 6]
 
 
 def test_of_two_that_create_one_index_at_once_one_wins_and_loses_nothing(bundle: Bundle, tmp_path: Path) -> None:
@@ -335,7 +334,7 @@ def test_of_two_that_create_one_index_at_once_one_wins_and_loses_nothing(bundle:
     assert not list((tmp_path / "idx").glob(".gallery*"))
     with Gallery.open(tmp_path / "idx", bundle) as gallery:
         assert [gallery.search(vectors(number, 1), 0.9)[0].total for number in range(2)].count(1) == 1
-        assert gallery._store.content_of(winner)
+        assert gallery._store.content_of(winner, "default")
 
 
 def test_a_graph_that_runs_dry_falls_back_to_the_exact_search(
@@ -358,7 +357,7 @@ def test_a_graph_that_runs_dry_falls_back_to_the_exact_search(
 
     with Gallery.create(tmp_path / "idx", bundle) as gallery:
         fill(gallery, near)
-        graph = gallery._current_graph()
+        graph = gallery._searcher._current_graph()
         graph._index = dry = Dry(graph._index)
         (result,) = gallery.search(near[:1], 0.9, top=300, how="hnsw")
         assert dry.asked == 1
@@ -389,7 +388,7 @@ def damaged(folder: Path, *statements: str) -> None:
         "DELETE FROM pictures WHERE vector = 3",
         "DELETE FROM pictures WHERE key = '/copy/2.png'",
         "DELETE FROM pictures",
-        "INSERT INTO pictures SELECT 99, 'x', 0, 1, x'00', 1",
+        "INSERT INTO pictures SELECT 99, 'x', 0, 1, x'00', 1, 'default', NULL, NULL, 0",
         "DELETE FROM vectors WHERE id = 3",
         "DELETE FROM vectors WHERE id = 50",
         "DELETE FROM meta WHERE name = 'pictures'",
@@ -539,7 +538,7 @@ def test_a_wrong_graph_is_never_loaded(damage: str, message: str, graph_folder: 
             "another dimension": {"dimension": 16},
             "another bundle": {"fingerprint": "0" * 64},
             "another metric": {"metric": "cosine"},
-            "newer": {"format_version": 3},
+            "newer": {"format_version": 4},
             "count": {"count": 101, "newest": 101},
             "count far too high": {"count": 1 << 60},
             "count below nothing": {"count": -1},
@@ -552,11 +551,11 @@ def test_a_wrong_graph_is_never_loaded(damage: str, message: str, graph_folder: 
 
 
 @pytest.mark.parametrize("value", [5, -1, 1.5, True, None, "x", "\0", [], {}])
-@pytest.mark.parametrize("field", ["file", "sha256", "bytes", "dimension", "count", "newest", "fingerprint", "content"])
+@pytest.mark.parametrize("field", ["file", "sha256", "bytes", "dimension", "count", "erased", "newest", "fingerprint", "content"])
 def test_a_manifest_with_fields_of_any_type_is_refused(field: str, value: object, graph_folder: Path, bundle: Bundle) -> None:
-    """Even sealed; only what `content` says is for the gallery to check, which knows its vectors."""
+    """Even sealed; only what `content` and `erased` say is for the gallery to check, which knows its vectors."""
     change_manifest(graph_folder, **{field: value})
-    if (field, type(value)) == ("content", str):
+    if (field, type(value)) == ("content", str) or (field, value) == ("erased", 5):
         load_graph(graph_folder, bundle.fingerprint, FEATURES, 1)
         return
     with pytest.raises(GalleryError):
@@ -567,10 +566,10 @@ def test_a_manifest_with_fields_of_any_type_is_refused(field: str, value: object
 def test_a_damaged_graph_is_made_again_with_a_word(
     damage: str, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gallery_module, "EXACT_UP_TO", 10)
+    monkeypatch.setattr(searcher, "exact_limit", lambda width: 10)
     with Gallery.create(tmp_path / "idx", bundle) as gallery:
         fill(gallery, vectors(0, 50))
-        gallery.update_graph()
+        gallery.update_caches()
     (path,) = (tmp_path / "idx").glob("graph-*.hnsw")
     if damage == "flipped":
         data = bytearray(path.read_bytes())
@@ -584,26 +583,34 @@ def test_a_damaged_graph_is_made_again_with_a_word(
         (tmp_path / "idx" / MANIFEST).write_text("")
     told: list[str] = []
     with Gallery.open(tmp_path / "idx", bundle, warn=told.append) as gallery:
+        for how in ("auto", "auto", "hnsw"):
+            assert gallery.search(vectors(0, 50)[30:31], 0.5, how=how)[0].matches[0].key == "/pictures/30.png"
+    assert ["searching exactly" in line for line in told] == [True, False]
+    assert "making the search graph of 50 vectors" in told[1]
+    told.clear()
+    with Gallery.open(tmp_path / "idx", bundle, read_only=False, warn=told.append) as gallery:
+        gallery.update_caches()
+    assert ["making the search graph of 50 vectors" in line for line in told] == [True]
+    with Gallery.open(tmp_path / "idx", bundle, warn=told.append) as gallery:
         assert gallery.search(vectors(0, 50)[30:31], 0.5)[0].matches[0].key == "/pictures/30.png"
     assert len(told) == 1
-    assert "making the search graph" in told[0]
 
 
 def test_a_graph_of_another_database_is_refused_and_made_again(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The database was restored from an older copy and went on from there: as many vectors, other ones, under the same ids."""
-    monkeypatch.setattr(gallery_module, "EXACT_UP_TO", 10)
+    monkeypatch.setattr(searcher, "exact_limit", lambda width: 10)
     for name, seed in (("one", 0), ("other", 1)):
         with Gallery.create(tmp_path / name, bundle) as gallery:
             fill(gallery, vectors(seed, 50))
-            gallery.update_graph()
+            gallery.update_caches()
     for path in [tmp_path / "one" / MANIFEST, *(tmp_path / "one").glob("graph-*")]:
         shutil.copy(path, tmp_path / "other")
     told: list[str] = []
     with Gallery.open(tmp_path / "other", bundle, read_only=False, warn=told.append) as gallery:
         for number in range(50):
-            result = gallery.search(vectors(1, 50)[number : number + 1], 0.5)[0]
+            result = gallery.search(vectors(1, 50)[number : number + 1], 0.5, how="hnsw")[0]
             assert result.matches[0].key == f"/pictures/{number}.png"
     assert len(told) == 1
     assert "of other pictures than the index holds; making the search graph of 50 vectors" in told[0]

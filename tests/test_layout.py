@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -42,10 +43,25 @@ def test_the_runtime_is_self_contained() -> None:
 def test_the_runtime_imports_only_downwards() -> None:
     """No circles: importing each module alone works, and the rooms are in the order that ARCHITECTURE gives."""
     order = [
-        "errors", "machine", "head", "depth", "files", "preprocess", "codestream", "bundle", "providers", "variants", "timings",
-        "dicom", "raster", "encoder", "pictures", "gallery", "screening",
+        "errors", "machine", "head", "depth", "files", "preprocess", "codestream", "grey", "notes", "bundle", "providers",
+        "variants", "timings", "identifiers", "dicom", "raster", "encoder", "pictures", "decoding_process", "isolation",
+        "gallery", "outcomes", "screening", "audit", "identification", "gateway",
     ]  # fmt: skip
     for path in (ROOT / "runtime").glob("*.py"):
+        if path.stem == "__init__":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module:
+                room = node.module.partition(".")[0]
+                assert order.index(room) < order.index(path.stem), f"{path.stem} imports {room}"
+
+
+def test_the_gateways_rooms_are_in_the_order_that_it_gives() -> None:
+    """runtime/gateway/__init__.py lists them; each imports from those above it."""
+    package = ROOT / "runtime" / "gateway"
+    listed = re.findall(r"^    ([a-z_, ]+?)  ", (package / "__init__.py").read_text(encoding="utf-8"), re.M)
+    order = [name for line in listed for name in line.split(", ")]
+    for path in package.glob("*.py"):
         if path.stem == "__init__":
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -19,7 +19,8 @@ def test_the_session_is_set_up_for_a_long_lived_service(model: Path) -> None:
     session = open_session(model, "cpu", threads=1)
     options = session.session.get_session_options()
     assert (options.intra_op_num_threads, options.inter_op_num_threads) == (1, 1)
-    assert not options.enable_cpu_mem_arena
+    assert (options.enable_cpu_mem_arena, options.enable_mem_pattern) == (True, False)
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
     assert (session.requested, session.in_use, session.threads) == ("cpu", "cpu", 1)
 
 
@@ -41,8 +42,9 @@ def test_a_provider_that_is_there_but_does_not_come_up_is_an_error(model: Path, 
     """As with onnxruntime-gpu on a machine without CUDA: the session runs on the CPU, with no more than a log line."""
     made = onnxruntime.InferenceSession
 
-    def falls_back(path: str, options: object, providers: list[str]) -> onnxruntime.InferenceSession:
-        assert providers == ["CUDAExecutionProvider"]
+    def falls_back(path: str, options: object, providers: list[tuple[str, dict[str, str]]]) -> onnxruntime.InferenceSession:
+        ((name, told),) = providers
+        assert (name, told["use_tf32"]) == ("CUDAExecutionProvider", "0")
         return made(path, options, providers=["CPUExecutionProvider"])
 
     monkeypatch.setattr(providers, "available_providers", lambda: ["cuda", "cpu"])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lcmem_onnx.runtime import screening
+from lcmem_onnx.runtime import preprocess
 from lcmem_onnx.runtime.bundle import Bundle, open_bundle
 from lcmem_onnx.runtime.encoder import Encoder
 from lcmem_onnx.runtime.errors import EncodingError, PictureError, Reason, UsageError
@@ -136,7 +136,7 @@ def test_one_picture_that_breaks_its_batch_fails_alone(
     screener: Screener, gallery: Gallery, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = Encoder.embed_resized
-    cursed = screening.resize(np.asarray(Image.open(pictures / "2.png")), 64)
+    cursed = preprocess.resize(np.asarray(Image.open(pictures / "2.png")), 64)
 
     def breaks(self: Encoder, batch: np.ndarray) -> np.ndarray:
         if any((picture == cursed).all() for picture in batch):

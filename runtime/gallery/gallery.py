@@ -1,48 +1,36 @@
-"""A gallery of embeddings on disk or in memory, and the search in it.
+"""A gallery of embeddings on disk or in memory: added to, searched, removed from.
 
-Small galleries are searched exactly: each query is scored against every vector by the head. Large ones are searched through
-the graph out to the radius that the head's bound gives (see `head`), and every candidate is scored by the head: what is
-reported is always the model's own score.
+What is held here is what callers see; `store` keeps the rows, `searcher` finds, `erasure` removes, `locking` keeps writers apart.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import os
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator
 from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ..bundle import Bundle
 from ..errors import GalleryError, UsageError
 from ..head import Floats, check_threshold
-from ..machine import cpu_limit
-from .graph import Graph, GraphExhaustedError, load_graph, save_graph
-from .store import Entry, Store, Tally
+from .database import check_there, create_database
+from .erasure import compact_database, compaction_due, erase, mark_compacted
+from .graph import graph_there
+from .locking import WriterLock
+from .pseudonyms import SiteKey
+from .records import DEFAULT_GALLERY, Entry, Record
+from .results import Search, SearchResult
+from .searcher import Searcher
+from .store import Store
+from .verification import Verification, verify
 
-__all__ = ["EXACT_UP_TO", "Added", "Gallery", "Hit", "Search", "SearchResult"]
+__all__ = ["Added", "Gallery"]
 
-EXACT_UP_TO = 20_000
-"""Distinct vectors up to which `auto` searches exactly. Scoring 20,000 vectors of 512 takes about as long as embedding a
-picture with the bundled model; beyond, the graph is faster."""
-CHUNK = 4096
-"""Vectors scored at once: 8 MB of float32 at 512 features, which stays in the cache."""
-FIRST_CANDIDATES = 64
-
-
-class Search(StrEnum):
-    """How to search: `exact` scores every vector; `hnsw` asks the graph; `auto` takes exact up to `EXACT_UP_TO`."""
-
-    AUTO = "auto"
-    EXACT = "exact"
-    HNSW = "hnsw"
+SITE_KEY = "site-key"
+"""The setting that says under which site key the index's pseudonyms were made."""
 
 
 class Added(StrEnum):
@@ -53,60 +41,34 @@ class Added(StrEnum):
     COPY = "copy"
 
 
-@dataclass(frozen=True)
-class Hit:
-    """A gallery picture's frame and the head's score for it, in (0, 1)."""
-
-    key: str
-    frame: int
-    score: float
-
-
-@dataclass(frozen=True)
-class SearchResult:
-    """What a query found.
-
-    Attributes:
-        matches: pictures at or above the threshold, best first, at most as many as asked for.
-        total: how many there are at or above the threshold; with the graph, how many it found.
-        nearest: the best picture, whether or not it is a match; None in an empty gallery.
-    """
-
-    matches: tuple[Hit, ...]
-    total: int
-    nearest: Hit | None
-
-
 class Gallery:
-    """An index: open or create one, add to it, search it. Close it, or use it in a `with`.
+    """An index: open or create one, add to it, search it, remove from it. Close it, or use it in a `with`.
 
-    Not to be shared between threads without a lock; several processes may have the same folder open, one of them writing.
+    Threads may share it: additions and searches take turns where they must. Several processes may have the same folder open;
+    one of them may write (see `locking`), and the others see what it has committed at their next search.
     """
 
-    def __init__(self, store: Store, bundle: Bundle, *, persistent: bool, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self, store: Store, bundle: Bundle, *, persistent: bool, warn: Callable[[str], None], lock: WriterLock | None = None
+    ) -> None:
         self.bundle = bundle
         self.folder = store.folder
         self._store = store
-        self._persistent = persistent
-        self._warn = warn
-        self._loaded_up_to = -1
-        self._tally = Tally()
-        self._ids: NDArray[np.int64] = np.empty(0, np.int64)
-        self._vectors: Floats = np.empty((0, bundle.features), np.float32)
-        self._low: Floats = np.full(bundle.features, np.inf, np.float32)
-        self._high: Floats = np.full(bundle.features, -np.inf, np.float32)
-        self._graph: Graph | None = None
+        self._writer_lock = lock
+        self._searching = threading.RLock()
+        self._searcher = Searcher(store, bundle, warn, persistent=persistent)
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self._site_key: SiteKey | None = None
 
     @classmethod
     def create(cls, folder: str | os.PathLike[str], bundle: Bundle, warn: Callable[[str], None] = lambda line: None) -> Gallery:
-        """Make an empty gallery in a folder.
+        """Make an empty gallery in a folder, opened for writing.
 
         Raises:
             GalleryError: the folder holds a gallery already, or cannot be written.
         """
-        store = Store.create(Path(folder), bundle.fingerprint, bundle.features)
-        return cls(store, bundle, persistent=True, warn=warn)
+        create_database(Path(folder), bundle.fingerprint, bundle.features)
+        return cls.open(folder, bundle, read_only=False, warn=warn)
 
     @classmethod
     def open(
@@ -122,15 +84,36 @@ class Gallery:
         Args:
             folder: where it lies.
             bundle: the bundle it was made with.
-            read_only: refuse additions; a search graph is then not written either.
+            read_only: refuse changes; a search graph is then not written either. False takes the writer's lock until
+                `close`, brings an index of an older format up to date, and finishes a compaction that was interrupted.
             warn: is told what the gallery mends by itself, a line each.
 
         Raises:
-            GalleryError: it is missing or damaged, or of another format.
+            GalleryError: it is missing or damaged, of another format, or another process has it open for writing.
             GalleryMismatchError: it was made with another bundle.
         """
-        store = Store(Path(folder), bundle.fingerprint, bundle.features, read_only=read_only)
-        return cls(store, bundle, persistent=not read_only, warn=warn)
+        path = Path(folder)
+        if read_only:
+            store = Store(path, bundle.fingerprint, bundle.features, read_only=True)
+            return cls(store, bundle, persistent=False, warn=warn)
+        check_there(path)
+        lock = WriterLock(path)
+        try:
+            store = Store(path, bundle.fingerprint, bundle.features)
+            gallery = cls(store, bundle, persistent=True, warn=warn, lock=lock)
+        except BaseException:
+            lock.release()
+            raise
+        try:
+            if compaction_due(store):
+                try:
+                    gallery.compact()
+                except GalleryError as error:  # it stays due; no reason to refuse additions
+                    warn(f"what was removed earlier may still be on the disk: {error}")
+        except BaseException:
+            gallery.close()
+            raise
+        return gallery
 
     @classmethod
     def temporary(cls, bundle: Bundle) -> Gallery:
@@ -148,12 +131,16 @@ class Gallery:
         except BaseException:
             folder.cleanup()
             raise
-        gallery._persistent = False
         gallery._temporary = folder
+        gallery._site_key = SiteKey.passing()
         return gallery
 
     def close(self) -> None:
+        with self._searching:
+            self._searcher.close()
         self._store.close()
+        if self._writer_lock:
+            self._writer_lock.release()
         if self._temporary:
             self._temporary.cleanup()
 
@@ -165,32 +152,90 @@ class Gallery:
 
     def __len__(self) -> int:
         """How many pictures' frames it holds."""
-        return self._store.counts()[0]
+        return self._store.frames()
+
+    def vectors(self) -> int:
+        """How many distinct embeddings it holds: the size that counts in a search, since copies are compared once."""
+        with self._store.explained():
+            return self._store.tally("vectors").rows  # kept, where counting would read an index of all
 
     def describe(self) -> dict[str, object]:
-        """Counts and identity, for people: pictures, frames, distinct vectors, when it was made, the bundle's fingerprint."""
-        frames, vectors = self._store.counts()
+        """Counts and identity, for people: pictures, frames, distinct vectors, groups, age, the bundle's fingerprint."""
+        frames, vectors = self._store.frames(), self._store.counts()[1]
         return {
             "path": str(self.folder),
             "pictures": self._store.files(),
             "frames": frames,
             "distinct_vectors": vectors,
-            "created": self._store.created(),
+            "galleries": {
+                name: {"pictures": pictures, "frames": its_frames, "patients": patients}
+                for name, (pictures, its_frames, patients) in self._store.galleries().items()
+            },
+            "created": self._store.meta("created"),
+            "format_version": int(self._store.meta("format_version")),
             "fingerprint": self.bundle.fingerprint,
-            "search": Search.EXACT.value if vectors <= EXACT_UP_TO else Search.HNSW.value,
+            "graph": graph_there(self.folder),
         }
+
+    def galleries(self) -> list[str]:
+        """The names of the groups that hold pictures, sorted."""
+        return list(self._store.galleries())
+
+    # -- settings ----------------------------------------------------------------------------------------------------
+
+    def setting(self, name: str) -> str | None:
+        """A value that was kept with the index under `name`, or None.
+
+        Raises:
+            GalleryError: the settings are not as they were written.
+        """
+        return self._store.setting(name)
+
+    def set_setting(self, name: str, value: str | None) -> None:
+        """Keep a value with the index, on disk when this returns; None removes it."""
+        self._store.set_setting(name, value)
+
+    def site_key(self) -> SiteKey:
+        """The site key that this index's pseudonyms are made with; opened when it is first needed.
+
+        Raises:
+            UsageError: there is no key, or it is another than the one that the index was filled with: the same patient would
+                get a second pseudonym, and an erasure would miss the first.
+        """
+        if self._site_key is None:
+            key = SiteKey.open()
+            known = self._store.setting(SITE_KEY)
+            if known is None and not self._store.read_only:
+                self._store.set_setting(SITE_KEY, key.name)
+            elif known is not None and known != key.name:
+                raise UsageError(
+                    f"the pseudonyms in {self.folder} were made with another site key ({known}, not {key.name}): "
+                    "set LCMEM_ONNX_SITE_KEY to the file of that key"
+                )
+            self._site_key = key
+        return self._site_key
 
     # -- adding ----------------------------------------------------------------------------------------------------
 
-    def status(self, key: str, content: bytes) -> Added:
-        """What adding the file with sha256 `content` under `key` would be.
+    def status(self, key: str, content: bytes, gallery: str = DEFAULT_GALLERY) -> Added:
+        """What adding the file with sha256 `content` under `key` to a gallery would be.
 
         A key that stands for another picture counts as new: `add` then refuses it.
         """
-        known = self._store.content_of(key)
+        known = self._store.content_of(key, gallery)
         if known and known[0] == content and known[1]:
             return Added.KNOWN
         return Added.COPY if self._store.complete_copy(content) else Added.NEW
+
+    def content_of(self, key: str, gallery: str = DEFAULT_GALLERY) -> bytes | None:
+        """The sha256 of the picture that a key stands for in a gallery, or None."""
+        known = self._store.content_of(key, gallery)
+        return known[0] if known else None
+
+    def holds(self, key: str, gallery: str = DEFAULT_GALLERY) -> bool:
+        """Whether a picture is there under this key, with all its frames."""
+        known = self._store.content_of(key, gallery)
+        return bool(known and known[1])
 
     def add(self, entry: Entry) -> None:
         """Add one picture with its embeddings; it is on disk when this returns.
@@ -201,8 +246,12 @@ class Gallery:
         """
         self._store.add([entry])
 
-    def add_copy(self, key: str, content: bytes) -> None:
-        """Name a picture that is in the gallery already under another key; its embeddings are shared.
+    def add_all(self, entries: Iterable[Entry]) -> None:
+        """Add several pictures in one transaction: all are on disk when this returns, or none. Raises as `add` does."""
+        self._store.add(entries)
+
+    def add_copy(self, key: str, content: bytes, gallery: str = DEFAULT_GALLERY) -> None:
+        """Name a picture that is in the index already under another key or in another gallery; its embeddings are shared.
 
         Raises:
             GalleryError: no picture of this content is there, or it cannot be written.
@@ -211,33 +260,117 @@ class Gallery:
         original = self._store.complete_copy(content)
         if original is None:
             raise GalleryError(f"no picture with sha256 {content.hex()} is in {self.folder}")
-        self._store.add([Entry(key, content, 0, {})], [(key, original)])
+        self._store.add([], [((gallery, key), original)])
 
-    def update_graph(self) -> None:
-        """Bring the saved search graph up to date, if the gallery is large enough to need one."""
-        if self._store.counts()[1] > EXACT_UP_TO:
-            self._current_graph()
+    def entries(self, galleries: Collection[str] | None = None) -> Iterator[Record]:
+        """All that is kept, frame by frame, for export; each embedding is checked against its digest.
+
+        Raises:
+            GalleryError: an embedding is damaged.
+            UsageError: a gallery of that name holds nothing.
+        """
+        return self._store.records(self._chosen(galleries))
+
+    def update_caches(self, *, graph: bool = False) -> None:
+        """Bring what is cached on disk up to date, so that the next opening is quick: for the end of many additions.
+
+        Args:
+            graph: also keep a search graph, which is made otherwise only where the exact search would take too long.
+
+        Raises:
+            GalleryError: the disk is full. What was added is safe, and older caches still count.
+        """
+        with self._searching:
+            self._searcher.update(graph=graph)
+
+    def verify(self, threshold: float | None = None, sample: int = 200) -> Verification:
+        """Read the whole index and compare it with its digests; where there is a graph, measure its recall of matches.
+
+        Args:
+            threshold: score in (0, 1) for a match; None takes the bundle's.
+            sample: how many of the gallery's own pictures to search for, both ways; 0 leaves the graph's recall out.
+
+        Returns:
+            What was checked and what was found wrong; a damaged index is a finding here, not an error.
+        """
+        limit = self.bundle.threshold.value if threshold is None else check_threshold(threshold)
+        with self._searching:
+            return verify(self._store, self._searcher, self.bundle.fingerprint, limit, sample)
+
+    # -- erasing -----------------------------------------------------------------------------------------------------
+
+    def remove(
+        self,
+        *,
+        key: str | None = None,
+        patient: str | None = None,
+        study: str | None = None,
+        gallery: str | None = None,
+        compact: bool = True,
+    ) -> int:
+        """Remove the pictures for which all that is given holds. They are in no result from then on, in no process.
+
+        Args:
+            key: a picture's name.
+            patient, study: pseudonyms, as `site_key()` makes them.
+            gallery: a group; alone, all of it.
+            compact: also remove them from the disk before this returns. False leaves that to a later `compact`, or to the
+                next opening for writing: for many removals in a row.
+
+        Returns:
+            How many pictures were removed.
+
+        Raises:
+            UsageError: nothing was given.
+            GalleryError: it cannot be written. Then nothing was removed, or, after a full disk in compaction, all from results.
+        """
+        removed = erase(self._store, key=key, patient=patient, study=study, gallery=gallery)
+        if removed and compact:
+            self.compact()
+        return removed
+
+    def compact(self) -> None:
+        """Remove from the disk what was removed from the gallery: the database and its caches are written anew without it.
+
+        Raises:
+            GalleryError: the disk is full, or another process reads for too long. The gallery is unharmed, and what could not
+                be done is done at the next opening for writing.
+        """
+        with self._searching:
+            compact_database(self._store)
+            self._searcher.rewrite()
+            mark_compacted(self._store)
 
     # -- searching -------------------------------------------------------------------------------------------------
 
-    def search(self, queries: Floats, threshold: float, *, top: int = 5, how: Search | str = Search.AUTO) -> list[SearchResult]:
+    def search(
+        self,
+        queries: Floats,
+        threshold: float,
+        *,
+        top: int = 5,
+        how: Search | str = Search.AUTO,
+        galleries: Collection[str] | None = None,
+    ) -> list[SearchResult]:
         """Find gallery pictures that show the same as each query.
 
         Args:
-            queries: embeddings, float32 (n, features).
+            queries: embeddings, float32 (n, features); or (n, renderings, features), of which the one that scores best counts.
             threshold: score in (0, 1) at or above which a picture is a match.
-            top: how many matches to return for each query.
+            top: how many matches, and how many identities, to return for each query.
             how: see `Search`.
+            galleries: names of the groups to search in; None searches all.
 
         Returns:
             A result for each query, in order.
 
         Raises:
-            UsageError: a query of another shape, a threshold outside (0, 1), `top` below 1, or an unknown `how`.
+            UsageError: a query of another shape, a threshold outside (0, 1), `top` below 1, an unknown `how`, or a gallery
+                that holds nothing.
             GalleryError: the gallery is damaged.
         """
         check_threshold(threshold)
-        if queries.ndim != 2 or queries.shape[1] != self.bundle.features:
+        if queries.ndim not in (2, 3) or queries.shape[-1] != self.bundle.features or 0 in queries.shape[1:]:
             raise UsageError(f"queries must have shape (n, {self.bundle.features}); these have {queries.shape}")
         if top < 1:
             raise UsageError(f"{top} matches cannot be returned; ask for 1 or more")
@@ -245,88 +378,17 @@ class Gallery:
             how = Search(how)
         except ValueError as error:
             raise UsageError(f"unknown way to search {how!r}; known are {', '.join(Search)}") from error
-        self._load_new_vectors()
-        exact = how is Search.EXACT or (how is Search.AUTO and len(self._ids) <= EXACT_UP_TO) or not len(self._ids)
-        graph = None if exact else self._current_graph()
-        return [self._search_one(query, threshold, top, graph) for query in queries]
+        chosen = self._chosen(galleries)
+        with self._searching:
+            return self._searcher.search(queries, threshold, top, how, chosen)
 
-    def _search_one(self, query: Floats, threshold: float, top: int, graph: Graph | None) -> SearchResult:
-        ids, vectors = self._ids, self._vectors
-        if graph is not None:
-            # Where the graph cannot answer, as among thousands of near-equal vectors, everything is scored: right, if slower.
-            with contextlib.suppress(GraphExhaustedError):
-                ids, vectors = self._candidates(graph, query, threshold, top)
-        scores = self._scores(query, vectors)
-        order = np.argsort(-scores, kind="stable")
-        found = int((scores >= threshold).sum())
-        hits: list[Hit] = []
-        for at in order[: max(1, min(found, top))]:
-            rows = self._store.rows(int(ids[at]), top - len(hits) or 1)
-            hits += [Hit(row.key, row.frame, float(scores[at])) for row in rows]
-            if len(hits) >= top:
-                break
-        total = self._store.pictures_of(ids[order[:found]].tolist()) if found else 0
-        if total < found or (len(ids) and not hits):
-            # Each vector is some picture's; were it passed over, a match would be reported as clear.
-            raise GalleryError(f"{self.folder} is damaged: embeddings have lost their pictures. Restore it, or build it again")
-        return SearchResult(tuple(hits[:top]) if found else (), total, hits[0] if hits else None)
-
-    def _scores(self, query: Floats, vectors: Floats) -> NDArray[np.float64]:
-        parts = [self.bundle.head.scores(query, vectors[at : at + CHUNK]) for at in range(0, len(vectors), CHUNK)]
-        return np.concatenate(parts) if parts else np.empty(0)
-
-    def _candidates(self, graph: Graph, query: Floats, threshold: float, top: int) -> tuple[NDArray[np.int64], Floats]:
-        """Vectors that may match: widen the graph's search until it reaches the radius beyond which nothing can."""
-        head = self.bundle.head
-        weighted = head.weighted(query)
-        radius = head.radius(threshold, query, self._low, self._high)
-        count = max(FIRST_CANDIDATES, 4 * top)
-        while True:
-            labels, distances = graph.nearest(weighted, count)
-            if len(labels) >= len(graph) or distances[-1] > radius:
-                break
-            count *= 4
-        places = np.searchsorted(self._ids, np.sort(labels))
-        return self._ids[places], self._vectors[places]
-
-    def _load_new_vectors(self) -> None:
-        """Read what was added since the last search, by this process or another."""
-        newest = self._store.newest()
-        if newest == self._loaded_up_to:
-            return
-        ids, vectors, self._tally = self._store.vectors(max(self._loaded_up_to, 0), self._tally)
-        self._ids = np.concatenate([self._ids, ids])
-        self._vectors = np.concatenate([self._vectors, vectors])
-        if len(vectors):
-            self._low = np.minimum(self._low, vectors.min(axis=0))
-            self._high = np.maximum(self._high, vectors.max(axis=0))
-        # What was read, and not what `newest` said before: another process may have added in between.
-        self._loaded_up_to = int(self._ids[-1]) if len(self._ids) else newest
-
-    def _content(self, newest: int) -> str:
-        """sha256 of the vectors up to an id, with their ids: a graph left over from another database shows by it."""
-        count = int(np.searchsorted(self._ids, newest, side="right"))
-        digest = hashlib.sha256(self._ids[:count].tobytes())
-        digest.update(np.ascontiguousarray(self._vectors[:count]).data)
-        return digest.hexdigest()
-
-    def _current_graph(self) -> Graph:
-        """The graph with every vector in it: loaded, extended by what is new, or made again."""
-        self._load_new_vectors()
-        if self._graph is None:
-            try:
-                self._graph = load_graph(self.folder, self.bundle.fingerprint, self.bundle.features, cpu_limit())
-                if self._graph.content != self._content(self._graph.newest):
-                    raise GalleryError("the search graph is of other pictures than the index holds")
-            except GalleryError as error:
-                self._warn(f"{error}; making the search graph of {len(self._ids)} vectors")
-                self._graph = Graph(self.bundle.features, cpu_limit())
-        if self._graph.newest < self._loaded_up_to or len(self._graph) != len(self._ids):
-            if len(self._graph) > len(self._ids):
-                self._graph = Graph(self.bundle.features, cpu_limit())
-            new = self._ids > self._graph.newest
-            self._graph.extend(self._ids[new], self.bundle.head.weighted(self._vectors[new]))
-            self._graph.content = self._content(self._graph.newest)
-            if self._persistent:
-                save_graph(self._graph, self.folder, self.bundle.fingerprint)
-        return self._graph
+    def _chosen(self, galleries: Collection[str] | None) -> list[str] | None:
+        """Names of galleries that exist: a mistyped one would find nothing, and everything would be clear."""
+        if galleries is None:
+            return None
+        chosen = [galleries] if isinstance(galleries, str) else sorted(set(galleries))
+        missing = [name for name in chosen if not self._store.holds(name)]
+        if missing or not chosen:
+            what = f"no gallery {missing[0]!r}" if missing else "nothing to choose from an empty list of galleries"
+            raise UsageError(f"{self.folder} has {what}; it has {', '.join(self.galleries()) or 'none'}")
+        return chosen

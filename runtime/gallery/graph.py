@@ -26,15 +26,19 @@ from ..bundle import SEAL, seal
 from ..errors import GalleryError
 from ..head import Floats
 
-__all__ = ["MANIFEST", "Graph", "GraphExhaustedError", "load_graph", "save_graph"]
+__all__ = ["MANIFEST", "Graph", "GraphExhaustedError", "graph_there", "load_graph", "remove_graph", "save_graph"]
 
 MANIFEST = "graph.json"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 FILE_NAME = re.compile(r"graph-[0-9a-f]{16}\.hnsw")
 METRIC = "squared L2 over sqrt(max(-w, 0)) * e"
 M, EF_CONSTRUCTION = 16, 200
 """hnswlib's own defaults; 16 links suit 512 dimensions and 200 candidates build a graph of good recall."""
 SEED = 100
+WORN = 0.2
+"""A graph of which more was erased is made again: what is erased still lengthens the ways through it."""
+NOISE = 0.5
+"""How far the noise reaches that takes the place of erased vectors."""
 KNOWN_ANSWERS = 3
 FIRST_BEAM = 64
 
@@ -50,6 +54,7 @@ class GraphManifest:
     metric: str
     dimension: int
     count: int
+    erased: int
     newest: int
     fingerprint: str
     content: str
@@ -71,6 +76,7 @@ class Graph:
         self.newest = 0
         self.content = ""
         self._threads = threads
+        self._erased = 0
         self._index = hnswlib.Index(space="l2", dim=dimension)
         if saved is None:
             self._index.init_index(max_elements=0, M=M, ef_construction=EF_CONSTRUCTION, random_seed=SEED)
@@ -79,15 +85,50 @@ class Graph:
         self._index.set_num_threads(threads)
 
     def __len__(self) -> int:
+        """How many vectors it answers with."""
+        return self.held - self._erased
+
+    @property
+    def held(self) -> int:
+        """How many vectors it has, erased ones with them: their places remain in the file, with other values in them."""
         return int(self._index.get_current_count())
+
+    @property
+    def erased(self) -> int:
+        return self._erased
+
+    @property
+    def worn(self) -> bool:
+        """Whether so much was erased that it had better be made again."""
+        return self._erased > WORN * self.held
+
+    def reserve(self, count: int) -> None:
+        """Make room for so many more vectors at once: each enlargement copies the graph."""
+        self._index.resize_index(self.held + count)
 
     def extend(self, ids: NDArray[np.int64], weighted: Floats) -> None:
         """Add vectors: ids (n,), above all ids that are in; weighted float32 (n, dimension)."""
         if not len(ids):
             return
-        self._index.resize_index(len(self) + len(ids))
+        if self._index.get_max_elements() < self.held + len(ids):
+            self.reserve(len(ids))
         self._index.add_items(weighted, ids, num_threads=self._threads)
         self.newest = int(ids[-1])
+
+    def erase(self, ids: NDArray[np.int64]) -> None:
+        """Take vectors out, those of `ids` that are in: no search answers with them, and none of their values is left.
+
+        hnswlib only marks what is deleted. So each is first moved to a random place, by which hnswlib mends its neighbours'
+        links: noise is nobody's, where a neighbour's copy would have to be erased with the neighbour.
+        """
+        gone = np.intersect1d(ids, np.asarray(self._index.get_ids_list(), np.int64))
+        if not len(gone):
+            return
+        noise = NOISE * np.random.default_rng(self.held).random((len(gone), self.dimension), dtype=np.float32)
+        self._index.add_items(noise, gone, num_threads=1)
+        for number in gone.tolist():
+            self._index.mark_deleted(number)
+        self._erased += len(gone)
 
     def nearest(self, weighted: Floats, count: int) -> tuple[NDArray[np.int64], Floats]:
         """Ids and squared distances of about the nearest `count` to one vector (dimension,), nearest first.
@@ -125,7 +166,17 @@ def save_graph(graph: Graph, folder: Path, fingerprint: str) -> None:
         name = f"graph-{sha256[:16]}.hnsw"
         os.replace(draft, folder / name)
         manifest = GraphManifest(
-            FORMAT_VERSION, name, sha256, size, METRIC, graph.dimension, len(graph), graph.newest, fingerprint, graph.content
+            FORMAT_VERSION,
+            name,
+            sha256,
+            size,
+            METRIC,
+            graph.dimension,
+            graph.held,
+            graph.erased,
+            graph.newest,
+            fingerprint,
+            graph.content,
         )
         _write_atomically(folder / MANIFEST, json.dumps(seal(asdict(manifest)), indent=2) + "\n")
         for older in folder.glob("graph-*.hnsw"):
@@ -136,6 +187,24 @@ def save_graph(graph: Graph, folder: Path, fingerprint: str) -> None:
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(draft)
+
+
+def remove_graph(folder: Path) -> None:
+    """Remove the saved graph, if there is one, so that nothing of it is left on the disk.
+
+    Raises:
+        GalleryError: it cannot be removed.
+    """
+    try:
+        for path in (folder / MANIFEST, *folder.glob("graph-*.hnsw"), *folder.glob(".graph-*")):
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise GalleryError(f"the search graph in {folder} cannot be removed: {error}") from error
+
+
+def graph_there(folder: Path) -> bool:
+    """Whether a graph was saved there, whole or not."""
+    return (folder / MANIFEST).exists()
 
 
 def load_graph(folder: Path, fingerprint: str, dimension: int, threads: int) -> Graph:
@@ -159,14 +228,19 @@ def load_graph(folder: Path, fingerprint: str, dimension: int, threads: int) -> 
         raise GalleryError(f"the search graph cannot be read: {error.strerror}") from error
     if actual != manifest.sha256:
         raise GalleryError("the search graph is damaged: its sha256 differs from the manifest's")
-    if size != manifest.bytes or not 0 < manifest.count * dimension * 4 < size or not manifest.count <= manifest.newest < 1 << 63:
+    if (
+        size != manifest.bytes
+        or not 0 < manifest.count * dimension * 4 < size
+        or not manifest.count <= manifest.newest < 1 << 63
+        or not 0 <= manifest.erased <= manifest.count
+    ):
         raise GalleryError("the search graph is damaged: its size or count differs from the manifest's")
     try:
         graph = Graph(dimension, threads, (path, manifest.count))
     except (RuntimeError, MemoryError) as error:
         raise GalleryError(f"the search graph cannot be loaded: {error}") from error
-    graph.newest, graph.content = manifest.newest, manifest.content
-    if len(graph) != manifest.count or not _answers(graph):
+    graph.newest, graph.content, graph._erased = manifest.newest, manifest.content, manifest.erased
+    if graph.held != manifest.count or not _answers(graph):
         raise GalleryError("the search graph does not find vectors that are in it")
     return graph
 
@@ -174,12 +248,18 @@ def load_graph(folder: Path, fingerprint: str, dimension: int, threads: int) -> 
 def _answers(graph: Graph) -> bool:
     """Ask for a few vectors that are in the graph: each must be its own nearest."""
     labels = graph._index.get_ids_list()
-    for label in labels[:: max(1, len(labels) // KNOWN_ANSWERS)][:KNOWN_ANSWERS]:
-        vector = np.asarray(graph._index.get_items([label], return_type="numpy")[0], dtype=np.float32)
+    asked = labels[:: max(1, len(labels) // (4 * KNOWN_ANSWERS))][: 4 * KNOWN_ANSWERS]
+    erased = 0
+    for label in asked if graph.erased else asked[::4]:
+        try:
+            vector = np.asarray(graph._index.get_items([label], return_type="numpy")[0], dtype=np.float32)
+        except RuntimeError:  # "Label not found", though it is in the list: it was erased
+            erased += 1
+            continue
         ids, distances = graph.nearest(vector, 1)
         if not len(ids) or distances[0] > 1e-6:
             return False
-    return True
+    return erased <= graph.erased
 
 
 def _read_manifest(path: Path) -> GraphManifest:

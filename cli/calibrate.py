@@ -1,0 +1,205 @@
+"""`calibrate`: the threshold of one index, set on pictures of strangers and kept with it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ..display import print_calibration, print_suspects, printable, progress, say, warn
+from ..ending import FAILED, NOTHING_FOUND
+from .inputs import say_skipped, walk
+from .options import index_option, json_option, model_options, quiet_option
+
+if TYPE_CHECKING:
+    from ..runtime.gallery import Gallery
+    from ..runtime.gallery.calibration import Calibration
+    from ..runtime.head import Floats
+    from ..runtime.identification import Negatives
+    from ..runtime.screening import Embedded, Screener
+
+__all__ = ["calibrate"]
+
+
+@click.command()
+@index_option
+@click.option("--negatives", type=click.Path(path_type=Path), help="Folder of pictures of people who are not in the index.")
+@click.option(
+    "--pairs",
+    type=click.Path(path_type=Path),
+    help="CSV with the columns query and mate: pictures of people in the index, and their keys there. Measures what is missed.",
+)
+@click.option(
+    "--fpir",
+    type=float,
+    default=0.01,
+    show_default=True,
+    help="Wanted false-positive identification rate: the share of strangers' pictures that may be flagged.",
+)
+@click.option(
+    "--suspects",
+    type=click.Choice(["refuse", "leave-out", "keep"]),
+    default="refuse",
+    show_default=True,
+    help="What to do with negatives that are in the index or look like copies. 'keep' counts the look-alikes; those that are in "
+    "the index never count.",
+)
+@click.option(
+    "--ignore-patients", is_flag=True, help="Take no notice of the patients' numbers in DICOM headers, which may be anonymous."
+)
+@click.option("--dry-run", is_flag=True, help="Measure and print; keep nothing.")
+@click.option("--forget", is_flag=True, help="Take the index's calibration away: scans use the bundle's threshold again.")
+@json_option
+@quiet_option
+@model_options
+def calibrate(
+    folder: Path,
+    negatives: Path | None,
+    pairs: Path | None,
+    fpir: float,
+    suspects: str,
+    ignore_patients: bool,
+    dry_run: bool,
+    forget: bool,
+    as_json: bool,
+    quiet: bool,
+    model: Callable[[], Screener],
+) -> int:
+    """Set an index's threshold for a wanted rate of false alarms.
+
+    The negatives are pictures of the kind that you will screen, of people who are not in the index. What is found is kept with the
+    index, and 'scan' uses it. Without --negatives the calibration that the index has is shown.
+
+    \b
+    Examples:
+      lcmem-onnx calibrate --index hospital.index --negatives strangers/ --fpir 0.01
+      lcmem-onnx calibrate --index hospital.index --negatives strangers/ --pairs mates.csv
+    """
+    if negatives is None and (pairs or dry_run):
+        raise click.UsageError("give --negatives DIR: pictures of people who are not in the index")
+    if forget and negatives is not None:
+        raise click.UsageError("give either --negatives DIR, to calibrate, or --forget")
+    from ..runtime.gallery import Gallery
+    from ..runtime.gallery.calibration import check_rate, forget_calibration, store_calibration, stored_calibration
+
+    check_rate(fpir)
+    screener = model()
+    if negatives is None:
+        with Gallery.open(folder, screener.bundle, read_only=not forget, warn=warn) as gallery:
+            if forget:
+                forget_calibration(gallery)
+            return _show(None if forget else stored_calibration(gallery), folder, as_json)
+    request = _Request(negatives, pairs, fpir, suspects, ignore_patients, dry_run, as_json, quiet)
+    if not dry_run:
+        # Where it could not be kept in the end, that is said before the work.
+        Gallery.open(folder, screener.bundle, read_only=False, warn=warn).close()
+    with Gallery.open(folder, screener.bundle, warn=warn) as gallery:
+        found = _measure(screener, gallery, request)
+    if found is None:
+        return FAILED
+    if not dry_run:
+        with Gallery.open(folder, screener.bundle, read_only=False, warn=warn) as gallery:
+            store_calibration(gallery, found)
+        if not as_json and not quiet:
+            click.echo(f"next  lcmem-onnx scan PATH --index {printable(str(folder))}")
+    return NOTHING_FOUND
+
+
+@dataclass(frozen=True)
+class _Request:
+    """The options that a measurement depends on."""
+
+    folder: Path
+    listing: Path | None
+    rate: float
+    suspects: str
+    ignore_patients: bool
+    dry_run: bool
+    as_json: bool
+    quiet: bool
+
+
+def _measure(screener: Screener, gallery: Gallery, request: _Request) -> Calibration | None:
+    """Measure, print, and return what is to be kept; None where suspects were refused."""
+    from ..runtime.errors import GalleryError, UsageError
+    from ..runtime.gallery.calibration import calibrate, forecasts, misses
+    from ..runtime.identification import chunk_count, judge_negatives, mate_scores, read_pairs
+
+    if not len(gallery):
+        raise GalleryError(f"{gallery.folder} holds no pictures, so there is nothing to calibrate: add some first")
+    pairs = read_pairs(request.listing, gallery) if request.listing else []
+    pictures, unreadable = _embedded(screener, [request.folder], "negatives", request.quiet)
+
+    def watch(chunks: Iterable[tuple[list[str], Floats]]) -> Iterator[tuple[list[str], Floats]]:
+        return progress(chunks, chunk_count(gallery), "scoring", request.quiet, lambda chunk: chunk[0][0])
+
+    judged = judge_negatives(
+        gallery, pictures, keep_alike=request.suspects == "keep", ignore_patients=request.ignore_patients, watch=watch
+    )
+    if judged.suspects and request.suspects == "refuse":
+        _refuse(judged, request.as_json)
+        return None
+    if not len(judged.tops.scores):
+        raise UsageError(f"{request.folder} holds no picture that can serve as a negative{_why(judged, unreadable)}")
+    found = calibrate(judged.tops.scores, judged.tops.size, request.rate, screener.bundle.fingerprint, witnesses=judged.patients)
+    mated = None
+    if pairs:
+        queries, _ = _embedded(screener, list(dict.fromkeys(pair.query for pair in pairs)), "queries", request.quiet)
+        mated = mate_scores(gallery, pairs, queries)
+        if not len(mated):
+            raise UsageError(f"{request.listing}: none of its queries could be read")
+        found = replace(found, misses=misses(mated, found.threshold))
+    ahead = forecasts(found, judged.tops.scores, mated)
+    counts = {"left_out": len(judged.suspects), "repeated": judged.repeated, "unreadable": unreadable}
+    if request.as_json:
+        line = {**found.as_json(), **counts, "kept": not request.dry_run, "forecasts": [asdict(each) for each in ahead]}
+        click.echo(json.dumps({"schema_version": 1, **line}))
+    else:
+        print_calibration(found, ahead, **counts, dry_run=request.dry_run)
+    return found
+
+
+def _refuse(judged: Negatives, as_json: bool) -> None:
+    """Name the suspects, and the ways on."""
+    print_suspects(judged.suspects, as_json)
+    alike = any(suspect.score is not None for suspect in judged.suspects)
+    say(
+        f"error: {len(judged.suspects)} of the negatives are in the index or look like copies of its pictures; nothing is set. "
+        f"Take them out of the folder, or give --suspects leave-out{' (or keep, if look-alikes are strangers)' if alike else ''}"
+    )
+
+
+def _embedded(screener: Screener, paths: list[Path], what: str, quiet: bool) -> tuple[list[Embedded], int]:
+    """Embed pictures, say which cannot be read, and how many those are."""
+    items, skipped = walk(paths)
+    say_skipped(skipped, quiet, f" of the {what}'")
+    pictures: list[Embedded] = []
+    unreadable = 0
+    for picture in progress(screener.embeddings(items), len(items), what, quiet, lambda done: done.path):
+        unreadable += not len(picture.embeddings)
+        for frame, reason, detail in picture.errors:
+            place = picture.path if frame is None else f"{picture.path} frame {frame}"
+            say(f"error: {printable(place)}: {printable(detail)} [{reason}]")
+        pictures.append(picture)
+    return pictures, unreadable
+
+
+def _why(judged: Negatives, unreadable: int) -> str:
+    reasons = {"are in the index or look like copies": len(judged.suspects), "could not be read": unreadable}
+    said = ", ".join(f"{count} {reason}" for reason, count in reasons.items() if count)
+    return f": {said}" if said else ""
+
+
+def _show(found: Calibration | None, folder: Path, as_json: bool) -> int:
+    if as_json:
+        click.echo(json.dumps({"schema_version": 1, "calibration": found.as_json() if found else None}))
+    elif found is None:
+        click.echo("no calibration: scans use the bundle's threshold, which is one for pairs")
+        click.echo(f"next  lcmem-onnx calibrate --index {printable(str(folder))} --negatives DIR")
+    else:
+        print_calibration(found, [])
+    return NOTHING_FOUND

@@ -1,0 +1,581 @@
+"""The audit itself: three sets embedded, searched, compared, judged. What comes out is an `Audit`, which `report` writes."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..bundle import Bundle
+from ..errors import GalleryError, PictureError, UsageError
+from ..files import read_file
+from ..gallery import Added, Gallery
+from ..gallery.calibration import decide_threshold, stored_calibration
+from ..gallery.schema import DATABASE
+from ..head import check_threshold
+from ..machine import cpu_limit
+from ..pictures import open_picture
+from ..screening import Screener
+from .agreement import AGREES, agreement
+from .cache import Cache
+from .findings import Finding, Grade
+from .folders import PRIVATE, private_part, walked
+from .labels import folder_of, read_labels
+from .limits import Basis, ByChance, Limit, by_chance, choose_limit
+from .looks import LOOKS, VERSION
+from .nearest import Found, InIndex, InMemory, Match, Searchable
+from .pseudonyms import Pseudonyms
+from .sets import Item, PictureSet, embed_set
+from .statistics import Excess, Nearer, Shift, by_trial, nearer, shift
+
+__all__ = ["PRIVATE", "Audit", "Looking", "Memorization", "Progress", "Request", "Tests", "audit", "is_index"]
+
+COMPARED_AT_MOST = 4_000
+"""Pairs that are compared pixel by pixel, best scores first: some 25 ms each."""
+IN_MEMORY_UP_TO = 200_000
+"""Frames of an index up to which it is searched in memory: 0.5 GB at 512 features."""
+BATCH = 256
+FEWEST_FOR_TESTS = 5
+
+T = TypeVar("T")
+Doubles = NDArray[np.float64]
+Progress = Callable[[Iterable[T], int, str], Iterable[T]]
+"""Passes items on, and shows how far it is: items, how many there will be, what is done with them."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for.
+
+    Attributes:
+        released: folder of pictures that are to be released.
+        reference: folder of pictures that must not be given away, or an index of them.
+        out: folder for the report and its private part.
+        holdout: folder of pictures like the reference's that are not in it.
+        threshold: score in (0, 1); None chooses one (see `limits`).
+        wanted: share of pictures without a copy that may reach a chosen threshold.
+        tta: look at released pictures mirrored and turned too.
+        search: how an index is searched: "auto", "exact" or "hnsw".
+        top: reference pictures to list for one released picture.
+        labels: CSV file with a class or data set for released pictures.
+    """
+
+    released: Path
+    reference: Path
+    out: Path
+    holdout: Path | None = None
+    threshold: float | None = None
+    wanted: float = 0.01
+    tta: bool = False
+    search: str = "auto"
+    top: int = 10
+    labels: Path | None = None
+
+
+@dataclass(frozen=True)
+class Looking:
+    """What `--tta` changed: the same audit without it beside this one.
+
+    Attributes:
+        ways: in how many ways each picture was looked at.
+        plain: the threshold, and what chance gives, without it.
+        plain_found: pictures at or above that threshold, looked at as they are.
+        gained, lost: pictures that only this audit has at or above its threshold, and those that only the other has.
+    """
+
+    ways: int
+    plain: Limit
+    plain_chance: ByChance
+    plain_found: int
+    gained: int
+    lost: int
+
+
+@dataclass(frozen=True)
+class Memorization:
+    """Released beside hold-out: `shift` asks whether released pictures are nearer to the reference than hold-out pictures are,
+    `nearer` whether released pictures are nearer to the reference than to the hold-out."""
+
+    shift: Shift
+    nearer: Nearer
+
+
+@dataclass(frozen=True)
+class Tests:
+    """What a hold-out was good for.
+
+    Attributes:
+        pictures: that were used.
+        also_reference: files that are in the reference too, and were left out.
+        agreeing: names of those that agree pixel by pixel with a reference picture: they may be no hold-out at all.
+        scores: best score of each against the reference, (pictures,).
+        memorization: None where there are too few pictures.
+    """
+
+    pictures: int
+    also_reference: int
+    agreeing: tuple[str, ...]
+    scores: Doubles = field(repr=False)
+    memorization: Memorization | None
+
+
+@dataclass(frozen=True, eq=False)
+class Audit:
+    """All that a report says.
+
+    Attributes:
+        request, bundle: what was asked for, and the model.
+        variant, provider: what the model ran on.
+        released, reference, holdout: the sets; no reference set where it was an index.
+        index: what the index says of itself, without its path.
+        gallery: reference frames that were searched.
+        exact: whether the search misses nothing.
+        findings: one for each released file, in order.
+        limit, chance: the threshold, and what chance alone gives.
+        promoted: what chance gives of pictures that only the comparison of pixels found; None without a hold-out.
+        compared: pairs that were compared pixel by pixel, and `not_compared`, pairs that would have been.
+        tests: of the hold-out.
+        looking: what --tta changed.
+        pseudonyms: of reference pictures.
+        seconds: what it took.
+    """
+
+    request: Request
+    bundle: Bundle
+    variant: str
+    provider: str
+    released: PictureSet = field(repr=False)
+    reference: PictureSet | None = field(repr=False)
+    holdout: PictureSet | None = field(repr=False)
+    index: dict[str, object] | None
+    gallery: int
+    exact: bool
+    findings: list[Finding] = field(repr=False)
+    limit: Limit
+    chance: ByChance
+    promoted: Excess | None
+    compared: int
+    not_compared: int
+    tests: Tests | None
+    looking: Looking | None
+    pseudonyms: Pseudonyms
+    seconds: float
+    pixels: Callable[[Match], NDArray[np.uint8] | None] = field(repr=False)
+
+
+def is_index(path: Path) -> bool:
+    """Whether a folder is an index, and not one of pictures."""
+    return (path / DATABASE).is_file()
+
+
+def audit(
+    screener: Screener,
+    request: Request,
+    progress: Progress = lambda items, total, what: items,  # type: ignore[type-arg]
+    warn: Callable[[str], None] = lambda line: None,
+) -> Audit:
+    """Audit a released set against a reference.
+
+    What was embedded is kept in the private part of `request.out`, so that an audit that was interrupted goes on there.
+
+    Args:
+        screener: with the bundle to use; of the index, where the reference is one.
+        progress: see `Progress`.
+        warn: is told what an index mends by itself, and other things that the user should see at once.
+
+    Raises:
+        UsageError: something that cannot be audited as it was asked.
+        GalleryError: the index cannot be used, or nothing of the reference can be read.
+    """
+    started = time.monotonic()
+    if request.threshold is not None:
+        check_threshold(request.threshold)
+    if request.top < 1:
+        raise UsageError(f"{request.top} matches cannot be listed; ask for 1 or more")
+    private = private_part(request.out)
+    looks = tuple(LOOKS.values()) if request.tta else ()
+    with ExitStack() as open_things:
+
+        def embedded(folder: Path, what: str, looks_here: Sequence[object]) -> PictureSet:
+            found, skipped = walked(folder)
+            into = PictureSet(max(1, len(looks_here)), screener.bundle.features, skipped)
+            model = screener.bundle.fingerprint + (f"/tta{VERSION}" if looks_here else "")
+            with Cache(private / "embeddings.sqlite", model, screener.bundle.features) as cache:
+                steps = embed_set(screener, found, folder, into, cache, looks if looks_here else ())
+                for _ in progress(steps, len(found), f"reading {what}"):
+                    pass
+            return into
+
+        reference = gallery = None
+        if is_index(request.reference):
+            gallery = open_things.enter_context(Gallery.open(request.reference, screener.bundle, warn=warn))
+            if not len(gallery):
+                raise GalleryError(f"{request.reference} holds no pictures, so nothing can be found in it: add some first")
+            searchable, contents = _of_index(screener, gallery, request.search)
+        else:
+            reference = embedded(request.reference, "the reference", ())
+            if not len(reference.embeddings):
+                raise GalleryError(f"{request.reference} holds no picture that can be read: there is nothing to compare with")
+            searchable = _in_memory(screener, reference)
+            contents = {item.name: item.content for item in reference.items if item.content}
+        released = embedded(request.released, "the released pictures", looks)
+        if not released.items:
+            raise UsageError(f"{request.released} holds no picture: there is nothing to audit")
+        holdout = embedded(request.holdout, "the hold-out", looks) if request.holdout else None
+        names = [item.name for item in released.items]
+        labels = read_labels(request.labels, names) if request.labels else {}
+        work = _Work(screener, request, progress, searchable, contents, reference, gallery)
+        return work.audit(released, holdout, labels, Pseudonyms(private / "pseudonyms.key"), started)
+
+
+class _Work:
+    """One audit under way: what its steps share."""
+
+    def __init__(
+        self,
+        screener: Screener,
+        request: Request,
+        progress: Progress,  # type: ignore[type-arg]
+        searchable: Searchable,
+        contents: dict[str, bytes] | None,
+        reference: PictureSet | None,
+        gallery: Gallery | None,
+    ) -> None:
+        self.screener, self.request, self.progress = screener, request, progress
+        self.searchable, self.reference, self.gallery = searchable, reference, gallery
+        self.bundle = screener.bundle
+        self._content_of = contents
+        self._contents = set(contents.values()) if contents is not None else None
+        self._paths = {item.name: item for item in reference.items} if reference else {}
+
+    def audit(
+        self,
+        released: PictureSet,
+        holdout: PictureSet | None,
+        labels: dict[str, dict[str, str]],
+        pseudonyms: Pseudonyms,
+        started: float,
+    ) -> Audit:
+        request = self.request
+        kept = [at for at in holdout.readable if not self._is_reference(holdout.items[at])] if holdout else []
+        held = self._best(holdout, "searching for the hold-out", self.bundle.threshold.value) if holdout else {}
+        scores = _scores(held, kept)
+        stored = self._stored_limit()
+        limit = self._limit(stored, scores)
+        best = self._best(released, "searching", limit.value)
+        chance = self._chance(limit, best, scores, released.looks)
+        agreeing, compared, left = self._compare(released, best, limit.compare)
+        held_agreeing, _, _ = self._compare(holdout, {at: held[at] for at in kept}, limit.compare) if holdout else ({}, 0, 0)
+        findings = [self._finding(released, at, best.get(at), limit, agreeing.get(at), labels) for at in range(len(released.items))]
+        tests = promoted = None
+        if holdout and kept:
+            promoted_there = sum(
+                agreeing_there is not None and agreeing_there >= AGREES and held[at].best.score < limit.value
+                for at, agreeing_there in held_agreeing.items()
+            )
+            if self.reference or any(value is not None for value in held_agreeing.values()):
+                promoted = by_trial(len(best), promoted_there, len(kept))
+            copies = tuple(holdout.items[at].name for at, value in held_agreeing.items() if value is not None and value >= AGREES)
+            memorization = self._memorization(released, holdout, kept, best, held)
+            tests = Tests(
+                len(kept), len(holdout.readable) - len(kept), copies, scores if scores is not None else np.empty(0), memorization
+            )
+        for finding in findings:  # so that what has a pseudonym does not depend on what a report shows
+            for match in (finding.nearest, *finding.matches):
+                if match and finding.grade is not Grade.CLEAR:
+                    pseudonyms.name(match.key)
+        return Audit(
+            request=request,
+            bundle=self.bundle,
+            variant=self.screener.encoder.variant,
+            provider=self.screener.encoder.provider,
+            released=released,
+            reference=self.reference,
+            holdout=holdout,
+            index=_described(self.gallery) if self.gallery else None,
+            gallery=len(self.searchable),
+            exact=self.searchable.exact,
+            findings=findings,
+            limit=limit,
+            chance=chance,
+            promoted=promoted,
+            compared=compared,
+            not_compared=left,
+            tests=tests,
+            looking=self._looking(limit, best, held, kept, stored) if request.tta else None,
+            pseudonyms=pseudonyms,
+            seconds=time.monotonic() - started,
+            pixels=self.reference_pixels,
+        )
+
+    # -- thresholds ------------------------------------------------------------------------------------------------
+
+    def _stored_limit(self) -> Limit | None:
+        """The threshold that a calibration left with the index, and what it promises at the index's size."""
+        calibration = stored_calibration(self.gallery) if self.gallery else None
+        if self.gallery is None or calibration is None:
+            return None
+        decision = decide_threshold(self.gallery)
+        growth, size = calibration.growth, self.gallery.vectors()
+        ends = calibration.fpir_interval
+        high = growth.at_most(size, ends.high)
+        middle = min(growth.expected(size), high)
+        rate = (min(ends.low, middle), middle, high)
+        warning = " ".join(decision.warnings) or None
+        return Limit(decision.threshold, 0.0, 0.0, Basis.INDEX, decision.words, warning=warning, stored_rate=rate)
+
+    def _limit(self, stored: Limit | None, scores: Doubles | None) -> Limit:
+        return choose_limit(self.bundle, self.request.wanted, given=self.request.threshold, stored=stored, holdout=scores)
+
+    def _chance(self, limit: Limit, best: dict[int, _Best], scores: Doubles | None, looks: int) -> ByChance:
+        found = sum(each.best.score >= limit.value for each in best.values())
+        return by_chance(
+            self.bundle, limit, pictures=len(best), found=found, gallery=len(self.searchable), holdout=scores, looks=looks
+        )
+
+    def _looking(
+        self, limit: Limit, best: dict[int, _Best], held: dict[int, _Best], kept: list[int], stored: Limit | None
+    ) -> Looking:
+        scores = np.array([held[at].plain.score for at in kept]) if kept else None
+        plain = self._limit(stored, scores)
+        with_looks = {at for at, each in best.items() if each.best.score >= limit.value}
+        without = {at for at, each in best.items() if each.plain.score >= plain.value}
+        chance = by_chance(
+            self.bundle, plain, pictures=len(best), found=len(without), gallery=len(self.searchable), holdout=scores, looks=1
+        )
+        return Looking(len(LOOKS), plain, chance, len(without), len(with_looks - without), len(without - with_looks))
+
+    # -- searching -------------------------------------------------------------------------------------------------
+
+    def _best(self, pictures: PictureSet, what: str, threshold: float) -> dict[int, _Best]:
+        """The best pair of each picture that has an embedding, over its frames and looks."""
+        queries = pictures.embeddings.reshape(-1, self.bundle.features)
+        best: dict[int, _Best] = {}
+
+        def steps() -> Iterator[int]:
+            for start in range(0, len(queries), BATCH):
+                for offset, found in enumerate(self.searchable.search(queries[start : start + BATCH], threshold, self.request.top)):
+                    row, look = divmod(start + offset, pictures.looks)
+                    at = int(pictures.of[row])
+                    best[at] = _Best.of(found, int(pictures.frames[row]), look, best.get(at), self.request.top)
+                    yield at
+
+        for _ in self.progress(steps(), len(queries), what):
+            pass
+        return best
+
+    def _memorization(
+        self, released: PictureSet, holdout: PictureSet, kept: list[int], best: dict[int, _Best], held: dict[int, _Best]
+    ) -> Memorization | None:
+        """Both tests, on pictures as they are: a picture that was looked at in more ways would have more chances than another."""
+        if len(kept) < FEWEST_FOR_TESTS or len(best) < FEWEST_FOR_TESTS:
+            return None
+        rows = np.flatnonzero(np.isin(holdout.of, kept))
+        places = {at: place for place, at in enumerate(kept)}
+        other = InMemory(
+            self.bundle.head,
+            [str(places[int(holdout.of[row])]) for row in rows],
+            [int(holdout.frames[row]) for row in rows],
+            np.ascontiguousarray(holdout.embeddings[rows, 0]),
+        )
+        found = list(
+            self.progress(_searched(other, released.embeddings[:, 0]), len(released.embeddings), "comparing with the hold-out")
+        )
+        to_holdout: dict[int, Match] = {}
+        for row, match in enumerate(found):
+            at = int(released.of[row])
+            if at not in to_holdout or match.score > to_holdout[at].score:
+                to_holdout[at] = match
+        order = sorted(best)
+        keys = {key: number for number, key in enumerate(dict.fromkeys(best[at].plain.key for at in order))}
+        return Memorization(
+            shift(np.array([best[at].plain.score for at in order]), np.array([held[at].plain.score for at in kept])),
+            nearer(
+                (np.array([best[at].plain.score for at in order]), np.array([keys[best[at].plain.key] for at in order])),
+                (np.array([to_holdout[at].score for at in order]), np.array([int(to_holdout[at].key) for at in order])),
+                self._pictures(),
+                len(kept),
+            ),
+        )
+
+    def _pictures(self) -> int:
+        """How many pictures the reference has."""
+        if self.reference:
+            return len(self.reference.readable)
+        count = self.gallery.describe()["pictures"] if self.gallery else 0
+        return int(str(count))
+
+    # -- pixels ----------------------------------------------------------------------------------------------------
+
+    def _compare(self, pictures: PictureSet, best: dict[int, _Best], least: float) -> tuple[dict[int, float | None], int, int]:
+        """Correlation of detail with the nearest reference picture, of each picture that scores `least` or more; how many
+        were compared, and how many were not for want of time."""
+        wanted = sorted((at for at, each in best.items() if each.best.score >= least), key=lambda at: -best[at].best.score)
+        chosen, left = wanted[:COMPARED_AT_MOST], len(wanted) - COMPARED_AT_MOST
+
+        def compared(at: int) -> float | None:
+            other = self.reference_pixels(best[at].best)
+            if other is None:
+                return None
+            try:
+                return agreement(self._pixels(pictures.items[at].path, best[at].frame), other)
+            except PictureError:  # it was read a moment ago: it has gone, or memory has
+                return None
+
+        values: dict[int, float | None] = {}
+        if chosen:
+            with ThreadPoolExecutor(cpu_limit(), thread_name_prefix="lcmem-compare") as pool:
+                results = self.progress(pool.map(compared, chosen), len(chosen), "comparing pixels")
+                values = dict(zip(chosen, results, strict=True))
+        return values, sum(value is not None for value in values.values()), max(0, left)
+
+    def _pixels(self, path: Path, frame: int) -> NDArray[np.uint8]:
+        return open_picture(read_file(path, self.screener.limits), self.screener.limits, path.name).frame(frame)
+
+    def reference_pixels(self, match: Match) -> NDArray[np.uint8] | None:
+        """A reference picture's frame, or None where its file is not at hand as it was indexed."""
+        try:
+            if self.reference:
+                return self._pixels(self._paths[match.key].path, match.frame)
+            path = Path(match.key)
+            if not path.is_absolute() or not path.is_file() or self.gallery is None:
+                return None
+            data = read_file(path, self.screener.limits)
+            content = hashlib.sha256(data).digest()
+            if self._content_of is not None:
+                as_indexed = self._content_of.get(match.key) == content
+            else:
+                as_indexed = self.gallery.status(match.key, content) is Added.KNOWN
+            if not as_indexed:
+                return None
+            return open_picture(data, self.screener.limits, path.name).frame(match.frame)
+        except (PictureError, OSError, ValueError):
+            return None
+
+    # -- judging ---------------------------------------------------------------------------------------------------
+
+    def _is_reference(self, item: Item) -> bool:
+        """Whether this file, byte by byte, is in the reference."""
+        if item.content is None:
+            return False
+        if self._contents is not None:
+            return item.content in self._contents
+        return self.gallery is not None and self.gallery.status("", item.content) is not Added.NEW
+
+    def _finding(
+        self,
+        released: PictureSet,
+        at: int,
+        best: _Best | None,
+        limit: Limit,
+        agrees: float | None,
+        labels: dict[str, dict[str, str]],
+    ) -> Finding:
+        item = released.items[at]
+        sha256 = item.content.hex() if item.content else None
+        known = {"folder": folder_of(item.name), **labels.get(item.name, {})}
+        if best is None:
+            return Finding(at, item.name, sha256, Grade.UNREADABLE, reasons=item.errors, labels=known)
+        score, matched = best.best.score, best.best.score >= limit.value
+        if self._is_reference(item):
+            grade = Grade.IDENTICAL
+        elif agrees is not None and agrees >= AGREES:
+            grade = Grade.MEMORIZED
+        elif matched:
+            grade = Grade.MATCH if agrees is None else Grade.REIDENTIFIED
+        else:
+            grade = Grade.NEAR if score >= limit.near else Grade.CLEAR
+        return Finding(
+            at,
+            item.name,
+            sha256,
+            grade,
+            score,
+            best.plain.score,
+            best.frame,
+            list(LOOKS)[best.look],
+            best.best,
+            agrees,
+            best.matches if matched else (),
+            best.total if matched else 0,
+            item.errors,
+            known,
+        )
+
+
+@dataclass(frozen=True)
+class _Best:
+    """The best pair of a picture so far, over frames and looks; `plain`: the best of its frames as they are."""
+
+    best: Match
+    plain: Match
+    frame: int
+    look: int
+    matches: tuple[Match, ...]
+    total: int
+
+    @staticmethod
+    def of(found: Found, frame: int, look: int, before: _Best | None, top: int) -> _Best:
+        if before is None:  # the first look is the plain one
+            return _Best(found.nearest, found.nearest, frame, look, found.matches, found.total)
+        plain = found.nearest if look == 0 and found.nearest.score > before.plain.score else before.plain
+        together: dict[str, Match] = {}
+        for match in (*before.matches, *found.matches):
+            if match.key not in together or match.score > together[match.key].score:
+                together[match.key] = match
+        matches = sorted(together.values(), key=lambda match: -match.score)
+        total = max(before.total, found.total, len(matches))
+        if found.nearest.score > before.best.score:
+            return _Best(found.nearest, plain, frame, look, tuple(matches[:top]), total)
+        return _Best(before.best, plain, before.frame, before.look, tuple(matches[:top]), total)
+
+
+def _searched(other: InMemory, queries: NDArray[np.float32]) -> Iterator[Match]:
+    for start in range(0, len(queries), BATCH):
+        for found in other.search(queries[start : start + BATCH], 0.5, 1):
+            yield found.nearest
+
+
+def _scores(held: dict[int, _Best], kept: list[int]) -> Doubles | None:
+    return np.array([held[at].best.score for at in kept], np.float64) if kept else None
+
+
+def _in_memory(screener: Screener, reference: PictureSet) -> InMemory:
+    return InMemory(
+        screener.bundle.head,
+        [reference.items[at].name for at in reference.of],
+        [int(frame) for frame in reference.frames],
+        np.ascontiguousarray(reference.embeddings[:, 0]),
+    )
+
+
+def _of_index(screener: Screener, gallery: Gallery, how: str) -> tuple[Searchable, dict[str, bytes] | None]:
+    """An index to search, with its pictures' sha256 by key: in memory and exactly, unless it is large or its graph is asked for."""
+    if how == "hnsw" or len(gallery) > IN_MEMORY_UP_TO:
+        return InIndex(gallery, how), None
+    keys, frames, contents = [], [], {}
+    embeddings = []
+    for record in gallery.entries():
+        keys.append(record.key)
+        frames.append(record.frame)
+        embeddings.append(record.embedding)
+        contents[record.key] = record.content
+    return InMemory(screener.bundle.head, keys, frames, np.stack(embeddings)), contents
+
+
+def _described(gallery: Gallery) -> dict[str, object]:
+    """What an index says of itself, but for where it lies."""
+    facts = gallery.describe()
+    return {
+        name: facts[name]
+        for name in ("pictures", "frames", "distinct_vectors", "created", "fingerprint", "search")
+        if name in facts
+    }

@@ -1,0 +1,198 @@
+"""What an audit comes to, in plain words: a verdict, and the sentences that say how sure it is."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from .findings import FOUND, Grade
+from .limits import FIGURES, Basis
+from .run import Audit
+from .statistics import rate_interval
+
+__all__ = ["Answer", "Verdict", "about", "answer", "counted", "percent", "share"]
+
+
+TOO_MANY = 0.05
+"""Share of pictures that match by chance from which a pair threshold is said to be of no use."""
+
+
+class Verdict(StrEnum):
+    """`found`: more than chance explains, or copies that are certain. `doubtful`: no more than chance would give. `none`: nothing.
+    `incomplete`: nothing among what could be read, but not all could be."""
+
+    FOUND = "found"
+    DOUBTFUL = "doubtful"
+    NONE = "none"
+    INCOMPLETE = "incomplete"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A verdict, a line that says it, the sentences of the paragraph under it, and what must be kept in mind with it."""
+
+    verdict: Verdict
+    title: str
+    sentences: tuple[str, ...]
+    caveats: tuple[str, ...] = ()
+
+
+def percent(value: float) -> str:
+    """A share as people read it: 0.4 %, 12 %, below 0.01 %."""
+    hundred = 100 * value
+    if hundred == 0 or hundred >= 99.995:
+        return f"{hundred:.0f} %"
+    if hundred < 0.01:
+        return "below 0.01 %"
+    return f"{hundred:.2g} %" if hundred < 10 else f"{hundred:.1f} %" if hundred > 99 else f"{hundred:.0f} %"
+
+
+def share(count: int, of: int) -> str:
+    """A count's share with its interval."""
+    if not of:
+        return "none to count"
+    ends = rate_interval(count, of)
+    return f"{percent(count / of)} (95 % interval {percent(ends.low)} to {percent(ends.high)})"
+
+
+def about(value: float) -> str:
+    """An expected count as people say it: 0.08, 2.4, 1,200."""
+    return f"{value:.2g}" if value < 10 else f"{value:,.0f}"
+
+
+def counted(count: int, one: str, many: str | None = None) -> str:
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
+def answer(audit: Audit) -> Answer:
+    """The first paragraph of a report."""
+    counts = Counter(finding.grade for finding in audit.findings)
+    found = sum(counts[grade] for grade in FOUND)
+    judged = len(audit.findings) - counts[Grade.UNREADABLE]
+    unread = sum(bool(finding.reasons) for finding in audit.findings)
+    unread_reference = len(audit.reference.unreadable) if audit.reference else 0
+    if not judged:
+        title = "Nothing could be judged: no released picture could be read"
+        return Answer(Verdict.INCOMPLETE, title, (), _caveats(audit, unread, unread_reference))
+    of = f"{counted(found, 'released picture')} of {judged:,} match{'es' if found == 1 else ''} the reference"
+    if found and (counts[Grade.IDENTICAL] or counts[Grade.MEMORIZED] or not _explained(audit)):
+        verdict, title = Verdict.FOUND, of
+    elif found:
+        verdict, title = Verdict.DOUBTFUL, f"{of}, no more than chance may give"
+    elif unread or unread_reference:
+        verdict, title = Verdict.INCOMPLETE, "No match was found, but not everything could be read"
+    else:
+        verdict, title = Verdict.NONE, f"No match was found among {counted(judged, 'released picture')}"
+    body = (_counts(audit, counts, found, judged), _chance(audit, found), _sensitivity(audit, found, judged))
+    return Answer(verdict, title, tuple(text for text in body if text), _caveats(audit, unread, unread_reference))
+
+
+def _caveats(audit: Audit, unread: int, unread_reference: int) -> tuple[str, ...]:
+    said = []
+    parts = [counted(unread, "released picture")] if unread else []
+    parts += [counted(unread_reference, "reference picture")] if unread_reference else []
+    if parts:
+        said.append(f"{' and '.join(parts)} could not be read, or not in full: nothing is said of what could not be seen.")
+    if audit.bundle.demonstration:
+        said.append(
+            "The model that was used says of itself that no patient was in its training or its figures: do not release data on its "
+            "word alone."
+        )
+    return tuple(said)
+
+
+SAID = {
+    Grade.IDENTICAL: ("is byte by byte a file of the reference", "are byte by byte files of the reference"),
+    Grade.MEMORIZED: (
+        "agrees with a reference picture pixel by pixel as well, and is a copy as good as certainly",
+        "agree with a reference picture pixel by pixel as well, and are copies as good as certainly",
+    ),
+    Grade.REIDENTIFIED: (
+        "matches by the model alone: the same patient in another picture, a strongly altered copy, or a false positive",
+        "match by the model alone: the same patient in another picture, a strongly altered copy, or a false positive",
+    ),
+    Grade.MATCH: (
+        "matches by the model, and the reference picture was not at hand to be compared",
+        "match by the model, and the reference pictures were not at hand to be compared",
+    ),
+}
+"""What is said of one picture of a grade, and of several."""
+
+
+def _counts(audit: Audit, counts: Mapping[Grade, int], found: int, judged: int) -> str:
+    against = counted(audit.gallery, "reference picture or frame", "reference pictures or frames")
+    if not found:
+        return f"{counted(judged, 'released picture was', 'released pictures were')} compared with {against}, and none matches."
+    of = f"Of {counted(judged, 'released picture')} that could be judged"
+    rate = share(found, judged)
+    if found == 1:
+        (grade,) = (grade for grade in SAID if counts[grade])
+        return f"{of}, one matches one of {against}: {rate}. It {SAID[grade][0]}."
+    parts = []
+    for grade, (one, several) in SAID.items():
+        if count := counts[grade]:
+            parts.append(f"all {several}" if count == found else f"{count:,} {one if count == 1 else several}")
+    return f"{of}, {found:,} match one of {against}: {rate}. Of these, {'; '.join(parts)}."
+
+
+def _matched(audit: Audit) -> int:
+    """Pictures at or above the threshold, which is what chance gives numbers for."""
+    return sum((finding.score or 0.0) >= audit.limit.value for finding in audit.findings)
+
+
+def _explained(audit: Audit) -> bool:
+    """Whether chance alone may give as many matches by the model as there are."""
+    return audit.chance.count is not None and _matched(audit) <= audit.chance.count.high
+
+
+def _chance(audit: Audit, found: int) -> str:
+    count = audit.chance.count
+    if count is None:
+        return (
+            "How many matches chance alone would give is not known here, since there is no hold-out and the model says nothing of "
+            "it: look at each pair."
+        )
+    by = {
+        Basis.HOLDOUT: "measured on the hold-out",
+        Basis.INDEX: "by the index's calibration",
+        Basis.BUNDLE: "reckoned from the model's own test pairs, which is an assumption about your pictures",
+    }.get(audit.chance.basis, "")
+    said = (
+        f"A set of this size without any copy would show about {about(count.expected)} matches by chance ({count.low:,} to "
+        f"{count.high:,} in 95 of 100 cases, {by})."
+    )
+    if audit.chance.basis is Basis.BUNDLE and audit.chance.rate is not None and audit.chance.rate > TOO_MANY:
+        return (
+            f"{said} So this threshold, which is for pairs, cannot tell copies from chance in a gallery of this size: give a "
+            "hold-out (--holdout) or a --threshold, and make the report again."
+        )
+    if not found:
+        return said
+    matched = _matched(audit)
+    if matched > count.high:
+        sure = f"at least {matched - count.high:,} of the {matched:,} that score above the threshold"
+        return f"{said} So {sure} cannot be put down to chance."
+    if any(finding.grade in (Grade.IDENTICAL, Grade.MEMORIZED) for finding in audit.findings):
+        return f"{said} The number alone would prove nothing; that the pixels agree does."
+    return f"{said} So the number of matches by itself proves nothing; the pairs below must be looked at."
+
+
+def _sensitivity(audit: Audit, found: int, judged: int) -> str:
+    parts = []
+    if not found:
+        highest = percent(rate_interval(0, judged).high)
+        parts.append(f"at most {highest} of such pictures would be copies that this model sees (95 % interval)")
+    card = audit.bundle.manifest.get("card")
+    figures = card.get("figures") if isinstance(card, Mapping) else None
+    table = figures.get(FIGURES) if isinstance(figures, Mapping) else None
+    row = table.get("all") if isinstance(table, Mapping) else None
+    recall = row.get("mean recall") if isinstance(row, Mapping) else None
+    if isinstance(recall, float):
+        higher = ", and this threshold is higher, so fewer are found" if audit.limit.value > audit.bundle.threshold.value else ""
+        parts.append(f"the model's own tests say that it finds {percent(recall)} of altered copies at its own threshold{higher}")
+    if not parts:
+        return ""
+    text = "; ".join(parts)
+    return f"{text[0].upper()}{text[1:]}. What it does not see is not in these numbers."

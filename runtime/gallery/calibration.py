@@ -1,0 +1,379 @@
+"""The threshold of one index: a score that a wanted share of strangers' pictures reaches, and no more.
+
+Terms are those of ISO/IEC 19795-1. The false-positive identification rate (FPIR) is the share of searches for somebody with no
+mate in the gallery that find something; the false-negative identification rate (FNIR) is the share of searches for somebody with
+a mate in which that mate is not returned. Here a search is a picture: one of several frames counts once, by its best frame. FPIR
+grows with the gallery, so a threshold for pairs is none for a gallery, nor is one for this gallery for one ten times as large.
+
+The threshold is the lowest that at most the wanted share of the negatives reaches. It is not moved up for safety: a missed match
+is worse than a picture too many to look at. How far it may be off is said by intervals that need no assumption on scores (see
+`intervals`), how it ages by `growth`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..bundle import seal
+from ..errors import GalleryError, UsageError
+from ..head import check_threshold
+from .gallery import Gallery
+from .growth import Growth
+from .intervals import Interval, clopper_pearson, order_interval, supported_rate
+
+__all__ = [
+    "SETTING",
+    "Calibration",
+    "Decision",
+    "Doubles",
+    "Forecast",
+    "Misses",
+    "ThresholdSource",
+    "calibrate",
+    "check_rate",
+    "decide_threshold",
+    "forecasts",
+    "forget_calibration",
+    "misses",
+    "store_calibration",
+    "stored_calibration",
+]
+
+Doubles = NDArray[np.float64]
+SETTING = "calibration"
+FORMAT_VERSION = 1
+MARGIN = 1e-4
+"""By how much, in logits, a threshold lies above the negative that it must not let through. The scores of a scan and of a
+calibration are float32 sums taken in another order, which differ by a tenth of this."""
+WELL_BEYOND = 1.5
+"""Times the size it was calibrated for, from which a scan warns."""
+LARGE = 1000
+"""Vectors from which a gallery without a calibration gets a note: 0.1 % of the pairs may be every search there."""
+SIZES = (1, 2, 5, 10)
+"""Times the present size, for the forecasts."""
+
+
+class ThresholdSource(StrEnum):
+    """Where a threshold comes from: `given` by who asked, set for the `index` by a calibration, or the `bundle`'s, for pairs."""
+
+    GIVEN = "given"
+    INDEX = "index"
+    BUNDLE = "bundle"
+
+
+@dataclass(frozen=True)
+class Misses:
+    """Searches with a mate in the gallery, and in how many of them the mate stayed below the threshold."""
+
+    mates: int
+    missed: int
+    fnir: float
+    interval: Interval
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A threshold with what is known of it.
+
+    Attributes:
+        threshold: the score, in (0, 1).
+        threshold_interval: where the threshold of the wanted rate lies; 0 or 1 at an end that the negatives do not bound.
+        wanted: the FPIR that was asked for.
+        fpir: what was measured at the threshold, with its interval.
+        negatives: pictures that it was measured with.
+        witnesses: how many of those are independent: their patients where those are known, else all.
+        supported: the smallest rate that so many can support (see `supported_rate`).
+        growth: how the FPIR at this threshold depends on the gallery's size, which is counted in distinct vectors.
+        misses: at this threshold; None where no pairs were given.
+        fingerprint: of the bundle.
+        date: ISO 8601, UTC.
+    """
+
+    threshold: float
+    threshold_interval: Interval
+    wanted: float
+    fpir: float
+    fpir_interval: Interval
+    negatives: int
+    witnesses: int
+    supported: float
+    growth: Growth
+    misses: Misses | None
+    fingerprint: str
+    date: str
+
+    @property
+    def enough(self) -> bool:
+        """Whether the negatives can support the wanted rate at all."""
+        return self.supported <= self.wanted
+
+    @property
+    def needed(self) -> int:
+        """Independent negatives that the wanted rate needs to be supported: the rule of three."""
+        return math.ceil(math.log(0.05) / math.log1p(-self.wanted))
+
+    @property
+    def needed_for_precision(self) -> int:
+        """Negatives of which 30 reach the threshold: then the rate is known to about a third of itself (the rule of 30)."""
+        return math.ceil(30 / self.wanted)
+
+    def in_words(self) -> str:
+        """For the foot of a table."""
+        low, high = percent(self.fpir_interval.low), percent(self.fpir_interval.high)
+        return (
+            f"set for this index on {self.date[:10]}: {percent(self.fpir)} ({low} to {high}) of {self.negatives:,} pictures of "
+            f"strangers reach it in a gallery of {self.growth.size:,}; wanted {percent(self.wanted)}"
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        return {"format_version": FORMAT_VERSION, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What to expect in a gallery of another size.
+
+    Attributes:
+        size: in distinct vectors.
+        fpir: expected at the calibrated threshold.
+        at_most: what it should not exceed: the upper end of the measured interval, grown by the bound.
+        threshold: what would keep the wanted rate; None where the negatives are too few to tell.
+        misses: at that threshold; None where it is not known, or no pairs were given.
+    """
+
+    size: int
+    fpir: float
+    at_most: float
+    threshold: float | None
+    misses: Misses | None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The threshold of a scan, its source in a code and in words, and what should be said of it."""
+
+    threshold: float
+    source: ThresholdSource
+    words: str
+    warnings: tuple[str, ...] = ()
+
+
+def percent(share: float) -> str:
+    """A share for people: 0.0123 is '1.23 %'."""
+    return f"{100 * share:.3g} %"
+
+
+def check_rate(rate: float) -> float:
+    """Return `rate`, a wanted FPIR.
+
+    Raises:
+        UsageError: it is not strictly between 0 and 1. Nothing finite shows a rate of 0.
+    """
+    if not 0.0 < rate < 1.0:
+        raise UsageError(
+            f"a false-positive identification rate of {rate} cannot be set: give a share between 0 and 1, such as 0.01 for 1 %"
+        )
+    return rate
+
+
+def calibrate(tops: Doubles, size: int, rate: float, fingerprint: str, *, witnesses: int | None = None) -> Calibration:
+    """Set the threshold for a wanted FPIR.
+
+    Args:
+        tops: of each negative the best scores in the gallery, best first, (negatives, kept). Of more than that many gallery
+            vectors above a threshold only these are counted, which is enough down to a tenth of the gallery with 64 kept.
+        size: distinct vectors in the gallery.
+        rate: wanted, in (0, 1).
+        fingerprint: the bundle's.
+        witnesses: independent ones among the negatives; None where all are.
+
+    Raises:
+        UsageError: a rate out of range, no negatives, or negatives so like the gallery that no threshold in (0, 1) gives the rate.
+    """
+    check_rate(rate)
+    if not len(tops) or not size:
+        raise UsageError("there are no negatives, or no gallery, to set a threshold with")
+    many = len(tops)
+    witnesses = min(witnesses or many, many)
+    best = np.sort(tops[:, 0])[::-1]
+    threshold = _threshold(best, math.floor(many * rate + 1e-9))
+    if threshold >= 1.0:
+        raise UsageError(
+            f"more than {percent(rate)} of the negatives score 1 against the gallery, and no threshold "
+            "can tell them from copies: are they pictures of the gallery's patients?"
+        )
+    counts = (tops >= threshold).sum(axis=1)
+    flagged = int((counts > 0).sum())
+    scale = witnesses / many
+    above, below = order_interval(rate, witnesses)
+    above, below = math.floor(above / scale), math.ceil(below / scale)
+    return Calibration(
+        threshold=threshold,
+        threshold_interval=Interval(float(best[below - 1]) if below <= many else 0.0, float(best[above - 1]) if above else 1.0),
+        wanted=rate,
+        fpir=flagged / many,
+        fpir_interval=clopper_pearson(flagged * scale, witnesses),
+        negatives=many,
+        witnesses=witnesses,
+        supported=supported_rate(witnesses),
+        growth=Growth.of(counts, size),
+        misses=None,
+        fingerprint=fingerprint,
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _threshold(best: Doubles, allowed: int) -> float:
+    """Just above the best of the negatives that may not reach it; `best` is sorted, highest first."""
+    if allowed >= len(best):
+        return float(np.nextafter(0.0, 1.0))
+    score = float(best[allowed])
+    if score >= 1.0 or score <= 0.0:
+        return score or float(np.nextafter(0.0, 1.0))
+    logit = math.log(score) - math.log1p(-score) + MARGIN
+    return 1.0 / (1.0 + math.exp(-logit)) if logit > -700 else score
+
+
+def misses(mated: Doubles, threshold: float) -> Misses:
+    """FNIR at a threshold from the scores of mates, (searches,)."""
+    missed = int((mated < threshold).sum())
+    return Misses(len(mated), missed, missed / len(mated), clopper_pearson(missed, len(mated)))
+
+
+def forecasts(calibration: Calibration, tops: Doubles, mated: Doubles | None = None) -> list[Forecast]:
+    """What to expect at this size and at larger ones.
+
+    Args:
+        calibration: from `calibrate` with the same `tops`.
+        mated: scores of mates, (searches,).
+    """
+    size, growth = calibration.growth.size, calibration.growth
+    best = np.sort(tops[:, 0])[::-1]
+    found = []
+    for times in SIZES:
+        larger = size * times
+        threshold: float | None = calibration.threshold
+        if times > 1:
+            # By the bound and not by what is expected: among so few negatives the highest say little of their kind.
+            allowed = math.floor(len(best) * -math.expm1(math.log1p(-calibration.wanted) / times) + 1e-9)
+            threshold = _threshold(best, allowed) if allowed else None
+            threshold = None if threshold is not None and threshold >= 1.0 else threshold
+        found.append(
+            Forecast(
+                larger,
+                growth.expected(larger),
+                growth.at_most(larger, calibration.fpir_interval.high),
+                threshold,
+                misses(mated, threshold) if mated is not None and threshold is not None else None,
+            )
+        )
+    return found
+
+
+# -- kept with the index -------------------------------------------------------------------------------------------
+
+
+def store_calibration(gallery: Gallery, calibration: Calibration) -> None:
+    """Keep a calibration with the index; scans use its threshold from then on.
+
+    Raises:
+        GalleryError: the index cannot be written.
+    """
+    gallery.set_setting(SETTING, json.dumps(seal(calibration.as_json())))
+
+
+def forget_calibration(gallery: Gallery) -> None:
+    """Take a calibration away: scans use the bundle's threshold again.
+
+    Raises:
+        GalleryError: the index cannot be written.
+    """
+    gallery.set_setting(SETTING, None)
+
+
+def stored_calibration(gallery: Gallery) -> Calibration | None:
+    """The calibration kept with an index, or None.
+
+    Raises:
+        GalleryError: it is damaged, of another format, or of another bundle. To go on with another threshold without a word could
+            let a match pass.
+    """
+    text = gallery.setting(SETTING)
+    if text is None:
+        return None
+    remedy = f"calibrate again, or give --threshold ('lcmem-onnx calibrate --index {gallery.folder} --forget' takes it away)"
+    try:
+        content = json.loads(text)
+        if seal(content) != content:
+            raise ValueError("its own digest differs")
+        version = content["format_version"]
+        if version != FORMAT_VERSION:
+            raise GalleryError(
+                f"the calibration of {gallery.folder} has format {version}, and this lcmem-onnx reads {FORMAT_VERSION}: {remedy}"
+            )
+        found = _parsed(content)
+        check_threshold(found.threshold)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, UsageError) as error:
+        raise GalleryError(f"the calibration of {gallery.folder} is damaged ({error}): {remedy}") from error
+    if found.fingerprint != gallery.bundle.fingerprint:
+        raise GalleryError(f"the calibration of {gallery.folder} is of another model: {remedy}")
+    return found
+
+
+def _parsed(content: Mapping[str, Any]) -> Calibration:
+    missed = content["misses"]
+    return Calibration(
+        threshold=float(content["threshold"]),
+        threshold_interval=Interval(**content["threshold_interval"]),
+        wanted=float(content["wanted"]),
+        fpir=float(content["fpir"]),
+        fpir_interval=Interval(**content["fpir_interval"]),
+        negatives=int(content["negatives"]),
+        witnesses=int(content["witnesses"]),
+        supported=float(content["supported"]),
+        growth=Growth(**content["growth"]),
+        misses=Misses(**{**missed, "interval": Interval(**missed["interval"])}) if missed else None,
+        fingerprint=str(content["fingerprint"]),
+        date=str(content["date"]),
+    )
+
+
+def decide_threshold(gallery: Gallery, given: float | None = None) -> Decision:
+    """The threshold to screen an index with: the given one, else that of the index's calibration, else the bundle's.
+
+    Every way to screen asks here, so that a gateway and a scan of the same index decide alike.
+
+    Raises:
+        UsageError: the given one is out of range.
+        GalleryError: the calibration of the index is damaged.
+    """
+    if given is not None:
+        return Decision(check_threshold(given), ThresholdSource.GIVEN, "given with --threshold")
+    size = gallery.vectors()
+    calibration = stored_calibration(gallery)
+    if calibration is None:
+        pairs = gallery.bundle.threshold
+        note = f"it is a threshold for pairs, and this gallery holds {size:,}: 'lcmem-onnx calibrate' sets one for it"
+        return Decision(pairs.value, ThresholdSource.BUNDLE, pairs.source, (note,) if size >= LARGE else ())
+    warnings = []
+    then, growth = calibration.growth.size, calibration.growth
+    if size > WELL_BEYOND * then:
+        warnings.append(
+            f"the index was calibrated with {then:,} vectors and holds {size:,}: expect {percent(growth.expected(size))} of the "
+            f"pictures of strangers to be flagged (at most {percent(growth.at_most(size, calibration.fpir_interval.high))}), where "
+            f"{percent(calibration.wanted)} was wanted. Calibrate again"
+        )
+    elif size * WELL_BEYOND < then:
+        warnings.append(
+            f"the index was calibrated with {then:,} vectors and holds {size:,}: a lower threshold would do. Calibrate again"
+        )
+    return Decision(calibration.threshold, ThresholdSource.INDEX, calibration.in_words(), tuple(warnings))

@@ -1,0 +1,116 @@
+"""What a gallery keeps of a picture, and the tally by which a lost or changed row shows."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ..errors import UsageError
+from ..head import Floats
+
+__all__ = ["DEFAULT_GALLERY", "EMPTY", "Entry", "Record", "Row", "Tally", "check_gallery_name", "row_digest"]
+
+DEFAULT_GALLERY = "default"
+NAME_LENGTH = 200
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """One picture to add.
+
+    Attributes:
+        key: its name, unique within its gallery; any text.
+        content: sha256 (32 bytes) of the file, by which it is recognised again.
+        frames: how many frames the file has.
+        embeddings: frame's number (from 0) to its embedding, float32 (features,), or to those of its renderings, float32
+            (renderings, features). Fewer than `frames` when some could not be read: then the picture is not complete, and
+            adding it again tries the others again.
+        gallery: the group within the index that it belongs to: a site, a cohort, a training set.
+        patient, study: pseudonyms (see `pseudonyms`), or None where they are not known.
+    """
+
+    key: str
+    content: bytes
+    frames: int
+    embeddings: dict[int, Floats]
+    gallery: str = DEFAULT_GALLERY
+    patient: str | None = None
+    study: str | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A gallery picture's frame, as found by a search."""
+
+    key: str
+    frame: int
+    gallery: str
+    patient: str | None
+    study: str | None
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """A rendering of a picture's frame with all that is kept of it, for export. `embedding` is float32 (features,)."""
+
+    key: str
+    content: bytes
+    frame: int
+    frames: int
+    gallery: str
+    patient: str | None
+    study: str | None
+    embedding: Floats
+    rendering: int = 0
+
+
+@dataclass(frozen=True)
+class Tally:
+    """How many rows, and the sum of their digests modulo 2^128, which does not depend on their order."""
+
+    rows: int = 0
+    total: int = 0
+
+    def plus(self, digests: Iterable[bytes]) -> Tally:
+        numbers = [int.from_bytes(digest, "big") for digest in digests]
+        return Tally(self.rows + len(numbers), (self.total + sum(numbers)) % (1 << 128))
+
+    def minus(self, digests: Iterable[bytes]) -> Tally:
+        numbers = [int.from_bytes(digest, "big") for digest in digests]
+        return Tally(self.rows - len(numbers), (self.total - sum(numbers)) % (1 << 128))
+
+    def with_others(self, others: Tally) -> Tally:
+        return Tally(self.rows + others.rows, (self.total + others.total) % (1 << 128))
+
+    def __str__(self) -> str:
+        return f"{self.rows} {self.total:032x}"
+
+    @classmethod
+    def parse(cls, text: str) -> Tally:
+        """The inverse of `str`.
+
+        Raises:
+            ValueError: it is no tally.
+        """
+        rows, total = text.split(" ")
+        return cls(int(rows), int(total, 16))
+
+
+EMPTY = Tally()
+
+
+def row_digest(*values: str | int | bytes | None) -> bytes:
+    """16 bytes that stand for a row. `repr` tells texts, numbers and bytes apart, and where one value ends."""
+    return hashlib.blake2b(repr(values).encode("utf-8", "backslashreplace"), digest_size=16).digest()
+
+
+def check_gallery_name(name: str) -> str:
+    """Return `name`, a gallery's.
+
+    Raises:
+        UsageError: it is empty, longer than 200 characters, or holds a control character: it is shown and typed.
+    """
+    if not name or len(name) > NAME_LENGTH or not name.isprintable():
+        raise UsageError(f"{name[:40]!r} cannot name a gallery: give 1 to {NAME_LENGTH} printable characters")
+    return name

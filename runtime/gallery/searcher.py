@@ -1,0 +1,283 @@
+"""The search in a gallery: exactly, by codes and the head (see `flat`), or through the graph (see `graph`); and their caches.
+
+Whatever finds candidates, every one is scored by the head: what is reported is always the model's own score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..bundle import Bundle
+from ..errors import GalleryError
+from ..head import Floats
+from ..machine import cpu_limit
+from .cache import CacheError, remove_caches
+from .flat import CACHE_FROM, Flat, Places
+from .graph import Graph, GraphExhaustedError, graph_there, load_graph, remove_graph, save_graph
+from .records import Row
+from .results import Hit, Identity, Search, SearchResult
+from .speed import exact_limit
+from .store import Store
+
+__all__ = ["Searcher"]
+
+QUERIES_AT_ONCE = 32
+CHUNK = 4096
+"""Vectors scored at once: 8 MB of float32 at 512 features, which stays in the cache."""
+FIRST_CANDIDATES = 64
+MOST_CANDIDATES = 16384
+"""So far the graph's search is widened. Wider, the exact search is quicker."""
+UNGRAPHED = 2000
+"""Vectors newer than the graph that are searched flat; beyond, they are put into it."""
+ATTEMPTS = 5
+
+
+class _ChangedError(Exception):
+    """Another process erased what was being looked at: the search has to be done again."""
+
+
+class Searcher:
+    """The state of searching: vectors, graph. One thread at a time; `Gallery` sees to it."""
+
+    def __init__(self, store: Store, bundle: Bundle, warn: Callable[[str], None], *, persistent: bool) -> None:
+        self._store = store
+        self._head = bundle.head
+        self._fingerprint = bundle.fingerprint
+        self._folder: Path = store.folder
+        self._warn = warn
+        self._persistent = persistent
+        self.flat = Flat(bundle.head, store.folder, bundle.fingerprint, warn)
+        self._graph: Graph | None = None
+        self._graph_failed = False
+        self._members: tuple[tuple[Sequence[str], str, int], NDArray[np.bool_]] | None = None
+
+    def close(self) -> None:
+        self.flat.close()
+        self._graph = None
+
+    # -- caches ----------------------------------------------------------------------------------------------------
+
+    def update(self, *, graph: bool = False) -> None:
+        """For a writer: bring the caches on disk up to date. A graph is kept where there is one, where the gallery is too large
+        to be searched exactly in good time, or where `graph` asks for it.
+
+        Raises:
+            GalleryError: the disk is full. The gallery is unharmed, and older caches still count.
+        """
+        count = self._store.counts()[1]
+        if count > CACHE_FROM:
+            self.flat.write_cache(self._store)
+        self.flat.refresh(self._store)
+        if count and (graph or graph_there(self._folder) or count > exact_limit(self.flat.code_width)):
+            self._graph_failed = False
+            self._current_graph(newest=True)
+
+    def rewrite(self) -> None:
+        """For a writer, after an erasure: write the caches without what was erased.
+
+        Raises:
+            GalleryError: the disk is full.
+        """
+        graph = self._saved_graph("it is made again")
+        self.flat.refresh(self._store)
+        if graph is not None:
+            graph.erase(self.flat.ids[~self.flat.alive])
+        if self.flat.cached or len(self.flat) > CACHE_FROM:
+            if len(self.flat) > CACHE_FROM:
+                self.flat.write_cache(self._store, anew=True)
+            else:
+                self.flat.forget()
+                remove_caches(self._folder)
+        else:
+            self.flat.forget()
+        self.flat.refresh(self._store)
+        self._graph = None
+        if graph is not None and len(graph) and not graph.worn:
+            graph.content = self.flat.content(graph.newest)
+            save_graph(graph, self._folder, self._fingerprint)
+            self._graph = graph
+        elif graph_there(self._folder):
+            remove_graph(self._folder)
+            if len(self.flat):
+                self._current_graph(newest=True)
+
+    def _saved_graph(self, otherwise: str) -> Graph | None:
+        """The graph on disk, if there is one, whole and of these vectors; what is done `otherwise` is said."""
+        if not graph_there(self._folder):
+            return None
+        self.flat.refresh(self._store)
+        try:
+            graph = load_graph(self._folder, self._fingerprint, self._head.features, cpu_limit())
+            count = int(np.searchsorted(self.flat.ids, graph.newest, side="right"))
+            there = int(self.flat.alive[:count].sum()) <= len(graph) <= count
+            if not there or graph.content != self.flat.content(graph.newest):
+                raise GalleryError("the search graph is of other pictures than the index holds")
+        except GalleryError as error:
+            self._warn(f"{error}; {otherwise}")
+            return None
+        return graph
+
+    def _current_graph(self, *, newest: bool = False) -> Graph:
+        """The graph, loaded or made, with all but the newest vectors in it; with all of them where `newest` asks for it."""
+        flat = self.flat
+        if self._graph is None:
+            making = f"making the search graph of {len(flat)} vectors"
+            if not graph_there(self._folder):
+                self._warn(f"there is no search graph yet; {making}")
+            self._graph = self._saved_graph(making)
+        if self._graph is None:
+            self._graph = Graph(self._head.features, cpu_limit())
+        missing = np.flatnonzero(flat.alive & (flat.ids > self._graph.newest))
+        if len(missing) > UNGRAPHED or (len(missing) and (newest or not len(self._graph))):
+            self._graph.reserve(len(missing))
+            for at in range(0, len(missing), CHUNK):
+                places = missing[at : at + CHUNK]
+                self._graph.extend(flat.ids[places], self._head.weighted(flat.take(places)))
+            self._graph.content = flat.content(self._graph.newest)
+            if self._persistent:
+                try:
+                    save_graph(self._graph, self._folder, self._fingerprint)
+                except GalleryError as error:
+                    if newest:
+                        raise
+                    self._warn(f"{error}; the search goes on without saving it")
+        return self._graph
+
+    # -- searching -------------------------------------------------------------------------------------------------
+
+    def search(
+        self, queries: Floats, threshold: float, top: int, how: Search, galleries: Sequence[str] | None
+    ) -> list[SearchResult]:
+        """See `Gallery.search`, which has checked what was asked."""
+        for _ in range(ATTEMPTS):
+            try:
+                self.flat.refresh(self._store)
+                return self._search(queries, threshold, top, how, galleries)
+            except _ChangedError:
+                continue
+            except CacheError as error:
+                self.flat.distrust(str(error))
+        raise GalleryError(f"{self._folder} changes faster than it can be searched: try again")
+
+    def _search(
+        self, queries: Floats, threshold: float, top: int, how: Search, galleries: Sequence[str] | None
+    ) -> list[SearchResult]:
+        """Each query by all its renderings: what any of them leads to is a candidate of the query."""
+        members = None if galleries is None else self._members_of(galleries)
+        graph = self._graph_for(how)
+        renderings = 1 if queries.ndim == 2 else queries.shape[1]
+        views = queries.reshape(-1, queries.shape[-1])
+        found: list[tuple[Places, bool]] = []
+        if graph is not None:
+            found = [self._by_graph(graph, view, threshold, top, members) for view in views]
+        else:
+            for at in range(0, len(views), QUERIES_AT_ONCE):
+                found += [(places, True) for places in self.flat.candidates(views[at : at + QUERIES_AT_ONCE], threshold, members)]
+        results: list[SearchResult] = []
+        for at in range(0, len(views), renderings):
+            its = found[at : at + renderings]
+            places = its[0][0] if renderings == 1 else np.unique(np.concatenate([each for each, _ in its]))
+            complete = all(whole for _, whole in its)
+            results.append(self._result(views[at : at + renderings], places, threshold, top, galleries, complete))
+        return results
+
+    def _graph_for(self, how: Search) -> Graph | None:
+        """The graph to search through, or None for the exact search. `auto` never waits for a graph to be made."""
+        if how is Search.EXACT or not len(self.flat):
+            return None
+        if how is Search.HNSW:
+            return self._current_graph()
+        if len(self.flat) <= exact_limit(self.flat.code_width) or self._graph_failed:
+            return None
+        if self._graph is None:
+            self._graph = self._saved_graph("searching exactly; 'lcmem-onnx index add' or 'index compact' makes it again")
+        self._graph_failed = self._graph is None
+        return self._current_graph() if self._graph else None
+
+    def _members_of(self, galleries: Sequence[str]) -> NDArray[np.bool_]:
+        """Which rows some picture of these galleries has; kept until pictures change."""
+        state = (galleries, self._store.meta("pictures"), len(self.flat.ids))
+        if self._members is None or self._members[0] != state:
+            self._members = state, np.isin(self.flat.ids, self._store.vectors_of(galleries), assume_unique=True)
+        return self._members[1]
+
+    def _by_graph(
+        self, graph: Graph, query: Floats, threshold: float, top: int, members: NDArray[np.bool_] | None
+    ) -> tuple[Places, bool]:
+        """Candidates through the graph, and whether it is proven that none is missing but what the graph itself fails to reach.
+
+        The search is widened until it reaches the radius beyond which nothing can match, which proves it; or until no match is
+        among the farther half of what was found, which does not, and is said; or as far as it goes.
+        """
+        flat, head = self.flat, self._head
+        weighted = head.weighted(query)
+        radius = head.radius(threshold, query, flat.low, flat.high)
+        wanted = flat.alive if members is None else flat.alive & members
+        count, complete = max(FIRST_CANDIDATES, 4 * top), False
+        newer = np.flatnonzero(wanted[(start := int(np.searchsorted(flat.ids, graph.newest, side="right"))) :]) + start
+        while True:
+            try:
+                labels, distances = graph.nearest(weighted, count)
+            except GraphExhaustedError:  # as among thousands of near-equal vectors: the exact search does not depend on it
+                return flat.candidates(query[None], threshold, members)[0], True
+            places = np.searchsorted(flat.ids, labels)
+            there = places < len(flat.ids)
+            there[there] = flat.ids[places[there]] == labels[there]
+            places = places[there]  # a graph that was loaded before a compaction still has what is gone
+            complete = len(labels) >= len(graph) or float(distances[-1]) > radius
+            scores = head.scores(query, flat.take(places))
+            if complete or count >= MOST_CANDIDATES or not (scores[len(places) // 2 :] >= threshold).any():
+                break
+            count *= 4
+        scores[~wanted[places]] = -1.0
+        best = scores.max(initial=-1.0)
+        if best < 0 and not len(newer):  # the nearest are all of other galleries, or erased
+            return flat.candidates(query[None], threshold, members)[0], True
+        kept = (scores >= threshold) | ((scores == best) & (best >= 0))
+        return np.sort(np.concatenate([places[kept], newer])), complete
+
+    def _result(
+        self, views: Floats, places: Places, threshold: float, top: int, galleries: Sequence[str] | None, complete: bool
+    ) -> SearchResult:
+        """What a query found that has these renderings, (renderings, features): the one that scores best counts."""
+        flat, store = self.flat, self._store
+        scores = np.empty(len(places))
+        for at in range(0, len(places), CHUNK):
+            vectors = flat.take(places[at : at + CHUNK])
+            scores[at : at + CHUNK] = np.max([self._head.scores(view, vectors) for view in views], axis=0)
+        order = np.argsort(-scores, kind="stable")
+        found = int((scores >= threshold).sum())
+        ids = flat.ids[places[order]]
+        hits: list[Hit] = []
+        shown: set[tuple[str, str, int]] = set()
+        people: dict[tuple[str, ...], Identity] = {}
+        for vector, score in zip(ids[: max(1, found)].tolist(), scores[order].tolist(), strict=False):
+            if len(hits) < top:
+                # Of a frame that two of its renderings lead to, the better one counts.
+                for row in store.rows(vector, top + len(shown), galleries):
+                    if (row.gallery, row.key, row.frame) not in shown and len(hits) < top:
+                        shown.add((row.gallery, row.key, row.frame))
+                        hits.append(_hit(row, score))
+            if found and len(people) < top:
+                for row in store.people(vector, top, galleries):
+                    who = (row.patient,) if row.patient is not None else (row.gallery, row.key)
+                    people.setdefault(who, Identity(row.patient, _hit(row, score)))
+            if len(hits) >= top and (not found or len(people) >= top):
+                break
+        total, renderings = store.pictures_of(ids[:found].tolist(), galleries) if found else (0, 0)
+        if renderings < found or (len(ids) and not hits):
+            if store.newest() != (flat.newest, flat.erasure) or galleries is not None:
+                self._members = None
+                raise _ChangedError
+            # Each vector is some picture's; were it passed over, a match would be reported as clear.
+            raise GalleryError(f"{self._folder} is damaged: embeddings have lost their pictures. Restore it, or build it again")
+        best = tuple(sorted(people.values(), key=lambda one: -one.score))[:top]
+        return SearchResult(tuple(hits[:top]) if found else (), total, hits[0] if hits else None, best, complete)
+
+
+def _hit(row: Row, score: float) -> Hit:
+    return Hit(row.key, row.frame, score, row.gallery, row.patient, row.study)

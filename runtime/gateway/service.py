@@ -1,0 +1,258 @@
+"""The service: starts the parts, starts them anew when they end, writes the audit trail, and stops in order.
+
+Nothing that matters is in memory only: kill -9 of everything at any moment loses no object that was acknowledged.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from ..errors import GatewayError
+from .check import check_settings
+from .locking import LOCK, RUNNING, running_facts
+from .logs import Log, configure_logs
+from .outcome import Cause
+from .parts import GRACE_SECONDS, Order, needed_parts, write_order
+from .settings import Settings, SyslogSettings
+from .spool import Spool
+
+__all__ = ["Service"]
+
+LOCK_SECONDS = 15.0
+"""How long a start waits for the parts of a service that has just died: they notice, and end."""
+TURN_SECONDS = 0.2
+FORGET_SECONDS = 3600.0
+FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
+"""Seconds before a part that has ended is started again, doubled each time until it has run for a minute."""
+
+log = Log("service")
+
+
+@dataclass
+class _Child:
+    name: str
+    process: subprocess.Popen[bytes]
+    owner: str
+    started: float
+    facts: dict[str, Any] = field(default_factory=dict)
+    ready: bool = False
+
+
+class Service:
+    """One gateway on one spool."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._stop = threading.Event()
+        self._children: dict[str, _Child] = {}
+        self._waits: dict[str, float] = {}
+        self._due: dict[str, float] = {}
+
+    def stop(self) -> None:
+        """Have `run` end in order."""
+        self._stop.set()
+
+    def run(self) -> None:
+        """Run until SIGTERM, SIGINT or `stop`.
+
+        Raises:
+            GatewayError: another service has the spool, or it cannot be opened.
+        """
+        configure_logs(self._settings.log.level)
+        folder = self._settings.spool.folder
+        with _only_one(folder) as lock, Spool(self._settings) as spool, self._signals():
+            self._check()
+            found = spool.recover()
+            spool.audit.note("started", version=version("lcmem-onnx"), **found)
+            log.info("started", **found)
+            flusher = threading.Thread(target=self._write_audit_trail, name="audit", daemon=True)
+            flusher.start()
+            if syslog := self._settings.audit.syslog:
+                threading.Thread(target=self._send_syslog, args=(syslog,), name="syslog", daemon=True).start()
+            try:
+                self._supervise(spool, lock)
+            finally:
+                self._end_children(spool)
+                (folder / RUNNING).unlink(missing_ok=True)
+                spool.audit.note("stopped")
+                self._stop.set()
+                flusher.join(GRACE_SECONDS)
+                spool.audit.flush()
+                log.info("stopped")
+
+    def _check(self) -> None:
+        """Not to begin with what cannot work. An index that is missing is no reason: objects are held until it is back.
+
+        Raises:
+            GatewayError: what `gateway check` finds wrong beside the indexes.
+        """
+        for finding in check_settings(self._settings):
+            if finding.problem is None:
+                continue
+            log.error("check", what=finding.what, problem=finding.problem)
+            if not finding.what.startswith("gallery "):
+                raise GatewayError(f"{finding.what}: {finding.problem}")
+
+    def _supervise(self, spool: Spool, lock: int) -> None:
+        forgotten = time.monotonic()
+        while not self._stop.is_set():
+            now = time.monotonic()
+            for name in needed_parts(self._settings):
+                child = self._children.get(name)
+                if child is None:
+                    if now >= self._due.get(name, 0.0):
+                        self._children[name] = self._start(name, lock)
+                elif child.process.poll() is not None:
+                    self._has_ended(child, spool)
+            self._end_overdue(spool)
+            if now - forgotten > FORGET_SECONDS:
+                forgotten = now
+                log.info("forgotten", rows=spool.forget())
+            self._stop.wait(TURN_SECONDS)
+
+    def _start(self, name: str, lock: int) -> _Child:
+        owner = f"{name}-{secrets.token_hex(8)}"
+        process = subprocess.Popen(
+            [sys.executable, "-m", "lcmem_onnx.runtime.gateway.parts"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            pass_fds=[lock],  # held by every part, so that a new service waits until the last of an old one's is gone
+        )
+        child = _Child(name, process, owner, time.monotonic())
+        if process.stdin is None or process.stdout is None:
+            raise GatewayError("a part's process has no pipes")
+        with contextlib.suppress(BrokenPipeError):  # it is gone already, which the next turn sees
+            write_order(Order(name, self._settings, owner), process.stdin)
+        threading.Thread(target=self._listen, args=(child,), daemon=True).start()
+        log.info("part-started", name=name, pid=process.pid)
+        return child
+
+    def _listen(self, child: _Child) -> None:
+        """A part says one line when it is ready."""
+        stdout = child.process.stdout
+        line = stdout.readline() if stdout else b""
+        if not line:
+            return
+        child.facts = json.loads(line)
+        child.ready = True
+        if all((known := self._children.get(name)) and known.ready for name in needed_parts(self._settings)):
+            facts: dict[str, Any] = {"pid": os.getpid()}
+            for known in self._children.values():
+                facts |= known.facts
+            path = self._settings.spool.folder / RUNNING
+            draft = path.with_suffix(f".{secrets.token_hex(4)}")
+            draft.write_text(json.dumps(facts), encoding="ascii")
+            draft.replace(path)
+            log.info("ready", **facts)
+
+    def _has_ended(self, child: _Child, spool: Spool, cause: Cause = Cause.CRASHED) -> None:
+        code = child.process.wait()
+        log.error("part-ended", name=child.name, pid=child.process.pid, code=code)
+        if child.name == "screen":
+            spool.blame(child.owner, cause)
+        for pipe in (child.process.stdin, child.process.stdout):
+            with contextlib.suppress(OSError):
+                if pipe:
+                    pipe.close()
+        ran = time.monotonic() - child.started
+        wait = FIRST_WAIT if ran > 60 else min(LONGEST_WAIT, 2 * self._waits.get(child.name, FIRST_WAIT / 2))
+        self._waits[child.name] = wait
+        self._due[child.name] = time.monotonic() + wait
+        del self._children[child.name]
+
+    def _end_overdue(self, spool: Spool) -> None:
+        """End a screening that takes too long: what it was at is to blame."""
+        child = self._children.get("screen")
+        if child and child.owner in spool.overdue(self._settings.screen.timeout_seconds):
+            log.error("screening-overdue", seconds=self._settings.screen.timeout_seconds)
+            child.process.kill()
+            self._has_ended(child, spool, Cause.TIMED_OUT)
+            self._due[child.name] = 0.0
+
+    def _write_audit_trail(self) -> None:
+        """In a thread of its own: nobody waits for the trail's file, since its lines are in the database already."""
+        with Spool(self._settings) as spool:
+            while not self._stop.wait(0.5):
+                try:
+                    spool.audit.flush()
+                except GatewayError as error:
+                    log.error("audit-trail-not-written", detail=str(error))
+
+    def _send_syslog(self, settings: SyslogSettings) -> None:
+        from .syslog import SyslogSender
+
+        with Spool(self._settings) as spool:
+            SyslogSender(settings, spool.database, self._settings.audit_folder).run(self._stop)
+
+    def _end_children(self, spool: Spool) -> None:
+        for child in self._children.values():
+            child.process.terminate()
+        deadline = time.monotonic() + GRACE_SECONDS + 2
+        for child in self._children.values():
+            try:
+                child.process.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                log.error("part-killed", name=child.name)
+                child.process.kill()
+                child.process.wait()
+            for pipe in (child.process.stdin, child.process.stdout):
+                if pipe:
+                    pipe.close()
+            spool.unclaim(child.owner)
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGTERM and SIGINT stop the service in order; a second one too, since order is what keeps the peers' objects whole."""
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            self._stop.set()
+
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@contextmanager
+def _only_one(folder: Path) -> Iterator[int]:
+    """Hold the spool's lock: one service, and none of an older one's parts."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise GatewayError(f"the spool's folder {folder} cannot be made: {error.strerror}") from error
+    try:
+        deadline = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    pid = (running_facts(folder) or {}).get("pid", "unknown")
+                    raise GatewayError(f"another gateway (process {pid}) uses {folder}") from error
+                time.sleep(0.2)
+        yield lock
+    finally:
+        os.close(lock)

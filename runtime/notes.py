@@ -1,0 +1,164 @@
+"""What a DICOM object holds besides the pixels that are screened: told, and left to the caller's rules.
+
+A verdict is on the frames. An overlay is drawn over them by viewers but is not in them; an icon, and pixels in a sequence or in
+private elements, are pictures of their own. None of them is rendered here, so that a verdict `clear` does not vouch for them.
+
+Some notes are of headers that no sound device writes, though the pixels decode: `SUSPICIOUS`. A gallery takes such pictures; to
+pass one on as clear is another matter, and `screening` does not.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from enum import StrEnum
+
+from pydicom.charset import python_encoding
+from pydicom.datadict import dictionary_has_tag, dictionary_VR
+from pydicom.dataelem import DataElement, RawDataElement
+from pydicom.dataset import Dataset
+
+from .grey import first_number
+
+__all__ = ["PRIVATE_BYTES", "SUSPICIOUS", "Note", "notes_of"]
+
+PRIVATE_BYTES = 1 << 16
+"""Private elements that hold more than this together are noted: there is room for a picture in them."""
+_ELEMENTS = 100_000
+"""Looked at, at most: a hostile object has millions."""
+_PIXELS = {0x7FE00008, 0x7FE00009, 0x7FE00010}
+_ICON = 0x00880200
+_DOCUMENT = 0x00420011
+_OVERLAY_DATA = 0x3000
+
+
+class Note(StrEnum):
+    """Codes that programs may rely on, across versions."""
+
+    OVERLAY = "overlay"
+    """Graphics in groups 6000 to 60FF, which viewers draw over the picture. They may spell a name."""
+    BURNED_IN_ANNOTATION = "burned-in-annotation"
+    """The header says that the pixels themselves have annotations that identify the patient."""
+    RECOGNIZABLE_FEATURES = "recognizable-visual-features"
+    """The header says that a face can be recognised in the pixels, or made from them."""
+    ICON = "icon"
+    """An icon: a small picture of its own, often of what the frames showed before they were changed."""
+    NESTED_PIXELS = "nested-pixels"
+    """Pixels in a sequence that is no icon's."""
+    PRIVATE_DATA = "private-data"
+    """More than 64 KiB in private elements."""
+    ENCAPSULATED_DOCUMENT = "encapsulated-document"
+    """A PDF or another document."""
+    TWO_FORMATS = "two-formats"
+    """The 128 bytes before the header are not empty: the file may be read as another format too, with another picture."""
+    UNREADABLE_ELEMENTS = "unreadable-elements"
+    """Some elements could not be read, or there were too many to look at all."""
+    EXECUTABLE_PREAMBLE = "executable-preamble"
+    """The 128 bytes before the header are those of a program (CVE-2019-11687)."""
+    MALFORMED_IDENTIFIER = "malformed-identifier"
+    """A UID with other characters than digits and dots, or an identifier with control characters."""
+    UNKNOWN_CHARACTER_SET = "unknown-character-set"
+    """Its texts are in a character set that DICOM does not know."""
+    USELESS_RESCALE = "useless-rescale"
+    """A rescale slope that is empty, 0 or no number: it was left out."""
+    USELESS_WINDOW = "useless-window"
+    """A window that is none, as one of width 0: it was left out."""
+
+
+SUSPICIOUS = frozenset(
+    {
+        Note.EXECUTABLE_PREAMBLE,
+        Note.MALFORMED_IDENTIFIER,
+        Note.UNKNOWN_CHARACTER_SET,
+        Note.UNREADABLE_ELEMENTS,
+        Note.USELESS_RESCALE,
+        Note.USELESS_WINDOW,
+    }
+)
+_MACH_O = ("feedface", "feedfacf", "cefaedfe", "cffaedfe", "cafebabe")
+_PROGRAMS = (b"MZ", b"\x7fELF", b"#!", *(bytes.fromhex(magic) for magic in _MACH_O))
+_UIDS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
+_IDENTIFIERS = ("PatientID", "PatientName", "AccessionNumber", "StudyID", "IssuerOfPatientID")
+_UID_FORM = re.compile(r"[0-9.]{1,64}")
+_CONTROLS = re.compile(r"[\x00-\x1a\x1c-\x1f\x7f]")
+"""Without ESC, which switches character sets."""
+
+
+def notes_of(dataset: Dataset, preamble: bytes) -> tuple[Note, ...]:
+    """What an object holds beside its frames, each note once, sorted.
+
+    Args:
+        dataset: with its pixels.
+        preamble: the 128 bytes before the header, or nothing.
+    """
+    found = set(_of_header(dataset)) | set(_of_preamble(preamble))
+    private = 0
+    try:
+        for looked_at, (element, inside) in enumerate(_elements(dataset)):
+            group, number = element.tag >> 16, element.tag & 0xFFFF
+            if looked_at == _ELEMENTS:
+                found.add(Note.UNREADABLE_ELEMENTS)
+                break
+            if element.tag == _ICON:
+                found.add(Note.ICON)
+            elif element.tag in _PIXELS and inside and inside[0] != _ICON:
+                found.add(Note.NESTED_PIXELS)
+            elif element.tag == _DOCUMENT:
+                found.add(Note.ENCAPSULATED_DOCUMENT)
+            elif 0x6000 <= group <= 0x60FF and number == _OVERLAY_DATA:
+                found.add(Note.OVERLAY)
+            elif group % 2 and isinstance(element.value, bytes):
+                private += len(element.value)
+    except Exception:  # noqa: BLE001  # whatever pydicom raises on a damaged element: the note tells of it
+        found.add(Note.UNREADABLE_ELEMENTS)
+    if private > PRIVATE_BYTES:
+        found.add(Note.PRIVATE_DATA)
+    return tuple(sorted(found))
+
+
+def _elements(dataset: Dataset) -> Iterator[tuple[DataElement | RawDataElement, tuple[int, ...]]]:
+    """Every element, and the sequences that it is in, outermost first. Values are not converted but for sequences."""
+    waiting: list[tuple[Dataset, tuple[int, ...]]] = [(dataset, ())]
+    while waiting:
+        level, inside = waiting.pop()
+        for tag in level.keys():  # noqa: SIM118  # iterating over a Dataset itself converts each element
+            element = level.get_item(tag)
+            yield element, inside
+            if _is_sequence(element):
+                waiting += [(item, (*inside, int(tag))) for item in level[tag].value or ()]
+
+
+def _is_sequence(element: DataElement | RawDataElement) -> bool:
+    if element.VR in (None, "UN"):  # implicit: the dictionary tells
+        return dictionary_has_tag(element.tag) and dictionary_VR(element.tag) == "SQ"
+    return element.VR == "SQ"
+
+
+def _of_preamble(preamble: bytes) -> Iterator[Note]:
+    if preamble.strip(b"\0"):
+        yield Note.EXECUTABLE_PREAMBLE if preamble.startswith(_PROGRAMS) else Note.TWO_FORMATS
+
+
+def _of_header(dataset: Dataset) -> Iterator[Note]:
+    for keyword, note in (
+        ("BurnedInAnnotation", Note.BURNED_IN_ANNOTATION),
+        ("RecognizableVisualFeatures", Note.RECOGNIZABLE_FEATURES),
+    ):
+        if _text(dataset, keyword).upper() == "YES":
+            yield note
+    uids = [text for keyword in _UIDS if (text := _text(dataset, keyword))]
+    if not all(_UID_FORM.fullmatch(text) for text in uids) or any(_CONTROLS.search(_text(dataset, word)) for word in _IDENTIFIERS):
+        yield Note.MALFORMED_IDENTIFIER
+    sets = dataset.get("SpecificCharacterSet") or ""
+    for name in [sets] if isinstance(sets, str) else sets:
+        if str(name).strip() not in python_encoding:
+            yield Note.UNKNOWN_CHARACTER_SET
+    if "RescaleSlope" in dataset and not first_number(dataset.get("RescaleSlope")):
+        yield Note.USELESS_RESCALE
+    width = dataset.get("WindowWidth")
+    if width not in (None, "") and not (first_number(width) or 0) > 0:
+        yield Note.USELESS_WINDOW
+
+
+def _text(dataset: Dataset, keyword: str) -> str:
+    return str(dataset.get(keyword) or "").strip(" \0")

@@ -1,0 +1,68 @@
+"""The audit's search against brute force."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lcmem_onnx.runtime.audit.nearest import InMemory
+from lcmem_onnx.runtime.errors import UsageError
+from lcmem_onnx.runtime.head import Floats, Head
+
+FEATURES = 24
+
+
+def head(seed: int, positive: float) -> Head:
+    rng = np.random.default_rng(seed)
+    weight = -rng.gamma(0.5, 1.0, FEATURES)
+    weight[rng.random(FEATURES) < positive] *= -0.3
+    return Head(weight.astype(np.float32), 5.0)
+
+
+def embeddings(seed: int, count: int, clusters: int) -> Floats:
+    """Clustered, as those of many pictures of one kind: many lie close to the threshold."""
+    rng = np.random.default_rng(seed)
+    middles = rng.random((clusters, FEATURES))
+    near = middles[rng.integers(clusters, size=count)] + rng.normal(0, 0.08, (count, FEATURES))
+    return np.clip(near, 0, 1).astype(np.float32)
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    count=st.integers(1, 300),
+    clusters=st.integers(1, 40),
+    positive=st.sampled_from([0.0, 0.3]),
+    threshold=st.floats(0.05, 0.98),
+    top=st.integers(1, 12),
+)
+@settings(max_examples=60, deadline=None)
+def test_it_finds_what_scoring_everything_finds(
+    seed: int, count: int, clusters: int, positive: float, threshold: float, top: int
+) -> None:
+    model = head(seed, positive)
+    reference, queries = embeddings(seed, count, clusters), embeddings(seed, 20, clusters)
+    keys = [f"picture {number // 2}" for number in range(count)]  # two frames each
+    frames = [number % 2 for number in range(count)]
+    for query, found in zip(queries, InMemory(model, keys, frames, reference).search(queries, threshold, top), strict=True):
+        scores = model.scores(query, reference)
+        best: dict[str, float] = {}
+        for key, score in zip(keys, scores, strict=True):
+            best[key] = max(best.get(key, 0.0), float(score))
+        matching = sorted((score for score in best.values() if score >= threshold), reverse=True)
+        assert found.total == len(matching)
+        np.testing.assert_allclose([match.score for match in found.matches], matching[:top], rtol=1e-5)
+        assert found.nearest.score == pytest.approx(scores.max(), rel=1e-5)
+        for match in found.matches:
+            assert match.score == pytest.approx(scores[2 * int(match.key.split()[1]) + match.frame], rel=1e-5)
+
+
+def test_many_equal_vectors_are_all_counted() -> None:
+    model, one = head(1, 0.0), embeddings(1, 1, 1)
+    found = InMemory(model, [str(number) for number in range(500)], [0] * 500, np.repeat(one, 500, axis=0)).search(one, 0.5, 3)[0]
+    assert (found.total, len(found.matches)) == (500, 3)
+
+
+def test_nothing_to_search_in_is_said() -> None:
+    with pytest.raises(UsageError, match="nothing to search in"):
+        InMemory(head(0, 0.0), [], [], np.empty((0, FEATURES), np.float32))

@@ -1,0 +1,127 @@
+"""`index` and `scan` with groups, erasure and verification, as a user calls them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pydicom
+import pytest
+from click.testing import CliRunner, Result
+from lcmem_onnx.cli import main
+from lcmem_onnx.runtime.gallery import SiteKey
+from pydicom.data import get_testdata_file
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(main, list(arguments), catch_exceptions=False)
+
+
+@pytest.fixture
+def bundle(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LCMEM_ONNX_BUNDLE", str(tiny_bundle))
+
+
+@pytest.fixture
+def objects(tmp_path: Path) -> Path:
+    """Three objects of two patients, one of them of a house that says so."""
+    folder = tmp_path / "objects"
+    folder.mkdir()
+    for name, patient, issuer in (("a", "4711", ""), ("b", "4711", ""), ("c", "4711", "St. Mary")):
+        dataset = pydicom.dcmread(str(get_testdata_file("CT_small.dcm")))
+        dataset.PatientID, dataset.IssuerOfPatientID = patient, issuer
+        dataset.StudyInstanceUID = f"1.2.{ord(name)}"
+        pixels = dataset.pixel_array.copy()
+        pixels[: 40 + 20 * (ord(name) - 97)] //= 2
+        dataset.PixelData = pixels.tobytes()
+        dataset.save_as(folder / f"{name}.dcm")
+    return folder
+
+
+@pytest.mark.usefixtures("bundle")
+def test_patients_and_groups_from_building_to_erasing(objects: Path, pictures: Path, tmp_path: Path) -> None:
+    index = str(tmp_path / "idx")
+    assert run("index", "build", str(objects), "--index", index, "--gallery", "ct", "-q").exit_code == 0
+    assert run("index", "add", str(pictures), "--index", index, "--gallery", "drawn", "-q").exit_code == 0
+    info = json.loads(run("index", "info", "--index", index, "--json").stdout)
+    assert info["galleries"] == {
+        "ct": {"pictures": 3, "frames": 3, "patients": 2},
+        "drawn": {"pictures": 6, "frames": 6, "patients": 0},
+    }
+    assert "6 pictures, 6 frames, 0 patients" in run("index", "info", "--index", index).stdout
+
+    line = json.loads(run("scan", str(objects / "a.dcm"), "--index", index, "--gallery", "ct", "--json", "-q").stdout)
+    key = SiteKey.open()
+    assert line["matches"][0]["patient"] == line["identities"][0]["patient"] == key.patient("4711")
+    assert line["matches"][0]["study"] == key.study("1.2.97")
+    assert line["identities"][0]["score"] == line["matches"][0]["score"]
+    assert line["complete"] is True
+    line = json.loads(run("scan", str(objects / "a.dcm"), "--index", index, "--gallery", "drawn", "--json", "-q").stdout)
+    assert {hit["gallery"] for hit in [line["nearest"], *line["matches"]]} == {"drawn"}
+    wrong = run("scan", str(objects / "a.dcm"), "--index", index, "--gallery", "nobody", "-q")
+    assert wrong.exit_code == 2
+
+    removed = run("index", "remove", "--index", index, "--patient", "4711", "--json")
+    assert (removed.exit_code, json.loads(removed.stdout)) == (0, {"schema_version": 1, "removed": 2, "frames_left": 7})
+    again = run("index", "remove", "--index", index, "--patient", "4711")
+    assert again.exit_code == 2
+    assert "found with --issuer" in again.stderr
+    assert run("index", "remove", "--index", index, "--patient", "4711", "--issuer", "St. Mary").exit_code == 0
+    assert run("index", "remove", "--index", index, "--key", str(pictures / "0.png")).exit_code == 0
+    assert run("index", "remove", "--index", index, "--gallery", "drawn").exit_code == 0
+    assert b"4711" not in b"".join(path.read_bytes() for path in (tmp_path / "idx").iterdir())
+
+
+@pytest.mark.usefixtures("bundle")
+def test_an_index_is_compacted_and_verified(pictures: Path, tmp_path: Path) -> None:
+    index = str(tmp_path / "idx")
+    assert run("index", "build", str(pictures), "--index", index, "--graph", "-q").exit_code == 0
+    assert run("index", "compact", "--index", index).exit_code == 0
+    sound = run("index", "verify", "--index", index, "--threshold", "0.9", "--json")
+    report = json.loads(sound.stdout)
+    assert (sound.exit_code, report["problems"], report["checked"]["vectors"]) == (0, [], 6)
+    assert report["checked"]["vectors in the graph"] == 6
+    assert report["graph"]["recall"] == 1.0
+    assert "6 vectors as they were written" in run("index", "verify", "--index", index).stdout
+    (graph,) = (tmp_path / "idx").glob("graph-*.hnsw")
+    data = bytearray(graph.read_bytes())
+    data[len(data) // 2] ^= 1
+    graph.write_bytes(data)
+    damaged = run("index", "verify", "--index", index)
+    assert damaged.exit_code == 2
+    assert "sha256 differs" in damaged.stderr
+    assert "Traceback" not in damaged.output
+
+
+@pytest.mark.usefixtures("bundle")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["index", "remove"], "say what to remove"),
+        (["index", "remove", "--issuer", "x", "--key", "y"], "goes with --patient"),
+        (["index", "remove", "--patient", "1", "--patient-pseudonym", "y"], "not both"),
+        (["index", "remove", "--key", "/nowhere.png"], "nothing in"),
+        (["index", "add", "PICTURES", "--gallery", "two\nlines"], "cannot name a gallery"),
+    ],
+)
+def test_wrong_requests_end_with_2_and_harm_nothing(arguments: list[str], message: str, pictures: Path, tmp_path: Path) -> None:
+    index = str(tmp_path / "idx")
+    assert run("index", "build", str(pictures), "--index", index, "-q").exit_code == 0
+    wrong = run(*[str(pictures) if one == "PICTURES" else one for one in arguments], "--index", index)
+    assert wrong.exit_code == 2
+    assert message in wrong.output
+    assert len(json.loads(run("index", "info", "--index", index, "--json").stdout)["galleries"]) == 1
+
+
+@pytest.mark.usefixtures("bundle")
+def test_a_truncated_database_is_one_line_and_exit_code_2(pictures: Path, tmp_path: Path) -> None:
+    assert run("index", "build", str(pictures), "--index", str(tmp_path / "idx"), "-q").exit_code == 0
+    path = tmp_path / "idx" / "gallery.sqlite"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    for command in (["index", "verify"], ["index", "info"], ["scan", str(pictures)], ["index", "add", str(pictures)]):
+        result = run(*command, "--index", str(tmp_path / "idx"))
+        assert result.exit_code == 2, command
+        assert "is damaged" in result.stderr
+        assert "Traceback" not in result.output
+    shutil.rmtree(tmp_path / "idx")

@@ -1,0 +1,281 @@
+"""The exact search misses nothing, whatever the head, and the flat cache is right or not used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lcmem_onnx.runtime.bundle import Bundle, Threshold
+from lcmem_onnx.runtime.errors import GalleryError
+from lcmem_onnx.runtime.gallery import Entry, Gallery, codes, flat
+from lcmem_onnx.runtime.gallery.codes import Coder, near
+from lcmem_onnx.runtime.head import Floats, Head
+
+FEATURES = 24
+
+
+def make_bundle(head: Head) -> Bundle:
+    return Bundle(Path(), "test", 64, head.features, head, Threshold(0.5, "test"), {}, "f" * 64, demonstration=True, manifest={})
+
+
+@pytest.fixture
+def bundle() -> Bundle:
+    return make_bundle(Head(np.random.default_rng(5).normal(-4, 1.5, FEATURES).astype(np.float32), 6.0))
+
+
+def vectors(seed: int, count: int, features: int = FEATURES) -> Floats:
+    return np.random.default_rng(seed).random((count, features), dtype=np.float32)
+
+
+def entries(embeddings: Floats, first: int = 0) -> list[Entry]:
+    return [Entry(f"/{at}.png", at.to_bytes(32, "big"), 1, {0: one}) for at, one in enumerate(embeddings, first)]
+
+
+def true_scores(head: Head, query: Floats, gallery: Floats) -> np.ndarray:
+    """In float64, by the head's definition and nothing else."""
+    logits = np.abs(gallery.astype(np.float64) - query.astype(np.float64)) @ head.weight.astype(np.float64) + head.bias
+    return 1 / (1 + np.exp(-logits))
+
+
+@pytest.fixture
+def cached(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache also for small galleries, in blocks small enough for several, filled in several steps."""
+    monkeypatch.setattr(flat, "CACHE_FROM", 50)
+    monkeypatch.setattr("lcmem_onnx.runtime.gallery.searcher.CACHE_FROM", 50)
+    monkeypatch.setattr(flat, "READ_AT_ONCE", 70)
+    for module in ("codes", "cache", "flat"):
+        monkeypatch.setattr(f"lcmem_onnx.runtime.gallery.{module}.BLOCK", 64)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    features=st.integers(1, 40),
+    positive=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
+    spread=st.sampled_from([0.0, 0.01, 0.1, 0.5]),
+    beyond=st.booleans(),
+    threads=st.sampled_from([1, 2]),
+)
+def test_no_match_and_no_nearest_lies_outside_the_candidates(
+    seed: int, features: int, positive: float, spread: float, beyond: bool, threads: int
+) -> None:
+    """Heads of any sign, vectors crowded together or spread, equal ones among them, and values outside [0, 1]."""
+    random = np.random.default_rng(seed)
+    weight = random.exponential(4.0, features) * np.where(random.random(features) < positive, 1, -1)
+    head = Head(weight.astype(np.float32), float(random.normal(3, 2)))
+    centres = random.random((5, features))
+    gallery = (centres[random.integers(0, 5, 300)] + spread * random.normal(0, 1, (300, features))).astype(np.float32)
+    gallery = gallery if beyond else np.clip(gallery, 0, 1)
+    queries = (gallery[:6] + 0.3 * spread * random.normal(0, 1, (6, features))).astype(np.float32)
+    coder = Coder(head)
+    encoded, slack = coder.encode(gallery)
+    blocks = [(at, encoded[at : at + 64]) for at in range(0, 300, 64)]
+    low, high = gallery.min(axis=0), gallery.max(axis=0)
+    for threshold in (0.01, 0.5, 0.99):
+        radii = np.array([head.radius(threshold, query, low, high) for query in queries])
+        reach = np.array([head.reach(query, low, high) for query in queries])
+        slacks = [float(slack[at : at + 64].max()) for at in range(0, 300, 64)]
+        found = near(blocks, slacks, *coder.encode(queries), coder.step, radii, reach, threads)
+        for query, places in zip(queries, found, strict=True):
+            scores = true_scores(head, query, gallery)
+            assert set(np.flatnonzero(scores >= threshold)) <= set(places.tolist())
+            assert scores[places].max() >= scores.max() * (1 - 1e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_codes_tell_the_distance_up_to_the_slacks(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    head = Head((-random.exponential(1.0, FEATURES)).astype(np.float32), 0.0)
+    pairs = random.normal(0.5, 0.6, (2, 50, FEATURES)).astype(np.float32)
+    coder = Coder(head)
+    (one, its), (other, others) = coder.encode(pairs[0]), coder.encode(pairs[1])
+    by_bytes = coder.step * np.abs(one.astype(int) - other.astype(int)).sum(axis=1)
+    true = np.abs(pairs[0].astype(np.float64) - pairs[1]) @ -head.weight.astype(np.float64)
+    assert (np.abs(true - by_bytes) <= its.astype(np.float64) + others).all()
+
+
+def test_codes_pass_over_most_of_a_gallery_that_is_far_away() -> None:
+    """Else the search would be exact but no quicker: of 5,000 vectors, some dozens are left."""
+    head = Head(np.full(256, -0.12, np.float32), 10.0)
+    gallery = vectors(0, 5000, 256)
+    coder = Coder(head)
+    encoded, slack = coder.encode(gallery)
+    query = coder.encode(gallery[:1] * 0.97)
+    radius = np.array([head.radius(0.75, gallery[0], gallery.min(axis=0), gallery.max(axis=0))])
+    (found,) = near([(0, encoded)], [float(slack.max())], *query, coder.step, radius, np.zeros(1), 1)
+    scores = true_scores(head, gallery[0] * np.float32(0.97), gallery)
+    assert set(np.flatnonzero(scores >= 0.75)) <= set(found.tolist())
+    assert len(found) <= 20 + 2 * (scores >= 0.75).sum()
+
+
+@pytest.mark.usefixtures("cached")
+def test_through_the_cache_the_same_is_found_as_by_brute_force(bundle: Bundle, tmp_path: Path) -> None:
+    embeddings = vectors(0, 400)
+    folder = tmp_path / "idx"
+    with Gallery.create(folder, bundle) as gallery:
+        gallery.add_all(entries(embeddings[:200]))
+        gallery.update_caches()
+        gallery.add_all(entries(embeddings[200:390], 200))
+        gallery.update_caches()
+        gallery.add_all(entries(embeddings[390:], 390))  # these ten are not in the cache
+        assert gallery.remove(key="/7.png", compact=False) == 1
+        assert gallery.remove(key="/395.png", compact=False) == 1
+    alive = np.setdiff1d(np.arange(400), [7, 395])
+    queries = np.clip(embeddings[:40] + np.random.default_rng(1).normal(0, 0.03, (40, FEATURES)), 0, 1).astype(np.float32)
+    with Gallery.open(folder, bundle) as gallery:
+        one_by_one = [gallery.search(one[None], 0.5, top=400)[0] for one in queries]
+        for results in (gallery.search(queries, 0.5, top=400, how="exact"), one_by_one):
+            for query, result in zip(queries, results, strict=True):
+                scores = true_scores(bundle.head, query, embeddings)
+                expected = [at for at in alive if scores[at] >= 0.5]
+                assert sorted(int(hit.key[1:-4]) for hit in result.matches) == expected
+                assert result.complete
+                assert result.nearest is not None
+                assert result.nearest.key == f"/{alive[scores[alive].argmax()]}.png"
+        assert gallery._searcher.flat.cached == 390
+    with Gallery.open(folder, bundle, read_only=False) as gallery:  # which compacts
+        gallery.search(queries[:1], 0.5)
+        assert gallery._searcher.flat.cached == 398
+        assert gallery._searcher.flat.alive.all()
+
+
+@pytest.mark.usefixtures("cached")
+@pytest.mark.parametrize("part", ["ids", "sums", "slack", "codes", "embeddings", "flat.json"])
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "gone"])
+def test_a_damaged_cache_is_said_and_not_used(part: str, damage: str, bundle: Bundle, tmp_path: Path) -> None:
+    embeddings = vectors(0, 300)
+    folder = tmp_path / "idx"
+    with Gallery.create(folder, bundle) as gallery:
+        gallery.add_all(entries(embeddings))
+        gallery.update_caches()
+    (path,) = [folder / part] if part == "flat.json" else folder.glob(f"flat-*.{part}")
+    data = bytearray(path.read_bytes())
+    if damage == "flipped":
+        data[len(data) // 2] ^= 0x10
+        path.write_bytes(data)
+    elif damage == "truncated":
+        path.write_bytes(data[: len(data) // 2])
+    else:
+        path.unlink()
+    told: list[str] = []
+    with Gallery.open(folder, bundle, warn=told.append) as gallery:
+        results = gallery.search(embeddings, 0.9, how="exact")
+        assert [result.matches[0].key for result in results] == [f"/{at}.png" for at in range(300)]
+    if not (part == "flat.json" and damage == "gone"):  # no cache is no damage
+        assert len(told) == 1
+        assert "reading the vectors from the database" in told[0]
+    with Gallery.open(folder, bundle, read_only=False, warn=told.append) as gallery:
+        gallery.add_all(entries(vectors(1, 60), 300))
+        gallery.update_caches()
+    told.clear()
+    with Gallery.open(folder, bundle, warn=told.append) as gallery:
+        assert [result.total for result in gallery.search(embeddings, 0.9)] == [1] * 300
+        assert told == []
+
+
+@pytest.mark.usefixtures("cached")
+def test_a_cache_of_another_state_of_the_database_is_not_used(bundle: Bundle, tmp_path: Path) -> None:
+    """The database was restored from a copy, and the caches lay beside it."""
+    for name, seed in (("one", 0), ("other", 1)):
+        with Gallery.create(tmp_path / name, bundle) as gallery:
+            gallery.add_all(entries(vectors(seed, 100)))
+            gallery.update_caches()
+    for path in (tmp_path / "other").glob("flat*"):
+        path.unlink()
+    for path in (tmp_path / "one").glob("flat*"):
+        (tmp_path / "other" / path.name).write_bytes(path.read_bytes())
+    told: list[str] = []
+    with Gallery.open(tmp_path / "other", bundle, warn=told.append) as gallery:
+        assert [result.total for result in gallery.search(vectors(1, 100), 0.9)] == [1] * 100
+    assert ["of another state of the index" in line for line in told] == [True]
+
+
+@pytest.mark.usefixtures("cached")
+def test_an_open_reader_goes_on_through_the_writer_s_compactions(bundle: Bundle, tmp_path: Path) -> None:
+    embeddings = vectors(0, 300)
+    told: list[str] = []
+    with Gallery.create(tmp_path / "idx", bundle) as gallery, Gallery.open(tmp_path / "idx", bundle, warn=told.append) as reader:
+        gallery.add_all(entries(embeddings))
+        gallery.update_caches(graph=True)
+        for how in ("exact", "hnsw"):
+            assert reader.search(embeddings[:1], 0.9, how=how)[0].total == 1
+        for gone in range(0, 60, 20):
+            for number in range(gone, gone + 20):
+                assert gallery.remove(key=f"/{number}.png", compact=False) == 1
+            gallery.compact()
+            for how in ("exact", "hnsw"):
+                totals = [result.total for result in reader.search(embeddings, 0.9, how=how)]
+                assert totals == [0] * (gone + 20) + [1] * (280 - gone)
+        gallery.remove(gallery="default")
+        assert reader.search(embeddings[:1], 0.9)[0].nearest is None
+        gallery.add_all(entries(embeddings[:5]))
+        assert reader.search(embeddings[:1], 0.9)[0].total == 1
+    assert told == []
+
+
+@pytest.mark.usefixtures("cached")
+def test_erasure_leaves_no_bytes_in_database_cache_or_graph(bundle: Bundle, tmp_path: Path) -> None:
+    embeddings = vectors(0, 300)
+    folder = tmp_path / "idx"
+    with Gallery.create(folder, bundle) as gallery:
+        gallery.add_all(entries(embeddings))
+        gallery.update_caches(graph=True)
+        coder = Coder(bundle.head)
+
+        def traces(number: int) -> list[bytes]:
+            one = embeddings[number]
+            arrays = one, bundle.head.weighted(one), coder.encode(one[None])[0]
+            return [*(array.tobytes() for array in arrays), f"/{number}.png".encode()]
+
+        def folder_bytes() -> bytes:
+            return b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+
+        before = folder_bytes()
+        assert all(trace in before for trace in traces(123))
+        gallery.remove(key="/123.png")
+        after = folder_bytes()
+        assert not any(trace in after for trace in traces(123))
+        assert all(trace in after for trace in traces(124))
+        assert gallery.describe()["graph"]
+        assert [result.total for result in gallery.search(embeddings[122:125], 0.9, how="hnsw")] == [1, 0, 1]
+    with Gallery.open(folder, bundle) as gallery:
+        assert [result.total for result in gallery.search(embeddings, 0.9, how="hnsw")] == [1] * 123 + [0] + [1] * 176
+
+
+def test_a_head_without_negative_weights_is_searched_too(tmp_path: Path, cached: None) -> None:
+    bundle = make_bundle(Head(np.full(FEATURES, 0.5, np.float32), -2.0))
+    with Gallery.create(tmp_path / "idx", bundle) as gallery:
+        gallery.add_all(entries(vectors(0, 200)))
+        gallery.update_caches()
+        (result,) = gallery.search(vectors(1, 1), 0.9, top=300, how="exact")
+        assert result.total == (true_scores(bundle.head, vectors(1, 1)[0], vectors(0, 200)) >= 0.9).sum() > 0
+
+
+def test_a_full_disk_while_the_cache_is_written_leaves_the_older_one(
+    bundle: Bundle, tmp_path: Path, cached: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import os
+
+    with Gallery.create(tmp_path / "idx", bundle) as gallery:
+        gallery.add_all(entries(vectors(0, 100)))
+        gallery.update_caches()
+        gallery.add_all(entries(vectors(1, 100), 100))
+
+        def full(file: int) -> None:
+            raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", full)
+            with pytest.raises(GalleryError, match="cannot be written: No space left"):
+                gallery.update_caches()
+        assert [result.total for result in gallery.search(vectors(1, 100), 0.9)] == [1] * 100
+    told: list[str] = []
+    with Gallery.open(tmp_path / "idx", bundle, warn=told.append) as gallery:
+        assert gallery.search(vectors(0, 1), 0.9)[0].total == 1
+        assert gallery._searcher.flat.cached == 100
+    assert told == []
+    assert codes.KEPT >= 2
