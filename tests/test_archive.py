@@ -287,7 +287,7 @@ def test_the_gateway_gives_an_object_the_same_digits() -> None:
     from lcmem_onnx.runtime.gateway.privacy import Pseudonyms
 
     key = bytes(range(32))
-    assert Names(SiteKey(key)).of(CT_UID) == "sop:" + Pseudonyms(key).of("uid", CT_UID)
+    assert Names(SiteKey(key)).of(CT_UID) == "sop:" + Pseudonyms(SiteKey(key)).of("uid", CT_UID)
 
 
 def test_queries_are_checked_before_they_are_sent() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from lcmem_onnx.runtime.errors import GatewayError
+from lcmem_onnx.runtime.gallery.pseudonyms import SiteKey
 from lcmem_onnx.runtime.gateway.audit_trail import trail_files, verify_trail
 from lcmem_onnx.runtime.gateway.deliveries import Deliveries, wait_before
 from lcmem_onnx.runtime.gateway.outcome import Cause, Near, Outcome
@@ -364,7 +365,7 @@ def test_a_spool_that_is_not_there_is_not_made_by_looking(tmp_path: Path, settin
 
 
 def test_pseudonyms_depend_on_the_key_and_the_kind(tmp_path: Path) -> None:
-    one, other = Pseudonyms(bytes(32)), Pseudonyms(bytes([1]) * 32)
+    one, other = Pseudonyms(SiteKey(bytes(32))), Pseudonyms(SiteKey(bytes([1]) * 32))
     assert one.of("uid", "1.2.3") == one.of("uid", "1.2.3")
     assert len({one.of("uid", "1.2.3"), one.of("gallery", "1.2.3"), other.of("uid", "1.2.3")}) == 3
     assert one.of("uid", "") == ""
@@ -372,11 +373,11 @@ def test_pseudonyms_depend_on_the_key_and_the_kind(tmp_path: Path) -> None:
     path = tmp_path / "key"
     create_site_key(path)
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
-    assert len(read_site_key(path)) == 32
+    assert len(read_site_key(path).secret) == 32
     with pytest.raises(GatewayError, match="exists already"):
         create_site_key(path)
     path.write_text("00ff")
-    with pytest.raises(GatewayError, match="2 bytes"):
+    with pytest.raises(GatewayError, match="64 hexadecimal digits"):
         read_site_key(path)
     with pytest.raises(GatewayError, match="gateway init"):
         read_site_key(tmp_path / "none")

@@ -108,7 +108,7 @@ class Outcome:
             "model_sha256": self.model,
             "index_sha256": self.index,
             "notes": list(self.notes),
-            "study": pseudonyms.of("uid", self.study),
+            "study": pseudonyms.of("study", self.study),
             "timings": {name: round(seconds, 4) for name, seconds in self.timings.items()},
         }
 
