@@ -7,6 +7,7 @@ import json
 import os
 import sqlite3
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -173,7 +174,7 @@ def test_a_start_cleans_up(settings: Settings) -> None:
         spool.files.path("0" * 32).write_bytes(b"linked, and the crash came before the row")
         (spool.files.incoming / "half.dcm").write_bytes(b"half")
         spool.files.path(lost).unlink()
-        assert spool.recover() == {"unfinished": 1, "interrupted": 0, "orphans": 2, "missing": 1}
+        assert spool.recover() == {"unfinished": 1, "interrupted": 0, "orphans": 2, "missing": 1, "without_destination": 0}
         assert spool.files.ids() == {kept}
         assert spool.get(lost).state is State.QUARANTINED
         assert spool.get(lost).reason == Cause.BYTES_MISSING
@@ -258,6 +259,44 @@ def test_forwarding_is_tried_again_and_dies_at_last(settings: Settings) -> None:
         with pytest.raises(GatewayError, match="not dead"):
             deliveries.requeue(object_id, "anna")
         assert events(spool) == ["received", "screened", "dead", "requeued"]
+
+
+def test_a_failure_that_comes_late_changes_nothing(settings: Settings) -> None:
+    """Of two destinations one has given up, and somebody has discarded the object, while it was being sent to the other."""
+    with Spool(settings) as spool:
+        discarded, changed = put(spool), put(spool, MR.read_bytes())
+        for item in spool.claim("worker", 10):
+            spool.settle(item, replace(FORWARD, destinations=("archive", "research")))
+        deliveries = Deliveries(spool)
+        sending = {delivery.item.id: delivery for delivery in deliveries.due("research", 10)}
+        for delivery in deliveries.due("archive", 10):
+            if delivery.item.id == discarded:
+                assert deliveries.failed(delivery, "refused", Retry(), final=True) is State.DEAD
+                Quarantine(spool).discard(discarded, "anna")
+            else:
+                deliveries.changed_on_disk(delivery.item)
+        assert deliveries.failed(sending[discarded], "refused", Retry(), final=True) is State.DISCARDED
+        assert deliveries.failed(sending[changed], "refused", Retry(), final=True) is State.QUARANTINED
+        assert (spool.get(discarded).state, spool.get(changed).state) == (State.DISCARDED, State.QUARANTINED)
+
+
+def test_what_waits_for_a_destination_that_is_gone_is_held_at_the_next_start(settings: Settings) -> None:
+    with Spool(settings) as spool:
+        object_id, sent = put(spool), put(spool, MR.read_bytes())
+        for item in spool.claim("worker", 10):
+            spool.settle(item, FORWARD)
+        (_, other) = Deliveries(spool).due("archive", 10)
+        Deliveries(spool).delivered(other, "0x0000")
+        assert spool.recover()["without_destination"] == 0
+    renamed = replace(settings, destination=(replace(settings.destination[0], name="research"),))
+    with Spool(renamed) as spool:
+        assert spool.recover()["without_destination"] == 1
+        assert (spool.get(object_id).state, spool.get(object_id).reason) == (State.QUARANTINED, Cause.NO_DESTINATION)
+        assert spool.get(sent).state is State.FORWARDED
+        Quarantine(spool).release(object_id, "anna", ("research",))
+        assert [delivery.item.id for delivery in Deliveries(spool).due("research", 10)] == [object_id]
+        assert not Deliveries(spool).due("archive", 10)
+        assert verify_trail(spool.database, settings.audit_folder).whole
 
 
 def test_waits_grow_up_to_a_bound_and_differ() -> None:

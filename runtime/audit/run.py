@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..bundle import Bundle
 from ..errors import GalleryError, PictureError, UsageError
-from ..files import read_file
+from ..files import Unfound, read_file
 from ..gallery import Added, Gallery
 from ..gallery.calibration import decide_threshold, stored_calibration
 from ..gallery.schema import DATABASE
@@ -206,6 +206,11 @@ def audit(
 
         def embedded(folder: Path, what: str, looks_here: Sequence[object]) -> PictureSet:
             found, skipped = walked(folder)
+            first = found[0] if found else None
+            if first is None:
+                raise UsageError(f"{folder} holds no picture: {what} must be there")
+            if isinstance(first, Unfound) and first.path == folder:
+                raise UsageError(f"{folder} cannot be searched for {what}: {first.error}")
             into = PictureSet(max(1, len(looks_here)), screener.bundle.features, skipped)
             model = screener.bundle.fingerprint + (f"/tta{VERSION}" if looks_here else "")
             with Cache(private / "embeddings.sqlite", model, screener.bundle.features) as cache:
@@ -227,8 +232,6 @@ def audit(
             searchable = _in_memory(screener, reference)
             contents = {item.name: item.content for item in reference.items if item.content}
         released = embedded(request.released, "the released pictures", looks)
-        if not released.items:
-            raise UsageError(f"{request.released} holds no picture: there is nothing to audit")
         holdout = embedded(request.holdout, "the hold-out", looks) if request.holdout else None
         names = [item.name for item in released.items]
         labels = read_labels(request.labels, names) if request.labels else {}
@@ -266,6 +269,11 @@ class _Work:
     ) -> Audit:
         request = self.request
         kept = [at for at in holdout.readable if not self._is_reference(holdout.items[at])] if holdout else []
+        if holdout and not kept:
+            raise UsageError(
+                f"the hold-out {request.holdout} has no picture that can be read and is not in the reference too: give pictures "
+                "like the reference's that are not in it, or no hold-out"
+            )
         held = self._best(holdout, "searching for the hold-out", self.bundle.threshold.value) if holdout else {}
         scores = _scores(held, kept)
         stored = self._stored_limit()

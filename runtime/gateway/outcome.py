@@ -28,6 +28,7 @@ class Cause(StrEnum):
     INTERRUPTED = "interrupted-too-often"
     BYTES_MISSING = "bytes-missing"
     CHANGED_ON_DISK = "changed-on-disk"
+    NO_DESTINATION = "no-destination"
     INTERNAL_ERROR = "internal-error"
 
 
