@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from lcmem_onnx.runtime.bundle import Bundle, Threshold, seal
 from lcmem_onnx.runtime.errors import GalleryError, GalleryMismatchError, KeyConflictError, UsageError
-from lcmem_onnx.runtime.gallery import Added, Gallery, searcher
+from lcmem_onnx.runtime.gallery import Added, Gallery, database, searcher
 from lcmem_onnx.runtime.gallery.graph import MANIFEST, Graph, GraphExhaustedError, load_graph, save_graph
 from lcmem_onnx.runtime.gallery.store import DATABASE, Entry
 from lcmem_onnx.runtime.head import Floats, Head
@@ -683,3 +683,25 @@ def test_a_full_disk_is_said_and_harms_nothing(bundle: Bundle, tmp_path: Path) -
             assert gallery.search(vectors(0, 1), 0.9)[0].total == 1
     finally:
         subprocess.run(["umount", small], check=False)
+
+
+def test_a_reader_that_may_not_write_sees_what_others_do(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It opens the file as one that never changes, which SQLite takes at its word."""
+    folder, embeddings = tmp_path / "idx", vectors(0, 8)
+    with Gallery.create(folder, bundle) as gallery:
+        fill(gallery, embeddings[:3])
+    monkeypatch.setattr(database, "_writable", lambda path: False)
+    with Gallery.open(folder, bundle) as reader:
+        assert [result.total for result in reader.search(embeddings, 0.9)] == [1] * 3 + [0] * 5
+        with Gallery.open(folder, bundle, read_only=False) as gallery:
+            fill(gallery, embeddings[3:5], 3)
+        assert [result.total for result in reader.search(embeddings, 0.9)] == [1] * 5 + [0] * 3
+        with Gallery.open(folder, bundle, read_only=False) as gallery:
+            fill(gallery, embeddings[5:7], 5)
+            assert [result.total for result in reader.search(embeddings, 0.9)] == [1] * 7 + [0]
+            gallery.remove(key="/pictures/0.png")
+            fill(gallery, embeddings[7:], 7)
+        assert [result.total for result in reader.search(embeddings, 0.9)] == [0] + [1] * 7
+        assert len(reader) == 7

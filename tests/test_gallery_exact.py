@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lcmem_onnx.runtime.bundle import Bundle, Threshold
 from lcmem_onnx.runtime.errors import GalleryError
-from lcmem_onnx.runtime.gallery import Entry, Gallery, codes, flat
+from lcmem_onnx.runtime.gallery import Entry, Gallery, codes, flat, verification
 from lcmem_onnx.runtime.gallery.codes import Coder, near
+from lcmem_onnx.runtime.gallery.store import Changes
 from lcmem_onnx.runtime.head import Floats, Head
 
 FEATURES = 24
@@ -279,3 +280,58 @@ def test_a_full_disk_while_the_cache_is_written_leaves_the_older_one(
         assert gallery._searcher.flat.cached == 100
     assert told == []
     assert codes.KEPT >= 2
+
+
+@pytest.mark.usefixtures("cached")
+@pytest.mark.parametrize("left", [280, 20])
+def test_what_a_killed_process_left_does_not_outlive_an_erasure(left: int, bundle: Bundle, tmp_path: Path) -> None:
+    """Drafts of the graph, a graph and a cache whose manifest is gone or damaged: all hold embeddings."""
+    embeddings, folder = vectors(0, 300), tmp_path / "idx"
+    with Gallery.create(folder, bundle) as gallery:
+        gallery.add_all(entries(embeddings))
+        gallery.update_caches(graph=True)
+        (graph,) = folder.glob("graph-*.hnsw")
+        (folder / ".graph-abcdefgh").write_bytes(graph.read_bytes())
+        (folder / ".flat.json.4711").write_text("{}")
+        (folder / "flat.json").write_text("{")
+        (folder / "graph.json").unlink()
+    with Gallery.open(folder, bundle, read_only=False) as gallery:
+        for number in range(left, 300):
+            gallery.remove(key=f"/{number}.png", compact=False)
+        gallery.compact()
+        gone = embeddings[299]
+        traces = gone.tobytes(), bundle.head.weighted(gone).tobytes(), Coder(bundle.head).encode(gone[None])[0].tobytes()
+        for path in folder.iterdir():
+            assert not any(trace in path.read_bytes() for trace in traces), path.name
+        assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.usefixtures("cached")
+def test_verify_counts_pictures_and_not_the_last_bit_of_their_scores(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """BLAS rounds a product by its shape, and the graph scores other numbers of vectors at once than the exact search."""
+    true, calls = Head.scores, iter(range(1 << 30))
+    monkeypatch.setattr(Head, "scores", lambda *given: true(*given) - 1e-9 * next(calls))
+    with Gallery.create(tmp_path / "idx", bundle) as gallery:
+        gallery.add_all(entries(vectors(0, 300)))
+        gallery.update_caches(graph=True)
+        found = gallery.verify(0.5, 50)
+    assert not found.problems and found.recall and found.recall.matches >= 50
+    assert found.recall.share == 1.0
+
+
+def test_verify_goes_on_while_a_writer_erases(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verification, "READ_AT_ONCE", 50)
+    with Gallery.create(tmp_path / "idx", bundle) as gallery, Gallery.open(tmp_path / "idx", bundle) as reader:
+        gallery.add_all(entries(vectors(0, 300)))
+        changes, calls = reader._store.changes, iter(range(1 << 30))
+
+        def erased_meanwhile(*given: int, limit: int) -> Changes:
+            if next(calls) == 3:
+                gallery.remove(key="/7.png")
+            return changes(*given, limit=limit)
+
+        monkeypatch.setattr(reader._store, "changes", erased_meanwhile)
+        found = reader.verify(0.5, 0)
+    assert (found.problems, found.checked["vectors"]) == ((), 299)

@@ -310,3 +310,24 @@ def test_an_index_refuses_another_site_key(bundle: Bundle, tmp_path: Path, monke
     monkeypatch.setenv("LCMEM_ONNX_SITE_KEY", str(tmp_path / "other.key"))
     with Gallery.open(tmp_path / "idx", bundle) as gallery, pytest.raises(UsageError, match=f"another site key \\({name}"):
         gallery.site_key()
+
+
+def test_an_empty_condition_removes_nothing_rather_than_all(bundle: Bundle, tmp_path: Path) -> None:
+    """As a script's unset variable gives it: `--patient-pseudonym "$WHO" --gallery ward-3` must not remove all of the ward."""
+    with Gallery.create(tmp_path / "idx", bundle) as gallery:
+        gallery.add_all(entry(number, one, patient="p") for number, one in enumerate(vectors(0, 3)))
+        for condition in ({"key": ""}, {"patient": ""}, {"study": ""}):
+            assert gallery.remove(gallery="default", **condition) == 0
+            assert gallery.remove(**condition) == 0
+        assert len(gallery) == 3
+
+
+def test_texts_of_any_kind_are_kept_as_plain_ones(bundle: Bundle, tmp_path: Path) -> None:
+    """The digest of a row is of how it is written: of a `numpy.str_` or an enumeration's member that would be another."""
+    one = vectors(0, 1)[0]
+    with Gallery.create(tmp_path / "idx", bundle) as gallery:
+        gallery.add(Entry(np.str_("/a.png"), content(0), 1, {0: one}, gallery=np.str_("ward"), patient=np.str_("p")))
+        gallery.add_copy(np.str_("/b.png"), content(0), np.str_("ward"))
+    with Gallery.open(tmp_path / "idx", bundle, read_only=False) as gallery:
+        assert [record.key for record in gallery.entries(["ward"])] == ["/a.png", "/b.png"]
+        assert gallery.remove(patient="p") == 2

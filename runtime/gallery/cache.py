@@ -27,6 +27,7 @@ from ..bundle import SEAL, seal
 from ..errors import GalleryError
 from ..head import Floats
 from .codes import BLOCK, Coder, Codes
+from .drafts import remove_drafts, write_atomically
 from .records import EMPTY, Tally
 
 __all__ = ["MANIFEST", "Cache", "CacheError", "CacheManifest", "Writer", "open_cache", "remove_caches", "row_sums"]
@@ -277,12 +278,13 @@ class Writer:
             for file in self._files.values():
                 file.flush()
                 os.fsync(file.fileno())
-            _write_atomically(self._folder / MANIFEST, json.dumps(seal(content)) + "\n")
+            write_atomically(self._folder / MANIFEST, json.dumps(seal(content)) + "\n")
         except OSError as error:
             raise GalleryError(f"the cache in {self._folder} cannot be written: {error.strerror}") from error
         for path in self._folder.glob("flat-*.*"):
             if not path.name.startswith(self._manifest.name):
                 path.unlink(missing_ok=True)
+        remove_drafts(self._folder, f".{MANIFEST}.*")
 
     def close(self) -> None:
         for file in self._files.values():
@@ -312,12 +314,8 @@ def open_cache(folder: Path, fingerprint: str, features: int, width: int) -> Cac
 
 
 def remove_caches(folder: Path) -> None:
-    """Raises GalleryError where they cannot be removed."""
-    try:
-        for path in (folder / MANIFEST, *folder.glob("flat-*.*")):
-            path.unlink(missing_ok=True)
-    except OSError as error:
-        raise GalleryError(f"the cached vectors in {folder} cannot be removed: {error.strerror}") from error
+    """Remove the cached vectors and what a killed process left of some. Raises GalleryError where they cannot be removed."""
+    remove_drafts(folder, MANIFEST, "flat-*.*", f".{MANIFEST}.*")
 
 
 def _read_manifest(path: Path) -> CacheManifest | None:
@@ -361,15 +359,3 @@ def _row_bytes(part: str, features: int, width: int) -> int:
 
 def _digest(part: NDArray[Any]) -> str:
     return hashlib.sha256(np.ascontiguousarray(part).data).hexdigest()
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with draft.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)

@@ -48,19 +48,36 @@ class Database:
         self.read_only = read_only
         check_there(folder)
         self._lock = threading.RLock()
+        self._depth = 0
         self._process = os.getpid()
+        self._fingerprint = fingerprint
+        self._seen: object = None
         with self.explained():
-            self.connection = _connect(self.path, read_only=read_only)
-            try:
-                version = self._check_meta(fingerprint)
-                self._check_pictures(version)
-                if version < FORMAT_VERSION:
-                    self._bring_up_to_date(version)
-            except BaseException:
-                self.connection.close()
-                raise
+            self._open()
+
+    def _open(self) -> None:
+        # A file that this user may not write is read as one that does not change: SQLite then looks at it no more. But another
+        # user may write it, so what it was like is kept, and it is opened again when it has changed.
+        seen = _look(self.path) if self.read_only and not _writable(self.path) else None
+        immutable = seen is not None and not _log(self.path).exists()
+        self.connection = _connect(self.path, read_only=self.read_only, immutable=immutable)
+        self._seen = seen if immutable else None
+        try:
+            version = self._check_meta(self._fingerprint)
+            self._check_pictures(version)
+            if version < FORMAT_VERSION:
+                self._bring_up_to_date(version)
+        except BaseException:
+            self.connection.close()
+            raise
+
+    def _open_again_if_changed(self) -> None:
+        if self._seen is not None and self._seen != _look(self.path):
+            self.connection.close()
+            self._open()
 
     def close(self) -> None:
+        self._seen = None
         self.connection.close()
 
     def _check_meta(self, fingerprint: str) -> int:
@@ -156,7 +173,13 @@ class Database:
             raise UsageError(f"this process is a fork, and {self.folder} was opened before it: open the index in each process")
         try:
             with self._lock:
-                yield
+                self._depth += 1
+                try:
+                    if self._depth == 1:
+                        self._open_again_if_changed()
+                    yield
+                finally:
+                    self._depth -= 1
         except sqlite3.OperationalError as error:
             text = str(error)
             if "locked" in text or "busy" in text:
@@ -225,14 +248,28 @@ def create_database(folder: Path, fingerprint: str, features: int) -> None:
         raise GalleryError(f"an index cannot be made in {folder}: {cause or error}") from error
 
 
-def _connect(path: Path, *, read_only: bool) -> sqlite3.Connection:
-    """Open an existing gallery; on a medium that cannot be written, as an unchanging file without WAL."""
+def _writable(path: Path) -> bool:
+    return os.access(path.parent, os.W_OK) and os.access(path, os.W_OK)
+
+
+def _log(path: Path) -> Path:
+    """SQLite's write-ahead log, which is there while somebody writes."""
+    return path.with_name(path.name + "-wal")
+
+
+def _look(path: Path) -> tuple[int, int, int, bool] | None:
+    """What changes when somebody writes a file, or None where it is gone."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns, _log(path).exists()
+
+
+def _connect(path: Path, *, read_only: bool, immutable: bool) -> sqlite3.Connection:
+    """Open an existing gallery; `immutable` reads it without locks and without a log, which needs no write permission."""
     uri = path.absolute().as_uri()
-    if read_only:
-        unwritable = not os.access(path.parent, os.W_OK) or not os.access(path, os.W_OK)
-        mode = "?mode=ro&immutable=1" if unwritable and not path.with_name(path.name + "-wal").exists() else "?mode=ro"
-    else:
-        mode = "?mode=rw"
+    mode = ("?mode=ro&immutable=1" if immutable else "?mode=ro") if read_only else "?mode=rw"
     connection = sqlite3.connect(uri + mode, uri=True, isolation_level=None, timeout=BUSY_SECONDS, check_same_thread=False)
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")

@@ -25,12 +25,14 @@ from numpy.typing import NDArray
 from ..bundle import SEAL, seal
 from ..errors import GalleryError
 from ..head import Floats
+from .drafts import remove_drafts, write_atomically
 
 __all__ = ["MANIFEST", "Graph", "GraphExhaustedError", "graph_there", "load_graph", "remove_graph", "save_graph"]
 
 MANIFEST = "graph.json"
 FORMAT_VERSION = 3
 FILE_NAME = re.compile(r"graph-[0-9a-f]{16}\.hnsw")
+DRAFTS = (".graph-*", f".{MANIFEST}.*")
 METRIC = "squared L2 over sqrt(max(-w, 0)) * e"
 M, EF_CONSTRUCTION = 16, 200
 """hnswlib's own defaults; 16 links suit 512 dimensions and 200 candidates build a graph of good recall."""
@@ -152,6 +154,7 @@ def save_graph(graph: Graph, folder: Path, fingerprint: str) -> None:
     Raises:
         GalleryError: it cannot be written. The older graph, if any, is still whole.
     """
+    remove_drafts(folder, *DRAFTS)
     handle, draft = tempfile.mkstemp(prefix=".graph-", dir=folder)
     os.close(handle)
     try:
@@ -178,7 +181,7 @@ def save_graph(graph: Graph, folder: Path, fingerprint: str) -> None:
             fingerprint,
             graph.content,
         )
-        _write_atomically(folder / MANIFEST, json.dumps(seal(asdict(manifest)), indent=2) + "\n")
+        write_atomically(folder / MANIFEST, json.dumps(seal(asdict(manifest)), indent=2) + "\n")
         for older in folder.glob("graph-*.hnsw"):
             if older.name != name:
                 older.unlink(missing_ok=True)
@@ -190,16 +193,12 @@ def save_graph(graph: Graph, folder: Path, fingerprint: str) -> None:
 
 
 def remove_graph(folder: Path) -> None:
-    """Remove the saved graph, if there is one, so that nothing of it is left on the disk.
+    """Remove the saved graph, if there is one, and what a killed process left of one, so that nothing of it is on the disk.
 
     Raises:
         GalleryError: it cannot be removed.
     """
-    try:
-        for path in (folder / MANIFEST, *folder.glob("graph-*.hnsw"), *folder.glob(".graph-*")):
-            path.unlink(missing_ok=True)
-    except OSError as error:
-        raise GalleryError(f"the search graph in {folder} cannot be removed: {error}") from error
+    remove_drafts(folder, MANIFEST, "graph-*.hnsw", *DRAFTS)
 
 
 def graph_there(folder: Path) -> bool:
@@ -289,12 +288,3 @@ def _read_manifest(path: Path) -> GraphManifest:
     if not FILE_NAME.fullmatch(manifest.file):
         raise GalleryError(f"{path} names a file that is no search graph of this index")
     return manifest
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    with draft.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    draft.replace(path)

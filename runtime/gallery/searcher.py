@@ -86,23 +86,21 @@ class Searcher:
         self.flat.refresh(self._store)
         if graph is not None:
             graph.erase(self.flat.ids[~self.flat.alive])
-        if self.flat.cached or len(self.flat) > CACHE_FROM:
-            if len(self.flat) > CACHE_FROM:
-                self.flat.write_cache(self._store, anew=True)
-            else:
-                self.flat.forget()
-                remove_caches(self._folder)
+        if len(self.flat) > CACHE_FROM:
+            self.flat.write_cache(self._store, anew=True)
         else:
             self.flat.forget()
+            remove_caches(self._folder)  # also one that cannot be read: what was erased may be in it
         self.flat.refresh(self._store)
         self._graph = None
         if graph is not None and len(graph) and not graph.worn:
             graph.content = self.flat.content(graph.newest)
             save_graph(graph, self._folder, self._fingerprint)
             self._graph = graph
-        elif graph_there(self._folder):
+        else:
+            wanted = graph_there(self._folder) and len(self.flat) > 0
             remove_graph(self._folder)
-            if len(self.flat):
+            if wanted:
                 self._current_graph(newest=True)
 
     def _saved_graph(self, otherwise: str) -> Graph | None:

@@ -287,7 +287,8 @@ class Store(Database):
         return {frame for (frame,) in self.connection.execute(query, (gallery, key))}
 
     def _insert(self, row: tuple[str, int, int, bytes, int, str, str | None, str | None, int]) -> bytes:
-        """Insert a row of `pictures` and return its digest."""
+        """Insert a row of `pictures` and return its digest: of plain texts, as they are read back, whatever kind was given."""
+        row = tuple(str.__str__(value) if isinstance(value, str) else value for value in row)  # type: ignore[assignment]
         self.connection.execute(f"INSERT INTO pictures ({PICTURE_COLUMNS[3]}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
         return row_digest(*row)
 

@@ -11,7 +11,7 @@ from ..errors import GalleryError
 from .cache import open_cache
 from .graph import graph_there, load_graph
 from .records import EMPTY
-from .results import Search
+from .results import Search, SearchResult
 from .searcher import Searcher
 from .store import Store
 
@@ -19,6 +19,7 @@ __all__ = ["Recall", "Verification", "verify"]
 
 READ_AT_ONCE = 8192
 MATCHES = 1000
+ATTEMPTS = 5
 SEED = 0
 
 
@@ -95,17 +96,23 @@ def _database(store: Store) -> int:
 
 
 def _vectors(store: Store) -> int:
-    """All embeddings against their digests and the tally. A writer may add meanwhile: what it adds is read too."""
-    last, tally = 0, EMPTY
-    while True:
-        changes = store.changes(last, limit=READ_AT_ONCE)
-        tally = tally.with_others(changes.added)
-        if len(changes.ids) < READ_AT_ONCE:
-            break
-        last = int(changes.ids[-1])
-    if tally != changes.tally:
-        raise store.damaged("its vectors are not those that were written")
-    return tally.rows
+    """All embeddings against their digests and the tally. A writer may add meanwhile: what it adds is read too.
+
+    Where it erases, what was read before may be gone: then all is read again.
+    """
+    for _ in range(ATTEMPTS):
+        erasure, last, tally = store.newest()[1], 0, EMPTY
+        while True:
+            changes = store.changes(last, erasure, limit=READ_AT_ONCE)
+            tally = tally.with_others(changes.added)
+            if len(changes.ids) < READ_AT_ONCE or changes.erasure != erasure:
+                break
+            last = int(changes.ids[-1])
+        if changes.erasure == erasure:
+            if tally != changes.tally:
+                raise store.damaged("its vectors are not those that were written")
+            return tally.rows
+    raise GalleryError(f"{store.folder} changes faster than it can be read: verify it when nothing is erased from it")
 
 
 def _settings(store: Store) -> int:
@@ -132,5 +139,10 @@ def _recall(store: Store, searcher: Searcher, threshold: float, sample: int) -> 
     queries = searcher.flat.take(chosen)
     exact = searcher.search(queries, threshold, MATCHES, Search.EXACT, None)
     graph = searcher.search(queries, threshold, MATCHES, Search.HNSW, None)
-    found = sum(len(set(one.matches) & set(other.matches)) for one, other in zip(exact, graph, strict=True))
+    found = sum(len(_pictures(one) & _pictures(other)) for one, other in zip(exact, graph, strict=True))
     return Recall(len(chosen), sum(len(one.matches) for one in exact), found, sum(one.complete for one in graph))
+
+
+def _pictures(result: SearchResult) -> set[tuple[str, str, int]]:
+    """What was found, without the scores: BLAS rounds them by how many vectors it is given, so their last bits differ."""
+    return {(hit.gallery, hit.key, hit.frame) for hit in result.matches}
