@@ -685,9 +685,7 @@ def test_a_full_disk_is_said_and_harms_nothing(bundle: Bundle, tmp_path: Path) -
         subprocess.run(["umount", small], check=False)
 
 
-def test_a_reader_that_may_not_write_sees_what_others_do(
-    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_reader_that_may_not_write_sees_what_others_do(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It opens the file as one that never changes, which SQLite takes at its word."""
     folder, embeddings = tmp_path / "idx", vectors(0, 8)
     with Gallery.create(folder, bundle) as gallery:
