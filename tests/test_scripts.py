@@ -52,6 +52,16 @@ def test_the_release_script_reports_and_ends_with_the_verdict(index: Path, tmp_p
     assert sorted(path.name for path in tmp_path.iterdir()) == ["clear", "report.jsonl", "second"]
 
 
+def test_the_release_script_never_says_0_of_an_index_that_was_not_searched_to_the_end(index: Path, tmp_path: Path) -> None:
+    program = tmp_path / "bin" / "lcmem-onnx"
+    program.parent.mkdir()
+    program.write_text("""#!/bin/sh\necho '{"verdict": "clear", "complete": false}'\n""")
+    program.chmod(0o755)
+    code, said = release(QUERIES, index, tmp_path / "report", f"{program.parent}:{os.environ['PATH']}")
+    assert (code, "not all of the index was searched" in said) == (2, True)
+    assert (tmp_path / "report").exists()
+
+
 @pytest.mark.parametrize("what", ["no index", "no folder", "empty", "killed", "silent"])
 def test_the_release_script_never_says_0_of_what_was_not_screened(what: str, index: Path, tmp_path: Path) -> None:
     folder, path = QUERIES, None

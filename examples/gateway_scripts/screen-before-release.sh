@@ -39,6 +39,10 @@ if [ "$code" -eq 0 ] && [ "$clear" -eq 0 ]; then
     echo "screen-before-release: nothing was screened, which is not the same as nothing found" >&2
     code=2
 fi
+if [ "$code" -eq 0 ] && grep -q '"complete": false' "$draft"; then
+    echo "screen-before-release: not all of the index was searched, so a match may be missing: bring its graph up to date" >&2
+    code=2
+fi
 if [ "$code" -eq 2 ] && [ "$((clear + matches + errors))" -eq 0 ]; then
     echo "screen-before-release: no verdicts: no report" >&2
     exit 2
