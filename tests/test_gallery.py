@@ -226,7 +226,7 @@ def test_a_writer_waits_for_another_and_then_says_who_is_in_the_way(
         fill(gallery, vectors(0, 1))
 
 
-@pytest.mark.parametrize("damage", ["flipped vector", "truncated", "not sqlite", "other version"])
+@pytest.mark.parametrize("damage", ["flipped vector", "truncated", "emptied", "not sqlite", "other version"])
 def test_a_damaged_store_is_never_answered_from(damage: str, bundle: Bundle, tmp_path: Path) -> None:
     folder = tmp_path / "idx"
     with Gallery.create(folder, bundle) as gallery:
@@ -239,6 +239,8 @@ def test_a_damaged_store_is_never_answered_from(damage: str, bundle: Bundle, tmp
         data[place + 5] ^= 0xFF
     elif damage == "truncated":
         del data[len(data) // 2 :]
+    elif damage == "emptied":
+        data.clear()
     elif damage == "not sqlite":
         data[:] = b"hello" * 100
     path.write_bytes(data)
@@ -685,9 +687,7 @@ def test_a_full_disk_is_said_and_harms_nothing(bundle: Bundle, tmp_path: Path) -
         subprocess.run(["umount", small], check=False)
 
 
-def test_a_reader_that_may_not_write_sees_what_others_do(
-    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_reader_that_may_not_write_sees_what_others_do(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It opens the file as one that never changes, which SQLite takes at its word."""
     folder, embeddings = tmp_path / "idx", vectors(0, 8)
     with Gallery.create(folder, bundle) as gallery:

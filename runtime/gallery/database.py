@@ -188,6 +188,8 @@ class Database:
                 raise GalleryError(f"{self.folder} may not be written: give a folder with write permission") from error
             if "full" in text:
                 raise GalleryError(f"the disk of {self.folder} is full; what was in the index before is unharmed") from error
+            if "no such" in text:  # a table or a column, as in an empty file
+                raise self.damaged(text) from error
             raise GalleryError(f"{self.path} cannot be used: {text}") from error
         except sqlite3.ProgrammingError as error:
             raise UsageError(f"{self.folder} was closed: open the index again") from error

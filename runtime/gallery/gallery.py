@@ -154,6 +154,14 @@ class Gallery:
         """How many pictures' frames it holds."""
         return self._store.frames()
 
+    def frames(self, galleries: Collection[str] | None = None) -> int:
+        """How many pictures' frames some of its galleries hold; None counts all.
+
+        Raises:
+            UsageError: a gallery of that name holds nothing.
+        """
+        return self._store.frames(self._chosen(galleries))
+
     def vectors(self) -> int:
         """How many distinct embeddings it holds: the size that counts in a search, since copies are compared once."""
         with self._store.explained():
@@ -324,9 +332,11 @@ class Gallery:
             UsageError: nothing was given.
             GalleryError: it cannot be written. Then nothing was removed, or, after a full disk in compaction, all from results.
         """
-        removed = erase(self._store, key=key, patient=patient, study=study, gallery=gallery)
-        if removed and compact:
-            self.compact()
+        with self._searching:
+            self._searcher.flat.refresh(self._store)  # what is known now can be taken out of the graph then
+            removed = erase(self._store, key=key, patient=patient, study=study, gallery=gallery)
+            if removed and compact:
+                self.compact()
         return removed
 
     def compact(self) -> None:

@@ -64,10 +64,12 @@ class Store(Database):
         with self.explained():
             return self.tally("pictures").rows, self.tally("vectors").rows
 
-    def frames(self) -> int:
-        """How many pictures' frames there are."""
+    def frames(self, galleries: Sequence[str] | None = None) -> int:
+        """How many pictures' frames there are, in all or in some galleries."""
+        where, names = _within(galleries)
         with self.explained():
-            return int(self.connection.execute("SELECT count(*) FROM pictures WHERE rendering = 0").fetchone()[0])
+            query = f"SELECT count(*) FROM pictures WHERE rendering = 0{where}"
+            return int(self.connection.execute(query, names).fetchone()[0])
 
     def files(self) -> int:
         """How many pictures there are, each with all its frames: keys, counted in each gallery."""
