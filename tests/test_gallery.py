@@ -664,6 +664,12 @@ def test_wrong_requests_are_refused(arguments: dict[str, object], message: str, 
             gallery.search(vectors(0, 1), **arguments)  # type: ignore[arg-type]
         with pytest.raises(UsageError, match="shape"):
             gallery.search(np.zeros((1, FEATURES + 1), np.float32), 0.5)
+        for value in (np.nan, np.inf):  # which would be like nothing, and so clear
+            with pytest.raises(UsageError, match="NaN or infinity"):
+                gallery.search(np.full((1, FEATURES), value, np.float32), 0.5)
+        with pytest.raises(UsageError, match="no Unicode text"):
+            gallery.add(Entry("lone \ud800 surrogate", content(9), 1, {0: vectors(1, 1)[0]}))
+        assert len(gallery) == 2
 
 
 def test_a_full_disk_is_said_and_harms_nothing(bundle: Bundle, tmp_path: Path) -> None:

@@ -193,6 +193,10 @@ class Database:
             raise GalleryError(f"{self.path} cannot be used: {text}") from error
         except sqlite3.ProgrammingError as error:
             raise UsageError(f"{self.folder} was closed: open the index again") from error
+        except UnicodeEncodeError as error:
+            raise UsageError(
+                f"{str(error.object)[:80]!r} cannot be kept: it is no Unicode text (a lone surrogate in it)"
+            ) from error
         except (sqlite3.DatabaseError, UnicodeError) as error:  # text that is none, even in the schema, SQLite passes on
             raise self.damaged(str(error)) from error
 

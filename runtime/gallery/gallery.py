@@ -13,6 +13,8 @@ from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
 
+import numpy as np
+
 from ..bundle import Bundle
 from ..errors import GalleryError, UsageError
 from ..head import Floats, check_threshold
@@ -375,13 +377,15 @@ class Gallery:
             A result for each query, in order.
 
         Raises:
-            UsageError: a query of another shape, a threshold outside (0, 1), `top` below 1, an unknown `how`, or a gallery
+            UsageError: a query of another shape or with values that are not finite, a threshold outside (0, 1), `top` below 1, an unknown `how`, or a gallery
                 that holds nothing.
             GalleryError: the gallery is damaged.
         """
         check_threshold(threshold)
         if queries.ndim not in (2, 3) or queries.shape[-1] != self.bundle.features or 0 in queries.shape[1:]:
             raise UsageError(f"queries must have shape (n, {self.bundle.features}); these have {queries.shape}")
+        if not np.isfinite(queries).all():  # it would be compared with nothing, and be clear
+            raise UsageError("a query holds NaN or infinity: nothing can be said of it")
         if top < 1:
             raise UsageError(f"{top} matches cannot be returned; ask for 1 or more")
         try:

@@ -304,8 +304,10 @@ class Store(Database):
 
     def _vector_id(self, embedding: Floats, new: list[bytes]) -> int:
         """The id of an embedding, which is inserted if it is new; its row's digest is then appended to `new`."""
-        if embedding.shape != (self.features,) or not np.isfinite(embedding).all():
+        if embedding.shape != (self.features,):
             raise GalleryError(f"an embedding must be {self.features} finite numbers; this one has shape {embedding.shape}")
+        if not np.isfinite(embedding).all():
+            raise GalleryError(f"an embedding must be {self.features} finite numbers; this one holds NaN or infinity")
         data = np.ascontiguousarray(embedding, dtype="<f4").tobytes()
         digest = hashlib.sha256(data).digest()
         query = "INSERT OR IGNORE INTO vectors (digest, embedding) VALUES (?, ?)"
