@@ -122,9 +122,7 @@ def exact(folder: Path, vectors: np.ndarray, queries: np.ndarray) -> None:
         busy = time.process_time()
         for at in range(0, 160, 32):
             gallery.search(queries[at : at + 32], limit, how="exact")
-        print(
-            f"exact, batches of 32: {1000 * (time.process_time() - busy) / 160:.1f} ms of CPU time a query, all threads", flush=True
-        )
+        print(f"exact, batches of 32: {1000 * (time.process_time() - busy) / 160:.1f} ms of CPU time a query, all threads")
         for _ in range(3):
             for at in range(0, 160, 32):
                 batches.append(_timed(lambda at=at: gallery.search(queries[at : at + 32], limit, how="exact")) / 32)

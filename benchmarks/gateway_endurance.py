@@ -105,7 +105,9 @@ class Gateway:
                 status = Path(f"/proc/{pid}/status").read_text()
             except OSError:
                 continue
-            found[name] = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")) / 1024
+            for line in status.splitlines():
+                if line.startswith("VmRSS"):  # missing in a part that was killed a moment ago
+                    found[name] = int(line.split()[1]) / 1024
         return found
 
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -13,8 +10,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import click
 
-from ..display import printable, progress, say, warn
-from ..ending import FAILED, NOTHING_FOUND
+from ..display import warn
+from .filling import Filling
 
 if TYPE_CHECKING:
     from ..runtime.gallery import Gallery
@@ -113,28 +110,11 @@ def fill_from(
     credentials = read_credentials(archive.credentials, warn=warn)
     server = Server(archive.url, credentials, archive.ca, archive.certificate, archive.certificate_key, archive.plain_http)
     query = parse_query(archive.query)
-    counts = {"new": 0, "known": 0, "copy": 0, "error": 0}
+    filling = Filling(as_json=as_json, quiet=quiet)
     with Connection(server, Pace(archive.rate)) as connection, opened() as gallery:
         source = open_source(archive.kind, connection, query, screener.limits.max_file_bytes)
         pull = Pull(source, connection, screener, gallery, name=name, again=archive.again)
-        no_bar = quiet or (as_json and sys.stdout.isatty())
-        with closing(progress(iter(pull), None, "fetching", no_bar, lambda done: done.path)) as outcomes:
-            for outcome in outcomes:
-                if outcome.added:
-                    counts[outcome.added.value] += 1
-                for frame, reason, detail in outcome.errors:
-                    counts["error"] += 1
-                    if not as_json:
-                        place = outcome.path if frame is None else f"{outcome.path} frame {frame}"
-                        say(f"error: {place}: {printable(detail)} [{reason}]")
-                if as_json:
-                    click.echo(json.dumps(outcome.as_json()))
+        filling.follow(pull, None, "fetching")
         gallery.update_caches(graph=graph)
-        if not as_json and not quiet:
-            click.echo(
-                f"{counts['new']} added, {counts['known'] + pull.counts.known} known already, "
-                f"{counts['copy']} copies of known ones, {counts['error']} errors, "
-                f"{pull.counts.without_picture} objects without a picture; the index holds {len(gallery)} frames\n"
-                f"next  lcmem-onnx scan PATH --index {printable(str(gallery.folder))}"
-            )
-    return FAILED if counts["error"] else NOTHING_FOUND
+        others = f", {pull.counts.without_picture} objects without a picture"
+        return filling.summed_up(gallery, known=pull.counts.known, others=others)

@@ -50,8 +50,7 @@ def quarantine_list(context: click.Context, reason: str | None, limit: int, kept
         if as_json:
             click.echo(json.dumps(_facts(item)))
         else:
-            when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(item.changed))
-            click.echo(f"{item.id}  {when}  {item.reason}  from {printable(item.calling_aet or item.source)}")
+            click.echo(f"{item.id}  {_moment(item.changed)}  {item.reason}  from {printable(item.calling_aet or item.source)}")
     if not as_json and sys.stdout.isatty():
         click.echo(f"{len(items)} held\nnext  lcmem-onnx gateway quarantine show ID")
     return NOTHING_FOUND
@@ -79,6 +78,7 @@ def quarantine_show(context: click.Context, object_id: str, config: Path | None,
     else:
         near = [f"{hit['key']} frame {hit['frame']}: {hit['score']:.4f}" for hit in item.result.get("nearest", [])]
         del facts["schema_version"]
+        facts |= {"arrived": _moment(item.arrived), "changed": _moment(item.changed)}
         print_facts(facts | {"nearest": "; ".join(near) or "none"}, False)
     return NOTHING_FOUND
 
@@ -193,6 +193,10 @@ def audit_verify(context: click.Context, config: Path | None, as_json: bool) -> 
     elif checked.whole:
         click.echo(f"whole: {checked.lines} lines, taken up again {checked.resumed} times after a crash; head {checked.head}")
     return NOTHING_FOUND if checked.whole else FAILED
+
+
+def _moment(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
 def _facts(item: Item) -> dict[str, object]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -11,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..display import print_facts, printable, progress, say, warn
+from ..display import print_facts, printable, say, warn
 from ..ending import FAILED, NOTHING_FOUND
 from .archive import Archive, archive_options, fill_from
+from .filling import Filling
 from .inputs import inputs, say_skipped, walk
 from .options import P, R, bundle_option, filling_options, index_option, json_option, threshold_option
 
@@ -277,26 +277,9 @@ def _fill(
     as_json: bool,
     quiet: bool,
 ) -> int:
-    counts = {"new": 0, "known": 0, "copy": 0, "error": 0}
-    no_bar = quiet or (as_json and sys.stdout.isatty())
-    for outcome in progress(screener.index(items, gallery, name=name), len(items), "indexing", no_bar, lambda done: done.path):
-        if outcome.added:
-            counts[outcome.added.value] += 1
-        for frame, reason, detail in outcome.errors:
-            counts["error"] += 1
-            if not as_json:
-                place = outcome.path if frame is None else f"{outcome.path} frame {frame}"
-                say(f"error: {printable(place)}: {printable(detail)} [{reason}]")
-        if as_json:
-            click.echo(json.dumps(outcome.as_json()))
+    filling = Filling(as_json=as_json, quiet=quiet)
+    filling.follow(screener.index(items, gallery, name=name), len(items), "indexing")
     gallery.update_caches(graph=graph)
     if as_json:
         say_skipped(skipped, quiet)
-    if not as_json and not quiet:
-        others = f", {skipped} other files skipped" if skipped else ""
-        click.echo(
-            f"{counts['new']} added, {counts['known']} known already, {counts['copy']} copies of known ones, "
-            f"{counts['error']} errors{others}; the index holds {len(gallery)} frames\n"
-            f"next  lcmem-onnx scan PATH --index {printable(str(gallery.folder))}"
-        )
-    return FAILED if counts["error"] else NOTHING_FOUND
+    return filling.summed_up(gallery, others=f", {skipped} other files skipped" if skipped else "")

@@ -1,9 +1,9 @@
 """The model that comes with the package, from nothing in one command: `python -m lcmem_onnx.models.bundled --out DIR`.
 
-Real pictures are fetched (`photographs`), others drawn (`generate`), an autoencoder and LCMem's two stages trained, and the last
-layers once more (`train`, by the recipes `bundled-*.toml`), a threshold is set on validation pictures, the test split is measured
-through the exported bundle, and the figures go into its card. Each step is left out when what it makes is there already, and
-training goes on after its last whole epoch: after a kill, the same command goes on.
+Real pictures are fetched (`photographs`), others drawn (`generate`), an autoencoder and LCMem's two stages trained (`train`, by
+the recipes `bundled-*.toml`), a threshold is set on validation pictures, the test split is measured through the exported
+bundle, and the figures go into its card. Each step is left out when what it makes is there already, and training goes on after
+its last whole epoch: after a kill, the same command goes on.
 
 The same command gives the same model up to floating point, as long as all packages can still be fetched; arithmetic in
 bfloat16, where a processor has it, differs from one processor to the next.
@@ -44,8 +44,8 @@ from .train.loop import best_file, finished, log_file
 
 __all__ = ["make"]
 
-STAGES = ("autoencoder", "stage1", "stage2", "stage2-hard", "last-layers")
-STARTS = MappingProxyType({"stage2": "stage1", "stage2-hard": "stage2", "last-layers": "stage2-hard"})
+STAGES = ("autoencoder", "stage1", "stage2", "stage2-hard")
+STARTS = MappingProxyType({"stage2": "stage1", "stage2-hard": "stage2"})
 """Whose best network a stage starts with."""
 NAME = "lcmem-small"
 DECISION_RATE = 1e-3

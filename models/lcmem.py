@@ -44,6 +44,17 @@ class LCMem(nn.Module):
         self.register_buffer("imagenet_std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
 
     @property
+    def convnext(self) -> ConvNeXt:
+        """The backbone, which is no ResNet.
+
+        Raises:
+            TypeError: it is one.
+        """
+        if not isinstance(self.model, ConvNeXt):
+            raise TypeError("the siamese baseline's ResNet has no layers to stop at")
+        return self.model
+
+    @property
     def features(self) -> int:
         """Length of an embedding."""
         return self.model.shape.features

@@ -67,12 +67,18 @@ class Head:
         """sqrt(a), float32 (features,): where w_i < 0, the root of -w_i; elsewhere 0."""
         return np.sqrt(np.maximum(-self.weight, 0.0)).astype(np.float32)
 
+    @cached_property
+    def _has_positive(self) -> bool:
+        return bool((self.weight > 0).any())
+
     def weighted(self, embeddings: Floats) -> Floats:
         """Embeddings (..., features) to the space sqrt(a)·e that the search graph lives in, same shape, float32."""
         return np.ascontiguousarray(embeddings * self.root_weights, dtype=np.float32)
 
     def reach(self, query: Floats, low: Floats, high: Floats) -> float:
         """P: the most that the positive weights can add for this query in a gallery between `low` and `high` (see `radius`)."""
+        if not self._has_positive:
+            return 0.0
         furthest = np.maximum(np.abs(query - low), np.abs(high - query)).astype(np.float64)
         positive = np.maximum(self.weight, 0.0).astype(np.float64)
         return float(positive @ np.where(positive > 0, furthest, 0.0))

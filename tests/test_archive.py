@@ -287,7 +287,7 @@ def test_the_gateway_gives_an_object_the_same_digits() -> None:
     from lcmem_onnx.runtime.gateway.privacy import Pseudonyms
 
     key = bytes(range(32))
-    assert Names(SiteKey(key)).of(CT_UID) == "sop:" + Pseudonyms(key).of("uid", CT_UID)
+    assert Names(SiteKey(key)).of(CT_UID) == "sop:" + Pseudonyms(SiteKey(key)).of("uid", CT_UID)
 
 
 def test_queries_are_checked_before_they_are_sent() -> None:
@@ -619,3 +619,15 @@ def test_journal_of_another_version_is_refused(tmp_path: Path) -> None:
     journal.close()
     with pytest.raises(Exception, match="is of version 9"):
         Journal(tmp_path, "default")
+
+
+def test_nothing_in_the_runtime_knows_of_the_archive() -> None:
+    """The one network client beside the gateway stays where it is: only the command line may ask for it, inside a function."""
+    import lcmem_onnx
+
+    root = Path(lcmem_onnx.__file__).parent
+    outside = [path for path in (root / "runtime").rglob("*.py") if path.parent.name != "archive"]
+    assert len(outside) > 30
+    assert [path.name for path in outside if re.search(r"^\s*(from|import) .*\barchive\b", path.read_text(), re.M)] == []
+    at_top = re.compile(r"^(from|import) .*(runtime\.archive|httpx)", re.M)
+    assert [path.name for path in (root / "cli").glob("*.py") if at_top.search(path.read_text())] == []

@@ -28,7 +28,7 @@ from lcmem_onnx.runtime.audit.findings import Grade
 from lcmem_onnx.runtime.audit.report import Shown, write_report
 from lcmem_onnx.runtime.audit.run import PRIVATE, Audit, Request, audit
 from lcmem_onnx.runtime.encoder import Encoder
-from lcmem_onnx.runtime.errors import GalleryError, UsageError
+from lcmem_onnx.runtime.errors import UsageError
 from lcmem_onnx.runtime.gallery import Gallery
 from lcmem_onnx.runtime.screening import Screener
 
@@ -257,7 +257,10 @@ def test_a_holdout_that_holds_the_reference_is_told(sets: Path, screener: Screen
 @pytest.mark.parametrize(
     ("change", "error", "says"),
     [
-        ({"reference": Path("nothing-here")}, GalleryError, "no picture that can be read"),
+        ({"reference": Path("nothing-here")}, UsageError, "nothing-here cannot be searched"),
+        ({"released": Path("nothing-here")}, UsageError, "nothing-here cannot be searched"),
+        ({"holdout": Path("nothing-here")}, UsageError, "nothing-here cannot be searched"),
+        ({"holdout": EXAMPLES / "gallery", "reference": EXAMPLES / "gallery"}, UsageError, "is not in the reference too"),
         ({"threshold": 1.5}, UsageError, "decides nothing"),
         ({"wanted": 0.0}, UsageError, "makes no sense"),
         ({"labels": Path("nothing.csv")}, UsageError, "cannot be read"),
@@ -269,6 +272,13 @@ def test_what_cannot_be_audited_is_said(
     with pytest.raises(error, match=says):
         audit(screener, request_of(sets, tmp_path / "out", **change))
     assert not (tmp_path / "out" / "report.html").exists()
+
+
+def test_an_empty_folder_is_no_set(sets: Path, screener: Screener, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for part in ("released", "reference", "holdout"):
+        with pytest.raises(UsageError, match="empty"):
+            audit(screener, request_of(sets, tmp_path / "out", **{part: tmp_path / "empty"}))
 
 
 def test_an_older_report_stays_whole_when_a_new_one_fails(done: Audit, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,6 +132,9 @@ def test_init_writes_what_check_accepts(tmp_path: Path) -> None:
     assert fine.exit_code == 0, fine.output
     assert "next  lcmem-onnx gateway run" in fine.output
     assert not (folder / "spool").exists()
+    written(folder, text.replace('# groups = ["cardiology"]', 'groups = ["cardiology"]'))
+    no_group = run("check", "--config", config)
+    assert (no_group.exit_code, "no group 'cardiology'" in no_group.output) == (2, True)
     again = run("init", str(folder))
     assert again.exit_code == 2
     assert "exists already" in again.output

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import queue
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -20,12 +22,15 @@ pytest.importorskip("uvicorn")
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from lcmem_onnx.runtime.errors import ConfigError, GatewayError  # noqa: E402
+from lcmem_onnx.runtime.gallery.store import DATABASE  # noqa: E402
 from lcmem_onnx.runtime.gateway.config import read_config  # noqa: E402
 from lcmem_onnx.runtime.gateway.http import bodies  # noqa: E402
 from lcmem_onnx.runtime.gateway.http.callers import Callers  # noqa: E402
 from lcmem_onnx.runtime.gateway.http.stow import _Parts  # noqa: E402
+from lcmem_onnx.runtime.gateway.parts import Part  # noqa: E402
 from lcmem_onnx.runtime.gateway.settings import HttpCaller, HttpSettings, TlsServer  # noqa: E402
 from lcmem_onnx.runtime.gateway.spool import Source, Spool, State  # noqa: E402
+from lcmem_onnx.runtime.gateway.web import run_web  # noqa: E402
 
 from .gateway_http import (  # noqa: E402
     CT,
@@ -242,6 +247,25 @@ def test_everybody_may_what_they_may(tmp_path: Path) -> None:
         assert client.get("/readyz").status_code == 200
         for address in ("/docs", "/static/../app.py", "/static/base.html", "/quarantine", "/v1"):
             assert client.get(address).status_code == 404
+
+
+def test_it_is_not_ready_without_its_index(tmp_path: Path) -> None:
+    configured = gateway_settings(tmp_path)
+    stop, ports = threading.Event(), queue.Queue[int]()
+    part = Part("web", configured, "test", stop, lambda facts: ports.put(int(str(facts["http_port"]))))
+    thread = threading.Thread(target=run_web, args=(part,))
+    with Spool(configured):
+        thread.start()
+        try:
+            url = f"http://127.0.0.1:{ports.get(timeout=30)}/readyz"
+            missing = httpx.get(url, trust_env=False)
+            assert (missing.status_code, "not ok index patients" in missing.text) == (503, True)
+            configured.gallery[0].index.mkdir()
+            (configured.gallery[0].index / DATABASE).touch()
+            assert httpx.get(url, trust_env=False).status_code == 200
+        finally:
+            stop.set()
+            thread.join()
 
 
 def test_metrics_count_and_name_nobody(tmp_path: Path) -> None:

@@ -176,6 +176,20 @@ def test_what_cannot_be_drawn_is_said(content: bytes, served: Served) -> None:
     assert client.get(f"/quarantine/{stored.id}/picture.png").status_code == 404
 
 
+def test_a_gallery_picture_that_is_elsewhere_is_named(served: Served) -> None:
+    from lcmem_onnx.runtime.gateway.outcome import Near, Outcome
+
+    spool, client = served
+    stored = spool.put_stream(io.BytesIO(CT.read_bytes() + b" "), Arrival(Source.FOLDER, "x"), 1 << 30)
+    (item,) = spool.claim("test", 8)
+    spool.settle(item, Outcome("match", "at-or-above-threshold", "quarantine", nearest=(Near(key := "sop:" + "a" * 32, 0, 0.9),)))
+    log_in(client)
+    page = client.get(f"/quarantine/{stored.id}").text
+    assert "does not have the picture itself" in page
+    assert key in page
+    assert client.get(f"/quarantine/{stored.id}/nearest.png").status_code == 404
+
+
 def test_deciding_takes_this_sessions_form(served: Served) -> None:
     spool, client = served
     log_in(client)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import shutil
 import socket
 import ssl
@@ -196,6 +197,19 @@ def test_private_classes_and_syntaxes_are_taken(start: Start, tmp_path: Path) ->
     dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = "1.2.826.0.1.3680043.9.9999.1"
     dataset.save_as(tmp_path / "private.dcm")
     assert store(receiver, tmp_path / "private.dcm") == [0]
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value", "ignore:The value length")
+def test_a_uid_is_never_a_path(start: Start, tmp_path: Path) -> None:
+    uid = dcmread(MR).SOPInstanceUID.encode()
+    evil = b"../../../../../../../../../../../../../../tmp/evil"[-len(uid) :].rjust(len(uid), b"/")
+    (tmp_path / "evil.dcm").write_bytes(MR.read_bytes().replace(uid, evil))
+    receiver = start()
+    assert store(receiver, tmp_path / "evil.dcm") == [0]
+    (item,) = receiver._spool.list([State.RECEIVED])
+    assert item.sop_instance == evil.decode()
+    assert re.fullmatch(r"[0-9a-f]{32}\.dcm", receiver._spool.files.path(item.id).name)
+    assert receiver._spool.files.path(item.id).exists()
 
 
 def test_who_may_call(start: Start) -> None:

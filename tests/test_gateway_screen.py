@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import shutil
 import tracemalloc
 import zlib
 from collections.abc import Iterator
@@ -139,6 +141,54 @@ def test_an_index_that_is_not_there_holds_everything(spool: Spool, screener: Scr
     settings = replace(spool.settings, gallery=(GallerySettings("patients", tmp_path / "none"),))
     for outcome in outcomes(spool, screener, MR.read_bytes(), CT.read_bytes(), settings=settings):
         assert (outcome.verdict, outcome.reason, outcome.action) == ("error", Cause.INDEX_UNAVAILABLE, "quarantine")
+
+
+def test_an_index_that_is_removed_or_replaced_under_the_service(
+    spool: Spool, screener: Screener, index: Path, tmp_path: Path
+) -> None:
+    """An open database goes on answering when its file is gone: nobody may be screened against what is no longer there."""
+    there = tmp_path / "index"
+    shutil.copytree(index, there)
+    screening = ObjectScreener(replace(spool.settings, gallery=(GallerySettings("patients", there),)), spool, screener)
+
+    def outcome(uid: str) -> Outcome:
+        mr = dcmread(MR)
+        mr.SOPInstanceUID = mr.file_meta.MediaStorageSOPInstanceUID = uid
+        spool.put_stream(io.BytesIO(saved(mr)), Arrival(Source.FOLDER, "CT1"), 1 << 30)
+        ((item, found),) = screening.screen(spool.claim("test", 100))
+        spool.settle(item, found)
+        return found
+
+    assert outcome("1.2.1").verdict == "clear"
+    there.rename(tmp_path / "away")
+    assert (outcome("1.2.2").action, outcome("1.2.3").reason) == ("quarantine", Cause.INDEX_UNAVAILABLE)
+    with Gallery.create(there, screener.bundle) as gallery:
+        assert all(not done.errors for done in screener.index([MR], gallery))
+    assert (outcome("1.2.4").verdict, outcome("1.2.5").action) == ("match", "quarantine")  # the new one counts
+    screening.close()
+
+
+def test_an_index_that_may_only_be_read_is_opened_anew_when_it_has_grown(
+    spool: Spool, screener: Screener, index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite is told that a file that cannot be written never changes: additions by somebody else must be seen all the same."""
+    there = tmp_path / "index"
+    shutil.copytree(index, there)
+    may = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK and may(path, mode))
+    screening = ObjectScreener(replace(spool.settings, gallery=(GallerySettings("patients", there),)), spool, screener)
+    found = []
+    for uid in ("1.2.1", "1.2.2"):
+        mr = dcmread(MR)
+        mr.SOPInstanceUID = mr.file_meta.MediaStorageSOPInstanceUID = uid
+        spool.put_stream(io.BytesIO(saved(mr)), Arrival(Source.FOLDER, "CT1"), 1 << 30)
+        ((item, outcome),) = screening.screen(spool.claim("test", 100))
+        spool.settle(item, outcome)
+        found.append(outcome.verdict)
+        with Gallery.open(there, screener.bundle, read_only=False) as gallery:
+            assert all(not done.errors for done in screener.index([MR], gallery))
+    assert found == ["clear", "match"]
+    screening.close()
 
 
 def test_an_empty_index_holds_everything(spool: Spool, screener: Screener, tmp_path: Path) -> None:

@@ -344,6 +344,24 @@ def test_an_archive_that_is_away_is_tried_again_and_then_dead(sending: tuple[Spo
     assert spool.files.path(object_id).exists()
 
 
+def test_an_archive_that_takes_no_such_syntax_says_so(tmp_path: Path) -> None:
+    from lcmem_onnx.runtime.gateway.deliveries import Delivery
+    from pynetdicom.ae import ApplicationEntity
+
+    create_site_key(tmp_path / "site.key")
+    entity = ApplicationEntity(ae_title="ARCHIVE")
+    entity.add_supported_context("1.2.840.10008.1.1")
+    server = entity.start_server(("127.0.0.1", 0), block=False)
+    try:
+        destination = Destination("archive", host="127.0.0.1", port=server.server_address[1], aet="ARCHIVE", timeout_seconds=5)
+        with Spool(Settings(spool=SpoolSettings(tmp_path / "spool", min_free_mb=1), site_key=tmp_path / "site.key")) as spool:
+            (object_id,) = screened(spool, MR)
+            sent = StoreScu(destination).send([(Delivery(spool.get(object_id), "archive", 0), spool.files.path(object_id))])
+            assert [answer.status for _, answer in sent] == ["no-presentation-context"]
+    finally:
+        server.shutdown()
+
+
 def test_an_archive_that_is_full_is_tried_again(
     sending: tuple[Spool, Forwarder], archive: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -358,11 +376,19 @@ def test_an_archive_that_is_full_is_tried_again(
     assert spool.get(object_id).state is State.FORWARDED
 
 
-def test_what_was_changed_after_its_screening_goes_nowhere(sending: tuple[Spool, Forwarder], archive: Receiver) -> None:
+@pytest.mark.parametrize(
+    ("before", "after"), [(b"\x00" * 6, b"\x00" * 5 + b"\7"), (b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.2\0")]
+)
+def test_what_was_changed_after_its_screening_goes_nowhere(
+    sending: tuple[Spool, Forwarder], archive: Receiver, before: bytes, after: bytes
+) -> None:
+    """Its data set, or the syntax by which archives would read it."""
     spool, forwarder = sending
     (object_id,) = screened(spool, MR)
     path = spool.files.path(object_id)
-    path.write_bytes(path.read_bytes()[:-1] + b"\7")
+    head, found, tail = path.read_bytes()[132:].partition(before)
+    assert found
+    path.write_bytes(path.read_bytes()[:132] + head + after + tail)
     forwarder.send_due()
     assert spool.get(object_id).state is State.QUARANTINED
     assert spool.get(object_id).reason == "changed-on-disk"

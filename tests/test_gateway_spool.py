@@ -7,10 +7,12 @@ import json
 import os
 import sqlite3
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from lcmem_onnx.runtime.errors import GatewayError
+from lcmem_onnx.runtime.gallery.pseudonyms import SiteKey
 from lcmem_onnx.runtime.gateway.audit_trail import trail_files, verify_trail
 from lcmem_onnx.runtime.gateway.deliveries import Deliveries, wait_before
 from lcmem_onnx.runtime.gateway.outcome import Cause, Near, Outcome
@@ -172,7 +174,7 @@ def test_a_start_cleans_up(settings: Settings) -> None:
         spool.files.path("0" * 32).write_bytes(b"linked, and the crash came before the row")
         (spool.files.incoming / "half.dcm").write_bytes(b"half")
         spool.files.path(lost).unlink()
-        assert spool.recover() == {"unfinished": 1, "interrupted": 0, "orphans": 2, "missing": 1}
+        assert spool.recover() == {"unfinished": 1, "interrupted": 0, "orphans": 2, "missing": 1, "without_destination": 0}
         assert spool.files.ids() == {kept}
         assert spool.get(lost).state is State.QUARANTINED
         assert spool.get(lost).reason == Cause.BYTES_MISSING
@@ -257,6 +259,44 @@ def test_forwarding_is_tried_again_and_dies_at_last(settings: Settings) -> None:
         with pytest.raises(GatewayError, match="not dead"):
             deliveries.requeue(object_id, "anna")
         assert events(spool) == ["received", "screened", "dead", "requeued"]
+
+
+def test_a_failure_that_comes_late_changes_nothing(settings: Settings) -> None:
+    """Of two destinations one has given up, and somebody has discarded the object, while it was being sent to the other."""
+    with Spool(settings) as spool:
+        discarded, changed = put(spool), put(spool, MR.read_bytes())
+        for item in spool.claim("worker", 10):
+            spool.settle(item, replace(FORWARD, destinations=("archive", "research")))
+        deliveries = Deliveries(spool)
+        sending = {delivery.item.id: delivery for delivery in deliveries.due("research", 10)}
+        for delivery in deliveries.due("archive", 10):
+            if delivery.item.id == discarded:
+                assert deliveries.failed(delivery, "refused", Retry(), final=True) is State.DEAD
+                Quarantine(spool).discard(discarded, "anna")
+            else:
+                deliveries.changed_on_disk(delivery.item)
+        assert deliveries.failed(sending[discarded], "refused", Retry(), final=True) is State.DISCARDED
+        assert deliveries.failed(sending[changed], "refused", Retry(), final=True) is State.QUARANTINED
+        assert (spool.get(discarded).state, spool.get(changed).state) == (State.DISCARDED, State.QUARANTINED)
+
+
+def test_what_waits_for_a_destination_that_is_gone_is_held_at_the_next_start(settings: Settings) -> None:
+    with Spool(settings) as spool:
+        object_id, sent = put(spool), put(spool, MR.read_bytes())
+        for item in spool.claim("worker", 10):
+            spool.settle(item, FORWARD)
+        (_, other) = Deliveries(spool).due("archive", 10)
+        Deliveries(spool).delivered(other, "0x0000")
+        assert spool.recover()["without_destination"] == 0
+    renamed = replace(settings, destination=(replace(settings.destination[0], name="research"),))
+    with Spool(renamed) as spool:
+        assert spool.recover()["without_destination"] == 1
+        assert (spool.get(object_id).state, spool.get(object_id).reason) == (State.QUARANTINED, Cause.NO_DESTINATION)
+        assert spool.get(sent).state is State.FORWARDED
+        Quarantine(spool).release(object_id, "anna", ("research",))
+        assert [delivery.item.id for delivery in Deliveries(spool).due("research", 10)] == [object_id]
+        assert not Deliveries(spool).due("archive", 10)
+        assert verify_trail(spool.database, settings.audit_folder).whole
 
 
 def test_waits_grow_up_to_a_bound_and_differ() -> None:
@@ -344,7 +384,7 @@ def test_a_spool_that_is_not_there_is_not_made_by_looking(tmp_path: Path, settin
 
 
 def test_pseudonyms_depend_on_the_key_and_the_kind(tmp_path: Path) -> None:
-    one, other = Pseudonyms(bytes(32)), Pseudonyms(bytes([1]) * 32)
+    one, other = Pseudonyms(SiteKey(bytes(32))), Pseudonyms(SiteKey(bytes([1]) * 32))
     assert one.of("uid", "1.2.3") == one.of("uid", "1.2.3")
     assert len({one.of("uid", "1.2.3"), one.of("gallery", "1.2.3"), other.of("uid", "1.2.3")}) == 3
     assert one.of("uid", "") == ""
@@ -352,11 +392,11 @@ def test_pseudonyms_depend_on_the_key_and_the_kind(tmp_path: Path) -> None:
     path = tmp_path / "key"
     create_site_key(path)
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
-    assert len(read_site_key(path)) == 32
+    assert len(read_site_key(path).secret) == 32
     with pytest.raises(GatewayError, match="exists already"):
         create_site_key(path)
     path.write_text("00ff")
-    with pytest.raises(GatewayError, match="2 bytes"):
+    with pytest.raises(GatewayError, match="64 hexadecimal digits"):
         read_site_key(path)
     with pytest.raises(GatewayError, match="gateway init"):
         read_site_key(tmp_path / "none")

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..augment import AUGMENTATIONS
-from ..convnext import ConvNeXt
 from ..lcmem import LCMem
 from .cache import Halves, Recipe, cached, files_digest, weights_digest
 from .config import Config
@@ -60,8 +59,7 @@ def cached_maps(
     """
     size, layers = config.network.image_size, config.network.frozen
     alter = AUGMENTATIONS[config.training.augmentation]
-    backbone = network.model
-    assert isinstance(backbone, ConvNeXt)  # what `network_for` builds
+    backbone = network.convnext
 
     def pixels(pictures: Pictures, at: int, row: int) -> list[NDArray[np.uint8]]:
         its = []

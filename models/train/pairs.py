@@ -71,13 +71,15 @@ def chosen_identities(
     while len(chosen) < count:
         taken: set[int] = set()
         drawn_from = likely.copy()
-        deck = 0
+        deck = _drawn(drawn_from, rng)
         for place in range(min(batch, count - len(chosen))):
-            if place % run == 0:
+            if place and place % run == 0:
                 deck = _drawn(drawn_from, rng)
-            while (dealt := decks[deck].deal(taken)) is None:
+            dealt = decks[deck].deal(taken)
+            while dealt is None:
                 drawn_from[deck] = 0.0
                 deck = _drawn(drawn_from, rng)
+                dealt = decks[deck].deal(taken)
             taken.add(dealt)
             chosen.append(dealt)
     return np.array(chosen)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
 
 import torch
 from lcmem_onnx.runtime.errors import CheckpointError, TrainingError
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from ..autoencoder import Autoencoder
 from ..checkpoint import load_state, load_vae, save_lcmem
-from ..convnext import CONVNEXT_NAMES, ConvNeXt, ConvNeXtShape
+from ..convnext import CONVNEXT_NAMES, ConvNeXtShape
 from ..lcmem import LCMem
 from ..losses import pair_loss
 from .config import Config, Network, Training
@@ -43,7 +42,7 @@ class PairLoss(nn.Module):
             with torch.no_grad():
                 at_once = VAE_AT_ONCE if both.device.type == "cpu" else len(both)
                 both = torch.cat([self.network.latents(_pixels(part)) for part in torch.split(both, at_once)])
-        features = _convnext(self.network).late(both.contiguous(memory_format=torch.channels_last), self.layers)
+        features = self.network.convnext.late(both.contiguous(memory_format=torch.channels_last), self.layers)
         with torch.autocast(both.device.type, enabled=False):
             embeddings = torch.sigmoid(features.float())
             one, other = embeddings.chunk(2)
@@ -95,15 +94,10 @@ def network_for(config: Config) -> LCMem:
         if wanted.head_bias is not None:
             network.fc_end.bias.fill_(wanted.head_bias)
     if config.stage == "last-layers":
-        _convnext(network).features[: wanted.frozen].requires_grad_(False)
+        network.convnext.features[: wanted.frozen].requires_grad_(False)
     if wanted.start:
         _start(network, {key: value for key, value in state.items() if not key.startswith("vae.")}, wanted.start)
     return network
-
-
-def _convnext(network: LCMem) -> ConvNeXt:
-    """The backbone: `_backbone` makes no other kind."""
-    return cast(ConvNeXt, network.model)
 
 
 def _backbone(wanted: Network, latent_channels: int) -> ConvNeXtShape:

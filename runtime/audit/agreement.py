@@ -8,6 +8,7 @@ radiographs share counts. No model has a part in it, so it is a second witness t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -22,13 +23,18 @@ AGREES = 0.86
 SIDE, COARSE = 128, 32
 ANGLES = (*range(-40, 45, 5), 180)
 REFINED = 3
-ECC_STEPS = cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 60, 1e-4
+"""Starts that are refined."""
+HOPEFUL = 0.3
+"""Correlation at half the size below which two pictures have nothing in common."""
+ECC_STEPS = cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 50, 1e-4
+INSIDE = 0.99
 FINE, ROUGH = 1.2, 3.0
 """Standard deviations, in pixels of `SIDE`, of the two blurs between which detail lies."""
 LEAST_OVERLAP = 0.1
 CLIPPED = 0.02
 
 Pixels = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,17 +51,33 @@ def agreement(first: Pixels, second: Pixels) -> float:
         turned = np.ascontiguousarray(other.coarse[:, ::-1]) if mirrored else other.coarse
         for angle in ANGLES:
             matrix = _rotation(angle, COARSE)
-            moved, inside = _moved(turned, matrix)
-            starts.append((_correlation(one.coarse, moved, inside), mirrored, angle))
+            starts.append((_correlation(one.coarse, _moved(turned, matrix), _inside(angle, COARSE)), mirrored, angle))
     starts.sort(key=lambda start: -start[0])
-    best = -1.0
+    # First at half the size, where a step costs a quarter: most pairs have nothing in common, and are done with there.
+    half_one = _halved(one.fine)
+    halves = []
     for _, mirrored, angle in starts[:REFINED]:
         turned = np.ascontiguousarray(other.fine[:, ::-1]) if mirrored else other.fine
-        for matrix in _refined(one.fine, turned, _rotation(angle, SIDE)):
-            moved, inside = _moved(_detail(turned), matrix)
-            shown, _ = _moved(_unclipped(turned), matrix)
-            best = max(best, _correlation(_detail(one.fine), moved, inside & (shown > 0.99) & (_unclipped(one.fine) > 0.99)))
+        half = _halved(turned)
+        matrix = _refined(half_one, half, _rotation(angle, SIDE // 2))
+        # Clipped pixels count here: left out with their neighbours, too little would be left at this size.
+        alike = _correlation(_detail(half_one), _moved(_detail(half), matrix), _shown(half, matrix))
+        halves.append((alike, mirrored, angle, matrix))
+    best = max(alike for alike, *_ in halves)
+    if best < HOPEFUL:
+        return best
+    best = -1.0
+    for _, mirrored, angle, matrix in halves:
+        turned = np.ascontiguousarray(other.fine[:, ::-1]) if mirrored else other.fine
+        for moving in (_refined(one.fine, turned, _doubled(matrix)), _rotation(angle, SIDE)):
+            best = max(best, _agree(one.fine, turned, moving))
     return best
+
+
+def _agree(one: Floats, other: Floats, matrix: Floats) -> float:
+    """Correlation of detail where both have something to show that no exposure made flat."""
+    shown = _shown(other, matrix) & (_moved(_unclipped(other), matrix) > INSIDE) & (_unclipped(one) > INSIDE)
+    return _correlation(_detail(one), _moved(_detail(other), matrix), shown)
 
 
 def _grey(picture: Pixels) -> _Grey:
@@ -65,29 +87,55 @@ def _grey(picture: Pixels) -> _Grey:
     return _Grey(np.asarray(fine, np.float32), np.asarray(coarse, np.float32))
 
 
+def _halved(picture: Floats) -> Floats:
+    return np.asarray(cv2.resize(picture, (SIDE // 2, SIDE // 2), interpolation=cv2.INTER_AREA), np.float32)
+
+
+def _doubled(matrix: Floats) -> Floats:
+    """The same movement between pictures of twice the size; a pixel's middle lies at half a pixel."""
+    doubled = matrix.copy()
+    doubled[:, 2] = 2 * matrix[:, 2] + 0.5 - 0.5 * (matrix[:, 0] + matrix[:, 1])
+    return doubled
+
+
 def _rotation(degrees: float, side: int) -> Floats:
     """Where a pixel of the result comes from, float32 (2, 3)."""
     middle = (side - 1) / 2
     return np.asarray(cv2.getRotationMatrix2D((middle, middle), degrees, 1.0), np.float32)
 
 
-def _moved(picture: Floats, matrix: Floats) -> tuple[Floats, NDArray[np.bool_]]:
-    """The picture seen through a matrix, and where it has something to show: inside, and off black corners of its own."""
+def _moved(picture: Floats, matrix: Floats) -> Floats:
+    """The picture seen through a matrix."""
     size = (picture.shape[1], picture.shape[0])
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    moved = cv2.warpAffine(picture, matrix, size, flags=flags)
-    whole = cv2.warpAffine(np.ones_like(picture), matrix, size, flags=flags)
-    return np.asarray(moved, np.float32), np.asarray(whole > 0.99)
+    return np.asarray(cv2.warpAffine(picture, matrix, size, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP), np.float32)
 
 
-def _refined(one: Floats, other: Floats, start: Floats) -> list[Floats]:
-    """The start, and what ECC makes of it where that converges."""
+def _shown(picture: Floats, matrix: Floats) -> Mask:
+    """Where a picture seen through a matrix has something to show."""
+    return np.asarray(_moved(np.ones_like(picture), matrix) > INSIDE)
+
+
+@lru_cache(maxsize=len(ANGLES))
+def _inside(degrees: float, side: int) -> Mask:
+    """Where a picture that is turned has something to show."""
+    return _shown(np.ones((side, side), np.float32), _rotation(degrees, side))
+
+
+@lru_cache(maxsize=3)
+def _disc(side: int) -> Mask:
+    """The middle of a picture: its corners are what rotation makes black."""
+    rows, columns = np.ogrid[:side, :side]
+    return np.asarray((rows - side / 2) ** 2 + (columns - side / 2) ** 2 <= (0.48 * side) ** 2)
+
+
+def _refined(one: Floats, other: Floats, start: Floats) -> Floats:
+    """What ECC makes of the start; the start itself where that does not converge."""
     blurred = [cv2.GaussianBlur(picture, (0, 0), FINE) for picture in (one, other)]
     try:
         _, matrix = cv2.findTransformECC(blurred[0], blurred[1], start.copy(), cv2.MOTION_AFFINE, ECC_STEPS)
     except cv2.error:  # it says so by an error when it does not converge, as for two pictures that have nothing in common
-        return [start]
-    return [start, np.asarray(matrix, np.float32)]
+        return start
+    return np.asarray(matrix, np.float32)
 
 
 def _unclipped(picture: Floats) -> Floats:
@@ -100,13 +148,12 @@ def _detail(picture: Floats) -> Floats:
     return np.asarray(cv2.GaussianBlur(picture, (0, 0), FINE) - cv2.GaussianBlur(picture, (0, 0), ROUGH), np.float32)
 
 
-def _correlation(one: Floats, other: Floats, inside: NDArray[np.bool_]) -> float:
-    """Pearson's, over a disc in the middle (corners are what rotation makes black) where both have something to show."""
-    side = len(one)
-    rows, columns = np.ogrid[:side, :side]
-    inside = inside & ((rows - side / 2) ** 2 + (columns - side / 2) ** 2 <= (0.48 * side) ** 2)
+def _correlation(one: Floats, other: Floats, inside: Mask) -> float:
+    """Pearson's, over the middle, where both have something to show."""
+    inside = inside & _disc(len(one))
     if inside.mean() < LEAST_OVERLAP:
         return -1.0
-    a, b = one[inside] - one[inside].mean(), other[inside] - other[inside].mean()
+    a, b = one[inside], other[inside]
+    a, b = a - a.mean(), b - b.mean()
     norm = float(np.sqrt((a @ a) * (b @ b)))
     return float(a @ b) / norm if norm > 1e-6 else 0.0

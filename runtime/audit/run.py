@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 from ..bundle import Bundle
 from ..errors import GalleryError, PictureError, UsageError
-from ..files import Found as FoundFile
-from ..files import Skipped, Unfound, read_file, walk
+from ..files import Unfound, read_file
 from ..gallery import Added, Gallery
 from ..gallery.calibration import decide_threshold, stored_calibration
 from ..gallery.schema import DATABASE
@@ -28,6 +27,7 @@ from ..screening import Screener
 from .agreement import AGREES, agreement
 from .cache import Cache
 from .findings import Finding, Grade
+from .folders import PRIVATE, private_part, walked
 from .labels import folder_of, read_labels
 from .limits import Basis, ByChance, Limit, by_chance, choose_limit
 from .looks import LOOKS, VERSION
@@ -38,8 +38,6 @@ from .statistics import Excess, Nearer, Shift, by_trial, nearer, shift
 
 __all__ = ["PRIVATE", "Audit", "Looking", "Memorization", "Progress", "Request", "Tests", "audit", "is_index"]
 
-PRIVATE = "private"
-"""The part of a report's folder that is not to be passed on: embeddings, the key of the pseudonyms, what they stand for."""
 COMPARED_AT_MOST = 4_000
 """Pairs that are compared pixel by pixel, best scores first: some 25 ms each."""
 IN_MEMORY_UP_TO = 200_000
@@ -202,12 +200,17 @@ def audit(
         check_threshold(request.threshold)
     if request.top < 1:
         raise UsageError(f"{request.top} matches cannot be listed; ask for 1 or more")
-    private = _private(request.out)
+    private = private_part(request.out)
     looks = tuple(LOOKS.values()) if request.tta else ()
     with ExitStack() as open_things:
 
         def embedded(folder: Path, what: str, looks_here: Sequence[object]) -> PictureSet:
-            found, skipped = _walked(folder)
+            found, skipped = walked(folder)
+            first = found[0] if found else None
+            if first is None:
+                raise UsageError(f"{folder} holds no picture: {what} must be there")
+            if isinstance(first, Unfound) and first.path == folder:
+                raise UsageError(f"{folder} cannot be searched for {what}: {first.error}")
             into = PictureSet(max(1, len(looks_here)), screener.bundle.features, skipped)
             model = screener.bundle.fingerprint + (f"/tta{VERSION}" if looks_here else "")
             with Cache(private / "embeddings.sqlite", model, screener.bundle.features) as cache:
@@ -229,8 +232,6 @@ def audit(
             searchable = _in_memory(screener, reference)
             contents = {item.name: item.content for item in reference.items if item.content}
         released = embedded(request.released, "the released pictures", looks)
-        if not released.items:
-            raise UsageError(f"{request.released} holds no picture: there is nothing to audit")
         holdout = embedded(request.holdout, "the hold-out", looks) if request.holdout else None
         names = [item.name for item in released.items]
         labels = read_labels(request.labels, names) if request.labels else {}
@@ -268,6 +269,11 @@ class _Work:
     ) -> Audit:
         request = self.request
         kept = [at for at in holdout.readable if not self._is_reference(holdout.items[at])] if holdout else []
+        if holdout and not kept:
+            raise UsageError(
+                f"the hold-out {request.holdout} has no picture that can be read and is not in the reference too: give pictures "
+                "like the reference's that are not in it, or no hold-out"
+            )
         held = self._best(holdout, "searching for the hold-out", self.bundle.threshold.value) if holdout else {}
         scores = _scores(held, kept)
         stored = self._stored_limit()
@@ -571,37 +577,6 @@ def _of_index(screener: Screener, gallery: Gallery, how: str) -> tuple[Searchabl
         embeddings.append(record.embedding)
         contents[record.key] = record.content
     return InMemory(screener.bundle.head, keys, frames, np.stack(embeddings)), contents
-
-
-def _walked(folder: Path) -> tuple[list[FoundFile | Unfound], int]:
-    found: list[FoundFile | Unfound] = []
-    skipped = 0
-    for item in walk([folder]):
-        if isinstance(item, Skipped):
-            skipped += 1
-        else:
-            found.append(item)
-    return found, skipped
-
-
-def _private(out: Path) -> Path:
-    """The private part of the report's folder, made if need be, for its owner alone.
-
-    Raises:
-        UsageError: it cannot be made.
-    """
-    private = out / PRIVATE
-    try:
-        private.mkdir(parents=True, exist_ok=True, mode=0o700)
-        private.chmod(0o700)
-        (private / "DO-NOT-PASS-ON.txt").write_text(
-            "Embeddings of pictures, the key of the pseudonyms, and the reference pictures' names. The report needs none of it.\n"
-            "It lets an interrupted audit go on; remove it when the audit is done.\n",
-            encoding="utf-8",
-        )
-    except OSError as error:
-        raise UsageError(f"a report cannot be written to {out}: {error.strerror}. Give --out a folder of yours") from error
-    return private
 
 
 def _described(gallery: Gallery) -> dict[str, object]:

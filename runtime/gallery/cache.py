@@ -3,7 +3,7 @@
 `flat.json` describes the files: how many rows count, digests by chunk, up to which vector and erasure they follow the database.
 Rows are only appended; bytes beyond the rows that count are what a crash left, and are written over. What is read from the files
 is checked: ids, sums and slacks when they are opened, codes before the first scan, and each embedding, against its own sha256,
-whenever it is read. A cache that is off is made again; the truth is in SQLite.
+when it is first read. A cache that is off is made again; the truth is in SQLite.
 """
 
 from __future__ import annotations
@@ -94,6 +94,7 @@ class Cache:
         self._files: list[BinaryIO] = []
         self._maps: list[mmap.mmap] = []
         self._codes_checked = False
+        self._checked: NDArray[np.bool_] = np.zeros(manifest.rows, np.bool_)
         try:
             self._open(folder)
         except BaseException:
@@ -147,7 +148,7 @@ class Cache:
             self.embeddings(np.arange(at, min(at + BLOCK, self.manifest.rows)))
 
     def embeddings(self, places: NDArray[np.int64]) -> Floats:
-        """Embeddings of some rows, float32 (n, features), each checked.
+        """Embeddings of some rows, float32 (n, features), each checked when it is first read.
 
         Raises:
             GalleryError: one is not as it was written.
@@ -162,8 +163,11 @@ class Cache:
             found = np.frombuffer(read, dtype="<f4").reshape(len(places), features)
         else:
             found = self._embeddings[places]
-        if not np.array_equal(row_sums(found), self.sums[places]):
-            raise CacheError("the cached vectors are damaged: an embedding differs from its sha256")
+        new = ~self._checked[places]
+        if new.any():
+            if not np.array_equal(row_sums(found[new]), self.sums[places[new]]):
+                raise CacheError("the cached vectors are damaged: an embedding differs from its sha256")
+            self._checked[places] = True
         return found.astype(np.float32, copy=False)
 
     def close(self) -> None:

@@ -109,8 +109,10 @@ def _galleries(settings: Settings) -> Iterator[Finding]:
     yield Finding("model", f"{bundle.name} ({bundle.fingerprint[:12]})")
     for gallery in settings.gallery:
 
-        def look(index: Path = gallery.index) -> str:
+        def look(index: Path = gallery.index, groups: tuple[str, ...] = gallery.groups) -> str:
             with Gallery.open(index, bundle) as opened:
+                if missing := sorted(set(groups) - set(opened.galleries())):
+                    raise GatewayError(f"{index} has no group {missing[0]!r}; it has {', '.join(opened.galleries()) or 'none'}")
                 if not len(opened):
                     raise GatewayError(f"{index} holds no pictures: everything screened against it would go to quarantine")
                 return f"{index}, {len(opened)} frames"

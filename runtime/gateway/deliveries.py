@@ -96,7 +96,7 @@ class Deliveries:
         attempts = delivery.attempts + 1
         dead = final or attempts >= retry.attempts
         with self._spool.database.write() as connection:
-            connection.execute(
+            waited = connection.execute(
                 "UPDATE deliveries SET state = ?, attempts = ?, due = ?, failure = ?"
                 " WHERE object = ? AND destination = ? AND state = 'pending'",
                 (
@@ -107,8 +107,11 @@ class Deliveries:
                     delivery.item.id,
                     delivery.destination,
                 ),
-            )
+            ).rowcount
             count_event(connection, "forward-failed")
+            if not waited:  # it was discarded, or quarantined, while it was being sent: it stays that
+                row = connection.execute("SELECT state FROM objects WHERE id = ?", (delivery.item.id,)).fetchone()
+                return State(row["state"]) if row else State.DISCARDED
             if not dead:
                 return State.SCREENED
             connection.execute(

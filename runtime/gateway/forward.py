@@ -10,10 +10,10 @@ from typing import Protocol
 
 from ..errors import GatewayError
 from .deliveries import Deliveries, Delivery
-from .files import measure
+from .files import Measured, measure
 from .logs import Log
 from .settings import Destination
-from .spool import Spool
+from .spool import Item, Spool
 
 __all__ = ["Answer", "Forwarder", "Sender"]
 
@@ -96,7 +96,7 @@ class Forwarder:
         """Where an object's bytes are, if they are still those that were screened; without a preamble that may be a program."""
         path = self._spool.files.path(delivery.item.id)
         try:
-            if measure(path).data_sha256 == delivery.item.data_sha256:
+            if _is_still(measure(path), delivery.item):
                 self._spool.files.clear_preamble(path)
                 return path
         except OSError as error:
@@ -104,3 +104,13 @@ class Forwarder:
         self._deliveries.changed_on_disk(delivery.item)
         log.error("changed-on-disk", object=delivery.item.id)
         return None
+
+
+def _is_still(found: Measured, item: Item) -> bool:
+    """Whether a file is the object that was screened: its data set, and what its file meta information says that this is."""
+    names = [
+        (found.sop_class, item.sop_class),
+        (found.sop_instance, item.sop_instance),
+        (found.transfer_syntax, item.transfer_syntax),
+    ]
+    return found.data_sha256 == item.data_sha256 and all(now == before.strip("\0 ")[:64] for now, before in names)

@@ -28,6 +28,7 @@ class Cause(StrEnum):
     INTERRUPTED = "interrupted-too-often"
     BYTES_MISSING = "bytes-missing"
     CHANGED_ON_DISK = "changed-on-disk"
+    NO_DESTINATION = "no-destination"
     INTERNAL_ERROR = "internal-error"
 
 
@@ -108,7 +109,7 @@ class Outcome:
             "model_sha256": self.model,
             "index_sha256": self.index,
             "notes": list(self.notes),
-            "study": pseudonyms.of("uid", self.study),
+            "study": pseudonyms.of("study", self.study),
             "timings": {name: round(seconds, 4) for name, seconds in self.timings.items()},
         }
 

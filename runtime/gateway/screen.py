@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ from ..errors import GalleryError, LcmemError, PictureError, Reason, UsageError
 from ..files import HEAD, Found, Kind, picture_name, sniff
 from ..gallery import Gallery
 from ..gallery.calibration import decide_threshold
+from ..gallery.store import DATABASE
 from ..screening import Result, Screener
 from .header import Header, HeaderError, read_header
 from .logs import Log
@@ -62,6 +64,8 @@ class ObjectScreener:
             model.bundle, variant=model.variant, provider=model.provider, threads=model.threads, isolate=model.isolate
         )
         self._galleries: dict[str, Gallery] = {}
+        self._files: dict[str, tuple[int, ...]] = {}
+        """Which files the open galleries are."""
 
     def close(self) -> None:
         self._screener.close()
@@ -154,16 +158,21 @@ class ObjectScreener:
             yield job.item, self._failed(job, cause)
 
     def _gallery(self, against: GallerySettings) -> Gallery:
+        file = index_file(against.index)
+        if self._files.get(against.name) != file:
+            self._drop(against.name)
         if against.name not in self._galleries:
             warn = lambda line: log.warning("gallery", gallery=against.name, detail=line)  # noqa: E731
             gallery = Gallery.open(against.index, self._screener.bundle, warn=warn)
             self._galleries[against.name] = gallery
+            self._files[against.name] = file
             for line in decide_threshold(gallery, against.threshold).warnings:
                 log.warning("threshold", gallery=against.name, detail=line)
         return self._galleries[against.name]
 
     def _drop(self, name: str) -> None:
-        """Forget a gallery that was damaged, so that it is opened anew when it has been mended."""
+        """Forget a gallery that was damaged, removed or replaced, so that it is opened anew."""
+        self._files.pop(name, None)
         if gallery := self._galleries.pop(name, None):
             gallery.close()
 
@@ -228,6 +237,25 @@ def _other_picture(path: Path) -> bool:
     """Whether a file is a picture, and not DICOM, by its first bytes. Such may be asked about; none is ever sent on."""
     with open(path, "rb") as file:
         return sniff(file.read(HEAD)) not in (None, Kind.DICOM)
+
+
+def index_file(index: Path) -> tuple[int, ...]:
+    """What tells an index's file from another one in its place: an open one goes on answering when it has been removed or replaced.
+
+    Of an index that this process may not write also when it changed: SQLite reads such a file as one that never does.
+
+    Raises:
+        GalleryError: it is not there.
+    """
+    path = index / DATABASE
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise GalleryError(f"{index} is no index now: its {DATABASE} cannot be found ({error.strerror})") from error
+    if os.access(index, os.W_OK) and os.access(path, os.W_OK):
+        return status.st_dev, status.st_ino
+    log_there = path.with_name(f"{DATABASE}-wal").exists()
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size, log_there
 
 
 def index_digest(gallery: Gallery) -> str:

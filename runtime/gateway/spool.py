@@ -397,7 +397,21 @@ class Spool:
         missing = [row["id"] for row in rows if row["id"] not in ended and row["id"] not in there]
         for object_id in missing:
             self._lost(object_id)
-        return {"unfinished": removed, "interrupted": interrupted, "orphans": len(orphans), "missing": len(missing)}
+        found = {"unfinished": removed, "interrupted": interrupted, "orphans": len(orphans), "missing": len(missing)}
+        return found | {"without_destination": self._hold_what_nobody_sends()}
+
+    def _hold_what_nobody_sends(self) -> int:
+        """What waits for a destination that the configuration lacks would wait for ever, and nobody could decide about it."""
+        known = [destination.name for destination in self.settings.destination]
+        rows = self.database.read(
+            "SELECT * FROM objects WHERE id IN (SELECT object FROM deliveries WHERE state != 'done' AND destination NOT IN"
+            f" ({', '.join('?' * len(known))}))",
+            tuple(known),
+        )
+        for row in rows:
+            with self.database.write() as connection:
+                self.quarantine_now(connection, Item.of(row), Cause.NO_DESTINATION)
+        return len(rows)
 
     def _lost(self, object_id: str) -> None:
         item = self.get(object_id)

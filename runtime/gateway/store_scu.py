@@ -65,7 +65,9 @@ class StoreScu:
             yield from ((delivery, Answer(False, "no-connection")) for delivery, _ in fitting)
             return
         if not association.is_established:
-            status = "association-rejected" if association.is_rejected else "no-connection"
+            # With none of the contexts accepted pynetdicom ends the association itself.
+            nothing = "no-presentation-context" if association.rejected_contexts else "no-connection"
+            status = "association-rejected" if association.is_rejected else nothing
             yield from ((delivery, Answer(False, status)) for delivery, _ in fitting)
             return
         try:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 __all__ = ["run_web"]
 
 STUCK_SECONDS = 600.0
+INDEX_FILE = "gallery.sqlite"
+"""In an index's folder. Not imported, since the gallery's package brings the whole search along."""
 
 
 def run_web(part: Part) -> None:
@@ -22,9 +24,11 @@ def run_web(part: Part) -> None:
     with Spool(part.settings) as spool:
 
         def ready() -> dict[str, bool]:
-            """An object that waits for long means that the screening does not run, whatever its process says."""
+            """An object that waits for long means that the screening does not run, whatever its process says; and while an index
+            is not there, all that is for it is held."""
             oldest = spool.oldest_waiting()
-            return {"screening": oldest is None or time.time() - oldest < STUCK_SECONDS}
+            indexes = {f"index {gallery.name}": (gallery.index / INDEX_FILE).is_file() for gallery in part.settings.gallery}
+            return {"screening": oldest is None or time.time() - oldest < STUCK_SECONDS, **indexes}
 
         server = HttpServer(part.settings, spool, ready)
         server.start()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import os
 import shutil
 import time
 import urllib.parse
@@ -51,6 +52,11 @@ WHY = {
     "damaged": "cannot be decoded",
     "no-rule": "no rule fits",
     "timed-out": "took too long",
+    "suspicious-header": "its header is not a sound object's",
+    "unscreened-content": "holds more than was screened",
+    "search-incomplete": "the search did not reach its end",
+    "identity-mismatch": "names two different objects",
+    "index-unavailable": "the gallery could not be opened",
 }
 """Reasons in words; the code itself is the cell's title."""
 NOW = {
@@ -237,7 +243,7 @@ class Pages:
         await run_in_threadpool(self._spool.audit.note, "viewed", object=item.id, who=session.who)
         rule = next((rule for rule in self._settings.rule if rule.name == item.rule), None)
         nearest = [
-            {"key": near["key"], "frame": near["frame"], "score": f"{near['score']:.4f}", "shown": Path(near["key"]).is_file()}
+            {"key": near["key"], "frame": near["frame"], "score": f"{near['score']:.4f}", "shown": os.path.isfile(near["key"])}
             for near in item.result.get("nearest") or []
         ]
         threshold = item.result.get("threshold")
@@ -248,6 +254,7 @@ class Pages:
             ("Reason", row["reason"]),
             ("Rule", item.rule or "none fitted"),
             ("Gallery", item.result.get("gallery") or "–"),
+            ("Also holds", ", ".join(item.result.get("notes") or []).replace("-", " ") or "–"),
             ("Size", f"{item.bytes / 1e6:.2f} MB"),
             ("Pseudonym", row["pseudonym"]),
             ("Object", item.id),
