@@ -711,3 +711,20 @@ def test_a_reader_that_may_not_write_sees_what_others_do(bundle: Bundle, tmp_pat
             fill(gallery, embeddings[7:], 7)
         assert [result.total for result in reader.search(embeddings, 0.9)] == [0] + [1] * 7
         assert len(reader) == 7
+
+
+def test_a_reader_that_may_not_write_tries_again_when_the_file_was_in_the_way(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, embeddings = tmp_path / "idx", vectors(0, 3)
+    with Gallery.create(folder, bundle) as gallery:
+        fill(gallery, embeddings)
+    monkeypatch.setattr(database, "_writable", lambda path: False)
+    data = (folder / DATABASE).read_bytes()
+    with Gallery.open(folder, bundle) as reader:
+        for between in (None, data[:5000]):
+            (folder / DATABASE).unlink() if between is None else (folder / DATABASE).write_bytes(between)
+            with pytest.raises(GalleryError):
+                reader.search(embeddings, 0.9)
+            (folder / DATABASE).write_bytes(data)
+            assert [result.total for result in reader.search(embeddings, 0.9)] == [1] * 3

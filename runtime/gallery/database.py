@@ -61,7 +61,6 @@ class Database:
         seen = _look(self.path) if self.read_only and not _writable(self.path) else None
         immutable = seen is not None and not _log(self.path).exists()
         self.connection = _connect(self.path, read_only=self.read_only, immutable=immutable)
-        self._seen = seen if immutable else None
         try:
             version = self._check_meta(self._fingerprint)
             self._check_pictures(version)
@@ -70,9 +69,11 @@ class Database:
         except BaseException:
             self.connection.close()
             raise
+        self._seen = seen if immutable else None
 
     def _open_again_if_changed(self) -> None:
         if self._seen is not None and self._seen != _look(self.path):
+            self._seen = ()  # should this fail, the next use tries again
             self.connection.close()
             self._open()
 

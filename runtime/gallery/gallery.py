@@ -377,8 +377,8 @@ class Gallery:
             A result for each query, in order.
 
         Raises:
-            UsageError: a query of another shape or with values that are not finite, a threshold outside (0, 1), `top` below 1, an unknown `how`, or a gallery
-                that holds nothing.
+            UsageError: a query of another shape or with values that are not finite, a threshold outside (0, 1), `top` below 1,
+                an unknown `how`, or a gallery that holds nothing.
             GalleryError: the gallery is damaged.
         """
         check_threshold(threshold)
