@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from .runtime.bundle import Bundle
-    from .runtime.gallery import Gallery
     from .runtime.gallery.calibration import Calibration, Decision, Forecast
     from .runtime.identification import Suspect
     from .runtime.screening import Comparison, Result
@@ -120,13 +119,16 @@ def _stacked(rows: Sequence[Row]) -> Table:
 
 def print_results(
     results: list[Result],
-    gallery: Gallery,
+    size: int,
     counts: dict[str, int],
     skipped: int,
     decision: Decision,
     stopped: str | None = None,
 ) -> None:
-    """A table, and below it the counts and the threshold; `stopped` says how far a scan came that did not come to its end."""
+    """A table, and below it the counts, the gallery's size in frames and the threshold.
+
+    `stopped` says how far a scan came that did not come to its end.
+    """
     from rich.text import Text
 
     console = _console(sys.stdout)
@@ -141,7 +143,7 @@ def print_results(
     verdicts = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
     if stopped:
         console.print(Text(printable(stopped), STYLES["error"]))
-    console.print(Text(f"{verdicts}, against {len(gallery)} in the gallery.{others}"))
+    console.print(Text(f"{verdicts}, against {size} in the gallery.{others}"))
     console.print(Text(f"threshold {decision.threshold:.4g}: {decision.words}", "dim"))
 
 

@@ -183,7 +183,8 @@ def index_remove(
     if as_json:
         click.echo(json.dumps({"schema_version": 1, "removed": removed, "frames_left": left}))
     elif removed:
-        click.echo(f"{removed} pictures removed, from results and from the disk; the index holds {left} frames")
+        pictures = "picture" if removed == 1 else "pictures"
+        click.echo(f"{removed} {pictures} removed, from results and from the disk; the index holds {left} frames")
     if not removed:
         hint = ": objects that name an issuer are found with --issuer" if patient_id is not None and issuer is None else ""
         say(f"error: nothing in {printable(str(folder))} meets that{hint}")

@@ -78,6 +78,7 @@ def scan(
         decision = decide_threshold(gallery, threshold)
         for line in () if quiet else decision.warnings:
             warn(line)
+        size = gallery.frames(names or None)  # a mistyped name is an error now, before the first picture
         results = screener.screen(items, gallery, threshold=decision, top=top, search=search, galleries=names or None)
         no_bar = quiet or (as_json and sys.stdout.isatty())  # the lines themselves show how far it is
         counts = {"clear": 0, "match": 0, "error": 0}
@@ -86,7 +87,7 @@ def scan(
 
         def report(stopped: str | None = None) -> None:
             if not as_json:
-                print_results(kept, gallery, counts, skipped, decision, stopped)
+                print_results(kept, size, counts, skipped, decision, stopped)
 
         try:
             with closing(progress(results, len(items), "screening", no_bar, lambda result: result.path)) as shown:

@@ -125,3 +125,27 @@ def test_a_truncated_database_is_one_line_and_exit_code_2(pictures: Path, tmp_pa
         assert "is damaged" in result.stderr
         assert "Traceback" not in result.output
     shutil.rmtree(tmp_path / "idx")
+
+
+@pytest.mark.usefixtures("bundle")
+def test_a_scan_of_some_groups_says_how_many_pictures_they_hold_and_refuses_others_at_once(pictures: Path, tmp_path: Path) -> None:
+    index, none = str(tmp_path / "idx"), tmp_path / "none"
+    none.mkdir()
+    one = str(pictures / "0.png")
+    assert run("index", "build", str(pictures), "--index", index).exit_code == 0
+    assert run("index", "add", one, "--index", index, "--gallery", "ward").exit_code == 0
+    assert "against 1 in the gallery" in run("scan", one, "--index", index, "--gallery", "ward").stdout
+    for path in (one, str(none)):  # nothing to screen is no excuse: a script would take it for clear
+        mistyped = run("scan", path, "--index", index, "--gallery", "wrad")
+        assert (mistyped.exit_code, mistyped.stdout) == (2, "")
+        assert "no gallery 'wrad'" in mistyped.stderr
+
+
+@pytest.mark.usefixtures("bundle")
+def test_erasing_one_picture_takes_it_out_of_the_graph_without_alarm(pictures: Path, tmp_path: Path) -> None:
+    index = str(tmp_path / "idx")
+    assert run("index", "build", str(pictures), "--index", index, "--graph").exit_code == 0
+    done = run("index", "remove", "--index", index, "--key", str(pictures / "0.png"))
+    assert (done.exit_code, "warning" in done.stderr) == (0, False), done.stderr
+    assert done.stdout.startswith("1 picture removed")
+    assert run("index", "verify", "--index", index).exit_code == 0

@@ -226,7 +226,7 @@ def test_a_writer_waits_for_another_and_then_says_who_is_in_the_way(
         fill(gallery, vectors(0, 1))
 
 
-@pytest.mark.parametrize("damage", ["flipped vector", "truncated", "not sqlite", "other version"])
+@pytest.mark.parametrize("damage", ["flipped vector", "truncated", "emptied", "not sqlite", "other version"])
 def test_a_damaged_store_is_never_answered_from(damage: str, bundle: Bundle, tmp_path: Path) -> None:
     folder = tmp_path / "idx"
     with Gallery.create(folder, bundle) as gallery:
@@ -239,6 +239,8 @@ def test_a_damaged_store_is_never_answered_from(damage: str, bundle: Bundle, tmp
         data[place + 5] ^= 0xFF
     elif damage == "truncated":
         del data[len(data) // 2 :]
+    elif damage == "emptied":
+        data.clear()
     elif damage == "not sqlite":
         data[:] = b"hello" * 100
     path.write_bytes(data)
@@ -662,6 +664,12 @@ def test_wrong_requests_are_refused(arguments: dict[str, object], message: str, 
             gallery.search(vectors(0, 1), **arguments)  # type: ignore[arg-type]
         with pytest.raises(UsageError, match="shape"):
             gallery.search(np.zeros((1, FEATURES + 1), np.float32), 0.5)
+        for value in (np.nan, np.inf):  # which would be like nothing, and so clear
+            with pytest.raises(UsageError, match="NaN or infinity"):
+                gallery.search(np.full((1, FEATURES), value, np.float32), 0.5)
+        with pytest.raises(UsageError, match="no Unicode text"):
+            gallery.add(Entry("lone \ud800 surrogate", content(9), 1, {0: vectors(1, 1)[0]}))
+        assert len(gallery) == 2
 
 
 def test_a_full_disk_is_said_and_harms_nothing(bundle: Bundle, tmp_path: Path) -> None:
@@ -703,3 +711,20 @@ def test_a_reader_that_may_not_write_sees_what_others_do(bundle: Bundle, tmp_pat
             fill(gallery, embeddings[7:], 7)
         assert [result.total for result in reader.search(embeddings, 0.9)] == [0] + [1] * 7
         assert len(reader) == 7
+
+
+def test_a_reader_that_may_not_write_tries_again_when_the_file_was_in_the_way(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, embeddings = tmp_path / "idx", vectors(0, 3)
+    with Gallery.create(folder, bundle) as gallery:
+        fill(gallery, embeddings)
+    monkeypatch.setattr(database, "_writable", lambda path: False)
+    data = (folder / DATABASE).read_bytes()
+    with Gallery.open(folder, bundle) as reader:
+        for between in (None, data[:5000]):
+            (folder / DATABASE).unlink() if between is None else (folder / DATABASE).write_bytes(between)
+            with pytest.raises(GalleryError):
+                reader.search(embeddings, 0.9)
+            (folder / DATABASE).write_bytes(data)
+            assert [result.total for result in reader.search(embeddings, 0.9)] == [1] * 3

@@ -61,7 +61,6 @@ class Database:
         seen = _look(self.path) if self.read_only and not _writable(self.path) else None
         immutable = seen is not None and not _log(self.path).exists()
         self.connection = _connect(self.path, read_only=self.read_only, immutable=immutable)
-        self._seen = seen if immutable else None
         try:
             version = self._check_meta(self._fingerprint)
             self._check_pictures(version)
@@ -70,9 +69,11 @@ class Database:
         except BaseException:
             self.connection.close()
             raise
+        self._seen = seen if immutable else None
 
     def _open_again_if_changed(self) -> None:
         if self._seen is not None and self._seen != _look(self.path):
+            self._seen = ()  # should this fail, the next use tries again
             self.connection.close()
             self._open()
 
@@ -188,9 +189,15 @@ class Database:
                 raise GalleryError(f"{self.folder} may not be written: give a folder with write permission") from error
             if "full" in text:
                 raise GalleryError(f"the disk of {self.folder} is full; what was in the index before is unharmed") from error
+            if "no such" in text:  # a table or a column, as in an empty file
+                raise self.damaged(text) from error
             raise GalleryError(f"{self.path} cannot be used: {text}") from error
         except sqlite3.ProgrammingError as error:
             raise UsageError(f"{self.folder} was closed: open the index again") from error
+        except UnicodeEncodeError as error:
+            raise UsageError(
+                f"{str(error.object)[:80]!r} cannot be kept: it is no Unicode text (a lone surrogate in it)"
+            ) from error
         except (sqlite3.DatabaseError, UnicodeError) as error:  # text that is none, even in the schema, SQLite passes on
             raise self.damaged(str(error)) from error
 

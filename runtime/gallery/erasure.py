@@ -27,8 +27,8 @@ def erase(
         UsageError: nothing was given: that would remove everything.
         GalleryError: as for `Store`; then nothing was removed.
     """
-    given = {"key": key, "patient": patient, "study": study, "gallery": gallery}
-    given = {name: value for name, value in given.items() if value is not None}  # an empty one holds for nothing, not for all
+    asked = {"key": key, "patient": patient, "study": study, "gallery": gallery}
+    given = {name: value for name, value in asked.items() if value is not None}  # an empty text holds for nothing, not for all
     if not given:
         raise UsageError("say what to remove: a key, a patient, a study or a gallery")
     condition = " AND ".join(f"{name} = ?" for name in given)

@@ -13,6 +13,8 @@ from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
 
+import numpy as np
+
 from ..bundle import Bundle
 from ..errors import GalleryError, UsageError
 from ..head import Floats, check_threshold
@@ -153,6 +155,14 @@ class Gallery:
     def __len__(self) -> int:
         """How many pictures' frames it holds."""
         return self._store.frames()
+
+    def frames(self, galleries: Collection[str] | None = None) -> int:
+        """How many pictures' frames some of its galleries hold; None counts all.
+
+        Raises:
+            UsageError: a gallery of that name holds nothing.
+        """
+        return self._store.frames(self._chosen(galleries))
 
     def vectors(self) -> int:
         """How many distinct embeddings it holds: the size that counts in a search, since copies are compared once."""
@@ -324,9 +334,11 @@ class Gallery:
             UsageError: nothing was given.
             GalleryError: it cannot be written. Then nothing was removed, or, after a full disk in compaction, all from results.
         """
-        removed = erase(self._store, key=key, patient=patient, study=study, gallery=gallery)
-        if removed and compact:
-            self.compact()
+        with self._searching:
+            self._searcher.flat.refresh(self._store)  # what is known now can be taken out of the graph then
+            removed = erase(self._store, key=key, patient=patient, study=study, gallery=gallery)
+            if removed and compact:
+                self.compact()
         return removed
 
     def compact(self) -> None:
@@ -365,13 +377,15 @@ class Gallery:
             A result for each query, in order.
 
         Raises:
-            UsageError: a query of another shape, a threshold outside (0, 1), `top` below 1, an unknown `how`, or a gallery
-                that holds nothing.
+            UsageError: a query of another shape or with values that are not finite, a threshold outside (0, 1), `top` below 1,
+                an unknown `how`, or a gallery that holds nothing.
             GalleryError: the gallery is damaged.
         """
         check_threshold(threshold)
         if queries.ndim not in (2, 3) or queries.shape[-1] != self.bundle.features or 0 in queries.shape[1:]:
             raise UsageError(f"queries must have shape (n, {self.bundle.features}); these have {queries.shape}")
+        if not np.isfinite(queries).all():  # it would be compared with nothing, and be clear
+            raise UsageError("a query holds NaN or infinity: nothing can be said of it")
         if top < 1:
             raise UsageError(f"{top} matches cannot be returned; ask for 1 or more")
         try:

@@ -99,10 +99,9 @@ class Graph:
     def erased(self) -> int:
         return self._erased
 
-    @property
-    def worn(self) -> bool:
-        """Whether so much was erased that it had better be made again."""
-        return self._erased > WORN * self.held
+    def worn_by(self, count: int) -> bool:
+        """Whether with `count` more of them erased it had better be made again."""
+        return self._erased + count > WORN * self.held
 
     def reserve(self, count: int) -> None:
         """Make room for so many more vectors at once: each enlargement copies the graph."""

@@ -85,7 +85,11 @@ class Searcher:
         graph = self._saved_graph("it is made again")
         self.flat.refresh(self._store)
         if graph is not None:
-            graph.erase(self.flat.ids[~self.flat.alive])
+            gone = self.flat.ids[~self.flat.alive]
+            if graph.worn_by(len(gone)):
+                graph = None  # to make it again is quicker, too, than to take so many out one by one
+            else:
+                graph.erase(gone)
         if len(self.flat) > CACHE_FROM:
             self.flat.write_cache(self._store, anew=True)
         else:
@@ -93,7 +97,7 @@ class Searcher:
             remove_caches(self._folder)  # also one that cannot be read: what was erased may be in it
         self.flat.refresh(self._store)
         self._graph = None
-        if graph is not None and len(graph) and not graph.worn:
+        if graph is not None and len(graph):
             graph.content = self.flat.content(graph.newest)
             save_graph(graph, self._folder, self._fingerprint)
             self._graph = graph

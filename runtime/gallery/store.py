@@ -64,10 +64,12 @@ class Store(Database):
         with self.explained():
             return self.tally("pictures").rows, self.tally("vectors").rows
 
-    def frames(self) -> int:
-        """How many pictures' frames there are."""
+    def frames(self, galleries: Sequence[str] | None = None) -> int:
+        """How many pictures' frames there are, in all or in some galleries."""
+        where, names = _within(galleries)
         with self.explained():
-            return int(self.connection.execute("SELECT count(*) FROM pictures WHERE rendering = 0").fetchone()[0])
+            query = f"SELECT count(*) FROM pictures WHERE rendering = 0{where}"
+            return int(self.connection.execute(query, names).fetchone()[0])
 
     def files(self) -> int:
         """How many pictures there are, each with all its frames: keys, counted in each gallery."""
@@ -302,8 +304,10 @@ class Store(Database):
 
     def _vector_id(self, embedding: Floats, new: list[bytes]) -> int:
         """The id of an embedding, which is inserted if it is new; its row's digest is then appended to `new`."""
-        if embedding.shape != (self.features,) or not np.isfinite(embedding).all():
+        if embedding.shape != (self.features,):
             raise GalleryError(f"an embedding must be {self.features} finite numbers; this one has shape {embedding.shape}")
+        if not np.isfinite(embedding).all():
+            raise GalleryError(f"an embedding must be {self.features} finite numbers; this one holds NaN or infinity")
         data = np.ascontiguousarray(embedding, dtype="<f4").tobytes()
         digest = hashlib.sha256(data).digest()
         query = "INSERT OR IGNORE INTO vectors (digest, embedding) VALUES (?, ?)"
