@@ -116,6 +116,8 @@ def test_a_signal_cleans_up_and_says_so(number: int, code: int, says: str, tmp_p
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={**os.environ, "TMPDIR": str(temporary)},
+        # A suite that a shell started in the background ignores Ctrl-C, and would hand that down.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     deadline = time.monotonic() + 60
     while not list(temporary.glob("lcmem-gallery-*/gallery.sqlite")) and time.monotonic() < deadline:
