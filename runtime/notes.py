@@ -23,13 +23,14 @@ from .grey import first_number
 __all__ = ["PRIVATE_BYTES", "SUSPICIOUS", "Note", "notes_of"]
 
 PRIVATE_BYTES = 1 << 16
-"""Private elements that hold more than this together are noted: there is room for a picture in them."""
+"""Private and unknown elements that hold more than this together are noted: there is room for a picture in them."""
 _ELEMENTS = 100_000
 """Looked at, at most: a hostile object has millions."""
 _PIXELS = {0x7FE00008, 0x7FE00009, 0x7FE00010}
 _ICON = 0x00880200
 _DOCUMENT = 0x00420011
 _OVERLAY_DATA = 0x3000
+_PADDING = 0xFFFCFFFC
 
 
 class Note(StrEnum):
@@ -46,7 +47,7 @@ class Note(StrEnum):
     NESTED_PIXELS = "nested-pixels"
     """Pixels in a sequence that is no icon's."""
     PRIVATE_DATA = "private-data"
-    """More than 64 KiB in private elements."""
+    """More than 64 KiB in private elements, in elements that DICOM does not know, or in padding behind the pixels."""
     ENCAPSULATED_DOCUMENT = "encapsulated-document"
     """A PDF or another document."""
     TWO_FORMATS = "two-formats"
@@ -107,7 +108,7 @@ def notes_of(dataset: Dataset, preamble: bytes) -> tuple[Note, ...]:
                 found.add(Note.ENCAPSULATED_DOCUMENT)
             elif 0x6000 <= group <= 0x60FF and number == _OVERLAY_DATA:
                 found.add(Note.OVERLAY)
-            elif group % 2 and isinstance(element.value, bytes):
+            elif (group % 2 or element.tag == _PADDING or not dictionary_has_tag(element.tag)) and isinstance(element.value, bytes):
                 private += len(element.value)
     except Exception:  # noqa: BLE001  # whatever pydicom raises on a damaged element: the note tells of it
         found.add(Note.UNREADABLE_ELEMENTS)

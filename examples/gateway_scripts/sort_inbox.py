@@ -42,14 +42,15 @@ def main(arguments: list[str]) -> int:
 def sort(path: Path, results: list[Result], clear: Path, held: Path) -> int:
     """Move one file by the verdicts on its frames; the exit code that it asks for."""
     verdicts = {result.verdict for result in results}
-    if verdicts == {Verdict.CLEAR}:
+    complete = all(result.complete for result in results)  # false where the index's graph was not searched to the end
+    if verdicts == {Verdict.CLEAR} and complete:
         move(path, clear)
         return 0
     # The reason first: a file that is held is never without it.
     reason = held / f"{path.name}.json"
     reason.write_text("".join(json.dumps(result.as_json()) + "\n" for result in results), encoding="utf-8")
     move(path, held)
-    return 2 if Verdict.ERROR in verdicts else 1
+    return 2 if Verdict.ERROR in verdicts or not complete else 1
 
 
 def move(path: Path, folder: Path) -> None:

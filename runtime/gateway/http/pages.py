@@ -152,7 +152,7 @@ class Pages:
         oldest = spool.oldest_waiting()
         waiting = time.time() - oldest if oldest else 0.0
         total, _, free = shutil.disk_usage(self._settings.spool.folder)
-        troubles = [name.replace("_", " ") for name, well in self._ready().items() if not well]
+        troubles = [f"not ready: {name}" for name, well in self._ready().items() if not well]
         if waiting > SLOW_SECONDS:
             troubles.append(f"an object has waited {_span(waiting)} for its screening")
         if counts[State.DEAD]:
