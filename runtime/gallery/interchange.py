@@ -229,10 +229,17 @@ def _add(gallery: Gallery, parts: Sequence[tuple[Iterator[Record], str | None, b
                 "Nothing was added: remove these there, or keep the two apart"
             )
 
-    gallery.add_all(entries())
-    for key in {key for _, key, _ in parts if key}:
-        if gallery.setting(SITE_KEY) is None:
-            gallery.set_setting(SITE_KEY, key)
+    # Before the rows: killed in between, pseudonyms of a key that the index does not name could be mixed with another's.
+    key = next((key for _, key, _ in parts if key), None)
+    claimed = key is not None and gallery.setting(SITE_KEY) is None
+    if claimed:
+        gallery.set_setting(SITE_KEY, key)
+    try:
+        gallery.add_all(entries())
+    except BaseException:
+        if claimed:
+            gallery.set_setting(SITE_KEY, None)
+        raise
     done.added = len(gallery) - before
     done.known = seen - done.added
     return done
