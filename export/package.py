@@ -17,7 +17,7 @@ import torch
 from lcmem_onnx.display import printable
 from lcmem_onnx.models.checkpoint import Loaded, load_lcmem
 from lcmem_onnx.models.lcmem import LCMem
-from lcmem_onnx.runtime.bundle import FORMAT, FORMAT_VERSION, MANIFEST, fingerprint, open_bundle, seal
+from lcmem_onnx.runtime.bundle import FORMAT, FORMAT_VERSION, FORMULA, MANIFEST, fingerprint, open_bundle, seal
 from lcmem_onnx.runtime.errors import ExportError, UsageError
 from lcmem_onnx.runtime.head import check_threshold
 from lcmem_onnx.runtime.preprocess import PREPROCESSING
@@ -91,7 +91,8 @@ def export_bundle(request: Request, say: Callable[[str], None] = lambda line: No
     refuse_leftovers(out)
     unknown = sorted(set(request.variants) - set(VARIANTS))
     if unknown or not request.variants:
-        raise UsageError(f"unknown variants: {', '.join(unknown)}. This version exports {', '.join(VARIANTS)}")
+        what = f"unknown variants: {', '.join(unknown)}" if unknown else "no variants were named, so nothing would be written"
+        raise UsageError(f"{what}. This version exports {', '.join(VARIANTS)}")
     if request.int8_exclude and "int8" not in request.variants:
         raise UsageError("layers to exclude from int8 were given, but int8 is not among the variants")
     if request.threshold is not None:
@@ -177,7 +178,7 @@ def _image_size(request: Request, loaded: Loaded) -> int:
 def _head(network: LCMem) -> dict[str, Any]:
     """Decimal numbers that read back as the same float32: Python prints the shortest text that does."""
     return {
-        "formula": "score = sigmoid(bias + sum(weight * abs(e1 - e2)))",
+        "formula": FORMULA,
         "bias": float(network.fc_end.bias.detach()[0]),
         "weight": [float(value) for value in network.fc_end.weight.detach()[0]],
     }
@@ -215,7 +216,7 @@ def _manifest(request: Request, loaded: Loaded, image_size: int, draft: Path) ->
         "preprocessing": PREPROCESSING,
         "preprocessing_graph": {"file": PREPROCESS, "input": PICTURE, "output": INPUT},
         "embedding": {"name": OUTPUT, "dtype": "float32", "size": loaded.network.features, "range": [0.0, 1.0]},
-        "head": {"file": HEAD, "formula": "score = sigmoid(bias + sum(weight * abs(e1 - e2)))"},
+        "head": {"file": HEAD, "formula": FORMULA},
         "threshold": {"value": float(threshold["value"]), "source": str(threshold["source"])},
         "checkpoint": {
             "description": loaded.description,
