@@ -91,12 +91,12 @@ def test_the_siamese_baseline_exports(tmp_path: Path) -> None:
 
 
 def test_threshold_name_and_licence_are_taken_over(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    request = Request(tiny_checkpoint, tmp_path / "out", threshold=0.7, name="mine", licence="CC0-1.0", image_size=32)
+    request = Request(tiny_checkpoint, tmp_path / "out", threshold=0.7, name="my\n\udcffmodel", licence="CC0-1.0", image_size=32)
     export_bundle(request)
     bundle = open_bundle(tmp_path / "out")
     assert (bundle.threshold.value, bundle.name, bundle.manifest["license"], bundle.image_size) == (
         0.7,
-        "mine",
+        r"my\n\udcffmodel",  # escaped: a newline would break lines, and half a surrogate is no UTF-8
         "CC0-1.0",
         32,
     )
