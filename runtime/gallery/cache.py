@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from ..bundle import SEAL, seal
 from ..errors import GalleryError
 from ..head import Floats
-from .codes import BLOCK, Coder, Codes
+from .codes import BLOCK, Coder, Codes, distances
 from .drafts import remove_drafts, write_atomically
 from .records import EMPTY, Tally
 
@@ -39,6 +39,8 @@ SUM_BYTES = 8
 """Of an embedding's sha256, kept beside it: enough against damage, which is not malice."""
 PARTS = ("ids", "sums", "slack", "codes", "embeddings")
 CHECKED_PARTS = PARTS[:4]
+LOOKED_AT, MAPPED_AROUND = 512, 1 << 16
+"""Rows of codes that are looked at one by one before their pages are let go of, and what a page's fault maps: 32 MB in all."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,9 @@ class Cache:
     def __init__(self, folder: Path, manifest: CacheManifest) -> None:
         self.manifest = manifest
         self._files: list[BinaryIO] = []
-        self._maps: list[mmap.mmap] = []
+        self._maps: dict[str, mmap.mmap] = {}
         self._codes_checked = False
+        self._looked_at = 0
         self._checked: NDArray[np.bool_] = np.zeros(manifest.rows, np.bool_)
         try:
             self._open(folder)
@@ -124,7 +127,7 @@ class Cache:
             mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
         except OSError as error:
             raise CacheError(f"the cached vectors cannot be read: {error.strerror}") from error
-        self._maps.append(mapped)
+        self._maps[part] = mapped
         return np.frombuffer(mapped, np.uint8)
 
     def _check(self, part: str) -> None:
@@ -140,6 +143,30 @@ class Cache:
         if not self._codes_checked:
             self._check("codes")
             self._codes_checked = True
+
+    def code_distances(self, code: Codes, places: NDArray[np.int64]) -> NDArray[np.int32]:
+        """L1 distances of one code (width,) to those of some rows: int32 (n,).
+
+        The map is let go of now and then: what is looked at through it counts as this process's memory, and the system maps
+        64 KB around each row.
+
+        Raises:
+            CacheError: the codes are not as they were written; the first call reads them all.
+        """
+        if not self._codes_checked:
+            self.check_codes()
+            self._let_go()
+        sums = distances(code, self.codes[places])
+        self._looked_at += len(places)
+        if self._looked_at > LOOKED_AT and self.codes.nbytes > LOOKED_AT * MAPPED_AROUND:
+            self._let_go()
+        return sums
+
+    def _let_go(self) -> None:
+        """What was looked at of the codes counts no longer as this process's memory; the system keeps it while it has room."""
+        self._looked_at = 0
+        if "codes" in self._maps and hasattr(mmap, "MADV_DONTNEED"):
+            self._maps["codes"].madvise(mmap.MADV_DONTNEED)
 
     def check_all(self) -> None:
         """Raises CacheError when anything in the files is not as it was written; reads all of them."""
@@ -157,7 +184,7 @@ class Cache:
         if len(places) <= BLOCK and hasattr(os, "pread"):
             # Not through the map: what is read through it counts as this process's memory, and in time that would be all.
             file, size = self._files[4].fileno(), 4 * features
-            read = b"".join(os.pread(file, size, int(place) * size) for place in places)
+            read = b"".join([os.pread(file, size, at) for at in (places * size).tolist()])
             if len(read) != size * len(places):
                 raise CacheError("the cached vectors are damaged: the file has become shorter")
             found = np.frombuffer(read, dtype="<f4").reshape(len(places), features)

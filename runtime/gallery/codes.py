@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from ..head import Floats, Head
 
-__all__ = ["BLOCK", "Coder", "Codes", "near"]
+__all__ = ["BLOCK", "Coder", "Codes", "distances", "near", "near_enough"]
 
 Codes = NDArray[np.uint8]
 BLOCK = 4096
@@ -94,10 +94,7 @@ def near(
     first = _first_pass(blocks, queries, threads)
     unit = np.where(first.places < 0, np.inf, step * first.distances.astype(np.float64))
     widths = np.asarray(slacks, np.float64)[None, :, None] + query_slacks.astype(np.float64)[:, None, None]
-    # The nearest scores at least as if it had no help of positive weights; another can beat it with all of theirs.
-    nearest = (unit + widths).min(axis=(1, 2), initial=np.inf) + reach
-    nearest += 1e-3 * np.maximum(1.0, np.abs(nearest))  # for rounding in the head's float32, as in `Head.radius`
-    limit = np.maximum(radii, nearest)[:, None, None]
+    limit = np.maximum(radii, _nearest_limit((unit + widths).min(axis=(1, 2), initial=np.inf), reach))[:, None, None]
     inside = unit - widths <= limit
     found: list[NDArray[np.int64]] = []
     starts = np.array([start for start, _ in blocks], np.int64)
@@ -108,7 +105,7 @@ def near(
         parts = [starts[at] + first.places[query, at, rank]]
         for block in np.flatnonzero(full):
             start, codes = blocks[block]
-            sums = _sums(queries[query], codes)
+            sums = distances(queries[query], codes)
             parts.append(start + np.flatnonzero(step * sums - widths[query, block, 0] <= limit[query, 0, 0]))
         found.append(np.sort(np.concatenate(parts)))
     return found
@@ -138,8 +135,40 @@ def _first_pass(blocks: list[tuple[int, Codes]], queries: Codes, threads: int) -
     return _Pass(distances, places)
 
 
-def _sums(query: Codes, codes: Codes) -> NDArray[np.int64]:
-    """L1 distances of one code to many, by numpy: int64 (n,)."""
-    differences = np.abs(codes.astype(np.int16) - query.astype(np.int16))
-    sums: NDArray[np.int64] = differences.sum(axis=1, dtype=np.int64)
+def distances(query: Codes, codes: Codes) -> NDArray[np.int32]:
+    """L1 distances of one code (width,) to many, (n, width): int32 (n,).
+
+    OpenCV is asked for the one nearest of each of the many, among one: so it gives them all, in their order.
+    """
+    if not len(codes) or not len(query):
+        return np.zeros(len(codes), np.int32)
+    sums: NDArray[np.int32] = cv2.batchDistance(codes, query[None], cv2.CV_32S, normType=cv2.NORM_L1, K=1)[0][:, 0]
     return sums
+
+
+def near_enough(
+    sums: NDArray[np.int32], widths: NDArray[np.float64], step: float, wanted: NDArray[np.bool_], radius: float, reach: float
+) -> NDArray[np.bool_]:
+    """As `near`, for one query and a few vectors: which may lie within the radius or be the nearest of the wanted ones.
+
+    Args:
+        sums: the L1 distances of the codes, (n,).
+        widths: the slacks of query and vector together, (n,).
+        step, radius, reach: see `near`.
+        wanted: which of them are searched among, (n,).
+
+    Returns:
+        bool (n,).
+    """
+    unit = step * sums.astype(np.float64)
+    nearest = (unit + widths)[wanted].min(initial=np.inf)
+    marked: NDArray[np.bool_] = unit - widths <= max(radius, float(_nearest_limit(np.asarray(nearest), np.asarray(reach))))
+    return marked
+
+
+def _nearest_limit(most: NDArray[np.float64], reach: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The distance beyond which nothing can be the nearest, if something is no farther than `most`: that scores at least as if
+    it had no help of positive weights, and another can beat it with all of theirs, `reach`."""
+    limit = most + reach
+    widened: NDArray[np.float64] = limit + 1e-3 * np.maximum(1.0, np.abs(limit))  # for the head's float32, as in `Head.radius`
+    return widened

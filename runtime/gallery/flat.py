@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,17 +19,27 @@ from ..errors import GalleryError
 from ..head import Floats, Head
 from ..machine import cpu_limit
 from .cache import Cache, CacheError, CacheManifest, Writer, open_cache, row_sums
-from .codes import BLOCK, Coder, Codes, near
+from .codes import BLOCK, Coder, Codes, near, near_enough
 from .records import EMPTY, Tally, row_digest
 from .store import Store
 
-__all__ = ["CACHE_FROM", "Flat", "Places"]
+__all__ = ["CACHE_FROM", "Flat", "Places", "Query"]
 
 CACHE_FROM = 4096
 """Rows from which on there is a cache, and rows by which it may lag behind. So many are read from SQLite in 50 ms."""
 READ_AT_ONCE = 32768
 """Rows in memory while the cache is written: 64 MB at 512 features."""
 Places = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Query:
+    """A query's code, uint8 (width,), with its slack, and how far from it matches may be (see `codes`)."""
+
+    code: Codes
+    slack: float
+    radius: float
+    reach: float
 
 
 class Flat:
@@ -249,6 +260,35 @@ class Flat:
         reach = np.array([self._head.reach(query, self.low, self.high) for query in queries])
         found = near(blocks, slacks, codes, query_slacks, self._coder.step, radii, reach, cpu_limit())
         return found if places is None else [places[at] for at in found]
+
+    def worth_reading(self, query: Query, places: Places, wanted: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Of some rows, those that may score the threshold, and those that may be the nearest of the wanted ones: bool (n,).
+
+        By their codes, which take less to read than embeddings and their checksums. Rows that have none yet are all worth it.
+
+        Args:
+            query: from `coded`.
+            places: (n,).
+            wanted: bool (n,), which of these are searched among.
+
+        Raises:
+            GalleryError: the cache is damaged.
+        """
+        marked = np.ones(len(places), np.bool_)
+        if self._cache is None:
+            return marked
+        inside = places < self.cached
+        some = places[inside]
+        sums = self._cache.code_distances(query.code, some)
+        widths = self._cache.slack[some].astype(np.float64) + query.slack
+        marked[inside] = near_enough(sums, widths, self._coder.step, wanted[inside], query.radius, query.reach)
+        return marked
+
+    def coded(self, query: Floats, threshold: float) -> Query:
+        """A query, (features,), as `worth_reading` takes it."""
+        (code,), (slack,) = self._coder.encode(query[None])
+        radius = self._head.radius(threshold, query, self.low, self.high)
+        return Query(code, float(slack), radius, self._head.reach(query, self.low, self.high))
 
     def _blocks(self, wanted: NDArray[np.bool_] | None) -> tuple[list[tuple[int, Codes]], list[float]]:
         """Codes block by block, of the wanted rows alone, numbered from 0, and the largest slack of each."""
