@@ -39,8 +39,8 @@ SUM_BYTES = 8
 """Of an embedding's sha256, kept beside it: enough against damage, which is not malice."""
 PARTS = ("ids", "sums", "slack", "codes", "embeddings")
 CHECKED_PARTS = PARTS[:4]
-LOOKED_AT, MAPPED_AROUND = 512, 1 << 16
-"""Rows of codes that are looked at one by one before their pages are let go of, and what a page's fault maps: 32 MB in all."""
+LOOKED_AT, MAPPED_AROUND = 1024, 1 << 16
+"""Rows of codes that are looked at one by one before their pages are let go of, and what a page's fault maps: 64 MB in all."""
 
 
 @dataclass(frozen=True)
@@ -144,8 +144,8 @@ class Cache:
             self._check("codes")
             self._codes_checked = True
 
-    def code_distances(self, code: Codes, places: NDArray[np.int64]) -> NDArray[np.int32]:
-        """L1 distances of one code (width,) to those of some rows: int32 (n,).
+    def code_distances(self, code: Codes, places: NDArray[np.int64]) -> tuple[NDArray[np.int32], Floats]:
+        """L1 distances of one code (width,) to those of some rows, int32 (n,), and the rows' slacks, float32 (n,).
 
         The map is let go of now and then: what is looked at through it counts as this process's memory, and the system maps
         64 KB around each row.
@@ -160,7 +160,7 @@ class Cache:
         self._looked_at += len(places)
         if self._looked_at > LOOKED_AT and self.codes.nbytes > LOOKED_AT * MAPPED_AROUND:
             self._let_go()
-        return sums
+        return sums, self.slack[places]
 
     def _let_go(self) -> None:
         """What was looked at of the codes counts no longer as this process's memory; the system keeps it while it has room."""

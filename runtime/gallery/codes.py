@@ -12,6 +12,7 @@ OpenCV sums absolute differences of bytes faster than a matrix product of floats
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -41,6 +42,8 @@ class Coder:
         self._used = np.flatnonzero(head.weight < 0)
         self._weights: Floats = -head.weight[self._used].astype(np.float32)
         self.step = float(self._weights.max(initial=0.0)) / 255.0 or 1.0
+        self._scale = self._weights / np.float32(self.step)
+        self._all_used = len(self._used) == head.features
 
     @property
     def width(self) -> int:
@@ -52,11 +55,14 @@ class Coder:
 
         Values outside [0, 1] only widen the slack.
         """
-        scaled = embeddings[:, self._used] * (self._weights / np.float32(self.step))
-        codes = np.clip(np.rint(scaled), 0, 255)
+        scaled = (embeddings if self._all_used else embeddings[:, self._used]) * self._scale
+        codes = np.rint(scaled)
+        np.maximum(codes, 0, out=codes)
+        np.minimum(codes, 255, out=codes)
+        rounded = np.abs(scaled - codes).sum(axis=1, dtype=np.float64)
         # A millionth for the rounding of this very arithmetic, in float32, of values up to 255.
-        slack = np.abs(scaled - codes).sum(axis=1, dtype=np.float64) + 1e-6 * np.abs(scaled).sum(axis=1, dtype=np.float64)
-        return codes.astype(np.uint8), (slack * self.step * (1 + 1e-6)).astype(np.float32)
+        slack = rounded + 1e-6 * np.abs(scaled, out=scaled).sum(axis=1, dtype=np.float64)
+        return codes.astype(np.uint8), (slack * (self.step * (1 + 1e-6))).astype(np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +100,9 @@ def near(
     first = _first_pass(blocks, queries, threads)
     unit = np.where(first.places < 0, np.inf, step * first.distances.astype(np.float64))
     widths = np.asarray(slacks, np.float64)[None, :, None] + query_slacks.astype(np.float64)[:, None, None]
-    limit = np.maximum(radii, _nearest_limit((unit + widths).min(axis=(1, 2), initial=np.inf), reach))[:, None, None]
+    most = (unit + widths).min(axis=(1, 2), initial=np.inf)
+    nearest = np.array([_nearest_limit(float(one), float(its)) for one, its in zip(most, reach, strict=True)])
+    limit = np.maximum(radii, nearest)[:, None, None]
     inside = unit - widths <= limit
     found: list[NDArray[np.int64]] = []
     starts = np.array([start for start, _ in blocks], np.int64)
@@ -147,7 +155,7 @@ def distances(query: Codes, codes: Codes) -> NDArray[np.int32]:
 
 
 def near_enough(
-    sums: NDArray[np.int32], widths: NDArray[np.float64], step: float, wanted: NDArray[np.bool_], radius: float, reach: float
+    sums: NDArray[np.int32], widths: Floats, step: float, wanted: NDArray[np.bool_] | None, radius: float, reach: float
 ) -> NDArray[np.bool_]:
     """As `near`, for one query and a few vectors: which may lie within the radius or be the nearest of the wanted ones.
 
@@ -155,20 +163,20 @@ def near_enough(
         sums: the L1 distances of the codes, (n,).
         widths: the slacks of query and vector together, (n,).
         step, radius, reach: see `near`.
-        wanted: which of them are searched among, (n,).
+        wanted: which of them are searched among, (n,); None for all.
 
     Returns:
         bool (n,).
     """
-    unit = step * sums.astype(np.float64)
-    nearest = (unit + widths)[wanted].min(initial=np.inf)
-    marked: NDArray[np.bool_] = unit - widths <= max(radius, float(_nearest_limit(np.asarray(nearest), np.asarray(reach))))
+    unit = step * sums  # float64
+    most = unit + widths
+    nearest = (most if wanted is None else most[wanted]).min(initial=math.inf)
+    marked: NDArray[np.bool_] = unit - widths <= max(radius, _nearest_limit(float(nearest), reach))
     return marked
 
 
-def _nearest_limit(most: NDArray[np.float64], reach: NDArray[np.float64]) -> NDArray[np.float64]:
+def _nearest_limit(most: float, reach: float) -> float:
     """The distance beyond which nothing can be the nearest, if something is no farther than `most`: that scores at least as if
     it had no help of positive weights, and another can beat it with all of theirs, `reach`."""
     limit = most + reach
-    widened: NDArray[np.float64] = limit + 1e-3 * np.maximum(1.0, np.abs(limit))  # for the head's float32, as in `Head.radius`
-    return widened
+    return limit + 1e-3 * max(1.0, abs(limit))  # for rounding in the head's float32, as in `Head.radius`

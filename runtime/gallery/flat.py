@@ -37,7 +37,7 @@ class Query:
     """A query's code, uint8 (width,), with its slack, and how far from it matches may be (see `codes`)."""
 
     code: Codes
-    slack: float
+    slack: np.float32
     radius: float
     reach: float
 
@@ -84,6 +84,11 @@ class Flat:
     def __len__(self) -> int:
         """How many rows are alive."""
         return self._tally.rows
+
+    @property
+    def all_alive(self) -> bool:
+        """Whether no row is erased."""
+        return self._tally.rows == len(self.ids)
 
     @property
     def code_width(self) -> int:
@@ -261,34 +266,50 @@ class Flat:
         found = near(blocks, slacks, codes, query_slacks, self._coder.step, radii, reach, cpu_limit())
         return found if places is None else [places[at] for at in found]
 
-    def worth_reading(self, query: Query, places: Places, wanted: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Of some rows, those that may score the threshold, and those that may be the nearest of the wanted ones: bool (n,).
+    def worth_reading(self, query: Query, places: Places, wanted: NDArray[np.bool_] | None) -> Places:
+        """Which of some rows may score the threshold, or be the nearest of the wanted ones: indices into `places`, ascending.
 
         By their codes, which take less to read than embeddings and their checksums. Rows that have none yet are all worth it.
 
         Args:
             query: from `coded`.
             places: (n,).
-            wanted: bool (n,), which of these are searched among.
+            wanted: bool (n,), which of these are searched among; None for all.
 
         Raises:
             GalleryError: the cache is damaged.
         """
-        marked = np.ones(len(places), np.bool_)
-        if self._cache is None:
-            return marked
+        if self._cache is None or not len(places):
+            return np.arange(len(places))
+        if int(places.max()) < self.cached:
+            return self._near_enough(self._cache, query, places, wanted).nonzero()[0]
         inside = places < self.cached
-        some = places[inside]
-        sums = self._cache.code_distances(query.code, some)
-        widths = self._cache.slack[some].astype(np.float64) + query.slack
-        marked[inside] = near_enough(sums, widths, self._coder.step, wanted[inside], query.radius, query.reach)
-        return marked
+        marked = ~inside
+        marked[inside] = self._near_enough(self._cache, query, places[inside], None if wanted is None else wanted[inside])
+        return marked.nonzero()[0]
+
+    def _near_enough(self, cache: Cache, query: Query, places: Places, wanted: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
+        sums, slack = cache.code_distances(query.code, places)
+        widths = slack + query.slack
+        return near_enough(sums, widths, self._coder.step, wanted, query.radius, query.reach)
+
+    def places_of(self, ids: NDArray[np.int64]) -> tuple[Places, NDArray[np.bool_] | None]:
+        """Where some ids are, and which of them are there at all; None where all are."""
+        if not len(self.ids):
+            return np.zeros(len(ids), np.int64), np.zeros(len(ids), np.bool_)
+        places = ids - self.ids[0]  # where no id was erased before
+        if int(places.min(initial=0)) >= 0 and int(places.max(initial=0)) < len(self.ids) and (self.ids[places] == ids).all():
+            return places, None
+        places = self.ids.searchsorted(ids)
+        places[places == len(self.ids)] = 0
+        there = self.ids[places] == ids
+        return places, None if there.all() else there
 
     def coded(self, query: Floats, threshold: float) -> Query:
         """A query, (features,), as `worth_reading` takes it."""
         (code,), (slack,) = self._coder.encode(query[None])
         radius = self._head.radius(threshold, query, self.low, self.high)
-        return Query(code, float(slack), radius, self._head.reach(query, self.low, self.high))
+        return Query(code, slack, radius, self._head.reach(query, self.low, self.high))
 
     def _blocks(self, wanted: NDArray[np.bool_] | None) -> tuple[list[tuple[int, Codes]], list[float]]:
         """Codes block by block, of the wanted rows alone, numbered from 0, and the largest slack of each."""

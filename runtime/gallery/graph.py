@@ -144,7 +144,7 @@ class Graph:
             labels, distances = self._index.knn_query(weighted[None], k=count, num_threads=1)
         except RuntimeError as error:
             raise GraphExhaustedError(f"the search graph does not reach {count} of its {len(self)} vectors") from error
-        return labels[0].astype(np.int64), distances[0]
+        return labels[0].view(np.int64), distances[0]
 
 
 def save_graph(graph: Graph, folder: Path, fingerprint: str) -> None:

@@ -37,6 +37,7 @@ MOST_CANDIDATES = 16384
 UNGRAPHED = 2000
 """Vectors newer than the graph that are searched flat; beyond, they are put into it."""
 ATTEMPTS = 5
+_NOTHING: Places = np.empty(0, np.int64)
 
 
 class _ChangedError(Exception):
@@ -126,7 +127,7 @@ class Searcher:
         self.flat.refresh(self._store)
         try:
             graph = load_graph(self._folder, self._fingerprint, self._head.features, cpu_limit())
-            count = int(np.searchsorted(self.flat.ids, graph.newest, side="right"))
+            count = self._after(graph)
             there = int(self.flat.alive[:count].sum()) <= len(graph) <= count
             if not there or graph.content != self.flat.content(graph.newest):
                 raise GalleryError("the search graph is of other pictures than the index holds")
@@ -145,7 +146,7 @@ class Searcher:
             self._graph = self._saved_graph(making)
         if self._graph is None:
             self._graph = Graph(self._head.features, cpu_limit())
-        missing = np.flatnonzero(flat.alive & (flat.ids > self._graph.newest))
+        missing = self._newer(self._graph, None)
         if len(missing) > UNGRAPHED or (len(missing) and (newest or not len(self._graph))):
             self._graph.reserve(len(missing))
             for at in range(0, len(missing), ADDED_AT_ONCE):
@@ -226,38 +227,54 @@ class Searcher:
         The search is widened until it reaches the radius beyond which nothing can match, which proves it; or until no match is
         among the farther half of what was found, which does not, and is said; or as far as it goes.
         """
-        flat, head = self.flat, self._head
-        weighted, coded = head.weighted(query), flat.coded(query, threshold)
-        wanted = flat.alive if members is None else flat.alive & members
+        flat = self.flat
+        weighted, coded = self._head.weighted(query), flat.coded(query, threshold)
+        all_wanted = members is None and flat.all_alive
         count = max(FIRST_CANDIDATES, 4 * top)
-        start = int(np.searchsorted(flat.ids, graph.newest, side="right"))
-        newer = np.flatnonzero(wanted[start:]) + start
+        newer = self._newer(graph, members)
         while True:
             try:
                 labels, distances = graph.nearest(weighted, count)
             except GraphExhaustedError:  # as among thousands of near-equal vectors: the exact search does not depend on it
-                return _Found(flat.candidates(query[None], threshold, members)[0], complete=True)
-            places = np.searchsorted(flat.ids, labels)
-            there = places < len(flat.ids)
-            there[there] = flat.ids[places[there]] == labels[there]
-            places = places[there]  # a graph that was loaded before a compaction still has what is gone
+                return _Found(flat.candidates(query[None], threshold, members)[0])
+            places, there = flat.places_of(labels)
+            if there is not None:
+                places = places[there]  # a graph that was loaded before a compaction still has what is gone
             complete = len(labels) >= len(graph) or float(distances[-1]) > coded.radius
-            read = np.flatnonzero(flat.worth_reading(coded, places, wanted[places]))
+            wanted = None if all_wanted else self._wanted(places, members)
+            read = flat.worth_reading(coded, places, wanted)
             scores = self._scores(query, places[read])
             if complete or count >= MOST_CANDIDATES or not (scores[read >= len(places) // 2] >= threshold).any():
                 break
             count *= 4
         places = places[read]
-        scores[~wanted[places]] = -1.0
+        if wanted is not None:
+            scores[~wanted[read]] = -1.0
         best = scores.max(initial=-1.0)
         if best < 0 and not len(newer):  # the nearest are all of other galleries, or erased
-            return _Found(flat.candidates(query[None], threshold, members)[0], complete=True)
-        kept = (scores >= threshold) | ((scores == best) & (best >= 0))
+            return _Found(flat.candidates(query[None], threshold, members)[0])
+        kept = (scores >= min(threshold, best)) & (scores >= 0)
         places, scores = places[kept], scores[kept]
         if len(newer):
             places, scores = np.concatenate([places, newer]), np.concatenate([scores, self._scores(query, newer)])
-        order = np.argsort(places)
+        order = places.argsort()
         return _Found(places[order], scores[order], complete)
+
+    def _newer(self, graph: Graph, members: NDArray[np.bool_] | None) -> Places:
+        """Wanted rows that are not in the graph yet."""
+        start = self._after(graph)
+        if start == len(self.flat.ids):
+            return _NOTHING
+        newer = np.arange(start, len(self.flat.ids))
+        return newer[self._wanted(newer, members)]
+
+    def _wanted(self, places: Places, members: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
+        alive = self.flat.alive[places]
+        return alive if members is None else alive & members[places]
+
+    def _after(self, graph: Graph) -> int:
+        """The first place beyond the graph."""
+        return int(self.flat.ids.searchsorted(graph.newest, side="right"))
 
     def _scores(self, query: Floats, places: Places) -> NDArray[np.float64]:
         """The head's scores of a query, (features,), with some rows."""
