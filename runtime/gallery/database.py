@@ -22,12 +22,13 @@ from pathlib import Path
 
 from ..errors import GalleryError, GalleryMismatchError, UsageError
 from .migrations import MIGRATIONS, READABLE, read_as_new
-from .records import EMPTY, Tally, row_digest
+from .records import EMPTY, Tally, row_digests
 from .schema import DATABASE, FORMAT_VERSION, PICTURE_COLUMNS, SCHEMA
 
 __all__ = ["BUSY_SECONDS", "Database", "check_there", "create_database"]
 
 BUSY_SECONDS = 10.0
+READ_AT_ONCE = 10_000
 PAGE_SIZE = 8192
 """Three embeddings of 512 features fit in; in SQLite's usual 4096 one does, and half of the file would be empty."""
 
@@ -101,13 +102,14 @@ class Database:
         """Whether every row of `pictures` is as it was written, with its vector, and every vector has one."""
         with self.snapshot():
             tally = self.tally("pictures")
+            rows = self.connection.execute(f"SELECT {PICTURE_COLUMNS[version]} FROM pictures")
             used: set[int] = set()
-            digests = []
-            for row in self.connection.execute(f"SELECT {PICTURE_COLUMNS[version]} FROM pictures"):
-                used.add(row[4])
-                digests.append(row_digest(*row))
+            found = EMPTY
+            while part := rows.fetchmany(READ_AT_ONCE):
+                used.update([row[4] for row in part])
+                found = found.plus(row_digests(part))
             known = {number for (number,) in self.connection.execute("SELECT id FROM vectors")}
-        if EMPTY.plus(digests) != tally or used != known:
+        if found != tally or used != known:
             raise self.damaged("its list of pictures is not as it was written")
 
     def _bring_up_to_date(self, version: int) -> None:
