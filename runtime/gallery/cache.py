@@ -16,18 +16,19 @@ import os
 import re
 import secrets
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bundle import SEAL, seal
+from ..bundle import seal
 from ..errors import GalleryError
 from ..head import Floats
 from .codes import BLOCK, Coder, Codes, distances
 from .drafts import remove_drafts, write_atomically
+from .manifest import read_manifest
 from .records import EMPTY, Tally
 
 __all__ = ["MANIFEST", "Cache", "CacheError", "CacheManifest", "Writer", "open_cache", "remove_caches", "row_sums"]
@@ -346,22 +347,9 @@ def remove_caches(folder: Path) -> None:
 
 
 def _read_manifest(path: Path) -> CacheManifest | None:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    manifest = read_manifest(path, CacheManifest, FORMAT_VERSION, "the cache of the vectors", CacheError)
+    if manifest is None:
         return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CacheError(f"{path} is damaged: it is no JSON that can be read") from error
-    types = {
-        field.name: {"int": int, "str": str, "list[float]": list}.get(str(field.type), dict) for field in fields(CacheManifest)
-    }
-    if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
-        raise CacheError("the cached vectors have another format")
-    if content.keys() != {*types, SEAL} or any(type(content[name]) is not kind for name, kind in types.items()):
-        raise CacheError(f"{path} is damaged: it lacks fields, or they are of another type")
-    if seal(content) != content:
-        raise CacheError(f"{path} is damaged: its own digest differs")
-    manifest = CacheManifest(**{name: content[name] for name in types})
     blocks = -(-manifest.rows // BLOCK)
     listed = [manifest.digests.get(part) for part in CHECKED_PARTS]
     if (

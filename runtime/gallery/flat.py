@@ -60,6 +60,7 @@ class Flat:
         self._warn = warn
         self._cache: Cache | None = None
         self._trusted = True
+        self._generation = 0
         self._reset()
 
     def _reset(self) -> None:
@@ -118,6 +119,11 @@ class Flat:
             GalleryError: the vectors are not those that were written.
         """
         now = store.newest()
+        if store.generation != self._generation:
+            self._generation = store.generation
+            self._warn(f"{self._folder} was replaced by another index: searching that from now on")
+            self._trusted = True
+            self._reset()
         if now == (self.newest, self.erasure):
             return
         if self._trusted and (not len(self.ids) or now[1] != self.erasure):

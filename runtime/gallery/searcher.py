@@ -67,6 +67,7 @@ class Searcher:
         self._graph: Graph | None = None
         self._graph_failed = False
         self._members: tuple[tuple[Sequence[str], str, int], NDArray[np.bool_]] | None = None
+        self._generation = store.generation
 
     def close(self) -> None:
         self.flat.close()
@@ -116,8 +117,9 @@ class Searcher:
             self._graph = graph
         else:
             wanted = graph_there(self._folder) and len(self.flat) > 0
-            remove_graph(self._folder)
+            remove_graph(self._folder, to_be_made_again=wanted)
             if wanted:
+                self._graph = Graph(self._head.features, cpu_limit())
                 self._current_graph(newest=True)
 
     def _saved_graph(self, otherwise: str) -> Graph | None:
@@ -171,6 +173,9 @@ class Searcher:
         for _ in range(ATTEMPTS):
             try:
                 self.flat.refresh(self._store)
+                if self._generation != self._store.generation:  # another index: nothing known of the old one holds
+                    self._generation = self._store.generation
+                    self._graph, self._graph_failed, self._members = None, False, None
                 return self._search(queries, threshold, top, how, galleries)
             except _ChangedError:
                 continue
@@ -299,6 +304,8 @@ class Searcher:
         best = order[: max(1, found)]
         ids = flat.ids[places[best]].tolist()
         named = name_vectors(store, ids, scores[best].tolist(), found, top, galleries)
+        if store.generation != self._generation:
+            raise _ChangedError
         if len(named.frames) < found or (ids and not named.hits):
             if store.newest() != (flat.newest, flat.erasure) or galleries is not None:
                 self._members = None
