@@ -150,8 +150,7 @@ def distances(query: Codes, codes: Codes) -> NDArray[np.int32]:
     """
     if not len(codes) or not len(query):
         return np.zeros(len(codes), np.int32)
-    sums: NDArray[np.int32] = cv2.batchDistance(codes, query[None], cv2.CV_32S, normType=cv2.NORM_L1, K=1)[0][:, 0]
-    return sums
+    return np.asarray(cv2.batchDistance(codes, query[None], cv2.CV_32S, normType=cv2.NORM_L1, K=1)[0][:, 0], np.int32)
 
 
 def near_enough(
