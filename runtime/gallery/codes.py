@@ -6,7 +6,7 @@ and that is known for each vector: its slack. So s·L1(bytes) - slack(x) - slack
 that lies beyond the radius R(t) cannot score t.
 
 The squared L2 distance of `head` bounds d1 as well, and one matrix product gives it for all pairs. But it is a weak bound where
-differences are small: over embeddings of the bundled model it leaves 47 % of a gallery within R(t), the bytes leave 0.1 %, and
+differences are small: over embeddings of the bundled model it leaves 47 % of a gallery within R(t), the bytes leave .05 %, and
 OpenCV sums absolute differences of bytes faster than a matrix product of floats runs.
 """
 
