@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -32,7 +33,8 @@ class Export(Ending):
 @click.option(
     "--int8-exclude",
     default="",
-    help="Layers that int8 keeps in float: beginnings of their names, separated by commas, or 'auto' to find out by a sweep.",
+    show_default=False,
+    help="More layers that int8 keeps in float: beginnings of their names, separated by commas, or 'auto' to find out by a sweep.",
 )
 @click.option("--allow-drift", is_flag=True, help="Write variants that do not pass their gates, too; the manifest says so.")
 @click.option("--threshold", type=float, help="Decision threshold on scores.  [default: the checkpoint's, or 0.5]")
@@ -40,7 +42,7 @@ class Export(Ending):
 @click.option("--name", help="What the model is called.  [default: the checkpoint's file name]")
 @click.option("--license", "licence", help="Licence of the weights, for the manifest.")
 @click.option("--force", is_flag=True, help="Replace an older bundle in --out, once the new one is proven.")
-@click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors and which variants were left out.")
 def main(
     checkpoint: Path,
     vae: Path | None,
@@ -71,7 +73,7 @@ def main(
 
     def say(line: str) -> None:
         if not quiet:
-            click.echo(line, err=True)
+            click.echo(printable(line), err=True)
 
     try:
         from .package import Request, export_bundle
@@ -98,13 +100,16 @@ def main(
         say,
     )
     shown = printable(str(out))
-    say(f"written   {shown} ({', '.join(done.variants)})\nnext      lcmem-onnx bundle info --bundle {shown}")
+    say(f"written   {shown} ({', '.join(done.variants)})")
     for name, reasons in done.left_out.items():
-        click.echo(
-            f"warning: {name} was left out: {'; '.join(reasons)}. Calibrate with pictures like your own, keep more layers in float "
-            "(--int8-exclude auto), or take it as it is (--allow-drift)",
-            err=True,
+        how = (
+            "Calibrate with pictures like your own, keep more layers in float (--int8-exclude auto), or take"
+            if name == "int8"
+            else "Take"
         )
+        click.echo(f"warning: {name} was left out: {'; '.join(reasons)}. {how} it as it is (--allow-drift)", err=True)
+    pasted = shlex.quote(str(out)) if shown == str(out) else shown
+    say(f"next      lcmem-onnx bundle info --bundle {pasted}")
     return LEFT_OUT if done.left_out else 0
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from lcmem_onnx.runtime.providers import open_session
 
+from .lifeline import end_with_starter
+
 __all__ = ["main"]
 
 TIMED = 5
@@ -46,4 +48,5 @@ def _peak_mb() -> float:
 
 
 if __name__ == "__main__":
+    end_with_starter()
     main(*map(Path, sys.argv[1:4]))

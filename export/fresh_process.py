@@ -14,6 +14,8 @@ from lcmem_onnx.runtime.encoder import Encoder
 from lcmem_onnx.runtime.files import read_file
 from lcmem_onnx.runtime.pictures import open_picture
 
+from .lifeline import end_with_starter
+
 __all__ = ["main"]
 
 
@@ -34,4 +36,5 @@ def main(request: Path, answer: Path) -> None:
 
 
 if __name__ == "__main__":
+    end_with_starter()
     main(Path(sys.argv[1]), Path(sys.argv[2]))

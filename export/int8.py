@@ -142,13 +142,13 @@ class Quantiser:
 
 
 @contextmanager
-def quantiser(fp32: Path, pictures: Pictures) -> Iterator[Quantiser]:
+def quantiser(fp32: Path, pictures: Pictures, work: Path | None = None) -> Iterator[Quantiser]:
     """A `Quantiser` of the fp32 encoder as it was traced, with the types of its tensors noted; its files are gone afterwards.
 
-    `pictures`, uint8 (n, size, size, 3), calibrate it.
+    `pictures`, uint8 (n, size, size, 3), calibrate it. Its files lie in `work` meanwhile, or where the system has temporary ones.
     """
-    with tempfile.TemporaryDirectory(prefix="lcmem-int8-") as work:
-        yield Quantiser(fp32, pictures, Path(work))
+    with tempfile.TemporaryDirectory(prefix="lcmem-int8-", dir=work) as folder:
+        yield Quantiser(fp32, pictures, Path(folder))
 
 
 def outliers(found: list[tuple[Layer, float]]) -> list[Layer]:

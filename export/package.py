@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,9 +14,10 @@ from typing import Any
 import onnx
 import onnxruntime
 import torch
+from lcmem_onnx.display import printable
 from lcmem_onnx.models.checkpoint import Loaded, load_lcmem
 from lcmem_onnx.models.lcmem import LCMem
-from lcmem_onnx.runtime.bundle import FORMAT, FORMAT_VERSION, MANIFEST, fingerprint, open_bundle, seal
+from lcmem_onnx.runtime.bundle import FORMAT, FORMAT_VERSION, FORMULA, MANIFEST, fingerprint, open_bundle, seal
 from lcmem_onnx.runtime.errors import ExportError, UsageError
 from lcmem_onnx.runtime.head import check_threshold
 from lcmem_onnx.runtime.preprocess import PREPROCESSING
@@ -25,7 +25,7 @@ from lcmem_onnx.runtime.preprocess import PREPROCESSING
 from .drift import measured_in_torch
 from .parity import Parity, choose_pictures, prove
 from .picture_sets import choose_sets, with_copies
-from .placement import draft_beside, put_in_place, refuse_leftovers
+from .placement import check_free, draft_beside, put_in_place, refuse_leftovers, remove_abandoned
 from .preprocessing import PICTURE, write_preprocessing
 from .trace import INPUT, OUTPUT, check_graph, save_stripped, trace
 from .variants import ENCODER, VARIANTS, Making, weigh
@@ -86,14 +86,15 @@ def export_bundle(request: Request, say: Callable[[str], None] = lambda line: No
         CheckpointError: the checkpoint or VAE cannot be loaded.
         ExportError: a check failed, torch and onnxruntime disagree, no variant passed its gates, or the disk is full.
     """
-    if request.out.exists() and not request.replace:
-        raise UsageError(f"{request.out} exists already: choose another --out, or replace it with --force")
-    if request.out.exists() and not (request.out / MANIFEST).exists():
-        raise UsageError(f"{request.out} exists and is no bundle, so --force does not replace it: choose another --out")
-    refuse_leftovers(request.out)
+    out = request.out if request.out.name not in ("", "..") else request.out.resolve()
+    check_free(out, replace=request.replace)
+    refuse_leftovers(out)
     unknown = sorted(set(request.variants) - set(VARIANTS))
     if unknown or not request.variants:
-        raise UsageError(f"unknown variants: {', '.join(unknown)}. This version exports {', '.join(VARIANTS)}")
+        what = f"unknown variants: {', '.join(unknown)}" if unknown else "no variants were named, so nothing would be written"
+        raise UsageError(f"{what}. This version exports {', '.join(VARIANTS)}")
+    if request.int8_exclude and "int8" not in request.variants:
+        raise UsageError("layers to exclude from int8 were given, but int8 is not among the variants")
     if request.threshold is not None:
         check_threshold(request.threshold)
     pictures = choose_pictures(request.pictures)
@@ -105,8 +106,10 @@ def export_bundle(request: Request, say: Callable[[str], None] = lambda line: No
     if sets.warning and "int8" in request.variants:
         say(f"warning: {sets.warning}")
     try:
-        with draft_beside(request.out) as draft, tempfile.TemporaryDirectory(prefix="lcmem-proof-") as work:
-            traced = Path(work) / "traced.onnx"
+        for abandoned in remove_abandoned(out):
+            say(f"removed   {abandoned}, left by an export that was killed")
+        with draft_beside(out) as (draft, work):
+            traced = work / "traced.onnx"
             trace(loaded.network, image_size, traced)
             graph = check_graph(traced, image_size, loaded.network.features)
             save_stripped(onnx.load(str(traced)), draft / ENCODER)
@@ -115,7 +118,7 @@ def export_bundle(request: Request, say: Callable[[str], None] = lambda line: No
             write_preprocessing(draft / PREPROCESS, image_size)
             manifest = _manifest(request, loaded, image_size, draft)
             _write(draft / MANIFEST, {**manifest, "variants": {"fp32": {"file": ENCODER}}, "files": _files(draft)})
-            parity = prove(loaded.network, draft, pictures, image_size, Path(work))
+            parity = prove(loaded.network, draft, pictures, image_size, work)
             say(
                 f"proven    {parity.pictures} pictures in batches of {', '.join(map(str, parity.batch_sizes))}: embeddings "
                 f"differ from torch by {parity.embedding_max:.1e} at most, scores by {parity.score_max:.1e}"
@@ -124,19 +127,22 @@ def export_bundle(request: Request, say: Callable[[str], None] = lambda line: No
             made = {name: making.make(name) for name in VARIANTS if name in request.variants}
             threshold = float(manifest["threshold"]["value"])
             measured = measured_in_torch(loaded.network, threshold, *with_copies(sets.measured))
-            weighed = {name: weigh(name, its, draft, measured, Path(work), say) for name, its in made.items()}
+            weighed = {name: weigh(name, its, draft, measured, work, say) for name, its in made.items()}
             left_out = {name: its.past for name, its in weighed.items() if its.past and not request.allow_drift}
             kept = {name: its for name, its in weighed.items() if name not in left_out}
             if not kept:
-                raise ExportError(f"no variant is near enough to torch: {_past(left_out)}. Nothing was written")
+                raise ExportError(
+                    f"no variant is near enough to torch: {_past(left_out)}. Nothing was written; "
+                    "--allow-drift writes them all the same"
+                )
             _remove_all_but(draft, {MANIFEST, HEAD, PREPROCESS, *(name for its in kept.values() for name in its.files)})
             entries = {name: its.entry for name, its in kept.items()}
             if "fp32" in entries:
                 entries["fp32"]["graph"] = graph
-            proof = {"parity": {"fp32": parity.as_json()}, "measured_on": sets.about}
+            proof = {"parity": {"fp32": parity.as_json()}, "measured_on": printable(sets.about)}
             _write(draft / MANIFEST, {**manifest, "variants": entries, "files": _files(draft), **proof})
             open_bundle(draft)
-            put_in_place(draft, request.out)
+            put_in_place(draft, out, replace=request.replace)
     except OSError as error:
         raise ExportError(f"{request.out} cannot be written: {error.strerror or error}. Nothing was left behind") from error
     return Exported(parity, tuple(kept), left_out)
@@ -172,7 +178,7 @@ def _image_size(request: Request, loaded: Loaded) -> int:
 def _head(network: LCMem) -> dict[str, Any]:
     """Decimal numbers that read back as the same float32: Python prints the shortest text that does."""
     return {
-        "formula": "score = sigmoid(bias + sum(weight * abs(e1 - e2)))",
+        "formula": FORMULA,
         "bias": float(network.fc_end.bias.detach()[0]),
         "weight": [float(value) for value in network.fc_end.weight.detach()[0]],
     }
@@ -190,7 +196,7 @@ def _manifest(request: Request, loaded: Loaded, image_size: int, draft: Path) ->
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "name": request.name or request.checkpoint.stem,
+        "name": printable(request.name or request.checkpoint.stem),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "producer": {
             "lcmem-onnx": _version("lcmem-onnx"),
@@ -210,14 +216,17 @@ def _manifest(request: Request, loaded: Loaded, image_size: int, draft: Path) ->
         "preprocessing": PREPROCESSING,
         "preprocessing_graph": {"file": PREPROCESS, "input": PICTURE, "output": INPUT},
         "embedding": {"name": OUTPUT, "dtype": "float32", "size": loaded.network.features, "range": [0.0, 1.0]},
-        "head": {"file": HEAD, "formula": "score = sigmoid(bias + sum(weight * abs(e1 - e2)))"},
+        "head": {"file": HEAD, "formula": FORMULA},
         "threshold": {"value": float(threshold["value"]), "source": str(threshold["source"])},
         "checkpoint": {
             "description": loaded.description,
             "weights_sha256": weights,
-            **{role: {"name": path.name, "sha256": _sha256(path) if path.is_file() else None} for role, path in sources.items()},
+            **{
+                role: {"name": printable(path.name), "sha256": _sha256(path) if path.is_file() else None}
+                for role, path in sources.items()
+            },
         },
-        "license": request.licence or (loaded.card or {}).get("license") or UNKNOWN_LICENCE,
+        "license": printable(request.licence or "") or (loaded.card or {}).get("license") or UNKNOWN_LICENCE,
         "card": loaded.card or {"summary": "Exported from a checkpoint that carries no model card."},
     }
 

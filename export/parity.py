@@ -23,6 +23,8 @@ from lcmem_onnx.runtime.pictures import open_picture
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from .lifeline import held
+
 __all__ = [
     "BATCH_SIZES",
     "EMBEDDING_TOLERANCE",
@@ -142,9 +144,11 @@ def run_afresh(module: str, arguments: Sequence[Path], what: str) -> None:
     """
     answer = arguments[-1]
     answer.unlink(missing_ok=True)
-    finished = subprocess.run(
-        [sys.executable, "-m", f"lcmem_onnx.export.{module}", *map(str, arguments)], capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-m", f"lcmem_onnx.export.{module}", *map(str, arguments)]
+    with held() as lifeline:
+        finished = subprocess.run(
+            command, stdin=lifeline, capture_output=True, text=True, encoding="utf-8", errors="replace", check=False
+        )
     if finished.returncode != 0 or not answer.exists():
         said = finished.stderr.strip().splitlines()
         raise ExportError(f"{what} does not run in a fresh process (status {finished.returncode}): {said[-1] if said else ''}")

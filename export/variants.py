@@ -73,7 +73,7 @@ class Making:
             write_half(self.fp32, self.folder)
             return Made(HALF, (HALF, HALF_ON_CPU, HALF_WEIGHTS), on_cpu=HALF_ON_CPU)
         if name == "int8":
-            with quantiser(self.fp32, self.calibration) as ready:
+            with quantiser(self.fp32, self.calibration, self.fp32.parent) as ready:
                 kept = ready.kept([layer for layer in self.exclude if layer != AUTO_EXCLUDE])
                 if AUTO_EXCLUDE in self.exclude:
                     kept = [*kept, *(layer for layer in self._swept(ready) if layer not in kept)]

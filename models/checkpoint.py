@@ -1,24 +1,22 @@
 """Checkpoint files to LCMem modules: the one place that knows the key layouts.
 
 Accepted are the layouts that the reference code writes (flat `*_best_network.pth` of either stage, `*_checkpoint.pth` with
-the network under `state_dict`, each with or without the `module.` that distributed training puts before every key), the
-same keys as `.safetensors`, and VAEs as diffusers saves them. The backbone and the VAE's shape are read off the keys.
+the network under `state_dict`; `model_state_dict` and `model` do as well), each with or without the `module.` that distributed
+training puts before every key, the same keys as safetensors, and VAEs as diffusers saves them. The backbone and the VAE's
+shape are read off the keys.
 
-Files are loaded with `weights_only=True`: a checkpoint is data, and must not run code.
+Files are read by `weights_file`: a checkpoint is data, and must not run code.
 """
 
 from __future__ import annotations
 
 import json
-import pickle
-import warnings
-import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lcmem_onnx.runtime.errors import CheckpointError
 from torch import Tensor
@@ -27,11 +25,15 @@ from .autoencoder import DEFAULT_GROUPS, AutoencoderShape, modern_attention_keys
 from .convnext import ConvNeXtShape
 from .lcmem import LCMem
 from .resnet import ResNetShape
+from .weights_file import read_weights
 
 __all__ = ["Loaded", "load_lcmem", "load_state", "load_vae", "save_lcmem"]
 
+NETWORK = ("state_dict", "model_state_dict", "model")
+"""What training loops call the network's entry in a file that holds more. The reference's call it by the first."""
 WRAPPERS = ("module.", "_orig_mod.")
 """Prefixes that DistributedDataParallel and torch.compile put before every key."""
+COUNTERS = ("num_batches_tracked",)
 UNUSED_VAE = ("decoder.", "post_quant_conv.")
 LISTED_KEYS = 8
 VAE_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
@@ -62,13 +64,14 @@ def load_lcmem(checkpoint: Path, vae: Path | None = None) -> Loaded:
         CheckpointError: the file cannot be read, is no state dict, lacks or has keys that it should not, or the VAE does
             not fit the backbone.
     """
-    content = _read(checkpoint)
+    content = read_weights(checkpoint)
     state = _network_state(content, checkpoint)
     backbone = _backbone_shape(_below(state, "model."), checkpoint)
-    extras = {name: value for name, value in content.items() if isinstance(value, dict)} if "state_dict" in content else {}
+    beside = {} if _entry(content) is None else content
+    image_size, threshold, card = _image_size(beside, checkpoint), _threshold(beside, checkpoint), _card(beside, checkpoint)
 
     vae_state = _below(state, "vae.")
-    groups = _groups(extras.get("vae_config"))
+    groups = _groups(beside.get("vae_config"), checkpoint)
     if vae_state and vae is not None:
         raise CheckpointError(f"{checkpoint} holds a VAE of its own (stage 2): leave --vae away")
     if vae is not None:
@@ -83,19 +86,18 @@ def load_lcmem(checkpoint: Path, vae: Path | None = None) -> Loaded:
 
     shape = None
     if vae_state:
-        shape, vae_state = _encoder(vae_state, groups)
-        _check_vae(shape, backbone, vae or checkpoint)
+        shape, vae_state = _encoder(vae_state, groups, vae or checkpoint)
+        _check_vae(shape, backbone, checkpoint, vae)
     network = LCMem(backbone, shape)
     parameters = {key: value for key, value in state.items() if not key.startswith("vae.")}
     parameters |= {f"vae.{key}": value for key, value in vae_state.items()}
     _load_strictly(network, parameters, checkpoint if vae is None else f"{checkpoint} with {vae}")
-    image_size = content.get("image_size") if "state_dict" in content else None
     return Loaded(
         network=network.eval(),
         description=_describe(backbone, shape),
-        image_size=image_size if isinstance(image_size, int) else (VAE_IMAGE_SIZE if shape else SIAMESE_IMAGE_SIZE),
-        threshold=extras.get("threshold"),
-        card=extras.get("card"),
+        image_size=(VAE_IMAGE_SIZE if shape else SIAMESE_IMAGE_SIZE) if image_size is None else image_size,
+        threshold=threshold,
+        card=card,
     )
 
 
@@ -105,7 +107,7 @@ def load_state(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: the file cannot be read or is no state dict.
     """
-    return _network_state(_read(path), path)
+    return _network_state(read_weights(path), path)
 
 
 def load_vae(path: Path) -> tuple[AutoencoderShape, dict[str, Tensor]]:
@@ -115,12 +117,15 @@ def load_vae(path: Path) -> tuple[AutoencoderShape, dict[str, Tensor]]:
         CheckpointError: it cannot be read, or is no `AutoencoderKL` encoder.
     """
     state, groups = _read_vae(path)
-    return _encoder(state, groups)
+    return _encoder(state, groups, path)
 
 
-def _encoder(state: Mapping[str, Tensor], groups: int) -> tuple[AutoencoderShape, dict[str, Tensor]]:
-    kept = modern_attention_keys({key: value for key, value in state.items() if not key.startswith(UNUSED_VAE)})
-    return AutoencoderShape.from_state(kept, groups), kept
+def _encoder(state: Mapping[str, Tensor], groups: int, path: Path) -> tuple[AutoencoderShape, dict[str, Tensor]]:
+    with _shapes_of(path):
+        kept = modern_attention_keys({key: value for key, value in state.items() if not key.startswith(UNUSED_VAE)})
+        shape = AutoencoderShape.from_state(kept, groups)
+        shape.unshuffle  # noqa: B018  # it refuses channels that no RGB picture gives
+    return shape, kept
 
 
 def save_lcmem(
@@ -162,71 +167,89 @@ def save_lcmem(
     torch.save(state if plain else content, path)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """The dict that a weights file holds, whatever is in it."""
-    if path.is_dir():
-        raise CheckpointError(f"{path} is a folder; a checkpoint file was expected")
-    if not path.exists():
-        raise CheckpointError(f"{path} does not exist")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            content: Any = load_file(path)
-        else:
-            # Training loops store best losses as numpy scalars beside the weights; those are data, not code.
-            scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]
-            harmless = [scalar, np.dtype, *(type(np.dtype(kind)) for kind in "fdilB?")]
-            with torch.serialization.safe_globals(harmless), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about pickle protocols, which the user did not choose
-                content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        _refuse_what_torch_never_wrote(path)
-        raise CheckpointError(
-            f"{path} is not a plain file of weights: loading it safely was refused, since it is no pickle of tensors or asks to "
-            "run code. Save the network's state_dict() with torch.save and try again"
-        ) from error
-    except PermissionError as error:
-        raise CheckpointError(f"{path} may not be read: {error.strerror}") from error
-    except Exception as error:
-        _refuse_what_torch_never_wrote(path)
-        # torch and safetensors raise whatever their parsers stumble over: EOFError, RuntimeError, KeyError, their own.
-        raise CheckpointError(f"{path} cannot be read as a checkpoint: {_first_line(error)}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state dict. Save the network's state_dict()")
-    return content
+def _entry(content: Mapping[str, Any]) -> str | None:
+    """The name under which a file holds the network beside other things; None where the file is the network."""
+    return next((name for name in NETWORK if isinstance(content.get(name), Mapping)), None)
 
 
-def _refuse_what_torch_never_wrote(path: Path) -> None:
-    """torch's unpickler takes a text's letters for commands and says the number of the one it does not know.
-
-    Raises:
-        CheckpointError: the file begins neither as a zip archive nor, as before torch 1.6, as a pickle.
-    """
-    with path.open("rb") as stream:
-        head = stream.read(2)
-    if path.suffix != ".safetensors" and head and head[:1] != b"\x80" and head != b"PK":
-        raise CheckpointError(f"{path} is no checkpoint: torch.save writes a zip archive or a pickle, and this is neither")
-
-
-def _first_line(error: Exception) -> str:
-    if isinstance(error, zipfile.BadZipFile | EOFError):
-        return "the file is truncated"
-    lines = str(error).strip().splitlines()
-    return lines[0].strip() if lines else type(error).__name__
-
-
-def _network_state(content: dict[str, Any], path: Path | str) -> dict[str, Tensor]:
-    """The network's own entries, without the wrappers' prefixes."""
-    inner = content.get("state_dict", content)
-    if not isinstance(inner, Mapping) or not inner:
-        raise CheckpointError(f"{path} holds no state dict")
+def _network_state(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+    """The network's own entries in fp32, without the wrappers' prefixes."""
+    entry = _entry(content)
+    inner = content if entry is None else content[entry]
+    if not inner:
+        raise CheckpointError(f"{path} holds no state dict: it is empty")
     state: dict[str, Tensor] = {}
     for key, value in inner.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise CheckpointError(f"{path} holds no state dict: the entry {key!r} is a {type(value).__name__}, not a tensor")
-        state[_unwrapped(key)] = value.float() if value.is_floating_point() else value
+        if not isinstance(key, str):
+            raise CheckpointError(f"{path} holds no state dict: the key {key!r} is no text")
+        if not isinstance(value, Tensor):
+            raise CheckpointError(
+                f"{path} holds no state dict: the entry {key!r} is a {type(value).__name__}, not a tensor. A network beside other "
+                f"things is looked for under {', '.join(NETWORK)}"
+            )
+        name = _unwrapped(key)
+        if name in state:
+            raise CheckpointError(f"{path} holds {name!r} twice, with and without a wrapper's prefix: save one of the two")
+        state[name] = _plain(value, key, path)
     return state
+
+
+def _plain(value: Tensor, key: str, path: Path) -> Tensor:
+    """A tensor in fp32; counters, which are whole numbers, as they are."""
+    if value.layout != torch.strided or value.is_quantized or value.is_meta:
+        raise CheckpointError(f"{path} holds {key!r} sparse, quantised or without its values: save dense weights in fp32 or fp16")
+    if value.is_floating_point():
+        return value.float()
+    if not key.endswith(COUNTERS):
+        raise CheckpointError(f"{path} holds {key!r} as {value.dtype}: weights are expected as fp32, fp16, bf16 or fp64")
+    return value
+
+
+def _image_size(beside: Mapping[str, Any], path: Path) -> int | None:
+    """What a checkpoint says of the picture size; a fallback in silence would give other embeddings."""
+    size = beside.get("image_size")
+    if size is not None and (type(size) is not int or size < 1):
+        raise CheckpointError(f"{path} gives its image_size as {size!r}; a whole number of pixels was expected")
+    return size
+
+
+def _threshold(beside: Mapping[str, Any], path: Path) -> dict[str, Any] | None:
+    threshold = beside.get("threshold")
+    if threshold is None:
+        return None
+    value = threshold.get("value") if isinstance(threshold, Mapping) else None
+    source = threshold.get("source") if isinstance(threshold, Mapping) else None
+    if not isinstance(value, int | float) or not 0 < value < 1 or not isinstance(source, str):
+        raise CheckpointError(
+            f"{path} gives its threshold as {threshold!r}; expected is {{'value': a number between 0 and 1, "
+            "'source': where that is from}"
+        )
+    return {"value": float(value), "source": source}
+
+
+def _card(beside: Mapping[str, Any], path: Path) -> dict[str, Any] | None:
+    """A model card as the manifest can hold it."""
+    card = beside.get("card")
+    if card is None:
+        return None
+    try:
+        plain = json.loads(json.dumps(card, allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} has a model card that is not plain JSON ({error})") from error
+    if not isinstance(plain, dict):
+        raise CheckpointError(f"{path} has a {type(card).__name__} for a model card; a dict of names and texts was expected")
+    return plain
+
+
+@contextmanager
+def _shapes_of(path: Path) -> Iterator[None]:
+    """Name the file in what is said of its shapes; a tensor with fewer axes than it should have breaks their reading."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} does not fit: {error}") from error
+    except IndexError as error:
+        raise CheckpointError(f"{path} does not fit: a tensor that tells the network's shape has too few axes") from error
 
 
 def _unwrapped(key: str) -> str:
@@ -240,19 +263,25 @@ def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _backbone_shape(state: Mapping[str, Tensor], path: Path) -> ConvNeXtShape | ResNetShape:
-    if "conv1.weight" in state:
-        return ResNetShape.from_state(state)
-    if any(key.startswith("features.") for key in state):
-        return ConvNeXtShape.from_state(state)
+    with _shapes_of(path):
+        if "conv1.weight" in state:
+            return ResNetShape.from_state(state)
+        if any(key.startswith("features.") for key in state):
+            return ConvNeXtShape.from_state(state)
     raise CheckpointError(
         f"{path} holds neither a ConvNeXt ('model.features...') nor a ResNet ('model.conv1...'): it is no LCMem checkpoint"
     )
 
 
-def _groups(config: Any) -> int:
-    groups = config.get("norm_num_groups", DEFAULT_GROUPS) if isinstance(config, Mapping) else DEFAULT_GROUPS
-    if not isinstance(groups, int) or groups < 1:
-        raise CheckpointError(f"the VAE's norm_num_groups is {groups!r}; a positive number was expected")
+def _groups(config: Any, path: Path) -> int:
+    """The VAE's GroupNorm groups, which no weight's shape tells."""
+    if config is None:
+        return DEFAULT_GROUPS
+    if not isinstance(config, Mapping):
+        raise CheckpointError(f"{path} gives the VAE's configuration as a {type(config).__name__}; a dict was expected")
+    groups = config.get("norm_num_groups", DEFAULT_GROUPS)
+    if type(groups) is not int or groups < 1:
+        raise CheckpointError(f"{path} gives the VAE's norm_num_groups as {groups!r}; a positive number was expected")
     return groups
 
 
@@ -265,30 +294,37 @@ def _read_vae(path: Path) -> tuple[dict[str, Tensor], int]:
         if not config.exists():
             raise CheckpointError(f"{path} is no diffusers VAE: there is no config.json in it or in its vae/ folder")
         try:
-            groups = _groups(json.loads(config.read_text(encoding="utf-8")))
-        except ValueError as error:
+            groups = _groups(json.loads(config.read_text(encoding="utf-8")), config)
+        except OSError as error:
+            raise CheckpointError(f"{config} cannot be read: {error.strerror}") from error
+        except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{config} is not valid JSON: {error}") from error
         weights = [folder / name for name in VAE_WEIGHTS if (folder / name).exists()]
         if not weights:
             raise CheckpointError(f"{folder} has no weights: neither {' nor '.join(VAE_WEIGHTS)}")
         path = weights[0]
-    content = _read(path)
-    if "state_dict" in content and "vae_config" in content:
-        groups = _groups(content["vae_config"])
+    content = read_weights(path)
+    if _entry(content) is not None and "vae_config" in content:
+        groups = _groups(content["vae_config"], path)
     state = _network_state(content, path)
     return _below(state, "vae.") or state, groups
 
 
-def _check_vae(shape: AutoencoderShape, backbone: ConvNeXtShape | ResNetShape, source: Path) -> None:
+def _check_vae(shape: AutoencoderShape, backbone: ConvNeXtShape | ResNetShape, checkpoint: Path, vae: Path | None) -> None:
+    source = vae or checkpoint
     if shape.latent_channels != backbone.in_channels:
         raise CheckpointError(
             f"the VAE of {source} gives {shape.latent_channels} latent channels, but the backbone reads "
             f"{backbone.in_channels}: they do not belong together"
         )
     if any(width % shape.groups for width in shape.block_out_channels):
+        how = (
+            "Give it as a diffusers folder, whose config.json states norm_num_groups"
+            if vae
+            else "Save it as {'state_dict': ..., 'vae_config': {'norm_num_groups': the right number}}"
+        )
         raise CheckpointError(
-            f"the VAE of {source} has widths {shape.block_out_channels}, which {shape.groups} GroupNorm groups do not "
-            "divide. Give it as a diffusers folder, whose config.json states norm_num_groups"
+            f"the VAE of {source} has widths {shape.block_out_channels}, which {shape.groups} GroupNorm groups do not divide. {how}"
         )
 
 

@@ -28,11 +28,13 @@ import numpy as np
 
 from .errors import BundleError
 from .head import Head
+from .preprocess import PREPROCESSING
 
 __all__ = [
     "BUNDLED",
     "FORMAT",
     "FORMAT_VERSION",
+    "FORMULA",
     "MANIFEST",
     "SEAL",
     "Bundle",
@@ -45,6 +47,8 @@ __all__ = [
 
 FORMAT = "lcmem-onnx-bundle"
 FORMAT_VERSION = 1
+FORMULA = "score = sigmoid(bias + sum(weight * abs(e1 - e2)))"
+"""The head, as manifests state it."""
 MANIFEST = "bundle.json"
 BUNDLED = Path(__file__).parent / "bundled"
 """The model that comes with the package."""
@@ -52,6 +56,8 @@ BUNDLED = Path(__file__).parent / "bundled"
 SEAL = "manifest_sha256"
 """The key under which `seal` puts its digest."""
 CHUNK = 1 << 20
+TAKEN: Mapping[str, str] = MappingProxyType({"dtype": "uint8", "layout": "NHWC", "channel_order": "RGB"})
+"""What this runtime gives an encoder, by the manifest's names."""
 MAX_MANIFEST_BYTES = 4 << 20
 MAX_IMAGE_SIZE = 4096
 
@@ -151,6 +157,8 @@ def open_bundle(path: str | os.PathLike[str] | None = None, *, unproven: bool = 
             _check_file(folder, name, int(expected["bytes"]), str(expected["sha256"]))
         variants = {str(name): _variant(folder, files, str(name), entry) for name, entry in manifest["variants"].items()}
         head = _read_head(folder / _listed_file(files, str(manifest["head"]["file"])))
+        _check_meaning(folder, manifest)
+        _check_shown(manifest)
         bundle = Bundle(
             path=folder,
             name=str(manifest["name"]),
@@ -165,11 +173,39 @@ def open_bundle(path: str | os.PathLike[str] | None = None, *, unproven: bool = 
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BundleError(f"{folder / MANIFEST} lacks or garbles an entry ({error!r}): export the model again") from error
+    if manifest["input"]["size"] != bundle.image_size:
+        raise BundleError(f"{folder / MANIFEST} gives a picture size of {manifest['input']['size']!r}: export the model again")
     if bundle.features != head.features or not 0 < bundle.threshold.value < 1 or not variants:
         raise BundleError(f"{folder / MANIFEST} contradicts itself: export the model again")
     if not 1 <= bundle.image_size <= MAX_IMAGE_SIZE:
         raise BundleError(f"{folder / MANIFEST} gives a picture size of {bundle.image_size}: export the model again")
     return bundle
+
+
+def _check_meaning(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Refuse a model that wants other pictures than this runtime would give it, or another head: its scores would be wrong."""
+    given = {name: manifest["input"][name] for name in TAKEN}
+    for what, stated, known in (
+        ("preprocessing", dict(manifest["preprocessing"]), PREPROCESSING),
+        ("input", given, dict(TAKEN)),
+        ("head", str(manifest["head"]["formula"]), FORMULA),
+    ):
+        if stated != known:
+            raise BundleError(
+                f"{folder / MANIFEST} states another {what} than this lcmem-onnx goes by ({stated}, here {known}): update "
+                "lcmem-onnx, or export the model again with this version"
+            )
+
+
+def _check_shown(manifest: Mapping[str, Any]) -> None:
+    """Fail, as a missing entry does, on what `bundle info` shows and nothing else needs."""
+    for shown in (manifest["created"], manifest["license"], manifest["checkpoint"]["description"]):
+        if not isinstance(shown, str):
+            raise TypeError(f"{shown!r} is no text")
+    for parity in dict(manifest.get("parity") or {}).values():
+        for name in ("pictures", "batch_sizes", "embedding_max", "score_max"):
+            if name not in parity:
+                raise KeyError(name)
 
 
 def _variant(folder: Path, files: Mapping[str, Any], name: str, entry: Mapping[str, Any]) -> Variant:
@@ -202,7 +238,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise BundleError(f"{path} does not describe an {FORMAT}")
     version = manifest.get("format_version")
-    if version != FORMAT_VERSION:
+    if type(version) is not int or version != FORMAT_VERSION:
         raise BundleError(
             f"{path} has format version {version!r}; this lcmem-onnx reads version {FORMAT_VERSION}. "
             "Update lcmem-onnx, or export the model again with this version"

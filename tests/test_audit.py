@@ -25,11 +25,13 @@ from click.testing import CliRunner
 from lcmem_onnx.cli import main
 from lcmem_onnx.evaluation.alterations import alter
 from lcmem_onnx.runtime.audit.findings import Grade
+from lcmem_onnx.runtime.audit.limits import Basis
 from lcmem_onnx.runtime.audit.report import Shown, write_report
 from lcmem_onnx.runtime.audit.run import PRIVATE, Audit, Request, audit
 from lcmem_onnx.runtime.encoder import Encoder
 from lcmem_onnx.runtime.errors import UsageError
 from lcmem_onnx.runtime.gallery import Gallery
+from lcmem_onnx.runtime.gallery.calibration import calibrate, store_calibration
 from lcmem_onnx.runtime.screening import Screener
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "pictures"
@@ -238,6 +240,24 @@ def test_an_index_serves_as_reference_without_its_pictures(sets: Path, screener:
     by_graph = audit(screener, request_of(sets, tmp_path / "out", reference=tmp_path / "idx", labels=None, search="hnsw"))
     assert not by_graph.exact
     assert [f.grade for f in by_graph.findings] == [f.grade for f in gone.findings]
+
+
+def test_a_calibrated_indexs_threshold_and_promise_are_used(sets: Path, screener: Screener, tmp_path: Path) -> None:
+    with Gallery.create(tmp_path / "idx", screener.bundle) as gallery:
+        list(screener.index([sets / f"reference of {SECRET}"], gallery))
+        tops = np.linspace(0.62, 0.001, 60)[:, None] * np.array([1.0, 0.5])
+        calibration = calibrate(tops, gallery.vectors(), 0.05, screener.bundle.fingerprint)
+        store_calibration(gallery, calibration)
+    asked = request_of(sets, tmp_path / "out", reference=tmp_path / "idx", labels=None, holdout=None)
+    done = audit(screener, asked)
+    assert done.limit.basis is done.chance.basis is Basis.INDEX
+    assert done.limit.value == pytest.approx(calibration.threshold)
+    assert done.chance.count is not None
+    assert done.chance.count.low <= 0.05 * sum(f.score is not None for f in done.findings) <= done.chance.count.high
+    write_report(done, Shown())
+    assert "by the index" in (tmp_path / "out" / "report.html").read_text()
+    given = audit(screener, replace(asked, threshold=0.9))
+    assert (given.limit.basis, given.limit.value) == (Basis.GIVEN, 0.9)
 
 
 def test_a_holdout_that_holds_the_reference_is_told(sets: Path, screener: Screener, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lcmem_onnx.runtime.audit import nearest
 from lcmem_onnx.runtime.audit.nearest import InMemory
 from lcmem_onnx.runtime.errors import UsageError
 from lcmem_onnx.runtime.head import Floats, Head
@@ -55,6 +56,24 @@ def test_it_finds_what_scoring_everything_finds(
         assert found.nearest.score == pytest.approx(scores.max(), rel=1e-5)
         for match in found.matches:
             assert match.score == pytest.approx(scores[2 * int(match.key.split()[1]) + match.frame], rel=1e-5)
+
+
+@given(seed=st.integers(0, 10_000), count=st.integers(1, 300), clusters=st.integers(1, 300), positive=st.sampled_from([0.0, 0.3]))
+@settings(max_examples=60, deadline=None)
+def test_few_candidates_miss_neither_the_nearest_nor_a_match(seed: int, count: int, clusters: int, positive: float) -> None:
+    model = head(seed, positive)
+    reference, queries = embeddings(seed, count, clusters), embeddings(seed + 1, 20, clusters)
+    keys = [str(number) for number in range(count)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nearest, "CANDIDATES", 4)
+        memory = InMemory(model, keys, [0] * count, reference)
+        alone, matching = memory.search(queries, None, 2), memory.search(queries, 0.7, 2)
+    for query, one, more in zip(queries, alone, matching, strict=True):
+        scores = model.scores(query, reference)
+        assert one.nearest.score == pytest.approx(scores.max(), rel=1e-5)
+        assert one.matches == () or one.nearest.score > 1 - 1e-9
+        assert more.nearest.score == pytest.approx(scores.max(), rel=1e-5)
+        assert more.total == (scores >= 0.7).sum()
 
 
 def test_many_equal_vectors_are_all_counted() -> None:

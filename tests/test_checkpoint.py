@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -167,14 +168,40 @@ def broken_checkpoints(state: dict[str, Any], tmp_path: Path) -> dict[str, Calla
         path.write_bytes(content)
         return path
 
+    def zipped() -> Path:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("folder/a.txt", "no weights")
+        return path
+
+    def scripted() -> Path:
+        with zipfile.ZipFile(path, "w") as archive:  # as torch.jit.save, which is deprecated, lays it out
+            archive.writestr("c/constants.pkl", b"")
+            archive.writestr("c/data.pkl", b"")
+        return path
+
+    def saved_as_before(content: Any) -> Path:
+        torch.save(content, path, _use_new_zipfile_serialization=False)
+        return path
+
+    def piped() -> Path:
+        os.mkfifo(path)
+        return path
+
     some = dict(list(state.items())[:3])
     return {
         "missing file": lambda: (tmp_path / "none.pth", "does not exist"),
         "folder": lambda: (tmp_path, "is a folder"),
-        "empty file": lambda: (written(b""), "truncated"),
+        "empty file": lambda: (written(b""), "is empty: copy"),
         "text": lambda: (written(b"hello"), "neither$"),
         "another text": lambda: (written(b"ids: a text that begins with a pickle's command"), "neither$"),
-        "truncated zip": lambda: (written(saved(state).read_bytes()[:5000]), "cannot be read"),
+        "truncated zip": lambda: (written(saved(state).read_bytes()[:5000]), "is truncated or damaged"),
+        "two bytes of a zip": lambda: (written(b"PK"), "is truncated or damaged"),
+        "another zip": lambda: (zipped(), "none that torch.save wrote"),
+        "torchscript": lambda: (scripted(), "TorchScript program.*state_dict"),
+        "truncated pickle": lambda: (written(saved_as_before(state).read_bytes()[:5000]), "copy or download it again"),
+        "truncated safetensors": lambda: (written(b"\xff\xff\0\0\0\0\0\0{}"), "copy or download it again"),
+        "a device": lambda: (Path("/dev/null"), "no ordinary file"),
+        "a pipe": lambda: (piped(), "no ordinary file"),
         "code": lambda: (written(pickle.dumps(Malicious())), "safely was refused"),
         "code in torch.save": lambda: (saved({"state_dict": Malicious()}), "safely was refused"),
         "a list": lambda: (saved([1, 2]), "holds a list, not a state dict"),
@@ -193,13 +220,38 @@ def broken_checkpoints(state: dict[str, Any], tmp_path: Path) -> dict[str, Calla
         ),
         "not finite": lambda: (saved(state | {"fc_end.bias": torch.tensor([float("nan")])}), "not finite: fc_end.bias"),
         "stage 1 without a VAE": lambda: (saved(without_vae(state)), "--vae"),
+        "a number for a key": lambda: (saved({1: torch.zeros(1)}), "the key 1 is no text"),
+        "under a name of its own": lambda: (
+            saved({"net": state}),
+            r"'net' is a \w+, .* under state_dict, model_state_dict, model$",
+        ),
+        "optimizer alone": lambda: (saved({"state": {}, "param_groups": [{}]}), "'state' is a dict, not a tensor"),
+        "flat stem": lambda: (
+            saved(state | {"model.features.0.0.weight": torch.zeros(8, 4)}),
+            "c.pth does not fit: .*too few axes",
+        ),
+        "no axes": lambda: (saved(state | {"model.classifier.2.weight": torch.zeros(())}), "c.pth does not fit: .*too few axes"),
+        "no stem": lambda: (
+            saved({k: v for k, v in state.items() if k != "model.features.0.0.weight"}),
+            "c.pth does not fit: the ConvNeXt has no 'features.0.0.weight'",
+        ),
+        "sparse": lambda: (saved(state | {"fc_end.weight": torch.zeros(1, 16).to_sparse()}), "'fc_end.weight' sparse"),
+        "without values": lambda: (saved(state | {"fc_end.weight": torch.zeros(1, 16, device="meta")}), "without its values"),
+        "whole numbers": lambda: (saved(state | {"fc_end.weight": torch.zeros(1, 16).int()}), "'fc_end.weight' as torch.int32"),
+        "twice": lambda: (saved(state | {"module.fc_end.bias": torch.zeros(1)}), "'fc_end.bias' twice"),
+        "groups that do not divide": lambda: (
+            saved({"state_dict": state, "vae_config": {"norm_num_groups": 3}}),
+            "3 GroupNorm groups do not divide. Save it as .*vae_config",
+        ),
     }
 
 
 CASES = [
     "missing file", "folder", "empty file", "text", "another text", "truncated zip", "code", "code in torch.save", "a list",
     "a dict of numbers", "empty dict", "another network", "missing key", "surplus key", "missing vae key", "other shape",
-    "not finite", "stage 1 without a VAE",
+    "not finite", "stage 1 without a VAE", "two bytes of a zip", "another zip", "torchscript", "truncated pickle",
+    "truncated safetensors", "a device", "a pipe", "a number for a key", "under a name of its own", "optimizer alone", "flat stem",
+    "no axes", "no stem", "sparse", "without values", "whole numbers", "twice", "groups that do not divide",
 ]  # fmt: skip
 
 
@@ -209,6 +261,58 @@ def test_a_bad_checkpoint_is_refused_in_one_line(case: str, network: LCMem, tmp_
     with pytest.raises(CheckpointError, match=message) as caught:
         load_lcmem(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("beside", "message"),
+    [
+        ({"image_size": "big"}, "image_size as 'big'"),
+        ({"image_size": 64.0}, "image_size as 64.0"),
+        ({"image_size": True}, "image_size as True"),
+        ({"image_size": 0}, "image_size as 0"),
+        ({"threshold": 0.4}, "threshold as 0.4; expected"),
+        ({"threshold": {"value": 7, "source": "x"}}, "threshold as .*7"),
+        ({"threshold": {"value": float("nan"), "source": "x"}}, "threshold as .*nan"),
+        ({"threshold": {"value": 0.5}}, "threshold as .*expected"),
+        ({"card": "text"}, "a str for a model card"),
+        ({"card": {"a": float("nan")}}, "model card that is not plain JSON"),
+        ({"card": {"a": torch.zeros(1)}}, "model card that is not plain JSON"),
+        ({"vae_config": 3}, "configuration as a int"),
+        ({"vae_config": {"norm_num_groups": True}}, "norm_num_groups as True"),
+    ],
+)
+def test_what_stands_beside_the_weights_is_checked_and_not_passed_over(
+    beside: dict[str, Any], message: str, network: LCMem, tmp_path: Path
+) -> None:
+    torch.save({"state_dict": network.state_dict(), **beside}, tmp_path / "c.pth")
+    with pytest.raises(CheckpointError, match=rf"c.pth (gives|has) .*{message}"):
+        load_lcmem(tmp_path / "c.pth")
+
+
+@pytest.mark.parametrize("entry", ["state_dict", "model_state_dict", "model"])
+def test_a_network_beside_other_things_is_found(entry: str, network: LCMem, pixels: Any, tmp_path: Path) -> None:
+    torch.save({entry: network.state_dict(), "epoch": 3, "image_size": 96}, tmp_path / "c.pth")
+    loaded = load_lcmem(tmp_path / "c.pth")
+    assert loaded.image_size == 96
+    torch.testing.assert_close(embedded(loaded.network, pixels), embedded(network, pixels))
+
+
+def test_the_kind_of_file_is_told_by_its_content(network: LCMem, pixels: Any, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file(network.state_dict(), tmp_path / "c.pth")
+    torch.save(network.state_dict(), tmp_path / "c.safetensors")
+    for name in ("c.pth", "c.safetensors"):
+        torch.testing.assert_close(embedded(load_lcmem(tmp_path / name).network, pixels), embedded(network, pixels))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_other_precisions_are_taken_as_fp32(dtype: torch.dtype, network: LCMem, tmp_path: Path) -> None:
+    state = {name: value.to(dtype) for name, value in network.state_dict().items()}
+    torch.save(state, tmp_path / "c.pth")
+    for name, value in load_lcmem(tmp_path / "c.pth").network.state_dict().items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, state[name].float())
 
 
 def test_many_missing_keys_are_counted_not_all_listed(network: LCMem, tmp_path: Path) -> None:

@@ -91,12 +91,12 @@ def test_the_siamese_baseline_exports(tmp_path: Path) -> None:
 
 
 def test_threshold_name_and_licence_are_taken_over(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    request = Request(tiny_checkpoint, tmp_path / "out", threshold=0.7, name="mine", licence="CC0-1.0", image_size=32)
+    request = Request(tiny_checkpoint, tmp_path / "out", threshold=0.7, name="my\n\udcffmodel", licence="CC0-1.0", image_size=32)
     export_bundle(request)
     bundle = open_bundle(tmp_path / "out")
     assert (bundle.threshold.value, bundle.name, bundle.manifest["license"], bundle.image_size) == (
         0.7,
-        "mine",
+        r"my\n\udcffmodel",  # escaped: a newline would break lines, and half a surrogate is no UTF-8
         "CC0-1.0",
         32,
     )
@@ -168,7 +168,7 @@ def test_a_bundle_is_never_lost_while_it_is_replaced(
 
     monkeypatch.setattr(Path, "rename", rename)
     with pytest.raises(kind, match="no more"):
-        placement.put_in_place(draft, out)
+        placement.put_in_place(draft, out, replace=True)
     assert open_bundle(out).manifest == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["draft", "out"]
 
@@ -187,7 +187,7 @@ def rename(self, target):
     return real(self, target)
 Path.rename = rename
 Path({str(tmp_path / "draft")!r}).mkdir()
-placement.put_in_place(Path({str(tmp_path / "draft")!r}), Path({str(out)!r}))
+placement.put_in_place(Path({str(tmp_path / "draft")!r}), Path({str(out)!r}), replace=True)
 """
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == -signal.SIGKILL
     assert not out.exists()
@@ -202,10 +202,108 @@ placement.put_in_place(Path({str(tmp_path / "draft")!r}), Path({str(out)!r}))
         export_bundle(Request(tiny_checkpoint, out, replace=True))
 
 
+def test_what_a_killed_export_left_is_removed_by_the_next_one_and_what_is_at_work_is_not(tmp_path: Path) -> None:
+    """Killed in a process of its own, while another is at work: a lock tells them apart."""
+    out = tmp_path / "o[u]t"
+    program = f"""
+import os, signal, sys
+from pathlib import Path
+from lcmem_onnx.export import placement
+with placement.draft_beside(Path({str(out)!r})) as draft:
+    (draft.work / "traced.onnx").write_bytes(b"x")
+    print("drawn", flush=True)
+    sys.stdin.read()
+"""
+    workers = [
+        subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    try:
+        for worker in workers:
+            assert worker.stdout is not None
+            assert worker.stdout.readline() == "drawn\n"
+        before = set(tmp_path.iterdir())
+        assert len(before) == 2
+        assert placement.remove_abandoned(out) == []
+        workers[0].kill()
+        workers[0].wait()
+        (removed,) = placement.remove_abandoned(out)
+        assert set(tmp_path.iterdir()) == before - {removed}
+        workers[1].communicate("")
+        assert list(tmp_path.iterdir()) == []
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.communicate()
+
+
+def test_what_only_looks_like_a_leftover_is_left_alone(tmp_path: Path) -> None:
+    real = tmp_path / "real"
+    real.mkdir()
+    (real / "thesis.txt").write_text("years of work")
+    (tmp_path / ".out.unproven-link").symlink_to(real)
+    (tmp_path / ".out.unproven-file").write_text("no folder")
+    (tmp_path / ".out2.unproven-x").mkdir()
+    assert placement.remove_abandoned(tmp_path / "out") == []
+    assert len(list(tmp_path.iterdir())) == 4
+    assert (real / "thesis.txt").exists()
+
+
+def test_folders_made_for_an_output_that_does_not_come_are_gone(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="full"), placement.draft_beside(tmp_path / "a" / "b" / "out"):
+        raise OSError("full")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_process_ends_with_the_one_that_started_it(tmp_path: Path) -> None:
+    """The starter is killed, so that it can tell nobody; what ends is seen by its end of a pipe."""
+    child = (
+        "import time; from lcmem_onnx.export import lifeline; lifeline.end_with_starter(); print('up', flush=True); time.sleep(60)"
+    )
+    starter = f"""
+import subprocess, sys
+from lcmem_onnx.export.lifeline import held
+with held() as lifeline:
+    subprocess.run([sys.executable, "-c", {child!r}], stdin=lifeline)
+"""
+    with subprocess.Popen([sys.executable, "-c", starter], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
+        process.kill()
+        assert process.stdout.read() == ""  # comes when the child, which has that pipe too, is gone
+
+
+@pytest.mark.parametrize("manifest", ["sound", "damaged"])
+def test_a_bundle_that_holds_anything_else_is_not_replaced(manifest: str, tiny_bundle: Path, tmp_path: Path) -> None:
+    """The checkpoint itself, say: it would be deleted with the older bundle."""
+    out = Path(shutil.copytree(tiny_bundle, tmp_path / "out"))
+    if manifest == "damaged":
+        (out / "bundle.json").write_text("{")
+    placement.check_free(out, replace=True)
+    shutil.copy(tiny_bundle / "head.json", out / "lcmem.pt")
+    with pytest.raises(UsageError, match=r"holds what is no part of a bundle \(lcmem.pt\)"):
+        placement.check_free(out, replace=True)
+
+
+def test_what_came_while_the_export_was_at_work_is_not_replaced(tiny_bundle: Path, tmp_path: Path) -> None:
+    """A second export to the same place, say, ten minutes later."""
+    out, draft = Path(shutil.copytree(tiny_bundle, tmp_path / "out")), Path(shutil.copytree(tiny_bundle, tmp_path / "draft"))
+    with pytest.raises(UsageError, match="exists already"):
+        placement.put_in_place(draft, out, replace=False)
+    assert open_bundle(out).name == "tiny"
+    assert draft.exists()
+
+
+def test_a_link_that_leads_nowhere_is_refused_at_once(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UsageError, match="leads nowhere"):
+        export_bundle(Request(tiny_checkpoint, tmp_path / "out", replace=True))
+
+
 def test_replacing_a_link_to_a_bundle_leaves_what_it_led_to(tiny_bundle: Path, tmp_path: Path) -> None:
     real, draft = Path(shutil.copytree(tiny_bundle, tmp_path / "real")), Path(shutil.copytree(tiny_bundle, tmp_path / "draft"))
     (tmp_path / "out").symlink_to(real)
-    placement.put_in_place(draft, tmp_path / "out")
+    placement.put_in_place(draft, tmp_path / "out", replace=True)
     assert not (tmp_path / "out").is_symlink()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "real"]
     assert open_bundle(real).name == "tiny"
@@ -217,8 +315,9 @@ def test_replacing_a_link_to_a_bundle_leaves_what_it_led_to(tiny_bundle: Path, t
         ({"image_size": 50}, "multiple of 8"),
         ({"image_size": 0}, "does not fit"),
         ({"variants": ("fp64",)}, "unknown variants: fp64"),
-        ({"variants": ()}, "unknown variants"),
+        ({"variants": ()}, "no variants were named"),
         ({"threshold": 1.0}, "decides nothing"),
+        ({"variants": ("fp32",), "int8_exclude": ("auto",)}, "int8 is not among the variants"),
     ],
 )
 def test_wrong_requests_are_refused(arguments: dict[str, object], message: str, tiny_checkpoint: Path, tmp_path: Path) -> None:

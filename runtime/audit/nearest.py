@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,15 +21,18 @@ from numpy.typing import NDArray
 from ..errors import UsageError
 from ..gallery import Gallery
 from ..head import Floats, Head
+from ..machine import cpu_limit
 
 __all__ = ["Found", "InIndex", "InMemory", "Match", "Searchable"]
 
-CANDIDATES = 256
+CANDIDATES = 64
 """Of each query, scored by the head at first. Where their bound does not reach, everything is scored."""
 CHUNK = 64
 """Vectors scored at once: 128 KB at 512 features, which stays in the processor's second cache."""
-AT_ONCE = 256
+AT_ONCE = 64
 LEVELS = 255
+NO_MATCH = 1 - 1e-12
+"""A threshold that asks for the nearest alone: only equal embeddings come near it."""
 ROUNDING = 1e-3
 """Logits by which float32 sums may differ; bounds are widened by it."""
 
@@ -58,7 +62,7 @@ class Searchable(Protocol):
 
     def __len__(self) -> int: ...
 
-    def search(self, queries: Floats, threshold: float, top: int) -> list[Found]: ...
+    def search(self, queries: Floats, threshold: float | None, top: int) -> list[Found]: ...
 
 
 class InMemory:
@@ -93,12 +97,16 @@ class InMemory:
         rounded = np.clip(np.rint(exact), 0, LEVELS)
         return rounded.astype(np.uint8), np.abs(exact - rounded).sum(axis=1, dtype=np.float64) * self._quantum
 
-    def search(self, queries: Floats, threshold: float, top: int) -> list[Found]:
-        """For each query, float32 (n, features), the `top` best at or above the threshold, their number, and the nearest."""
-        found: list[Found] = []
-        for start in range(0, len(queries), AT_ONCE):
-            found += self._search_some(queries[start : start + AT_ONCE], threshold, top)
-        return found
+    def search(self, queries: Floats, threshold: float | None, top: int) -> list[Found]:
+        """For each query, float32 (n, features), the `top` best at or above the threshold, their number, and the nearest.
+
+        Without a threshold the nearest alone, which is much quicker where much is alike: what else might match needs no look.
+        """
+        threshold = NO_MATCH if threshold is None else threshold
+        starts = range(0, len(queries), AT_ONCE)
+        with ThreadPoolExecutor(min(cpu_limit(), max(1, len(starts))), thread_name_prefix="lcmem-nearest") as pool:
+            found = pool.map(lambda start: self._search_some(queries[start : start + AT_ONCE], threshold, top), starts)
+            return [each for some in found for each in some]
 
     def _search_some(self, queries: Floats, threshold: float, top: int) -> list[Found]:
         rounded, off = self._round(queries)
@@ -149,9 +157,9 @@ class InIndex:
     def __len__(self) -> int:
         return len(self._gallery)
 
-    def search(self, queries: Floats, threshold: float, top: int) -> list[Found]:
+    def search(self, queries: Floats, threshold: float | None, top: int) -> list[Found]:
         """As `InMemory.search`; the nearest is exact where the search is."""
-        results = self._gallery.search(queries, threshold, top=top, how=self._how)
+        results = self._gallery.search(queries, NO_MATCH if threshold is None else threshold, top=top, how=self._how)
         found = []
         for result in results:
             if result.nearest is None:

@@ -274,7 +274,7 @@ class _Work:
                 f"the hold-out {request.holdout} has no picture that can be read and is not in the reference too: give pictures "
                 "like the reference's that are not in it, or no hold-out"
             )
-        held = self._best(holdout, "searching for the hold-out", self.bundle.threshold.value) if holdout else {}
+        held = self._best(holdout, "searching for the hold-out", None) if holdout else {}
         scores = _scores(held, kept)
         stored = self._stored_limit()
         limit = self._limit(stored, scores)
@@ -363,8 +363,8 @@ class _Work:
 
     # -- searching -------------------------------------------------------------------------------------------------
 
-    def _best(self, pictures: PictureSet, what: str, threshold: float) -> dict[int, _Best]:
-        """The best pair of each picture that has an embedding, over its frames and looks."""
+    def _best(self, pictures: PictureSet, what: str, threshold: float | None) -> dict[int, _Best]:
+        """The best pair of each picture that has an embedding, over its frames and looks; matches only with a threshold."""
         queries = pictures.embeddings.reshape(-1, self.bundle.features)
         best: dict[int, _Best] = {}
 
@@ -548,7 +548,7 @@ class _Best:
 
 def _searched(other: InMemory, queries: NDArray[np.float32]) -> Iterator[Match]:
     for start in range(0, len(queries), BATCH):
-        for found in other.search(queries[start : start + BATCH], 0.5, 1):
+        for found in other.search(queries[start : start + BATCH], None, 1):
             yield found.nearest
 
 
