@@ -376,14 +376,13 @@ def test_what_the_graph_found_is_not_passed_over_by_its_codes(
 
 
 @pytest.mark.usefixtures("cached")
-@pytest.mark.parametrize("let_go", [False, True])
+@pytest.mark.parametrize("from_file", [False, True])
 def test_through_the_graph_of_a_cached_gallery_what_brute_force_finds(
-    let_go: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    from_file: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Groups, an erasure and additions beyond the cache and the graph; with the codes' pages let go of, too."""
-    if let_go:
-        monkeypatch.setattr("lcmem_onnx.runtime.gallery.cache.LOOKED_AT", 1)
-        monkeypatch.setattr("lcmem_onnx.runtime.gallery.cache.MAPPED_AROUND", 1)
+    """Groups, an erasure and additions beyond the cache and the graph; with codes from the map and from the file."""
+    if from_file:
+        monkeypatch.setattr("lcmem_onnx.runtime.gallery.cache.MAPPED", 0)
     bundle = make_bundle(Head(-np.random.default_rng(5).exponential(3.0, FEATURES).astype(np.float32), 6.0))
     centres = vectors(1, 20)
     spread = 0.1 * np.random.default_rng(2).normal(0, 1, (260, FEATURES))
@@ -411,3 +410,20 @@ def test_through_the_graph_of_a_cached_gallery_what_brute_force_finds(
                 assert {hit.key for hit in result.matches} == {f"/{at}.png" for at in there if scores[at] >= 0.5}
                 assert result.nearest is not None
                 assert abs(result.nearest.score - max(scores[at] for at in there)) < 1e-5
+
+
+@pytest.mark.usefixtures("cached")
+def test_damaged_codes_hide_nothing_from_the_graph_s_search(tmp_path: Path) -> None:
+    bundle = make_bundle(Head(-np.random.default_rng(5).exponential(3.0, FEATURES).astype(np.float32), 6.0))
+    folder = tmp_path / "idx"
+    with Gallery.create(folder, bundle) as gallery:
+        gallery.add_all(entries(vectors(0, 200)))
+        gallery.update_caches(graph=True)
+    (path,) = folder.glob("flat-*.codes")
+    data = bytearray(path.read_bytes())
+    data[7 * FEATURES : 8 * FEATURES] = bytes(255 - one for one in data[7 * FEATURES : 8 * FEATURES])
+    path.write_bytes(data)
+    told: list[str] = []
+    with Gallery.open(folder, bundle, warn=told.append) as gallery:
+        assert gallery.search(vectors(0, 8)[7:], 0.9, how="hnsw")[0].matches[0].key == "/7.png"
+    assert any("the sha256 of codes differs" in line for line in told)

@@ -40,8 +40,8 @@ SUM_BYTES = 8
 """Of an embedding's sha256, kept beside it: enough against damage, which is not malice."""
 PARTS = ("ids", "sums", "slack", "codes", "embeddings")
 CHECKED_PARTS = PARTS[:4]
-LOOKED_AT, MAPPED_AROUND = 1024, 1 << 16
-"""Rows of codes that are looked at one by one before their pages are let go of, and what a page's fault maps: 64 MB in all."""
+MAPPED = 1 << 24
+"""Bytes of codes that single rows are taken from through the map; of more, they are read from the file."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,6 @@ class Cache:
         self._files: list[BinaryIO] = []
         self._maps: dict[str, mmap.mmap] = {}
         self._codes_checked = False
-        self._looked_at = 0
         self._checked: NDArray[np.bool_] = np.zeros(manifest.rows, np.bool_)
         try:
             self._open(folder)
@@ -148,26 +147,36 @@ class Cache:
     def code_distances(self, code: Codes, places: NDArray[np.int64]) -> tuple[NDArray[np.int32], Floats]:
         """L1 distances of one code (width,) to those of some rows, int32 (n,), and the rows' slacks, float32 (n,).
 
-        The map is let go of now and then: what is looked at through it counts as this process's memory, and the system maps
-        64 KB around each row.
-
         Raises:
             CacheError: the codes are not as they were written; the first call reads them all.
         """
         if not self._codes_checked:
-            self.check_codes()
-            self._let_go()
-        sums = distances(code, self.codes[places])
-        self._looked_at += len(places)
-        if self._looked_at > LOOKED_AT and self.codes.nbytes > LOOKED_AT * MAPPED_AROUND:
-            self._let_go()
-        return sums, self.slack[places]
+            self._check_codes_in_file()
+        if self.codes.nbytes <= MAPPED or not hasattr(os, "pread"):
+            codes = self.codes[places]
+        else:
+            codes = self._read("codes", places, self.manifest.width).reshape(len(places), -1)
+        return distances(code, codes), self.slack[places]
 
-    def _let_go(self) -> None:
-        """What was looked at of the codes counts no longer as this process's memory; the system keeps it while it has room."""
-        self._looked_at = 0
-        if "codes" in self._maps and hasattr(mmap, "MADV_DONTNEED"):
-            self._maps["codes"].madvise(mmap.MADV_DONTNEED)
+    def _check_codes_in_file(self) -> None:
+        """As `check_codes`, a block at a time: through the map all of them would count as this process's memory."""
+        if not hasattr(os, "pread"):
+            self.check_codes()
+            return
+        file, size = self._files[PARTS.index("codes")].fileno(), BLOCK * self.manifest.width
+        for number, digest in enumerate(self.manifest.digests["codes"]):
+            left = self.codes.nbytes - number * size
+            if hashlib.sha256(os.pread(file, min(size, left), number * size)).hexdigest() != digest:
+                raise CacheError("the cached vectors are damaged: the sha256 of codes differs from the manifest's")
+        self._codes_checked = True
+
+    def _read(self, part: str, places: NDArray[np.int64], size: int) -> NDArray[np.uint8]:
+        """Rows of a file, of `size` bytes each. What is read through the map counts as this process's memory: in time, all."""
+        file = self._files[PARTS.index(part)].fileno()
+        read = b"".join([os.pread(file, size, at) for at in (places * size).tolist()])
+        if len(read) != size * len(places):
+            raise CacheError("the cached vectors are damaged: the file has become shorter")
+        return np.frombuffer(read, np.uint8)
 
     def check_all(self) -> None:
         """Raises CacheError when anything in the files is not as it was written; reads all of them."""
@@ -183,12 +192,7 @@ class Cache:
         """
         features = self.manifest.features
         if len(places) <= BLOCK and hasattr(os, "pread"):
-            # Not through the map: what is read through it counts as this process's memory, and in time that would be all.
-            file, size = self._files[4].fileno(), 4 * features
-            read = b"".join([os.pread(file, size, at) for at in (places * size).tolist()])
-            if len(read) != size * len(places):
-                raise CacheError("the cached vectors are damaged: the file has become shorter")
-            found = np.frombuffer(read, dtype="<f4").reshape(len(places), features)
+            found = self._read("embeddings", places, 4 * features).view("<f4").reshape(len(places), features)
         else:
             found = self._embeddings[places]
         new = ~self._checked[places]
