@@ -128,8 +128,9 @@ def index_info(folder: Path, as_json: bool, bundle: Path | None) -> int:
     from ..runtime.gallery import Gallery
 
     with Gallery.open(folder, open_bundle(bundle), warn=warn) as gallery:
-        facts = gallery.describe()
+        facts = gallery.describe() | {"calibration": _calibration(gallery, as_json)}
         if not as_json:
+            facts |= {"site_key": facts["site_key"] or "none yet"}
             groups = facts.pop("galleries")
             facts |= {f"gallery {name}": _counted(counts) for name, counts in groups.items()}  # type: ignore[attr-defined]
         print_facts(facts, as_json)
@@ -261,6 +262,28 @@ def index_verify(
         for problem in problems:
             say(f"error: {printable(problem)}")
     return FAILED if problems else NOTHING_FOUND
+
+
+def _calibration(gallery: Gallery, as_json: bool) -> object:
+    """The threshold that was set for an index: in words, or as JSON has it; None and 'none' where there is none."""
+    from ..runtime.gallery.calibration import stored_calibration
+
+    found = stored_calibration(gallery)
+    if found is None:
+        return None if as_json else "none: scans use the bundle's threshold for pairs"
+    low, high = found.threshold_interval.low, found.threshold_interval.high
+    if as_json:
+        return {
+            "threshold": found.threshold,
+            "threshold_interval": [low, high],
+            "wanted_fpir": found.wanted,
+            "fpir": found.fpir,
+            "fpir_interval": [found.fpir_interval.low, found.fpir_interval.high],
+            "negatives": found.negatives,
+            "vectors": found.growth.size,
+            "date": found.date,
+        }
+    return f"threshold {found.threshold:.4f} ({low:.4f} to {high:.4f}), {found.in_words()}"
 
 
 def _counted(counts: dict[str, int]) -> str:

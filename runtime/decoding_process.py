@@ -26,6 +26,7 @@ from typing import Any
 import imagecodecs
 import numpy as np
 
+from . import dicom  # noqa: F401  # loaded before the fork, else each child would load it
 from .errors import PictureError, Reason
 from .files import Limits
 from .pictures import boundary, open_picture

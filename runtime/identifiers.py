@@ -5,8 +5,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import MutableSequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from pydicom import Dataset
+if TYPE_CHECKING:
+    from pydicom import Dataset
 
 __all__ = ["NOBODY", "Identifiers", "identifiers_of"]
 

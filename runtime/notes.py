@@ -12,13 +12,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
-from pydicom.charset import python_encoding
-from pydicom.datadict import dictionary_has_tag, dictionary_VR
-from pydicom.dataelem import DataElement, RawDataElement
-from pydicom.dataset import Dataset
-
-from .grey import first_number
+if TYPE_CHECKING:  # the notes' names are needed also where no DICOM object is: pydicom takes long to import
+    from pydicom.dataelem import DataElement, RawDataElement
+    from pydicom.dataset import Dataset
 
 __all__ = ["PRIVATE_BYTES", "SUSPICIOUS", "Note", "notes_of"]
 
@@ -92,6 +90,8 @@ def notes_of(dataset: Dataset, preamble: bytes) -> tuple[Note, ...]:
         dataset: with its pixels.
         preamble: the 128 bytes before the header, or nothing.
     """
+    from pydicom.datadict import dictionary_has_tag
+
     found = set(_of_header(dataset)) | set(_of_preamble(preamble))
     private = 0
     try:
@@ -130,6 +130,8 @@ def _elements(dataset: Dataset) -> Iterator[tuple[DataElement | RawDataElement, 
 
 
 def _is_sequence(element: DataElement | RawDataElement) -> bool:
+    from pydicom.datadict import dictionary_has_tag, dictionary_VR
+
     if element.VR in (None, "UN"):  # implicit: the dictionary tells
         return dictionary_has_tag(element.tag) and dictionary_VR(element.tag) == "SQ"
     return element.VR == "SQ"
@@ -141,6 +143,10 @@ def _of_preamble(preamble: bytes) -> Iterator[Note]:
 
 
 def _of_header(dataset: Dataset) -> Iterator[Note]:
+    from pydicom.charset import python_encoding
+
+    from .grey import first_number
+
     for keyword, note in (
         ("BurnedInAnnotation", Note.BURNED_IN_ANNOTATION),
         ("RecognizableVisualFeatures", Note.RECOGNIZABLE_FEATURES),

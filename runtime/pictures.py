@@ -13,11 +13,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import PurePath
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .dicom import Dicom, open_dicom
 from .errors import PictureError, Reason
 from .files import (
     DEFAULT_LIMITS,
@@ -37,6 +37,9 @@ from .identifiers import Identifiers
 from .notes import Note
 from .preprocess import is_blank, resize
 from .raster import Raster, open_raster
+
+if TYPE_CHECKING:
+    from .dicom import Dicom
 
 __all__ = [
     "DEFAULT_LIMITS",
@@ -85,7 +88,7 @@ class Picture:
     @property
     def identifiers(self) -> Identifiers:
         """Whose it is, by its header: of DICOM objects; other files do not say."""
-        return self._source.identifiers if isinstance(self._source, Dicom) else Identifiers()
+        return getattr(self._source, "identifiers", Identifiers())
 
     def close(self) -> None:
         """Does nothing here; `IsolatedPicture` ends its process."""
@@ -169,6 +172,8 @@ def open_picture(data: bytes, limits: Limits = DEFAULT_LIMITS, name_hint: str = 
     with boundary():
         if kind is not Kind.DICOM:
             return Picture(kind, open_raster(data, kind, limits))
+        from .dicom import open_dicom  # with pydicom, which takes longer to import than a picture to scan
+
         opened = open_dicom(
             data, max_pixels=limits.max_pixels, max_frames=limits.max_frames, max_inflated=limits.max_inflated_bytes
         )

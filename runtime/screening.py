@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnxruntime as ort
@@ -29,7 +29,6 @@ from .gallery import DEFAULT_GALLERY, Added, Entry, Gallery, Hit, Identity, Sear
 from .gallery.calibration import Decision, ThresholdSource, decide_threshold
 from .head import Floats, check_threshold
 from .identifiers import NOBODY, Identifiers
-from .isolation import IsolatedPicture, Nursery
 from .machine import cpu_limit
 from .notes import SUSPICIOUS, Note
 from .outcomes import SCHEMA_VERSION, Comparison, Embedded, Indexed, Verdict
@@ -37,6 +36,9 @@ from .pictures import Picture, open_picture, views_of
 from .preprocess import check_rgb
 from .providers import AUTO
 from .variants import AUTO_VARIANT
+
+if TYPE_CHECKING:
+    from .isolation import IsolatedPicture, Nursery
 
 __all__ = ["SCHEMA_VERSION", "Comparison", "Embedded", "Indexed", "Result", "Screener", "Source", "Verdict"]
 
@@ -171,7 +173,7 @@ class Screener:
         self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
         self.encoder = Encoder(self.bundle, variant=variant, provider=provider, threads=threads, session=session)
         self.limits = limits
-        self._nursery = Nursery(limits) if isolate else None
+        self._nursery = _nursery(limits) if isolate else None
         self._workers = threads or cpu_limit()
         self._batch = self.encoder.batch
 
@@ -506,6 +508,12 @@ class Screener:
             if len(pixels) == 1:
                 return [error]
             return [self._embed_safely([picture])[0] for picture in pixels]
+
+
+def _nursery(limits: Limits) -> Nursery:
+    from .isolation import Nursery  # with all the decoders, which take longer to import than a picture to scan
+
+    return Nursery(limits)
 
 
 def _judged(found: SearchResult, notes: Collection[Note]) -> dict[str, Any]:

@@ -6,11 +6,14 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pydicom
 import pytest
 from click.testing import CliRunner, Result
 from lcmem_onnx.cli import main
-from lcmem_onnx.runtime.gallery import SiteKey
+from lcmem_onnx.runtime.bundle import open_bundle
+from lcmem_onnx.runtime.gallery import Gallery, SiteKey
+from lcmem_onnx.runtime.gallery.calibration import calibrate, store_calibration
 from pydicom.data import get_testdata_file
 
 
@@ -149,3 +152,27 @@ def test_erasing_one_picture_takes_it_out_of_the_graph_without_alarm(pictures: P
     assert (done.exit_code, "warning" in done.stderr) == (0, False), done.stderr
     assert done.stdout.startswith("1 picture removed")
     assert run("index", "verify", "--index", index).exit_code == 0
+
+
+def test_info_shows_the_site_key_s_name_and_the_calibrated_threshold(
+    bundle: None, objects: Path, tmp_path: Path, tiny_bundle: Path
+) -> None:
+    folder = str(tmp_path / "idx")
+    run("index", "build", str(objects), "--index", folder, "-q")
+    plain = json.loads(run("index", "info", "--index", folder, "--json").stdout)
+    assert plain["site_key"] == SiteKey.open().name
+    assert plain["calibration"] is None
+    assert "none: scans use the bundle's threshold for pairs" in " ".join(run("index", "info", "--index", folder).stdout.split())
+    with Gallery.open(folder, open_bundle(tiny_bundle), read_only=False) as gallery:
+        tops = np.linspace(0.05, 0.9, 200)[:, None]
+        calibration = calibrate(tops, gallery.vectors(), 0.05, gallery.bundle.fingerprint)
+        store_calibration(gallery, calibration)
+    shown = json.loads(run("index", "info", "--index", folder, "--json").stdout)["calibration"]
+    assert shown["threshold"] == calibration.threshold
+    assert shown["wanted_fpir"] == 0.05
+    assert shown["threshold_interval"] == [calibration.threshold_interval.low, calibration.threshold_interval.high]
+    assert shown["date"] == calibration.date
+    text = " ".join(run("index", "info", "--index", folder).stdout.split())
+    assert f"threshold {calibration.threshold:.4f}" in text
+    assert f"set for this index on {calibration.date[:10]}" in text
+    assert "wanted 5 %" in text

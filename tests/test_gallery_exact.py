@@ -337,3 +337,93 @@ def test_verify_goes_on_while_a_writer_erases(bundle: Bundle, tmp_path: Path, mo
         monkeypatch.setattr(reader._store, "changes", erased_meanwhile)
         found = reader.verify(0.5, 0)
     assert (found.problems, found.checked["vectors"]) == ((), 299)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    features=st.integers(1, 40),
+    positive=st.sampled_from([0.0, 0.3, 1.0]),
+    spread=st.sampled_from([0.0, 0.01, 0.1, 0.5]),
+    beyond=st.booleans(),
+)
+def test_what_the_graph_found_is_not_passed_over_by_its_codes(
+    seed: int, features: int, positive: float, spread: float, beyond: bool
+) -> None:
+    """Every match, and the nearest of the wanted ones, among any few vectors."""
+    random = np.random.default_rng(seed)
+    weight = random.exponential(4.0, features) * np.where(random.random(features) < positive, 1, -1)
+    head = Head(weight.astype(np.float32), float(random.normal(3, 2)))
+    gallery = (random.random((3, features))[random.integers(0, 3, 64)] + spread * random.normal(0, 1, (64, features))).astype("f4")
+    gallery = gallery if beyond else np.clip(gallery, 0, 1)
+    query = (gallery[0] + 0.3 * spread * random.normal(0, 1, features)).astype(np.float32)
+    wanted = random.random(64) < 0.7
+    coder = Coder(head)
+    encoded, slack = coder.encode(gallery)
+    (code,), (its,) = coder.encode(query[None])
+    sums = codes.distances(code, encoded)
+    assert (sums == np.abs(encoded.astype(int) - code).sum(axis=1)).all()
+    low, high = gallery.min(axis=0), gallery.max(axis=0)
+    scores = true_scores(head, query, gallery)
+    for threshold in (0.01, 0.5, 0.99):
+        radius, reach = head.radius(threshold, query, low, high), head.reach(query, low, high)
+        for among in (None, wanted):
+            kept = codes.near_enough(sums, slack + its, coder.step, among, radius, reach)
+            assert kept[scores >= threshold].all()
+            some = scores if among is None else scores[among]
+            if len(some):
+                assert scores[kept & (True if among is None else among)].max() >= some.max() * (1 - 1e-5)
+
+
+@pytest.mark.usefixtures("cached")
+@pytest.mark.parametrize("from_file", [False, True])
+def test_through_the_graph_of_a_cached_gallery_what_brute_force_finds(
+    from_file: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Groups, an erasure and additions beyond the cache and the graph; with codes from the map and from the file."""
+    if from_file:
+        monkeypatch.setattr("lcmem_onnx.runtime.gallery.cache.MAPPED", 0)
+    bundle = make_bundle(Head(-np.random.default_rng(5).exponential(3.0, FEATURES).astype(np.float32), 6.0))
+    centres = vectors(1, 20)
+    spread = 0.1 * np.random.default_rng(2).normal(0, 1, (260, FEATURES))
+    embeddings = np.clip(centres[np.arange(260) % 20] + spread, 0, 1).astype(np.float32)
+    folder = tmp_path / "idx"
+    with Gallery.create(folder, bundle) as gallery:
+        gallery.add_all(
+            Entry(f"/{at}.png", at.to_bytes(32, "big"), 1, {0: one}, gallery="even" if at % 2 == 0 else "odd")
+            for at, one in enumerate(embeddings[:250])
+        )
+        gallery.update_caches(graph=True)
+    with Gallery.open(folder, bundle) as reader:
+        reader.search(embeddings[:1], 0.5, how="hnsw")
+        with Gallery.open(folder, bundle, read_only=False) as gallery:
+            gallery.remove(key="/0.png")
+            gallery.add_all(
+                Entry(f"/{at}.png", at.to_bytes(32, "big"), 1, {0: embeddings[at]}, gallery="even" if at % 2 == 0 else "odd")
+                for at in range(250, 260)
+            )
+        for query in embeddings[:30]:
+            for names in (None, ["even"]):
+                result = reader.search(query[None], 0.5, how="hnsw", top=300, galleries=names)[0]
+                scores = true_scores(bundle.head, query, embeddings)
+                there = [at for at in range(1, 260) if names is None or at % 2 == 0]
+                assert {hit.key for hit in result.matches} == {f"/{at}.png" for at in there if scores[at] >= 0.5}
+                assert result.nearest is not None
+                assert abs(result.nearest.score - max(scores[at] for at in there)) < 1e-5
+
+
+@pytest.mark.usefixtures("cached")
+def test_damaged_codes_hide_nothing_from_the_graph_s_search(tmp_path: Path) -> None:
+    bundle = make_bundle(Head(-np.random.default_rng(5).exponential(3.0, FEATURES).astype(np.float32), 6.0))
+    folder = tmp_path / "idx"
+    with Gallery.create(folder, bundle) as gallery:
+        gallery.add_all(entries(vectors(0, 200)))
+        gallery.update_caches(graph=True)
+    (path,) = folder.glob("flat-*.codes")
+    data = bytearray(path.read_bytes())
+    data[7 * FEATURES : 8 * FEATURES] = bytes(255 - one for one in data[7 * FEATURES : 8 * FEATURES])
+    path.write_bytes(data)
+    told: list[str] = []
+    with Gallery.open(folder, bundle, warn=told.append) as gallery:
+        assert gallery.search(vectors(0, 8)[7:], 0.9, how="hnsw")[0].matches[0].key == "/7.png"
+    assert any("the sha256 of codes differs" in line for line in told)

@@ -16,18 +16,19 @@ import os
 import re
 import secrets
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bundle import SEAL, seal
+from ..bundle import seal
 from ..errors import GalleryError
 from ..head import Floats
-from .codes import BLOCK, Coder, Codes
+from .codes import BLOCK, Coder, Codes, distances
 from .drafts import remove_drafts, write_atomically
+from .manifest import read_manifest
 from .records import EMPTY, Tally
 
 __all__ = ["MANIFEST", "Cache", "CacheError", "CacheManifest", "Writer", "open_cache", "remove_caches", "row_sums"]
@@ -39,6 +40,8 @@ SUM_BYTES = 8
 """Of an embedding's sha256, kept beside it: enough against damage, which is not malice."""
 PARTS = ("ids", "sums", "slack", "codes", "embeddings")
 CHECKED_PARTS = PARTS[:4]
+MAPPED = 1 << 24
+"""Bytes of codes that single rows are taken from through the map; of more, they are read from the file."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ class Cache:
     def __init__(self, folder: Path, manifest: CacheManifest) -> None:
         self.manifest = manifest
         self._files: list[BinaryIO] = []
-        self._maps: list[mmap.mmap] = []
+        self._maps: dict[str, mmap.mmap] = {}
         self._codes_checked = False
         self._checked: NDArray[np.bool_] = np.zeros(manifest.rows, np.bool_)
         try:
@@ -124,7 +127,7 @@ class Cache:
             mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
         except OSError as error:
             raise CacheError(f"the cached vectors cannot be read: {error.strerror}") from error
-        self._maps.append(mapped)
+        self._maps[part] = mapped
         return np.frombuffer(mapped, np.uint8)
 
     def _check(self, part: str) -> None:
@@ -141,6 +144,40 @@ class Cache:
             self._check("codes")
             self._codes_checked = True
 
+    def code_distances(self, code: Codes, places: NDArray[np.int64]) -> tuple[NDArray[np.int32], Floats]:
+        """L1 distances of one code (width,) to those of some rows, int32 (n,), and the rows' slacks, float32 (n,).
+
+        Raises:
+            CacheError: the codes are not as they were written; the first call reads them all.
+        """
+        if not self._codes_checked:
+            self._check_codes_in_file()
+        if self.codes.nbytes <= MAPPED or not hasattr(os, "pread"):
+            codes = self.codes[places]
+        else:
+            codes = self._read("codes", places, self.manifest.width).reshape(len(places), -1)
+        return distances(code, codes), self.slack[places]
+
+    def _check_codes_in_file(self) -> None:
+        """As `check_codes`, a block at a time: through the map all of them would count as this process's memory."""
+        if not hasattr(os, "pread"):
+            self.check_codes()
+            return
+        file, size = self._files[PARTS.index("codes")].fileno(), BLOCK * self.manifest.width
+        for number, digest in enumerate(self.manifest.digests["codes"]):
+            left = self.codes.nbytes - number * size
+            if hashlib.sha256(os.pread(file, min(size, left), number * size)).hexdigest() != digest:
+                raise CacheError("the cached vectors are damaged: the sha256 of codes differs from the manifest's")
+        self._codes_checked = True
+
+    def _read(self, part: str, places: NDArray[np.int64], size: int) -> NDArray[np.uint8]:
+        """Rows of a file, of `size` bytes each. What is read through the map counts as this process's memory: in time, all."""
+        file = self._files[PARTS.index(part)].fileno()
+        read = b"".join([os.pread(file, size, at) for at in (places * size).tolist()])
+        if len(read) != size * len(places):
+            raise CacheError("the cached vectors are damaged: the file has become shorter")
+        return np.frombuffer(read, np.uint8)
+
     def check_all(self) -> None:
         """Raises CacheError when anything in the files is not as it was written; reads all of them."""
         self.check_codes()
@@ -155,12 +192,7 @@ class Cache:
         """
         features = self.manifest.features
         if len(places) <= BLOCK and hasattr(os, "pread"):
-            # Not through the map: what is read through it counts as this process's memory, and in time that would be all.
-            file, size = self._files[4].fileno(), 4 * features
-            read = b"".join(os.pread(file, size, int(place) * size) for place in places)
-            if len(read) != size * len(places):
-                raise CacheError("the cached vectors are damaged: the file has become shorter")
-            found = np.frombuffer(read, dtype="<f4").reshape(len(places), features)
+            found = self._read("embeddings", places, 4 * features).view("<f4").reshape(len(places), features)
         else:
             found = self._embeddings[places]
         new = ~self._checked[places]
@@ -319,22 +351,9 @@ def remove_caches(folder: Path) -> None:
 
 
 def _read_manifest(path: Path) -> CacheManifest | None:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    manifest = read_manifest(path, CacheManifest, FORMAT_VERSION, "the cache of the vectors", CacheError)
+    if manifest is None:
         return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CacheError(f"{path} is damaged: it is no JSON that can be read") from error
-    types = {
-        field.name: {"int": int, "str": str, "list[float]": list}.get(str(field.type), dict) for field in fields(CacheManifest)
-    }
-    if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
-        raise CacheError("the cached vectors have another format")
-    if content.keys() != {*types, SEAL} or any(type(content[name]) is not kind for name, kind in types.items()):
-        raise CacheError(f"{path} is damaged: it lacks fields, or they are of another type")
-    if seal(content) != content:
-        raise CacheError(f"{path} is damaged: its own digest differs")
-    manifest = CacheManifest(**{name: content[name] for name in types})
     blocks = -(-manifest.rows // BLOCK)
     listed = [manifest.digests.get(part) for part in CHECKED_PARTS]
     if (

@@ -11,6 +11,7 @@ A change is acknowledged when its transaction has been committed with `synchrono
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import sqlite3
@@ -21,19 +22,28 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ..errors import GalleryError, GalleryMismatchError, UsageError
+from .locking import WriterLock
 from .migrations import MIGRATIONS, READABLE, read_as_new
-from .records import EMPTY, Tally, row_digest
+from .records import EMPTY, Tally, row_digests
 from .schema import DATABASE, FORMAT_VERSION, PICTURE_COLUMNS, SCHEMA
 
 __all__ = ["BUSY_SECONDS", "Database", "check_there", "create_database"]
 
 BUSY_SECONDS = 10.0
+READ_AT_ONCE = 10_000
+NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK, errno.EINVAL}
+"""What systems answer where a file system has no hard links."""
 PAGE_SIZE = 8192
 """Three embeddings of 512 features fit in; in SQLite's usual 4096 one does, and half of the file would be empty."""
 
 
 class Database:
     """An open gallery file. Threads take turns; several processes may have it open, one of them writing at a time.
+
+    Where another file has taken its place, as when a folder was moved there, a reader opens that; a writer refuses to go on.
+
+    Attributes:
+        generation: how often another file has taken its place.
 
     Raises (on opening, and from every method):
         GalleryError: missing, damaged, of another format, locked for too long, or the disk is full.
@@ -52,12 +62,15 @@ class Database:
         self._process = os.getpid()
         self._fingerprint = fingerprint
         self._seen: object = None
-        with self.explained():
+        self._closed = False
+        self.generation = 0
+        with self._lock, self._errors_explained():
             self._open()
 
     def _open(self) -> None:
         # A file that this user may not write is read as one that does not change: SQLite then looks at it no more. But another
         # user may write it, so what it was like is kept, and it is opened again when it has changed.
+        self._identity = _identity(self.path)
         seen = _look(self.path) if self.read_only and not _writable(self.path) else None
         immutable = seen is not None and not _log(self.path).exists()
         self.connection = _connect(self.path, read_only=self.read_only, immutable=immutable)
@@ -72,13 +85,26 @@ class Database:
         self._seen = seen if immutable else None
 
     def _open_again_if_changed(self) -> None:
-        if self._seen is not None and self._seen != _look(self.path):
+        identity = _identity(self.path)
+        if identity != self._identity and not self._closed:
+            if identity is None:
+                raise GalleryError(f"{self.path} is gone: it was moved or removed while it was open")
+            if not self.read_only:
+                raise GalleryError(
+                    f"{self.folder} was replaced by another index while it was open for writing: close it, and open it again"
+                )
+            self._identity = None  # should this fail, the next use tries again
+            self.connection.close()
+            self._open()
+            self.generation += 1
+        elif self._seen is not None and self._seen != _look(self.path):
             self._seen = ()  # should this fail, the next use tries again
             self.connection.close()
             self._open()
 
     def close(self) -> None:
         self._seen = None
+        self._closed = True
         self.connection.close()
 
     def _check_meta(self, fingerprint: str) -> int:
@@ -101,13 +127,14 @@ class Database:
         """Whether every row of `pictures` is as it was written, with its vector, and every vector has one."""
         with self.snapshot():
             tally = self.tally("pictures")
+            rows = self.connection.execute(f"SELECT {PICTURE_COLUMNS[version]} FROM pictures")
             used: set[int] = set()
-            digests = []
-            for row in self.connection.execute(f"SELECT {PICTURE_COLUMNS[version]} FROM pictures"):
-                used.add(row[4])
-                digests.append(row_digest(*row))
+            found = EMPTY
+            while part := rows.fetchmany(READ_AT_ONCE):
+                used.update([row[4] for row in part])
+                found = found.plus(row_digests(part))
             known = {number for (number,) in self.connection.execute("SELECT id FROM vectors")}
-        if EMPTY.plus(digests) != tally or used != known:
+        if found != tally or used != known:
             raise self.damaged("its list of pictures is not as it was written")
 
     def _bring_up_to_date(self, version: int) -> None:
@@ -172,15 +199,19 @@ class Database:
         """
         if os.getpid() != self._process:
             raise UsageError(f"this process is a fork, and {self.folder} was opened before it: open the index in each process")
+        with self._lock, self._errors_explained():
+            self._depth += 1
+            try:
+                if self._depth == 1:
+                    self._open_again_if_changed()
+                yield
+            finally:
+                self._depth -= 1
+
+    @contextmanager
+    def _errors_explained(self) -> Iterator[None]:
         try:
-            with self._lock:
-                self._depth += 1
-                try:
-                    if self._depth == 1:
-                        self._open_again_if_changed()
-                    yield
-                finally:
-                    self._depth -= 1
+            yield
         except sqlite3.OperationalError as error:
             text = str(error)
             if "locked" in text or "busy" in text:
@@ -242,8 +273,7 @@ def create_database(folder: Path, fingerprint: str, features: int) -> None:
             connection.execute("PRAGMA journal_mode = WAL")
         finally:
             connection.close()
-        os.link(draft, path)  # fails where another process was quicker; renaming would replace its index
-        draft.unlink()
+        _move_into_place(draft, path)
     except (OSError, sqlite3.Error) as error:
         with contextlib.suppress(OSError):
             draft.unlink()
@@ -255,6 +285,27 @@ def create_database(folder: Path, fingerprint: str, features: int) -> None:
         raise GalleryError(f"an index cannot be made in {folder}: {cause or error}") from error
 
 
+def _move_into_place(draft: Path, path: Path) -> None:
+    """Give the draft its name. Raises FileExistsError where another process was quicker: renaming would replace its index."""
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        # A file system without hard links, as FAT and some network mounts: who renames holds the writer's lock.
+        lock = WriterLock(path.parent)
+        try:
+            if path.exists():
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error
+            draft.rename(path)
+        finally:
+            lock.release()
+    else:
+        draft.unlink()
+
+
 def _writable(path: Path) -> bool:
     return os.access(path.parent, os.W_OK) and os.access(path, os.W_OK)
 
@@ -262,6 +313,15 @@ def _writable(path: Path) -> bool:
 def _log(path: Path) -> Path:
     """SQLite's write-ahead log, which is there while somebody writes."""
     return path.with_name(path.name + "-wal")
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What tells a file from another of its name, or None where it is gone."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _look(path: Path) -> tuple[int, int, int, bool] | None:

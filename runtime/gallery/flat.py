@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,17 +19,27 @@ from ..errors import GalleryError
 from ..head import Floats, Head
 from ..machine import cpu_limit
 from .cache import Cache, CacheError, CacheManifest, Writer, open_cache, row_sums
-from .codes import BLOCK, Coder, Codes, near
+from .codes import BLOCK, Coder, Codes, near, near_enough
 from .records import EMPTY, Tally, row_digest
 from .store import Store
 
-__all__ = ["CACHE_FROM", "Flat", "Places"]
+__all__ = ["CACHE_FROM", "Flat", "Places", "Query"]
 
 CACHE_FROM = 4096
 """Rows from which on there is a cache, and rows by which it may lag behind. So many are read from SQLite in 50 ms."""
 READ_AT_ONCE = 32768
 """Rows in memory while the cache is written: 64 MB at 512 features."""
 Places = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Query:
+    """A query's code, uint8 (width,), with its slack, and how far from it matches may be (see `codes`)."""
+
+    code: Codes
+    slack: np.float32
+    radius: float
+    reach: float
 
 
 class Flat:
@@ -49,6 +60,7 @@ class Flat:
         self._warn = warn
         self._cache: Cache | None = None
         self._trusted = True
+        self._generation = 0
         self._reset()
 
     def _reset(self) -> None:
@@ -73,6 +85,11 @@ class Flat:
     def __len__(self) -> int:
         """How many rows are alive."""
         return self._tally.rows
+
+    @property
+    def all_alive(self) -> bool:
+        """Whether no row is erased."""
+        return self._tally.rows == len(self.ids)
 
     @property
     def code_width(self) -> int:
@@ -102,6 +119,11 @@ class Flat:
             GalleryError: the vectors are not those that were written.
         """
         now = store.newest()
+        if store.generation != self._generation:
+            self._generation = store.generation
+            self._warn(f"{self._folder} was replaced by another index: searching that from now on")
+            self._trusted = True
+            self._reset()
         if now == (self.newest, self.erasure):
             return
         if self._trusted and (not len(self.ids) or now[1] != self.erasure):
@@ -249,6 +271,51 @@ class Flat:
         reach = np.array([self._head.reach(query, self.low, self.high) for query in queries])
         found = near(blocks, slacks, codes, query_slacks, self._coder.step, radii, reach, cpu_limit())
         return found if places is None else [places[at] for at in found]
+
+    def worth_reading(self, query: Query, places: Places, wanted: NDArray[np.bool_] | None) -> Places:
+        """Which of some rows may score the threshold, or be the nearest of the wanted ones: indices into `places`, ascending.
+
+        By their codes, which take less to read than embeddings and their checksums. Rows that have none yet are all worth it.
+
+        Args:
+            query: from `coded`.
+            places: (n,).
+            wanted: bool (n,), which of these are searched among; None for all.
+
+        Raises:
+            GalleryError: the cache is damaged.
+        """
+        if self._cache is None or not len(places):
+            return np.arange(len(places))
+        if int(places.max()) < self.cached:
+            return self._near_enough(self._cache, query, places, wanted).nonzero()[0]
+        inside = places < self.cached
+        marked = ~inside
+        marked[inside] = self._near_enough(self._cache, query, places[inside], None if wanted is None else wanted[inside])
+        return marked.nonzero()[0]
+
+    def _near_enough(self, cache: Cache, query: Query, places: Places, wanted: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
+        sums, slack = cache.code_distances(query.code, places)
+        widths = slack + query.slack
+        return near_enough(sums, widths, self._coder.step, wanted, query.radius, query.reach)
+
+    def places_of(self, ids: NDArray[np.int64]) -> tuple[Places, NDArray[np.bool_] | None]:
+        """Where some ids are, and which of them are there at all; None where all are."""
+        if not len(self.ids):
+            return np.zeros(len(ids), np.int64), np.zeros(len(ids), np.bool_)
+        places = ids - self.ids[0]  # where no id was erased before
+        if int(places.min(initial=0)) >= 0 and int(places.max(initial=0)) < len(self.ids) and (self.ids[places] == ids).all():
+            return places, None
+        places = self.ids.searchsorted(ids)
+        places[places == len(self.ids)] = 0
+        there = self.ids[places] == ids
+        return places, None if there.all() else there
+
+    def coded(self, query: Floats, threshold: float) -> Query:
+        """A query, (features,), as `worth_reading` takes it."""
+        (code,), (slack,) = self._coder.encode(query[None])
+        radius = self._head.radius(threshold, query, self.low, self.high)
+        return Query(code, slack, radius, self._head.reach(query, self.low, self.high))
 
     def _blocks(self, wanted: NDArray[np.bool_] | None) -> tuple[list[tuple[int, Codes]], list[float]]:
         """Codes block by block, of the wanted rows alone, numbered from 0, and the largest slack of each."""

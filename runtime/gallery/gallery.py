@@ -21,6 +21,7 @@ from ..head import Floats, check_threshold
 from .database import check_there, create_database
 from .erasure import compact_database, compaction_due, erase, mark_compacted
 from .graph import graph_there
+from .leftovers import PREFIX, remove_leftovers
 from .locking import WriterLock
 from .pseudonyms import SiteKey
 from .records import DEFAULT_GALLERY, Entry, Record
@@ -124,8 +125,9 @@ class Gallery:
         Raises:
             GalleryError: the temporary folder cannot be made or written.
         """
+        remove_leftovers()
         try:
-            folder = tempfile.TemporaryDirectory(prefix="lcmem-gallery-")
+            folder = tempfile.TemporaryDirectory(prefix=PREFIX)
         except OSError as error:
             raise GalleryError(f"there is no place for a temporary index: {error.strerror}. Set TMPDIR to a folder") from error
         try:
@@ -170,7 +172,8 @@ class Gallery:
             return self._store.tally("vectors").rows  # kept, where counting would read an index of all
 
     def describe(self) -> dict[str, object]:
-        """Counts and identity, for people: pictures, frames, distinct vectors, groups, age, the bundle's fingerprint."""
+        """Counts and identity, for people: pictures, frames, distinct vectors, groups, age, the bundle's fingerprint, the name
+        of the site key that pseudonyms were made with (None where there are none)."""
         frames, vectors = self._store.frames(), self._store.counts()[1]
         return {
             "path": str(self.folder),
@@ -185,6 +188,7 @@ class Gallery:
             "format_version": int(self._store.meta("format_version")),
             "fingerprint": self.bundle.fingerprint,
             "graph": graph_there(self.folder),
+            "site_key": self._store.setting(SITE_KEY),
         }
 
     def galleries(self) -> list[str]:
@@ -336,9 +340,18 @@ class Gallery:
         """
         with self._searching:
             self._searcher.flat.refresh(self._store)  # what is known now can be taken out of the graph then
-            removed = erase(self._store, key=key, patient=patient, study=study, gallery=gallery)
+            try:
+                removed = erase(self._store, key=key, patient=patient, study=study, gallery=gallery)
+            except GalleryError as error:
+                raise GalleryError(f"nothing was removed: {error}") from error
             if removed and compact:
-                self.compact()
+                try:
+                    self.compact()
+                except GalleryError as error:
+                    raise GalleryError(
+                        f"{removed} pictures were removed from all results, but are not off the disk yet: {error}. 'lcmem-onnx "
+                        "index compact' does the rest"
+                    ) from error
         return removed
 
     def compact(self) -> None:

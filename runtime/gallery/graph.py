@@ -15,17 +15,18 @@ import json
 import os
 import re
 import tempfile
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import hnswlib
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bundle import SEAL, seal
+from ..bundle import seal
 from ..errors import GalleryError
 from ..head import Floats
 from .drafts import remove_drafts, write_atomically
+from .manifest import read_manifest
 
 __all__ = ["MANIFEST", "Graph", "GraphExhaustedError", "graph_there", "load_graph", "remove_graph", "save_graph"]
 
@@ -144,7 +145,7 @@ class Graph:
             labels, distances = self._index.knn_query(weighted[None], k=count, num_threads=1)
         except RuntimeError as error:
             raise GraphExhaustedError(f"the search graph does not reach {count} of its {len(self)} vectors") from error
-        return labels[0].astype(np.int64), distances[0]
+        return labels[0].view(np.int64), distances[0]
 
 
 def save_graph(graph: Graph, folder: Path, fingerprint: str) -> None:
@@ -191,13 +192,16 @@ def save_graph(graph: Graph, folder: Path, fingerprint: str) -> None:
             os.unlink(draft)
 
 
-def remove_graph(folder: Path) -> None:
+def remove_graph(folder: Path, *, to_be_made_again: bool = False) -> None:
     """Remove the saved graph, if there is one, and what a killed process left of one, so that nothing of it is on the disk.
+
+    `to_be_made_again` leaves the manifest, in which there is nothing of a picture: should this process be killed before the
+    new graph is saved, the next writer still knows that one is wanted.
 
     Raises:
         GalleryError: it cannot be removed.
     """
-    remove_drafts(folder, MANIFEST, "graph-*.hnsw", *DRAFTS)
+    remove_drafts(folder, *([] if to_be_made_again else [MANIFEST]), "graph-*.hnsw", *DRAFTS)
 
 
 def graph_there(folder: Path) -> bool:
@@ -266,24 +270,9 @@ def _read_manifest(path: Path) -> GraphManifest:
     Raises:
         GalleryError: it is missing, damaged or of another format.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise GalleryError("there is no search graph yet") from error
-    except OSError as error:
-        raise GalleryError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise GalleryError(f"{path} is damaged: it is no JSON") from error
-    if not isinstance(content, dict):
-        raise GalleryError(f"{path} is damaged: it is no JSON object")
-    if content.get("format_version") != FORMAT_VERSION:
-        raise GalleryError("the search graph has another format")
-    types = {field.name: {"int": int, "str": str}[str(field.type)] for field in fields(GraphManifest)}
-    if content.keys() != {*types, SEAL} or any(type(content[name]) is not kind for name, kind in types.items()):
-        raise GalleryError(f"{path} is damaged: it lacks fields, or they are of another type")
-    if seal(content) != content:
-        raise GalleryError(f"{path} is damaged: its own digest differs")
-    manifest = GraphManifest(**{name: content[name] for name in types})
+    manifest = read_manifest(path, GraphManifest, FORMAT_VERSION, "the search graph", GalleryError)
+    if manifest is None:
+        raise GalleryError("there is no search graph yet")
     if not FILE_NAME.fullmatch(manifest.file):
         raise GalleryError(f"{path} names a file that is no search graph of this index")
     return manifest

@@ -6,6 +6,7 @@ Whatever finds candidates, every one is scored by the head: what is reported is 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,26 +19,38 @@ from ..machine import cpu_limit
 from .cache import CacheError, remove_caches
 from .flat import CACHE_FROM, Flat, Places
 from .graph import Graph, GraphExhaustedError, graph_there, load_graph, remove_graph, save_graph
-from .records import Row
-from .results import Hit, Identity, Search, SearchResult
+from .naming import name_vectors
+from .results import Search, SearchResult
 from .speed import exact_limit
 from .store import Store
 
 __all__ = ["Searcher"]
 
 QUERIES_AT_ONCE = 32
-CHUNK = 4096
-"""Vectors scored at once: 8 MB of float32 at 512 features, which stays in the cache."""
+SCORED_AT_ONCE = 512
+"""Vectors scored at once: 1 MB of float32 at 512 features, which stays in the processor's cache."""
+ADDED_AT_ONCE = 4096
+"""Vectors that the graph is given at once."""
 FIRST_CANDIDATES = 64
 MOST_CANDIDATES = 16384
 """So far the graph's search is widened. Wider, the exact search is quicker."""
 UNGRAPHED = 2000
 """Vectors newer than the graph that are searched flat; beyond, they are put into it."""
 ATTEMPTS = 5
+_NOTHING: Places = np.empty(0, np.int64)
 
 
 class _ChangedError(Exception):
     """Another process erased what was being looked at: the search has to be done again."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """Places that a query led to, ascending; the head's scores of them where they are known; whether none can be missing."""
+
+    places: Places
+    scores: NDArray[np.float64] | None = None
+    complete: bool = True
 
 
 class Searcher:
@@ -54,6 +67,7 @@ class Searcher:
         self._graph: Graph | None = None
         self._graph_failed = False
         self._members: tuple[tuple[Sequence[str], str, int], NDArray[np.bool_]] | None = None
+        self._generation = store.generation
 
     def close(self) -> None:
         self.flat.close()
@@ -103,8 +117,9 @@ class Searcher:
             self._graph = graph
         else:
             wanted = graph_there(self._folder) and len(self.flat) > 0
-            remove_graph(self._folder)
+            remove_graph(self._folder, to_be_made_again=wanted)
             if wanted:
+                self._graph = Graph(self._head.features, cpu_limit())
                 self._current_graph(newest=True)
 
     def _saved_graph(self, otherwise: str) -> Graph | None:
@@ -114,7 +129,7 @@ class Searcher:
         self.flat.refresh(self._store)
         try:
             graph = load_graph(self._folder, self._fingerprint, self._head.features, cpu_limit())
-            count = int(np.searchsorted(self.flat.ids, graph.newest, side="right"))
+            count = self._after(graph)
             there = int(self.flat.alive[:count].sum()) <= len(graph) <= count
             if not there or graph.content != self.flat.content(graph.newest):
                 raise GalleryError("the search graph is of other pictures than the index holds")
@@ -133,11 +148,11 @@ class Searcher:
             self._graph = self._saved_graph(making)
         if self._graph is None:
             self._graph = Graph(self._head.features, cpu_limit())
-        missing = np.flatnonzero(flat.alive & (flat.ids > self._graph.newest))
+        missing = self._newer(self._graph, None)
         if len(missing) > UNGRAPHED or (len(missing) and (newest or not len(self._graph))):
             self._graph.reserve(len(missing))
-            for at in range(0, len(missing), CHUNK):
-                places = missing[at : at + CHUNK]
+            for at in range(0, len(missing), ADDED_AT_ONCE):
+                places = missing[at : at + ADDED_AT_ONCE]
                 self._graph.extend(flat.ids[places], self._head.weighted(flat.take(places)))
             self._graph.content = flat.content(self._graph.newest)
             if self._persistent:
@@ -158,6 +173,9 @@ class Searcher:
         for _ in range(ATTEMPTS):
             try:
                 self.flat.refresh(self._store)
+                if self._generation != self._store.generation:  # another index: nothing known of the old one holds
+                    self._generation = self._store.generation
+                    self._graph, self._graph_failed, self._members = None, False, None
                 return self._search(queries, threshold, top, how, galleries)
             except _ChangedError:
                 continue
@@ -173,18 +191,19 @@ class Searcher:
         graph = self._graph_for(how)
         renderings = 1 if queries.ndim == 2 else queries.shape[1]
         views = queries.reshape(-1, queries.shape[-1])
-        found: list[tuple[Places, bool]] = []
+        found: list[_Found] = []
         if graph is not None:
             found = [self._by_graph(graph, view, threshold, top, members) for view in views]
         else:
             for at in range(0, len(views), QUERIES_AT_ONCE):
-                found += [(places, True) for places in self.flat.candidates(views[at : at + QUERIES_AT_ONCE], threshold, members)]
+                found += map(_Found, self.flat.candidates(views[at : at + QUERIES_AT_ONCE], threshold, members))
         results: list[SearchResult] = []
         for at in range(0, len(views), renderings):
-            its = found[at : at + renderings]
-            places = its[0][0] if renderings == 1 else np.unique(np.concatenate([each for each, _ in its]))
-            complete = all(whole for _, whole in its)
-            results.append(self._result(views[at : at + renderings], places, threshold, top, galleries, complete))
+            its = _together(found[at : at + renderings])
+            scores = its.scores
+            if scores is None:
+                scores = np.max([self._scores(view, its.places) for view in views[at : at + renderings]], axis=0)
+            results.append(self._result(its.places, scores, threshold, top, galleries, its.complete))
         return results
 
     def _graph_for(self, how: Search) -> Graph | None:
@@ -207,79 +226,100 @@ class Searcher:
             self._members = state, np.isin(self.flat.ids, self._store.vectors_of(galleries), assume_unique=True)
         return self._members[1]
 
-    def _by_graph(
-        self, graph: Graph, query: Floats, threshold: float, top: int, members: NDArray[np.bool_] | None
-    ) -> tuple[Places, bool]:
+    def _by_graph(self, graph: Graph, query: Floats, threshold: float, top: int, members: NDArray[np.bool_] | None) -> _Found:
         """Candidates through the graph, and whether it is proven that none is missing but what the graph itself fails to reach.
 
         The search is widened until it reaches the radius beyond which nothing can match, which proves it; or until no match is
         among the farther half of what was found, which does not, and is said; or as far as it goes.
         """
-        flat, head = self.flat, self._head
-        weighted = head.weighted(query)
-        radius = head.radius(threshold, query, flat.low, flat.high)
-        wanted = flat.alive if members is None else flat.alive & members
-        count, complete = max(FIRST_CANDIDATES, 4 * top), False
-        newer = np.flatnonzero(wanted[(start := int(np.searchsorted(flat.ids, graph.newest, side="right"))) :]) + start
+        flat = self.flat
+        weighted, coded = self._head.weighted(query), flat.coded(query, threshold)
+        all_wanted = members is None and flat.all_alive
+        count = max(FIRST_CANDIDATES, 4 * top)
+        newer = self._newer(graph, members)
         while True:
             try:
                 labels, distances = graph.nearest(weighted, count)
             except GraphExhaustedError:  # as among thousands of near-equal vectors: the exact search does not depend on it
-                return flat.candidates(query[None], threshold, members)[0], True
-            places = np.searchsorted(flat.ids, labels)
-            there = places < len(flat.ids)
-            there[there] = flat.ids[places[there]] == labels[there]
-            places = places[there]  # a graph that was loaded before a compaction still has what is gone
-            complete = len(labels) >= len(graph) or float(distances[-1]) > radius
-            scores = head.scores(query, flat.take(places))
-            if complete or count >= MOST_CANDIDATES or not (scores[len(places) // 2 :] >= threshold).any():
+                return _Found(flat.candidates(query[None], threshold, members)[0])
+            places, there = flat.places_of(labels)
+            if there is not None:
+                places = places[there]  # a graph that was loaded before a compaction still has what is gone
+            complete = len(labels) >= len(graph) or float(distances[-1]) > coded.radius
+            wanted = None if all_wanted else self._wanted(places, members)
+            read = flat.worth_reading(coded, places, wanted)
+            scores = self._scores(query, places[read])
+            if complete or count >= MOST_CANDIDATES or not (scores[read >= len(places) // 2] >= threshold).any():
                 break
             count *= 4
-        scores[~wanted[places]] = -1.0
+        places = places[read]
+        if wanted is not None:
+            scores[~wanted[read]] = -1.0
         best = scores.max(initial=-1.0)
         if best < 0 and not len(newer):  # the nearest are all of other galleries, or erased
-            return flat.candidates(query[None], threshold, members)[0], True
-        kept = (scores >= threshold) | ((scores == best) & (best >= 0))
-        return np.sort(np.concatenate([places[kept], newer])), complete
+            return _Found(flat.candidates(query[None], threshold, members)[0])
+        kept = (scores >= min(threshold, best)) & (scores >= 0)
+        places, scores = places[kept], scores[kept]
+        if len(newer):
+            places, scores = np.concatenate([places, newer]), np.concatenate([scores, self._scores(query, newer)])
+        order = places.argsort()
+        return _Found(places[order], scores[order], complete)
+
+    def _newer(self, graph: Graph, members: NDArray[np.bool_] | None) -> Places:
+        """Wanted rows that are not in the graph yet."""
+        start = self._after(graph)
+        if start == len(self.flat.ids):
+            return _NOTHING
+        newer = np.arange(start, len(self.flat.ids))
+        return newer[self._wanted(newer, members)]
+
+    def _wanted(self, places: Places, members: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
+        alive = self.flat.alive[places]
+        return alive if members is None else alive & members[places]
+
+    def _after(self, graph: Graph) -> int:
+        """The first place beyond the graph."""
+        return int(self.flat.ids.searchsorted(graph.newest, side="right"))
+
+    def _scores(self, query: Floats, places: Places) -> NDArray[np.float64]:
+        """The head's scores of a query, (features,), with some rows."""
+        scores = np.empty(len(places))
+        for at in range(0, len(places), SCORED_AT_ONCE):
+            scores[at : at + SCORED_AT_ONCE] = self._head.scores(query, self.flat.take(places[at : at + SCORED_AT_ONCE]))
+        return scores
 
     def _result(
-        self, views: Floats, places: Places, threshold: float, top: int, galleries: Sequence[str] | None, complete: bool
+        self,
+        places: Places,
+        scores: NDArray[np.float64],
+        threshold: float,
+        top: int,
+        galleries: Sequence[str] | None,
+        complete: bool,
     ) -> SearchResult:
-        """What a query found that has these renderings, (renderings, features): the one that scores best counts."""
+        """The pictures of the rows that a query led to, which have these scores."""
         flat, store = self.flat, self._store
-        scores = np.empty(len(places))
-        for at in range(0, len(places), CHUNK):
-            vectors = flat.take(places[at : at + CHUNK])
-            scores[at : at + CHUNK] = np.max([self._head.scores(view, vectors) for view in views], axis=0)
         order = np.argsort(-scores, kind="stable")
         found = int((scores >= threshold).sum())
-        ids = flat.ids[places[order]]
-        hits: list[Hit] = []
-        shown: set[tuple[str, str, int]] = set()
-        people: dict[tuple[str, ...], Identity] = {}
-        for vector, score in zip(ids[: max(1, found)].tolist(), scores[order].tolist(), strict=False):
-            if len(hits) < top:
-                # Of a frame that two of its renderings lead to, the better one counts.
-                for row in store.rows(vector, top + len(shown), galleries):
-                    if (row.gallery, row.key, row.frame) not in shown and len(hits) < top:
-                        shown.add((row.gallery, row.key, row.frame))
-                        hits.append(_hit(row, score))
-            if found and len(people) < top:
-                for row in store.people(vector, top, galleries):
-                    who = (row.patient,) if row.patient is not None else (row.gallery, row.key)
-                    people.setdefault(who, Identity(row.patient, _hit(row, score)))
-            if len(hits) >= top and (not found or len(people) >= top):
-                break
-        total, renderings = store.pictures_of(ids[:found].tolist(), galleries) if found else (0, 0)
-        if renderings < found or (len(ids) and not hits):
+        best = order[: max(1, found)]
+        ids = flat.ids[places[best]].tolist()
+        named = name_vectors(store, ids, scores[best].tolist(), found, top, galleries)
+        if store.generation != self._generation:
+            raise _ChangedError
+        if len(named.frames) < found or (ids and not named.hits):
             if store.newest() != (flat.newest, flat.erasure) or galleries is not None:
                 self._members = None
                 raise _ChangedError
             # Each vector is some picture's; were it passed over, a match would be reported as clear.
             raise GalleryError(f"{self._folder} is damaged: embeddings have lost their pictures. Restore it, or build it again")
-        best = tuple(sorted(people.values(), key=lambda one: -one.score))[:top]
-        return SearchResult(tuple(hits[:top]) if found else (), total, hits[0] if hits else None, best, complete)
+        hits = tuple(named.hits)
+        return SearchResult(
+            hits if found else (), len(set(named.frames)), hits[0] if hits else None, named.identities(top), complete
+        )
 
 
-def _hit(row: Row, score: float) -> Hit:
-    return Hit(row.key, row.frame, score, row.gallery, row.patient, row.study)
+def _together(found: Sequence[_Found]) -> _Found:
+    """What the renderings of one query led to."""
+    if len(found) == 1:
+        return found[0]
+    return _Found(np.unique(np.concatenate([one.places for one in found])), None, all(one.complete for one in found))

@@ -20,6 +20,8 @@ __all__ = ["DATABASE", "Changes", "Entry", "Store"]
 
 READ_AT_ONCE = 500
 """Parameters in one query; SQLite allows 999 in old builds."""
+MANY_ROWS = 5000
+"""Pictures that are read at once; where more have one embedding, SQLite sorts and counts them."""
 ROW = "key, frame, gallery, patient, study"
 BY_VECTOR = "id IN (SELECT id FROM pictures WHERE vector = ?)"
 """By way of the id, so that `vector` is read from the row itself and not from SQLite's index, which may be what is damaged."""
@@ -134,13 +136,33 @@ class Store(Database):
         if not whole or hashlib.sha256(embedding).digest() != digest:
             raise self.damaged(f"vector {number} is not as it was written")
 
-    def rows(self, vector: int, limit: int, galleries: Sequence[str] | None = None) -> list[Row]:
-        """The pictures that have this vector, by key, frame and gallery, at most `limit`."""
+    def rows(self, vectors: Sequence[int], galleries: Sequence[str] | None = None) -> dict[int, list[Row]] | None:
+        """The pictures that have these vectors, by vector, in the order of their addition; None where they are thousands.
+
+        At most `READ_AT_ONCE` vectors.
+        """
+        where, names = _within(galleries)
+        marks, numbers = _marks(vectors)
+        inner = f"SELECT id FROM pictures WHERE vector IN ({marks})"  # see BY_VECTOR
+        query = f"SELECT {ROW}, vector FROM pictures WHERE id IN ({inner}){where} ORDER BY id LIMIT ?"
+        found: dict[int, list[Row]] = {vector: [] for vector in vectors}
+        with self.explained():
+            rows = self.connection.execute(query, (*numbers, *names, MANY_ROWS)).fetchall()
+            if len(rows) == MANY_ROWS:
+                return None
+            for *row, vector in rows:
+                if vector not in found:
+                    raise self.damaged("its own index leads to other pictures")
+                found[vector].append(Row(*row))
+        return found
+
+    def first_rows(self, vector: int, limit: int, galleries: Sequence[str] | None = None) -> list[Row]:
+        """The pictures that have this vector, by key, frame and gallery, at most `limit`: of thousands."""
         where, names = _within(galleries)
         query = f"SELECT {ROW}, vector FROM pictures WHERE {BY_VECTOR}{where} ORDER BY key, frame, gallery LIMIT ?"
         return self._rows_of(vector, query, (*names, limit))
 
-    def people(self, vector: int, limit: int, galleries: Sequence[str] | None = None) -> list[Row]:
+    def first_people(self, vector: int, limit: int, galleries: Sequence[str] | None = None) -> list[Row]:
         """Of those pictures, one of each patient; a picture whose patient is not known stands for itself. At most `limit`."""
         where, names = _within(galleries)
         query = f"""SELECT {ROW}, vector FROM (SELECT {ROW}, vector, min(id) FROM pictures WHERE {BY_VECTOR}{where}
@@ -154,20 +176,16 @@ class Store(Database):
                 raise self.damaged("its own index leads to other pictures")
         return [Row(*row[:-1]) for row in rows]
 
-    def pictures_of(self, vectors: Sequence[int], galleries: Sequence[str] | None = None) -> tuple[int, int]:
-        """How many pictures' frames have one of these vectors, and how many renderings of them."""
+    def frames_of(self, vectors: Sequence[int], galleries: Sequence[str] | None = None) -> list[tuple[str, str, int]]:
+        """(gallery, key, frame) of each rendering of a picture's frame that has one of these vectors."""
         where, names = _within(galleries)
-        frames: set[tuple[str, str, int]] = set()
-        renderings = 0
+        found: list[tuple[str, str, int]] = []
         with self.explained():
             for at in range(0, len(vectors), READ_AT_ONCE):
-                part = [int(number) for number in vectors[at : at + READ_AT_ONCE]]
-                marks = ",".join("?" * len(part))
+                marks, numbers = _marks(vectors[at : at + READ_AT_ONCE])
                 query = f"SELECT gallery, key, frame FROM pictures WHERE vector IN ({marks}){where}"
-                for row in self.connection.execute(query, (*part, *names)):
-                    frames.add(row)
-                    renderings += 1
-        return len(frames), renderings
+                found += self.connection.execute(query, (*numbers, *names))
+        return found
 
     def vectors_of(self, galleries: Sequence[str]) -> NDArray[np.int64]:
         """Ids of the vectors that some picture of these galleries has, int64, ascending."""
@@ -316,6 +334,12 @@ class Store(Database):
         if inserted:
             new.append(row_digest(number, digest))
         return number
+
+
+def _marks(vectors: Sequence[int]) -> tuple[str, list[int]]:
+    """Placeholders for some ids, and the ids, the last of them repeated: so that statements are few and stay prepared."""
+    count = next(size for size in (1, 4, 16, 64, READ_AT_ONCE) if size >= len(vectors))
+    return ",".join("?" * count), [*vectors, *[vectors[-1]] * (count - len(vectors))]
 
 
 def _within(galleries: Sequence[str] | None) -> tuple[str, tuple[str, ...]]:

@@ -1,0 +1,44 @@
+"""Temporary galleries that killed processes left behind: found by the lock that died with them, and removed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import tempfile
+import time
+from pathlib import Path
+
+from ..errors import GalleryError
+from .locking import LOCK, WriterLock
+
+__all__ = ["PREFIX", "remove_leftovers"]
+
+PREFIX = "lcmem-gallery-"
+YOUNG = 60.0
+"""Seconds in which a folder is left alone: its process may be about to take the lock."""
+
+
+def remove_leftovers() -> None:
+    """Remove this user's temporary galleries whose process is gone; they hold embeddings. What cannot be removed stays."""
+    try:
+        folders = [path for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*") if _is_old_and_ours(path)]
+    except OSError:
+        return  # a temporary folder that cannot be listed: nothing of this run depends on it
+    for folder in folders:
+        try:
+            lock = WriterLock(folder) if (folder / LOCK).exists() else None
+        except GalleryError:
+            continue  # its process lives
+        shutil.rmtree(folder, ignore_errors=True)
+        if lock:
+            lock.release()
+
+
+def _is_old_and_ours(path: Path) -> bool:
+    try:
+        found = path.lstat()
+    except OSError:
+        return False
+    ours = not hasattr(os, "getuid") or found.st_uid == os.getuid()
+    return stat.S_ISDIR(found.st_mode) and ours and time.time() - found.st_mtime > YOUNG

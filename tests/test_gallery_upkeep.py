@@ -1,0 +1,215 @@
+"""What may happen to an index from outside: its folder replaced, its process killed, its disk full or without hard links."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from lcmem_onnx.runtime.bundle import Bundle, Threshold
+from lcmem_onnx.runtime.errors import GalleryError
+from lcmem_onnx.runtime.gallery import Entry, Gallery, database, naming, searcher
+from lcmem_onnx.runtime.gallery.graph import MANIFEST, graph_there
+from lcmem_onnx.runtime.gallery.leftovers import PREFIX, remove_leftovers
+from lcmem_onnx.runtime.gallery.records import EMPTY, row_digest, row_digests
+from lcmem_onnx.runtime.head import Floats, Head
+
+FEATURES = 32
+
+
+@pytest.fixture
+def bundle() -> Bundle:
+    head = Head(-np.random.default_rng(3).exponential(5.0, FEATURES).astype(np.float32), 6.0)
+    return Bundle(Path(), "test", 64, FEATURES, head, Threshold(0.5, "test"), {}, "f" * 64, demonstration=True, manifest={})
+
+
+def vectors(seed: int, count: int) -> Floats:
+    return np.random.default_rng(seed).random((count, FEATURES), dtype=np.float32)
+
+
+def made(folder: Path, bundle: Bundle, embeddings: Floats, prefix: str = "", **whose: str) -> Path:
+    with Gallery.create(folder, bundle) as gallery:
+        gallery.add_all(
+            Entry(f"/{prefix}{number}.png", number.to_bytes(32, "big"), 1, {0: one}, **whose)
+            for number, one in enumerate(embeddings)
+        )
+    return folder
+
+
+@pytest.mark.parametrize("how", ["exact", "hnsw"])
+def test_a_reader_goes_on_with_the_index_that_took_its_folder_s_place(how: str, bundle: Bundle, tmp_path: Path) -> None:
+    """As many vectors under the same ids, so that nothing but the file itself tells one from the other."""
+    folder = made(tmp_path / "idx", bundle, vectors(0, 50), "old")
+    other = made(tmp_path / "other", bundle, vectors(1, 50), "new")
+    told: list[str] = []
+    with Gallery.open(folder, bundle, warn=told.append) as gallery:
+        assert gallery.search(vectors(0, 1), 0.9, how=how)[0].matches[0].key == "/old0.png"
+        folder.rename(tmp_path / "away")
+        with pytest.raises(GalleryError, match="is gone: it was moved or removed"):
+            gallery.search(vectors(0, 1), 0.9, how=how)
+        other.rename(folder)
+        assert gallery.search(vectors(0, 1), 0.9, how=how)[0].total == 0
+        assert gallery.search(vectors(1, 1), 0.9, how=how)[0].matches[0].key == "/new0.png"
+    assert sum("was replaced by another index" in line for line in told) == 1
+
+
+def test_a_writer_does_not_go_on_in_another_index(bundle: Bundle, tmp_path: Path) -> None:
+    folder = made(tmp_path / "idx", bundle, vectors(0, 3))
+    other = made(tmp_path / "other", bundle, vectors(1, 3))
+    with Gallery.open(folder, bundle, read_only=False) as gallery:
+        folder.rename(tmp_path / "away")
+        other.rename(folder)
+        with pytest.raises(GalleryError, match="was replaced by another index while it was open for writing"):
+            gallery.remove(key="/0.png")
+    with Gallery.open(folder, bundle) as gallery:
+        assert len(gallery) == 3
+
+
+def test_a_wanted_graph_is_still_wanted_after_a_kill_while_it_is_made_again(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = made(tmp_path / "idx", bundle, vectors(0, 60))
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*_: Any) -> None:
+        raise Killed
+
+    gallery = Gallery.open(folder, bundle, read_only=False)
+    gallery.update_caches(graph=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(searcher, "save_graph", killed)
+        for number in range(30):
+            gallery.remove(key=f"/{number}.png", compact=False)
+        with pytest.raises(Killed):
+            gallery.compact()
+    gallery.close()
+    assert not list(folder.glob("graph-*.hnsw"))
+    assert (folder / MANIFEST).exists()
+    with Gallery.open(folder, bundle, read_only=False) as gallery:  # which finishes what was interrupted
+        assert list(folder.glob("graph-*.hnsw"))
+        assert len(gallery) == 30
+        assert gallery.search(vectors(0, 60)[59:], 0.9, how="hnsw")[0].matches[0].key == "/59.png"
+    assert graph_there(folder)
+
+
+def test_a_removal_that_fails_says_that_nothing_was_removed(bundle: Bundle, tmp_path: Path) -> None:
+    folder = made(tmp_path / "idx", bundle, vectors(0, 3))
+    with Gallery.open(folder, bundle, read_only=False) as gallery:
+        pages = gallery._store.connection.execute("PRAGMA page_count").fetchone()[0]
+        # SQLite says SQLITE_FULL at its own limit as it does on a full disk.
+        gallery._store.connection.execute(f"PRAGMA max_page_count = {pages}")
+        gallery._store.connection.execute(
+            "CREATE TEMP TRIGGER fill AFTER DELETE ON main.pictures BEGIN INSERT INTO meta VALUES ('x', zeroblob(1000000)); END"
+        )
+        with pytest.raises(GalleryError, match=r"^nothing was removed: the disk of .* is full"):
+            gallery.remove(key="/0.png")
+        assert len(gallery) == 3
+
+
+def test_a_removal_of_which_the_disk_keeps_traces_says_so(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(store: object) -> None:
+        raise GalleryError("the disk is full")
+
+    folder = made(tmp_path / "idx", bundle, vectors(0, 3))
+    with Gallery.open(folder, bundle, read_only=False) as gallery:
+        monkeypatch.setattr("lcmem_onnx.runtime.gallery.gallery.compact_database", full)
+        with pytest.raises(GalleryError, match="1 pictures were removed from all results, but are not off the disk yet"):
+            gallery.remove(key="/0.png")
+        assert len(gallery) == 2
+
+
+def test_what_a_killed_scan_left_is_removed_by_the_next(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nothing else: not the gallery of a living process, not one that is being made, nobody else's folder, no link."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    program = (
+        "import sys, tempfile; from pathlib import Path; from lcmem_onnx.runtime.gallery.locking import WriterLock\n"
+        "lock = WriterLock(Path(sys.argv[1])); print('locked', flush=True); sys.stdin.read()"
+    )
+    left, alive, young, link = (tmp_path / f"{PREFIX}{name}" for name in ("left", "alive", "young", "link"))
+    outside = tmp_path / "outside"
+    for folder in (left, alive, young, outside):
+        folder.mkdir()
+        (folder / "gallery.sqlite").write_bytes(b"an embedding")
+    link.symlink_to(outside)
+    processes = []
+    for folder in (left, alive):
+        process = subprocess.Popen([sys.executable, "-c", program, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"locked\n"
+        processes.append(process)
+    processes[0].kill()
+    processes[0].communicate()
+    hour_ago = time.time() - 3600
+    for folder in (left, alive, outside):
+        os.utime(folder, (hour_ago, hour_ago))
+    try:
+        with Gallery.temporary(bundle) as gallery:
+            assert not left.exists()
+            assert gallery.folder.exists()
+            assert all((folder / "gallery.sqlite").exists() for folder in (alive, young, outside))
+            os.utime(gallery.folder, (hour_ago, hour_ago))
+            remove_leftovers()
+            assert gallery.folder.exists()
+    finally:
+        processes[1].communicate(b"")
+
+
+def test_an_index_can_be_made_where_there_are_no_hard_links(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_links(*_: Any) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(database.os, "link", no_links)
+    folder = made(tmp_path / "idx", bundle, vectors(0, 3))
+    with Gallery.open(folder, bundle) as gallery:
+        assert len(gallery) == 3
+    draft = tmp_path / "draft"
+    draft.write_bytes(b"another process's")
+    with pytest.raises(FileExistsError):
+        database._move_into_place(draft, folder / database.DATABASE)
+    with Gallery.open(folder, bundle) as gallery:
+        assert len(gallery) == 3
+    assert not list(folder.glob(".gallery*"))
+
+
+@pytest.mark.parametrize("many", [2, 5000])
+def test_hits_people_and_totals_are_the_same_in_however_many_look_ups(
+    many: int, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three names for each vector, of two patients; `many` at 2 takes the way of vectors that thousands of pictures have."""
+    monkeypatch.setattr("lcmem_onnx.runtime.gallery.store.MANY_ROWS", many)
+    monkeypatch.setattr(naming, "FIRST", 4)
+    embeddings = np.clip(vectors(0, 1) + np.linspace(0, 1e-3, 40, dtype=np.float32)[:, None], 0, 1)
+    folder = tmp_path / "idx"
+    with Gallery.create(folder, bundle) as gallery:
+        for number, one in enumerate(embeddings):
+            for name, patient in (("a", "p1"), ("b", None), ("c", f"q{number}")):
+                gallery.add(Entry(f"/{name}{number:02}.png", bytes([number]) * 32, 1, {0: one}, patient=patient))
+        for top in (1, 3, 7, 200):
+            result = gallery.search(embeddings[:1], 0.5, top=top)[0]
+            assert result.total == 120
+            assert [hit.key for hit in result.matches] == [f"/{n}{at:02}.png" for at in range(40) for n in "abc"][:top]
+            who = [one.patient or one.best.key for one in result.identities]
+            wanted = ["p1", "/b00.png", "q0"] + [name for at in range(1, 40) for name in (f"/b{at:02}.png", f"q{at}")]
+            assert who == wanted[:top]
+
+
+def test_digests_of_many_rows_are_those_of_each() -> None:
+    rows = [(f"key-{number}", number, b"x" * number, None) for number in range(300)]
+    digests = row_digests(rows)
+    assert digests == [row_digest(*row) for row in rows]
+    total = sum(int.from_bytes(one, "big") for one in digests) % (1 << 128)
+    assert (EMPTY.plus(digests).rows, EMPTY.plus(digests).total) == (300, total)
+    assert EMPTY.plus(digests).minus(digests) == EMPTY
+    assert EMPTY.plus([b"\xff" * 16] * 3).total == 3 * ((1 << 128) - 1) % (1 << 128)
+    assert EMPTY.plus([]) == EMPTY
