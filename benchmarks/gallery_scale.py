@@ -178,7 +178,8 @@ def borrow_graph(folder: Path, count: int) -> None:
         started = time.perf_counter()
         with Gallery.open(folder, open_bundle(None), read_only=False, warn=print) as gallery:
             gallery.update_caches(graph=True)
-        print(f"build: ours with opening, saving and sha256 {time.perf_counter() - started:.0f} s, {_memory()} MB at most", flush=True)
+        taken = time.perf_counter() - started
+        print(f"build: ours with opening, saving and sha256 {taken:.0f} s, {_memory()} MB at most", flush=True)
     raw_file = folder.with_name(f"raw-{count}.hnsw")
     raw_file.unlink(missing_ok=True)
     raw_file.symlink_to(next(folder.glob("graph-*.hnsw")).resolve())
