@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from lcmem_onnx.runtime.gallery.leftovers import PREFIX
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "pictures"
 GALLERY, QUERIES = EXAMPLES / "gallery", EXAMPLES / "queries"
@@ -120,7 +121,7 @@ def test_a_signal_cleans_up_and_says_so(number: int, code: int, says: str, tmp_p
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     deadline = time.monotonic() + 60
-    while not list(temporary.glob("lcmem-gallery-*/gallery.sqlite")) and time.monotonic() < deadline:
+    while not list(temporary.glob(f"{PREFIX}*/gallery.sqlite")) and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(0.5)
     process.send_signal(number)

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from lcmem_onnx.runtime.bundle import Bundle, Threshold
-from lcmem_onnx.runtime.errors import GalleryError
+from lcmem_onnx.runtime.errors import GalleryError, GalleryMismatchError
 from lcmem_onnx.runtime.gallery import Entry, Gallery, database, naming, searcher
 from lcmem_onnx.runtime.gallery.graph import MANIFEST, graph_there
 from lcmem_onnx.runtime.gallery.leftovers import PREFIX, remove_leftovers
+from lcmem_onnx.runtime.gallery.locking import WriterLock
 from lcmem_onnx.runtime.gallery.records import EMPTY, row_digest, row_digests
 from lcmem_onnx.runtime.head import Floats, Head
 
@@ -58,6 +62,73 @@ def test_a_reader_goes_on_with_the_index_that_took_its_folder_s_place(how: str, 
         assert gallery.search(vectors(0, 1), 0.9, how=how)[0].total == 0
         assert gallery.search(vectors(1, 1), 0.9, how=how)[0].matches[0].key == "/new0.png"
     assert sum("was replaced by another index" in line for line in told) == 1
+
+
+def test_a_reader_refuses_the_index_of_another_bundle_that_took_its_folder_s_place(bundle: Bundle, tmp_path: Path) -> None:
+    """Each time that it is asked; and goes on as soon as a fitting one is there."""
+    folder = made(tmp_path / "idx", bundle, vectors(0, 5))
+    other = made(tmp_path / "other", replace(bundle, fingerprint="0" * 64), vectors(0, 5))
+    with Gallery.open(folder, bundle) as gallery:
+        gallery.search(vectors(0, 1), 0.9)
+        folder.rename(tmp_path / "away")
+        other.rename(folder)
+        for _ in range(3):
+            with pytest.raises(GalleryMismatchError, match="was made with another model"):
+                gallery.search(vectors(0, 1), 0.9)
+        folder.rename(other)
+        (tmp_path / "away").rename(folder)
+        assert gallery.search(vectors(0, 1), 0.9)[0].total == 1
+
+
+def test_a_file_that_is_copied_because_it_is_opened_for_writing_is_no_other_index(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As layered file systems of containers do it: the copy may have another inode."""
+    folder = made(tmp_path / "idx", bundle, vectors(0, 3))
+    connect = database._connect
+
+    def copying(path: Path, **how: bool) -> sqlite3.Connection:
+        monkeypatch.setattr(database, "_connect", connect)
+        connection = connect(path, **how)
+        shutil.copy(path, copy := tmp_path / "copy")
+        copy.rename(path)
+        return connection
+
+    monkeypatch.setattr(database, "_connect", copying)
+    with Gallery.open(folder, bundle, read_only=False) as gallery:
+        gallery.remove(key="/0.png")
+    with Gallery.open(folder, bundle) as gallery:
+        assert len(gallery) == 2
+
+
+@pytest.mark.skipif(os.name != "posix", reason="flock")
+def test_a_file_system_without_locks_is_named_as_such(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    folder = made(tmp_path / "idx", bundle, vectors(0, 3))
+    monkeypatch.setattr("lcmem_onnx.runtime.gallery.locking.fcntl.flock", no_locks)
+    with pytest.raises(GalleryError, match="cannot be locked"):
+        Gallery.open(folder, bundle, read_only=False)
+    with Gallery.open(folder, bundle) as gallery:
+        assert len(gallery) == 3
+
+
+def test_the_nearest_of_a_group_is_found_beyond_others_and_beyond_what_is_newer_than_the_graph(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    """All that the graph finds first is of another group, and the group has a far vector that is newer than the graph."""
+    crowd = np.clip(0.5 + 1e-3 * vectors(0, 300), 0, 1)
+    near, far, query = (np.full((1, FEATURES), value, np.float32) for value in (0.6, 0.9, 0.5))
+    folder = made(tmp_path / "idx", bundle, crowd, gallery="crowd")
+    with Gallery.open(folder, bundle, read_only=False) as gallery:
+        gallery.add(Entry("/near.png", b"n" * 32, 1, {0: near[0]}, gallery="group"))
+        gallery.update_caches(graph=True)
+        gallery.add(Entry("/far.png", b"f" * 32, 1, {0: far[0]}, gallery="group"))
+        for how in ("exact", "hnsw"):
+            nearest = gallery.search(query, 0.999, how=how, galleries=["group"])[0].nearest
+            assert nearest is not None
+            assert nearest.key == "/near.png"
 
 
 def test_a_writer_does_not_go_on_in_another_index(bundle: Bundle, tmp_path: Path) -> None:
@@ -128,16 +199,19 @@ def test_a_removal_of_which_the_disk_keeps_traces_says_so(bundle: Bundle, tmp_pa
 
 
 def test_what_a_killed_scan_left_is_removed_by_the_next(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And nothing else: not the gallery of a living process, not one that is being made, nobody else's folder, no link."""
+    """And nothing else: not the gallery of a living process, not one that is being made, nobody else's folder, no link, no index
+    that a user keeps in the temporary folder."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     program = (
         "import sys, tempfile; from pathlib import Path; from lcmem_onnx.runtime.gallery.locking import WriterLock\n"
         "lock = WriterLock(Path(sys.argv[1])); print('locked', flush=True); sys.stdin.read()"
     )
-    left, alive, young, link = (tmp_path / f"{PREFIX}{name}" for name in ("left", "alive", "young", "link"))
-    outside = tmp_path / "outside"
-    for folder in (left, alive, young, outside):
-        folder.mkdir()
+    left, alive, young, open_to_all, link = (
+        tmp_path / f"{PREFIX}{name}" for name in ("left", "alive", "young", "open_to_all", "link")
+    )
+    outside, kept = tmp_path / "outside", tmp_path / "lcmem-gallery-hospital"
+    for folder in (left, alive, young, open_to_all, outside, kept):
+        folder.mkdir(mode=0o755 if folder == open_to_all else 0o700)
         (folder / "gallery.sqlite").write_bytes(b"an embedding")
     link.symlink_to(outside)
     processes = []
@@ -149,13 +223,13 @@ def test_what_a_killed_scan_left_is_removed_by_the_next(bundle: Bundle, tmp_path
     processes[0].kill()
     processes[0].communicate()
     hour_ago = time.time() - 3600
-    for folder in (left, alive, outside):
+    for folder in (left, alive, open_to_all, outside, kept):
         os.utime(folder, (hour_ago, hour_ago))
     try:
         with Gallery.temporary(bundle) as gallery:
             assert not left.exists()
             assert gallery.folder.exists()
-            assert all((folder / "gallery.sqlite").exists() for folder in (alive, young, outside))
+            assert all((folder / "gallery.sqlite").exists() for folder in (alive, young, open_to_all, outside, kept))
             os.utime(gallery.folder, (hour_ago, hour_ago))
             remove_leftovers()
             assert gallery.folder.exists()
@@ -179,7 +253,13 @@ def test_an_index_can_be_made_where_there_are_no_hard_links(
         database._move_into_place(draft, folder / database.DATABASE)
     with Gallery.open(folder, bundle) as gallery:
         assert len(gallery) == 3
-    assert not list(folder.glob(".gallery*"))
+    fresh = tmp_path / "fresh"
+    fresh.mkdir()
+    lock = WriterLock(fresh)
+    with pytest.raises(GalleryError, match="is being written by"):
+        Gallery.create(fresh, bundle)
+    lock.release()
+    assert not [*folder.glob(".gallery*"), *fresh.glob(".gallery*")]
 
 
 @pytest.mark.parametrize("many", [2, 5000])

@@ -31,6 +31,8 @@ __all__ = ["BUSY_SECONDS", "Database", "check_there", "create_database"]
 
 BUSY_SECONDS = 10.0
 READ_AT_ONCE = 10_000
+OPENINGS = 5
+"""Attempts to open a file that is not another one afterwards."""
 NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK, errno.EINVAL}
 """What systems answer where a file system has no hard links."""
 PAGE_SIZE = 8192
@@ -61,6 +63,7 @@ class Database:
         self._depth = 0
         self._process = os.getpid()
         self._fingerprint = fingerprint
+        self._identity: object = None
         self._seen: object = None
         self._closed = False
         self.generation = 0
@@ -70,10 +73,18 @@ class Database:
     def _open(self) -> None:
         # A file that this user may not write is read as one that does not change: SQLite then looks at it no more. But another
         # user may write it, so what it was like is kept, and it is opened again when it has changed.
-        self._identity = _identity(self.path)
         seen = _look(self.path) if self.read_only and not _writable(self.path) else None
         immutable = seen is not None and not _log(self.path).exists()
-        self.connection = _connect(self.path, read_only=self.read_only, immutable=immutable)
+        for _ in range(OPENINGS):
+            before = _identity(self.path)
+            self.connection = _connect(self.path, read_only=self.read_only, immutable=immutable)
+            identity = _identity(self.path)
+            if identity == before:
+                break
+            # Replaced at this very moment; or, in a container's layered file system, copied because it was opened for writing.
+            self.connection.close()
+        else:
+            raise GalleryError(f"{self.path} is replaced again and again while it is being opened: try again")
         try:
             version = self._check_meta(self._fingerprint)
             self._check_pictures(version)
@@ -82,6 +93,7 @@ class Database:
         except BaseException:
             self.connection.close()
             raise
+        self._identity = identity
         self._seen = seen if immutable else None
 
     def _open_again_if_changed(self) -> None:
@@ -274,6 +286,10 @@ def create_database(folder: Path, fingerprint: str, features: int) -> None:
         finally:
             connection.close()
         _move_into_place(draft, path)
+    except GalleryError:  # another process is making an index here
+        with contextlib.suppress(OSError):
+            draft.unlink()
+        raise
     except (OSError, sqlite3.Error) as error:
         with contextlib.suppress(OSError):
             draft.unlink()

@@ -10,11 +10,12 @@ import time
 from pathlib import Path
 
 from ..errors import GalleryError
-from .locking import LOCK, WriterLock
+from .locking import WriterLock
 
 __all__ = ["PREFIX", "remove_leftovers"]
 
-PREFIX = "lcmem-gallery-"
+PREFIX = "lcmem-onnx-temporary-gallery-"
+"""A name that nobody gives an index that is to stay: what is called so may be removed."""
 YOUNG = 60.0
 """Seconds in which a folder is left alone: its process may be about to take the lock."""
 
@@ -27,12 +28,11 @@ def remove_leftovers() -> None:
         return  # a temporary folder that cannot be listed: nothing of this run depends on it
     for folder in folders:
         try:
-            lock = WriterLock(folder) if (folder / LOCK).exists() else None
+            lock = WriterLock(folder)
         except GalleryError:
-            continue  # its process lives
+            continue  # its process lives, or there is no telling
         shutil.rmtree(folder, ignore_errors=True)
-        if lock:
-            lock.release()
+        lock.release()
 
 
 def _is_old_and_ours(path: Path) -> bool:
@@ -40,5 +40,6 @@ def _is_old_and_ours(path: Path) -> bool:
         found = path.lstat()
     except OSError:
         return False
-    ours = not hasattr(os, "getuid") or found.st_uid == os.getuid()
+    # As `tempfile` makes them: this user's, and closed to all others.
+    ours = not hasattr(os, "getuid") or (found.st_uid == os.getuid() and not found.st_mode & (stat.S_IRWXG | stat.S_IRWXO))
     return stat.S_ISDIR(found.st_mode) and ours and time.time() - found.st_mtime > YOUNG

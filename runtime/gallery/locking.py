@@ -21,7 +21,7 @@ class WriterLock:
     one else sees. It names its holder, for the message that another writer gets.
 
     Raises:
-        GalleryError: another process, or another gallery of this one, holds it; or the folder cannot be written.
+        GalleryError: another process, or another gallery of this one, holds it; or the folder cannot be written or locked.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -33,7 +33,15 @@ class WriterLock:
             raise GalleryError(
                 f"{folder} may not be written ({error.strerror}): give a folder with write permission, or open the index read-only"
             ) from error
-        if not _try_lock(self._file):
+        try:
+            locked = _try_lock(self._file)
+        except OSError as error:
+            self.release()
+            raise GalleryError(
+                f"{folder} cannot be locked ({error.strerror}), so two processes might write in it at once: give a folder on "
+                "a file system that has locks, or open the index read-only"
+            ) from error
+        if not locked:
             holder = os.pread(self._file, 20, 0).decode("ascii", "replace").strip() if hasattr(os, "pread") else ""
             self.release()
             who = f"process {holder}" if holder.isdigit() else "another process"

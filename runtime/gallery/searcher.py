@@ -256,7 +256,7 @@ class Searcher:
         if wanted is not None:
             scores[~wanted[read]] = -1.0
         best = scores.max(initial=-1.0)
-        if best < 0 and not len(newer):  # the nearest are all of other galleries, or erased
+        if best < 0:  # these are all of other galleries, or erased; and what is newer need not be nearer than the rest
             return _Found(flat.candidates(query[None], threshold, members)[0])
         kept = (scores >= min(threshold, best)) & (scores >= 0)
         places, scores = places[kept], scores[kept]
