@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import glob
+import json
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -14,13 +16,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from lcmem_onnx.runtime.bundle import MANIFEST, open_bundle
+from lcmem_onnx.runtime.bundle import FORMAT, MANIFEST, open_bundle
 from lcmem_onnx.runtime.errors import BundleError, UsageError
 
 __all__ = ["Draft", "check_free", "draft_beside", "put_in_place", "refuse_leftovers", "remove_abandoned"]
 
 UNPROVEN, REPLACED = "unproven", "replaced"
 """What hidden folders beside the output are called while an export is at work."""
+EXPORTED = re.compile(r"encoder\.(fp32|fp16|fp16-on-cpu|int8)\.(onnx|weights)|head\.json|preprocess\.onnx")
+"""A bundle's files. Weights to export may well be called encoder.pth."""
 
 
 class Draft(NamedTuple):
@@ -55,7 +59,10 @@ def _locked_folder(out: Path) -> tuple[Path, int]:
     """A hidden folder, and the descriptor whose lock says that its maker is alive: the kernel drops that when the maker dies."""
     while True:
         made = Path(tempfile.mkdtemp(prefix=_hidden(out, UNPROVEN), dir=out.parent))
-        lock = os.open(made, os.O_RDONLY)
+        try:
+            lock = os.open(made, os.O_RDONLY)
+        except FileNotFoundError:
+            continue
         with contextlib.suppress(OSError):  # a file system without locks on folders: there nobody else gets one either
             fcntl.flock(lock, fcntl.LOCK_EX)
         if made.exists():
@@ -105,7 +112,7 @@ def check_free(out: Path, *, replace: bool) -> None:
         return
     if not replace:
         raise UsageError(f"{out} exists already: choose another --out, or replace it with --force")
-    if not (out / MANIFEST).exists():
+    if not _has_manifest(out):
         raise UsageError(f"{out} exists and is no bundle, so --force does not replace it: choose another --out")
     # The checkpoint itself may lie there. A bundle whose manifest cannot be read may be replaced, being of no other use.
     foreign = {path.name for path in out.iterdir()} - {MANIFEST} - _listed(out)
@@ -116,12 +123,23 @@ def check_free(out: Path, *, replace: bool) -> None:
         )
 
 
+def _has_manifest(out: Path) -> bool:
+    """Whether there is a bundle's manifest, or one that nobody can read: other programs write a bundle.json, too."""
+    try:
+        content = json.loads((out / MANIFEST).read_bytes())
+    except OSError:
+        return False
+    except (ValueError, RecursionError):
+        return True
+    return isinstance(content, dict) and content.get("format") == FORMAT
+
+
 def _listed(out: Path) -> set[str]:
     """Names of a bundle's files by its manifest; where that is damaged, names that exports give."""
     try:
         return set(open_bundle(out).manifest["files"])
     except BundleError:
-        return {path.name for path in out.iterdir() if path.name.startswith(("encoder.", "head.json", "preprocess.onnx"))}
+        return {path.name for path in out.iterdir() if EXPORTED.fullmatch(path.name)}
 
 
 def put_in_place(draft: Path, out: Path, *, replace: bool) -> None:

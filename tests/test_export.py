@@ -283,6 +283,16 @@ def test_a_bundle_that_holds_anything_else_is_not_replaced(manifest: str, tiny_b
     shutil.copy(tiny_bundle / "head.json", out / "lcmem.pt")
     with pytest.raises(UsageError, match=r"holds what is no part of a bundle \(lcmem.pt\)"):
         placement.check_free(out, replace=True)
+    (out / "lcmem.pt").rename(out / "encoder.pth")
+    with pytest.raises(UsageError, match=r"holds what is no part of a bundle \(encoder.pth\)"):
+        placement.check_free(out, replace=True)
+
+
+@pytest.mark.parametrize("content", ['{"format": "a web page\'s scripts"}', "[]"])
+def test_another_program_s_bundle_is_not_replaced(content: str, tmp_path: Path) -> None:
+    (tmp_path / "bundle.json").write_text(content)
+    with pytest.raises(UsageError, match="is no bundle, so --force does not replace it"):
+        placement.check_free(tmp_path, replace=True)
 
 
 def test_what_came_while_the_export_was_at_work_is_not_replaced(tiny_bundle: Path, tmp_path: Path) -> None:
