@@ -131,6 +131,20 @@ def test_the_nearest_of_a_group_is_found_beyond_others_and_beyond_what_is_newer_
             assert nearest.key == "/near.png"
 
 
+def test_a_match_beyond_the_unit_range_is_found_through_the_graph(bundle: Bundle, tmp_path: Path) -> None:
+    """d1 of 3 and a squared distance of 9, where 6 was the radius beyond which the graph takes all to be proven."""
+    flat_head = replace(bundle, head=Head(np.full(FEATURES, -1, np.float32), 6.0))
+    crowd = 0.5 + 1e-3 * vectors(0, 200)
+    match = np.eye(1, FEATURES, dtype=np.float32) * 3
+    folder = made(tmp_path / "idx", flat_head, np.concatenate([crowd, match]))
+    with Gallery.open(folder, flat_head, read_only=False) as gallery:
+        gallery.update_caches(graph=True)
+        for how in ("exact", "hnsw"):
+            result = gallery.search(np.zeros((1, FEATURES), np.float32), 0.5, how=how)[0]
+            assert [hit.key for hit in result.matches] == ["/200.png"]
+            assert result.complete
+
+
 def test_a_writer_does_not_go_on_in_another_index(bundle: Bundle, tmp_path: Path) -> None:
     folder = made(tmp_path / "idx", bundle, vectors(0, 3))
     other = made(tmp_path / "other", bundle, vectors(1, 3))

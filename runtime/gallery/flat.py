@@ -311,6 +311,11 @@ class Flat:
         there = self.ids[places] == ids
         return places, None if there.all() else there
 
+    def within_one(self, query: Floats) -> bool:
+        """Whether no feature of a query, (features,), differs by more than 1 from that of any row: what `Head.radius` takes for
+        granted of squared distances. Embeddings in [0, 1] are so; any finite values can be kept."""
+        return bool(np.maximum(query - self.low, self.high - query).max(initial=0.0) <= 1.0)
+
     def coded(self, query: Floats, threshold: float) -> Query:
         """A query, (features,), as `worth_reading` takes it."""
         (code,), (slack,) = self._coder.encode(query[None])

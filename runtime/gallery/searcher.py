@@ -233,6 +233,8 @@ class Searcher:
         among the farther half of what was found, which does not, and is said; or as far as it goes.
         """
         flat = self.flat
+        if not flat.within_one(query):  # embeddings of no encoder of ours: squared differences bound nothing there
+            return _Found(flat.candidates(query[None], threshold, members)[0])
         weighted, coded = self._head.weighted(query), flat.coded(query, threshold)
         all_wanted = members is None and flat.all_alive
         count = max(FIRST_CANDIDATES, 4 * top)
