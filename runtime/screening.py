@@ -333,12 +333,13 @@ class Screener:
 
         Raises:
             UsageError: a threshold or `top` out of range, or a gallery that is not in the index.
-            GalleryError: the gallery is damaged, or empty: then everything would be clear.
+            GalleryError: the gallery is damaged, or empty, or becomes so: then everything would be clear.
         """
         self._check(gallery)
         decision = threshold if isinstance(threshold, Decision) else decide_threshold(gallery, threshold)
         if not len(gallery):
-            raise GalleryError(f"{gallery.folder} holds no pictures, so nothing can be found in it: add some first")
+            raise _empty(gallery)
+        replaced = gallery.replaced
         if top < 1:
             raise UsageError(f"{top} matches cannot be listed; ask for 1 or more")
         for frame in self._embedded(self._frames_ahead(paths, on_skip)):
@@ -354,6 +355,14 @@ class Screener:
             )
             if isinstance(frame.value, np.ndarray):
                 (found,) = gallery.search(frame.value[None], decision.threshold, top=top, how=search, galleries=galleries)
+                if gallery.replaced != replaced:  # by an index that may have a threshold of its own
+                    replaced = gallery.replaced
+                    if decision.source is not ThresholdSource.GIVEN:
+                        decision = decide_threshold(gallery)
+                    result = replace(result, threshold=decision.threshold, threshold_source=decision.source)
+                    (found,) = gallery.search(frame.value[None], decision.threshold, top=top, how=search, galleries=galleries)
+                if found.nearest is None:  # emptied meanwhile, or replaced by an index that is just being built
+                    raise _empty(gallery)
                 yield replace(
                     result,
                     **_judged(found, frame.notes),
@@ -514,6 +523,10 @@ def _nursery(limits: Limits) -> Nursery:
     from .isolation import Nursery  # with all the decoders, which take longer to import than a picture to scan
 
     return Nursery(limits)
+
+
+def _empty(gallery: Gallery) -> GalleryError:
+    return GalleryError(f"{gallery.folder} holds no pictures, so nothing can be found in it: add some first")
 
 
 def _judged(found: SearchResult, notes: Collection[Note]) -> dict[str, Any]:

@@ -145,6 +145,17 @@ def test_a_match_beyond_the_unit_range_is_found_through_the_graph(bundle: Bundle
             assert result.complete
 
 
+def test_an_export_does_not_mix_two_indexes(bundle: Bundle, tmp_path: Path) -> None:
+    folder, other = made(tmp_path / "idx", bundle, vectors(0, 600)), made(tmp_path / "other", bundle, vectors(1, 600))
+    with Gallery.open(folder, bundle) as gallery:
+        entries = gallery.entries()
+        next(entries)
+        folder.rename(tmp_path / "away")
+        other.rename(folder)
+        with pytest.raises(GalleryError, match="was replaced by another index while it was being read"):
+            list(entries)
+
+
 def test_a_writer_does_not_go_on_in_another_index(bundle: Bundle, tmp_path: Path) -> None:
     folder = made(tmp_path / "idx", bundle, vectors(0, 3))
     other = made(tmp_path / "other", bundle, vectors(1, 3))

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lcmem_onnx.runtime import preprocess
+from lcmem_onnx.runtime import preprocess, screening
 from lcmem_onnx.runtime.bundle import Bundle, open_bundle
 from lcmem_onnx.runtime.encoder import Encoder
-from lcmem_onnx.runtime.errors import EncodingError, PictureError, Reason, UsageError
+from lcmem_onnx.runtime.errors import EncodingError, GalleryError, PictureError, Reason, UsageError
 from lcmem_onnx.runtime.gallery import Added, Gallery
+from lcmem_onnx.runtime.gallery.calibration import Decision, ThresholdSource
 from lcmem_onnx.runtime.screening import Screener, Verdict
 from PIL import Image
 
@@ -67,6 +68,39 @@ def test_results_come_in_order_a_line_a_picture(screener: Screener, gallery: Gal
         line = result.as_json()
         assert {"schema_version", "path", "frame", "verdict", "reason", "threshold", "matches"} <= set(line)
         assert line["matches"][0]["key"] == os.path.abspath(result.path)
+
+
+def test_a_scan_goes_by_the_threshold_of_the_index_that_took_the_folder_s_place(
+    screener: Screener, gallery: Gallery, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gallery.close()
+    folder = tmp_path / "idx"
+    thresholds = iter([0.9999, 0.0001])
+    monkeypatch.setattr(
+        screening, "decide_threshold", lambda *_: Decision(next(thresholds), ThresholdSource.INDEX, "of the test", ())
+    )
+    with Gallery.open(folder, screener.bundle) as reader:
+        results = screener.screen([pictures], reader)
+        assert next(results).threshold == 0.9999
+        folder.rename(tmp_path / "away")
+        shutil.copytree(tmp_path / "away", folder)
+        again = list(results)
+        assert [result.threshold for result in again] == [0.0001] * 5
+        assert all(result.nearest and (result.total > 0) == (result.nearest.score >= 0.0001) for result in again)
+
+
+def test_what_is_emptied_during_a_scan_makes_nothing_clear(
+    screener: Screener, gallery: Gallery, pictures: Path, tmp_path: Path
+) -> None:
+    """As where an index is built anew in the folder's place: it is empty at first."""
+    gallery.close()
+    with Gallery.open(tmp_path / "idx", screener.bundle) as reader:
+        results = screener.screen([pictures], reader)
+        next(results)
+        (tmp_path / "idx").rename(tmp_path / "away")
+        Gallery.create(tmp_path / "idx", screener.bundle).close()
+        with pytest.raises(GalleryError, match="holds no pictures"):
+            next(results)
 
 
 def test_batches_do_not_change_embeddings_or_order(screener: Screener, pictures: Path) -> None:

@@ -154,6 +154,11 @@ class Gallery:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
+    @property
+    def replaced(self) -> int:
+        """How often another index has taken the folder's place since it was opened, as a reader notices."""
+        return self._store.generation
+
     def __len__(self) -> int:
         """How many pictures' frames it holds."""
         return self._store.frames()

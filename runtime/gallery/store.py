@@ -218,14 +218,20 @@ class Store(Database):
         """All that is kept, a frame at a time, ordered by the time of addition, each embedding checked.
 
         Other threads may use the store in between, so an addition made meanwhile may or may not be among them.
+
+        Raises:
+            GalleryError: an embedding is damaged, or another index has taken this one's place meanwhile.
         """
         where, names = _within(galleries)
         query = f"""SELECT pictures.id, key, content, frame, frames, gallery, patient, study, vectors.id, digest, embedding,
                     rendering
                     FROM pictures JOIN vectors ON vectors.id = vector WHERE pictures.id > ?{where} ORDER BY pictures.id LIMIT ?"""
-        last = 0
+        last, generation = 0, None
         while True:
             with self.explained():
+                generation = self.generation if generation is None else generation
+                if self.generation != generation:
+                    raise GalleryError(f"{self.folder} was replaced by another index while it was being read: begin again")
                 part = self.connection.execute(query, (last, *names, READ_AT_ONCE)).fetchall()
             for number, key, content, frame, frames, gallery, patient, study, vector, digest, embedding, rendering in part:
                 with self.explained():
