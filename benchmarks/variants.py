@@ -68,31 +68,36 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=512, help="picture size of the full-size network")
     parser.add_argument("--quick", action="store_true", help="two pictures for calibration and proof")
     parser.add_argument("--ckpt", type=Path, help="a checkpoint to measure in place of the small network")
+    parser.add_argument("--work", type=Path, help="folder for the bundles; one that is there already is not exported again")
     options = parser.parse_args()
     threads = cpu_limit()
     torch.set_num_threads(threads)
     torch.set_grad_enabled(False)
     print(f"{cpu_name()} ({', '.join(cpu_features() or [])}), {threads} threads, torch {torch.__version__}, "
           f"onnxruntime {versions()['onnxruntime']}, {time.strftime('%Y-%m-%d')}\n")  # fmt: skip
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as passing:
+        folder = options.work or Path(passing)
+        folder.mkdir(exist_ok=True)
         if not options.full_only:
-            small = options.ckpt or Path(folder) / "small.pth"
+            small = options.ckpt or folder / "small.pth"
             if not options.ckpt:
                 small_checkpoint(small)
-            measure(small, Path(folder) / "small", None, 5 * options.runs, options.compile, options.quick)
+            measure(small, folder / "small", None, 5 * options.runs, options.compile, options.quick)
         if not options.small_only:
-            full = Path(folder) / "full.pth"
+            full = folder / "full.pth"
             make_checkpoint(full)
-            measure(full, Path(folder) / "full", options.side, options.runs, options.compile, options.quick)
+            measure(full, folder / "full", options.side, options.runs, options.compile, options.quick)
 
 
 def measure(checkpoint: Path, out: Path, side: int | None, runs: int, compiled: bool, quick: bool) -> None:
-    started = time.monotonic()
-    few = _drawn(out.with_name(f"{out.name}-pictures")) if quick else None
-    request = Request(checkpoint, out, image_size=side, pictures=few, calibration=few, allow_drift=True)
-    export_bundle(request, lambda line: print(f"    {line}", flush=True))
+    if not out.exists():
+        started = time.monotonic()
+        few = _drawn(out.with_name(f"{out.name}-pictures")) if quick else None
+        request = Request(checkpoint, out, image_size=side, pictures=few, calibration=few, allow_drift=True)
+        export_bundle(request, lambda line: print(f"    {line}", flush=True))
+        print(f"\nexported in {time.monotonic() - started:.0f} s", flush=True)
     bundle = open_bundle(out)
-    print(f"\n{bundle.manifest['checkpoint']['description']}; exported in {time.monotonic() - started:.0f} s\n", flush=True)
+    print(f"\n{bundle.manifest['checkpoint']['description']}\n", flush=True)
     network = load_lcmem(checkpoint).network
     on_cpu(bundle, network, runs, compiled)
     if torch.cuda.is_available() and "cuda" in available_providers():
@@ -191,7 +196,7 @@ def _pixels(batch: np.ndarray) -> torch.Tensor:
 
 def _drawn(folder: Path) -> Path:
     """Two pictures: fewer prove nothing, and `--quick` wants to prove as little as it can."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     for seed in range(2):
         Image.fromarray(scene(seed, 512)).save(folder / f"{seed}.png")
     return folder
