@@ -173,7 +173,8 @@ class ObjectScreener:
     def _drop(self, name: str) -> None:
         """Forget a gallery that was damaged, removed or replaced, so that it is opened anew."""
         self._files.pop(name, None)
-        if gallery := self._galleries.pop(name, None):
+        gallery = self._galleries.pop(name, None)
+        if gallery is not None:  # its truth is its length, which reads what may be gone
             gallery.close()
 
     def _failed(self, job: _Job, cause: str) -> Outcome:
