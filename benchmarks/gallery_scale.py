@@ -243,7 +243,7 @@ from lcmem_onnx.runtime.gallery import Gallery
 queries = np.load(sys.argv[3])
 if sys.argv[1] == "raw":
     index = hnswlib.Index(space="l2", dim=queries.shape[1]); index.load_index(sys.argv[2]); index.set_ef(int(sys.argv[4]))
-    for query in queries: index.knn_query(query[None], k=64, num_threads=1)
+    for query in queries: index.knn_query(query[None], k=int(sys.argv[5]), num_threads=1)
 else:
     gallery = Gallery.open(sys.argv[2], open_bundle(None))
     for query in queries: gallery.search(query[None], .9, how="hnsw")
@@ -251,7 +251,16 @@ print([int(line.split()[1]) // 1024 for line in open("/proc/self/status") if lin
 """
     np.save(folder.with_name("queries.npy"), queries)
     for kind, file in (("raw", raw_file), ("ours", folder)):
-        command = [sys.executable, "-c", program, kind, str(file), str(folder.with_name("queries.npy")), str(BEAM)]
+        command = [
+            sys.executable,
+            "-c",
+            program,
+            kind,
+            str(file),
+            str(folder.with_name("queries.npy")),
+            str(BEAM),
+            str(FIRST_CANDIDATES),
+        ]
         said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
         print(f"memory in search, {kind}: [highest, now] {said} MB", flush=True)
 
