@@ -54,7 +54,7 @@ def small_caches() -> None:
     for module in (codes, cache, flat):
         module.BLOCK = 64
     flat.READ_AT_ONCE = 50
-    searcher.exact_limit = lambda width: 30
+    searcher.exact_enough = lambda count, width: count <= 30
     searcher.UNGRAPHED = 10
 
 

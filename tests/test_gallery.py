@@ -112,7 +112,7 @@ def test_equal_pictures_share_a_vector_and_are_all_found(bundle: Bundle, tmp_pat
 def test_additions_are_found_at_once_with_a_graph_from_before(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(searcher, "exact_limit", lambda width: 10)
+    monkeypatch.setattr(searcher, "exact_enough", lambda count, width: count <= 10)
     with Gallery.create(tmp_path / "idx", bundle) as gallery:
         fill(gallery, vectors(0, 30))
         gallery.update_caches()
@@ -204,7 +204,7 @@ def test_a_folder_without_an_index_is_named(bundle: Bundle, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("name", ["new\nline", "per%20cent?#", "späße", "quote'\"", " blank "])
 def test_folders_of_any_name_work(name: str, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(searcher, "exact_limit", lambda width: 1)
+    monkeypatch.setattr(searcher, "exact_enough", lambda count, width: count <= 1)
     with Gallery.create(tmp_path / name, bundle) as gallery:
         fill(gallery, vectors(0, 5))
         gallery.update_caches()
@@ -568,7 +568,7 @@ def test_a_manifest_with_fields_of_any_type_is_refused(field: str, value: object
 def test_a_damaged_graph_is_made_again_with_a_word(
     damage: str, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(searcher, "exact_limit", lambda width: 10)
+    monkeypatch.setattr(searcher, "exact_enough", lambda count, width: count <= 10)
     with Gallery.create(tmp_path / "idx", bundle) as gallery:
         fill(gallery, vectors(0, 50))
         gallery.update_caches()
@@ -602,7 +602,7 @@ def test_a_graph_of_another_database_is_refused_and_made_again(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The database was restored from an older copy and went on from there: as many vectors, other ones, under the same ids."""
-    monkeypatch.setattr(searcher, "exact_limit", lambda width: 10)
+    monkeypatch.setattr(searcher, "exact_enough", lambda count, width: count <= 10)
     for name, seed in (("one", 0), ("other", 1)):
         with Gallery.create(tmp_path / name, bundle) as gallery:
             fill(gallery, vectors(seed, 50))

@@ -21,7 +21,7 @@ from .flat import CACHE_FROM, Flat, Places
 from .graph import Graph, GraphExhaustedError, graph_there, load_graph, remove_graph, save_graph
 from .naming import name_vectors
 from .results import Search, SearchResult
-from .speed import exact_limit
+from .speed import exact_enough
 from .store import Store
 
 __all__ = ["Searcher"]
@@ -88,7 +88,7 @@ class Searcher:
         if count > CACHE_FROM:
             self.flat.write_cache(self._store)
         self.flat.refresh(self._store)
-        if count and (graph or graph_there(self._folder) or count > exact_limit(self.flat.code_width)):
+        if count and (graph or graph_there(self._folder) or not exact_enough(count, self.flat.code_width)):
             self._graph_failed = False
             self._current_graph(newest=True)
 
@@ -214,7 +214,7 @@ class Searcher:
             return None
         if how is Search.HNSW:
             return self._current_graph()
-        if len(self.flat) <= exact_limit(self.flat.code_width) or self._graph_failed:
+        if exact_enough(len(self.flat), self.flat.code_width) or self._graph_failed:
             return None
         if self._graph is None:
             self._graph = self._saved_graph("searching exactly; 'lcmem-onnx index add' or 'index compact' makes it again")

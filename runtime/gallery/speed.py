@@ -10,23 +10,26 @@ import numpy as np
 from ..machine import cpu_limit
 from .codes import BLOCK, near
 
-__all__ = ["exact_limit"]
+__all__ = ["exact_enough"]
 
 SECONDS = 0.1
 """What one exact search may take, for missing nothing. Through the graph of as many it takes a tenth of that (docs/index.md)."""
 FEW_BLOCKS, BLOCKS, ROUNDS = 2, 8, 3
-LEAST = 20_000
+LEAST = 200_000
+"""So many are searched exactly on any machine, and nothing is measured."""
+
+
+def exact_enough(count: int, width: int) -> bool:
+    """Whether one exact search of so many vectors, whose codes have `width` bytes, takes no longer than `SECONDS`."""
+    return count <= LEAST or count <= _limit(width)
 
 
 @cache
-def exact_limit(width: int) -> int:
+def _limit(width: int) -> int:
     """Vectors that are searched exactly within `SECONDS`, by a measurement of about 30 ms, made once a process when first needed.
 
     Its blocks stay in the processor's cache and a million vectors do not, so that it comes out up to half too high. A busy moment
     makes it lower.
-
-    Args:
-        width: bytes of a code (see `codes`).
     """
     random = np.random.default_rng(0)
     codes = random.integers(0, 256, (BLOCKS * BLOCK, max(1, width)), dtype=np.uint8)
