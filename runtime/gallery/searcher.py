@@ -326,4 +326,5 @@ def _together(found: Sequence[_Found]) -> _Found:
     """What the renderings of one query led to."""
     if len(found) == 1:
         return found[0]
-    return _Found(np.unique(np.concatenate([one.places for one in found])), None, all(one.complete for one in found))
+    places = sorted(set().union(*(one.places.tolist() for one in found)))
+    return _Found(np.array(places, np.int64), None, all(one.complete for one in found))
