@@ -56,6 +56,7 @@ def small_caches() -> None:
     flat.READ_AT_ONCE = 50
     searcher.exact_enough = lambda count, width: count <= 30
     searcher.UNGRAPHED = 10
+    searcher.FIRST_CANDIDATES = 16  # what is asked for is in the graph itself, and there are thousands of questions
 
 
 def work(folder: Path, start: int, seed: int, pipe: Connection) -> None:
