@@ -27,35 +27,16 @@ from lcmem_onnx.runtime.gateway.audit_trail import trail_files, verify_trail
 from lcmem_onnx.runtime.gateway.config import read_config
 from lcmem_onnx.runtime.gateway.init import write_example
 from lcmem_onnx.runtime.gateway.locking import running_facts
-from lcmem_onnx.runtime.gateway.parts import Order, write_order
-from lcmem_onnx.runtime.gateway.privacy import create_site_key
-from lcmem_onnx.runtime.gateway.settings import ReceiveSettings, Settings, SpoolSettings
+from lcmem_onnx.runtime.gateway.settings import ReceiveSettings, Settings
 from lcmem_onnx.runtime.gateway.spool import Spool, State
 from pydicom import dcmread
 from pydicom.uid import generate_uid
 from pynetdicom import AE, _config
+from receiver import start_receiver
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "pictures"
 CT, MR = EXAMPLES / "gallery" / "ct-slice.dcm", EXAMPLES / "queries" / "other-mr-slice.dcm"
 AT_ONCE = 20
-
-
-def start_archive(folder: Path) -> tuple[subprocess.Popen[bytes], int, Settings]:
-    """A receiver that only stores, in a process of its own, which nobody kills."""
-    folder.mkdir()
-    create_site_key(folder / "site.key")
-    settings = Settings(
-        spool=SpoolSettings(folder / "spool", min_free_mb=64),
-        site_key=folder / "site.key",
-        receive=ReceiveSettings(port=0, aet="ARCHIVE", calling_aets=("LCMEM",)),
-    )
-    with open(folder / "log", "wb") as log:
-        command = [sys.executable, "-m", "lcmem_onnx.runtime.gateway.parts"]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
-    assert process.stdin
-    assert process.stdout
-    write_order(Order("receive", settings, "benchmark"), process.stdin)
-    return process, int(json.loads(process.stdout.readline())["receive_port"]), settings
 
 
 class Gateway:
@@ -155,7 +136,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as name:
         work = Path(name)
         objects = make_objects(work / "objects", arguments.objects)
-        archive, archive_port, archive_settings = start_archive(work / "archive")
+        only_stores = ReceiveSettings(port=0, aet="ARCHIVE", calling_aets=("LCMEM",))  # in a process of its own, which nobody kills
+        archive, archive_port, archive_settings = start_receiver(work / "archive", only_stores)
         gateway = Gateway(work / "gateway", archive_port)
         try:
             run(gateway, objects, arguments.kills, arguments.seconds)

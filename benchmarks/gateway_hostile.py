@@ -9,39 +9,19 @@ never begun, 50 likewise; a byte every 0.2 s, 20 connections. The receiving proc
 from __future__ import annotations
 
 import argparse
-import json
 import socket
 import ssl
 import struct
 import subprocess
-import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from lcmem_onnx.runtime.gateway.parts import Order, write_order
-from lcmem_onnx.runtime.gateway.privacy import create_site_key
-from lcmem_onnx.runtime.gateway.settings import ReceiveSettings, Settings, SpoolSettings, TlsServer
+from lcmem_onnx.runtime.gateway.settings import ReceiveSettings, TlsServer
 from pynetdicom import AE
-
-
-def start(folder: Path, tls: TlsServer | None) -> tuple[subprocess.Popen[bytes], int]:
-    folder.mkdir()
-    create_site_key(folder / "site.key")
-    settings = Settings(
-        spool=SpoolSettings(folder / "spool", min_free_mb=64),
-        site_key=folder / "site.key",
-        receive=ReceiveSettings(port=0, calling_aets=("GOOD",), tls=tls),
-    )
-    with open(folder / "log", "wb") as log:
-        command = [sys.executable, "-m", "lcmem_onnx.runtime.gateway.parts"]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
-    assert process.stdin
-    assert process.stdout
-    write_order(Order("receive", settings, "benchmark"), process.stdin)
-    return process, int(json.loads(process.stdout.readline())["receive_port"])
+from receiver import start_receiver
 
 
 def held(port: int, first: bytes, drip: float | None, stop: threading.Event) -> None:
@@ -116,8 +96,9 @@ def main() -> None:
             check=True, capture_output=True,
         )  # fmt: skip
         tls = ssl.create_default_context(cafile=work / "cert.pem")
-        plain, port = start(work / "plain", None)
-        secure, tls_port = start(work / "secure", TlsServer(work / "cert.pem", work / "key.pem"))
+        plain, port, _ = start_receiver(work / "plain", ReceiveSettings(port=0, calling_aets=("GOOD",)))
+        with_tls = ReceiveSettings(port=0, calling_aets=("GOOD",), tls=TlsServer(work / "cert.pem", work / "key.pem"))
+        secure, tls_port, _ = start_receiver(work / "secure", with_tls)
         attacks: dict[str, tuple[int, ssl.SSLContext | None, list[Callable[[threading.Event], None]]]] = {
             "nobody": (port, None, []),
             "a PDU of 4 GiB x 4": (port, None, [lambda stop: flood(port, stop)] * 4),

@@ -9,20 +9,17 @@ answers; storescp does not. The screening does not run here.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
-from lcmem_onnx.runtime.gateway.parts import Order, write_order
-from lcmem_onnx.runtime.gateway.privacy import create_site_key
-from lcmem_onnx.runtime.gateway.settings import ReceiveSettings, Settings, SpoolSettings
+from lcmem_onnx.runtime.gateway.settings import ReceiveSettings
 from pydicom import dcmread
 from pydicom.uid import generate_uid
+from receiver import start_receiver
 
 MR = Path(__file__).parent.parent / "examples" / "pictures" / "queries" / "other-mr-slice.dcm"
 STORESCU, STORESCP = Path("/usr/bin/storescu"), Path("/usr/bin/storescp")
@@ -42,24 +39,6 @@ def make_objects(folder: Path, count: int, size: int) -> list[Path]:
         paths.append(folder / f"{number}.dcm")
         dataset.save_as(paths[-1])
     return paths
-
-
-def start_gateway(folder: Path) -> tuple[subprocess.Popen[bytes], int]:
-    """The gateway's receiving process, as the service starts it."""
-    folder.mkdir()
-    create_site_key(folder / "site.key")
-    settings = Settings(
-        spool=SpoolSettings(folder / "spool", min_free_mb=64),
-        site_key=folder / "site.key",
-        receive=ReceiveSettings(port=0, calling_aets=("STORESCU",)),
-    )
-    with open(folder / "log", "wb") as log:
-        command = [sys.executable, "-m", "lcmem_onnx.runtime.gateway.parts"]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
-    assert process.stdin
-    assert process.stdout
-    write_order(Order("receive", settings, "benchmark"), process.stdin)
-    return process, int(json.loads(process.stdout.readline())["receive_port"])
 
 
 def send(port: int, paths: list[Path]) -> float:
@@ -90,7 +69,7 @@ def main() -> None:
         work = Path(name)
         paths = make_objects(work / "objects", 60, 512 << 10)
         large = make_objects(work / "large", 1, 72 << 20)
-        gateway, port = start_gateway(work / "gateway")
+        gateway, port, _ = start_receiver(work / "gateway", ReceiveSettings(port=0, calling_aets=("STORESCU",)))
         (work / "storescp").mkdir()
         with tempfile.TemporaryFile() as sink:
             other_port = 11119

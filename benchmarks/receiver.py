@@ -1,0 +1,28 @@
+"""The gateway's receiving process by itself, as the service starts it, for the benchmarks that send to one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from lcmem_onnx.runtime.gateway.parts import Order, write_order
+from lcmem_onnx.runtime.gateway.privacy import create_site_key
+from lcmem_onnx.runtime.gateway.settings import ReceiveSettings, Settings, SpoolSettings
+
+__all__ = ["start_receiver"]
+
+
+def start_receiver(folder: Path, receive: ReceiveSettings) -> tuple[subprocess.Popen[bytes], int, Settings]:
+    """Make `folder` with a spool and a key in it; the process, the port that it listens on, and its settings."""
+    folder.mkdir()
+    create_site_key(folder / "site.key")
+    settings = Settings(spool=SpoolSettings(folder / "spool", min_free_mb=64), site_key=folder / "site.key", receive=receive)
+    with open(folder / "log", "wb") as log:
+        command = [sys.executable, "-m", "lcmem_onnx.runtime.gateway.parts"]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
+    assert process.stdin
+    assert process.stdout
+    write_order(Order("receive", settings, "benchmark"), process.stdin)
+    return process, int(json.loads(process.stdout.readline())["receive_port"]), settings
