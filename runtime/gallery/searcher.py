@@ -255,7 +255,7 @@ class Searcher:
             scores = self._scores(query, places[read])
             if complete or count >= MOST_CANDIDATES or not (scores[read >= len(places) // 2] >= threshold).any():
                 break
-            count *= 4
+            count = min(4 * count, MOST_CANDIDATES)
         places = places[read]
         if wanted is not None:
             scores[~wanted[read]] = -1.0
