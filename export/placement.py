@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from lcmem_onnx.runtime.bundle import FORMAT, MANIFEST, open_bundle
 from lcmem_onnx.runtime.errors import BundleError, UsageError
+from lcmem_onnx.runtime.syncing import sync
 
 __all__ = ["Draft", "check_free", "draft_beside", "put_in_place", "refuse_leftovers", "remove_abandoned"]
 
@@ -150,11 +151,11 @@ def put_in_place(draft: Path, out: Path, *, replace: bool) -> None:
         OSError: it could not be renamed. What was at `out` is there again.
     """
     for path in (*draft.iterdir(), draft):
-        _flush(path)
+        sync(path)
     check_free(out, replace=replace)
     if not out.exists():
         draft.rename(out)
-        _flush(out.parent)
+        sync(out.parent)
         return
     older = out.with_name(f"{_hidden(out, REPLACED)}{secrets.token_hex(4)}")
     try:
@@ -164,19 +165,11 @@ def put_in_place(draft: Path, out: Path, *, replace: bool) -> None:
         if older.is_dir() and not out.exists():
             older.rename(out)
         raise
-    _flush(out.parent)
+    sync(out.parent)
     if older.is_symlink():  # the name was a link to a bundle elsewhere, which is left alone
         older.unlink()
     else:
         shutil.rmtree(older, ignore_errors=True)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _hidden(out: Path, state: str) -> str:

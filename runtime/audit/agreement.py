@@ -52,13 +52,14 @@ def agreement(first: Pixels, second: Pixels) -> float:
     starts = _starts(one.coarse, other.coarse)
     # First at half the size, where a step costs a quarter: most pairs have nothing in common, and are done with there.
     half_one = _halved(one.fine)
+    detail = _detail(half_one)
+    sides = other.fine, np.ascontiguousarray(other.fine[:, ::-1])
     halves = []
     for mirrored, angle in starts[:REFINED]:
-        turned = np.ascontiguousarray(other.fine[:, ::-1]) if mirrored else other.fine
-        half = _halved(turned)
+        half = _halved(sides[mirrored])
         matrix = _refined(half_one, half, _rotation(angle, SIDE // 2), ROUGH_STEPS)
         # Clipped pixels count here: left out with their neighbours, too little would be left at this size.
-        alike = _correlation(_detail(half_one), _moved(_detail(half), matrix), _shown(half, matrix))
+        alike = _correlation(detail, _moved(_detail(half), matrix), _shown(half, matrix))
         halves.append((alike, mirrored, angle, matrix))
     best_half = max(alike for alike, *_ in halves)
     if best_half < HOPEFUL:
@@ -67,9 +68,9 @@ def agreement(first: Pixels, second: Pixels) -> float:
     for alike, mirrored, angle, matrix in halves:
         if alike < max(HOPEFUL, best_half - BEHIND):
             continue
-        turned = np.ascontiguousarray(other.fine[:, ::-1]) if mirrored else other.fine
-        for moving in (_refined(one.fine, turned, _doubled(matrix), FINE_STEPS), _rotation(angle, SIDE)):
-            best = max(best, _agree(one.fine, turned, moving))
+        side = sides[mirrored]
+        for moving in (_refined(one.fine, side, _doubled(matrix), FINE_STEPS), _rotation(angle, SIDE)):
+            best = max(best, _agree(one.fine, side, moving))
     return best
 
 

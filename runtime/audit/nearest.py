@@ -118,7 +118,7 @@ class InMemory:
             candidates = places[row]
             logits = self._head.logits(query, self._embeddings[candidates])
             # Of all that is no candidate, the logit is at most this: it is no nearer than the farthest candidate.
-            reach = float(np.maximum(self._head.weight, 0.0) @ np.maximum(np.abs(query - self._low), np.abs(self._high - query)))
+            reach = self._head.reach(query, self._low, self._high)
             beyond = self._head.bias + reach - float(distances[row, -1]) * self._quantum + off[row] + worst + ROUNDING
             if count < len(self._embeddings) and beyond >= min(float(logits.max()), math.log(threshold / (1 - threshold))):
                 candidates = np.arange(len(self._embeddings))

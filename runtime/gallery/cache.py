@@ -95,7 +95,7 @@ class Cache:
     def __init__(self, folder: Path, manifest: CacheManifest) -> None:
         self.manifest = manifest
         self._files: list[BinaryIO] = []
-        self._maps: dict[str, mmap.mmap] = {}
+        self._maps: list[mmap.mmap] = []
         self._codes_checked = False
         self._checked: NDArray[np.bool_] = np.zeros(manifest.rows, np.bool_)
         try:
@@ -127,7 +127,7 @@ class Cache:
             mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
         except OSError as error:
             raise CacheError(f"the cached vectors cannot be read: {error.strerror}") from error
-        self._maps[part] = mapped
+        self._maps.append(mapped)
         return np.frombuffer(mapped, np.uint8)
 
     def _check(self, part: str) -> None:

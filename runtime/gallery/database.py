@@ -27,7 +27,7 @@ from .migrations import MIGRATIONS, READABLE, read_as_new
 from .records import EMPTY, Tally, row_digests
 from .schema import DATABASE, FORMAT_VERSION, PICTURE_COLUMNS, SCHEMA
 
-__all__ = ["BUSY_SECONDS", "Database", "check_there", "create_database"]
+__all__ = ["BUSY_SECONDS", "Database", "check_there", "create_database", "file_state"]
 
 BUSY_SECONDS = 10.0
 READ_AT_ONCE = 10_000
@@ -329,6 +329,16 @@ def _writable(path: Path) -> bool:
 def _log(path: Path) -> Path:
     """SQLite's write-ahead log, which is there while somebody writes."""
     return path.with_name(path.name + "-wal")
+
+
+def file_state(path: Path) -> tuple[object, ...]:
+    """What tells a gallery's file from another one in its place; where this user may not write it, also from what it was before.
+
+    Raises:
+        OSError: it cannot be found.
+    """
+    found = path.stat()
+    return found.st_dev, found.st_ino, None if _writable(path) else _look(path)
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import GatewayError
+from ..syncing import sync
 from .database import Connection, Database
 
 __all__ = ["SCHEMA_VERSION", "AuditTrail", "Problem", "Verification", "verify_trail"]
@@ -137,11 +138,7 @@ class AuditTrail:
         """A new file, whose name is on disk."""
         path = self._folder / f"audit-{first:012d}.jsonl"
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
-        folder = os.open(self._folder, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync(self._folder)
         return path
 
     @contextmanager

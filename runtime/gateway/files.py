@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import GatewayError
+from ..syncing import sync
 
 __all__ = ["Measured", "ObjectFiles", "TooLargeError", "measure", "measure_meta"]
 
@@ -87,7 +88,7 @@ class ObjectFiles:
     def adopt(self, received: Path, object_id: str) -> None:
         """Give a file in `incoming`, whole and fsynced, its place. A link: the receiving library removes its own name."""
         os.link(received, self.path(object_id))
-        self._sync_objects()
+        sync(self._objects)
 
     def copy(self, stream: BinaryIO, max_bytes: int) -> Path:
         """Copy a stream to a file in `incoming`, fsynced. A copy, so that nobody else holds it open for writing.
@@ -128,7 +129,7 @@ class ObjectFiles:
         for object_id in object_ids:
             self.path(object_id).unlink(missing_ok=True)
         if for_good:
-            self._sync_objects()
+            sync(self._objects)
 
     def ids(self) -> set[str]:
         """The objects whose bytes are here."""
@@ -148,13 +149,6 @@ class ObjectFiles:
 
     def free_bytes(self) -> int:
         return shutil.disk_usage(self._objects).free
-
-    def _sync_objects(self) -> None:
-        folder = os.open(self._objects, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def measure(path: Path) -> Measured:

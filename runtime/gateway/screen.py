@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +17,7 @@ from ..errors import GalleryError, LcmemError, PictureError, Reason, UsageError
 from ..files import HEAD, Found, Kind, picture_name, sniff
 from ..gallery import Gallery
 from ..gallery.calibration import decide_threshold
+from ..gallery.database import file_state
 from ..gallery.store import DATABASE
 from ..screening import Result, Screener
 from .header import Header, HeaderError, read_header
@@ -64,7 +64,7 @@ class ObjectScreener:
             model.bundle, variant=model.variant, provider=model.provider, threads=model.threads, isolate=model.isolate
         )
         self._galleries: dict[str, Gallery] = {}
-        self._files: dict[str, tuple[int, ...]] = {}
+        self._files: dict[str, tuple[object, ...]] = {}
         """Which files the open galleries are."""
 
     def close(self) -> None:
@@ -240,7 +240,7 @@ def _other_picture(path: Path) -> bool:
         return sniff(file.read(HEAD)) not in (None, Kind.DICOM)
 
 
-def index_file(index: Path) -> tuple[int, ...]:
+def index_file(index: Path) -> tuple[object, ...]:
     """What tells an index's file from another one in its place: an open one goes on answering when it has been removed or replaced.
 
     Of an index that this process may not write also when it changed: SQLite reads such a file as one that never does.
@@ -248,15 +248,10 @@ def index_file(index: Path) -> tuple[int, ...]:
     Raises:
         GalleryError: it is not there.
     """
-    path = index / DATABASE
     try:
-        status = os.stat(path)
+        return file_state(index / DATABASE)
     except OSError as error:
         raise GalleryError(f"{index} is no index now: its {DATABASE} cannot be found ({error.strerror})") from error
-    if os.access(index, os.W_OK) and os.access(path, os.W_OK):
-        return status.st_dev, status.st_ino
-    log_there = path.with_name(f"{DATABASE}-wal").exists()
-    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size, log_there
 
 
 def index_digest(gallery: Gallery) -> str:

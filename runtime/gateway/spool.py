@@ -13,7 +13,6 @@ ends their use, so that a crash leaves too much on disk, never too little; `reco
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -470,12 +469,3 @@ def count_event(connection: Connection, name: str, by: int = 1) -> None:
     connection.execute(
         "INSERT INTO counters VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value", (name, by)
     )
-
-
-def sync_file(path: Path) -> None:
-    """Have a file's bytes on disk."""
-    file = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
