@@ -5,14 +5,14 @@ Both take and give RGB, uint8 (height, width, 3).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 import numpy as np
 from lcmem_onnx.evaluation.alterations import alter, warped
 from numpy.typing import NDArray
 
-__all__ = ["AUGMENTATIONS", "paper", "strong", "wide"]
+__all__ = ["AUGMENTATIONS", "hard", "paper", "strong", "wide"]
 
 Pixels = NDArray[np.uint8]
 Draw = Callable[[Pixels, np.random.Generator], Pixels]
@@ -33,7 +33,25 @@ WEIGHTS = MappingProxyType(
         "border": 0.8,
     }
 )
-"""How often `wide` draws what. Rotation, brightness and crops were the weakest cells of the first models."""
+"""How often `wide` and `strong` draw what. Rotation, brightness and crops were the weakest cells of the first models."""
+HARD_AT_ONCE = (1, 1, 1, 2, 2)
+HARD_WEIGHTS = MappingProxyType(
+    {
+        "rotation": 3.5,
+        "brightness": 3.0,
+        "crop": 2.0,
+        "invert": 1.6,
+        "border": 1.2,
+        "contrast": 1.2,
+        "mirror": 1.0,
+        "noise": 1.0,
+        "caption": 0.8,
+        "blur": 0.8,
+        "jpeg": 0.8,
+        "half size": 0.3,
+    }
+)
+"""The same of `hard`: by what a network missed that `strong` had taught."""
 
 
 def paper(picture: Pixels, rng: np.random.Generator) -> Pixels:
@@ -56,18 +74,25 @@ def wide(picture: Pixels, rng: np.random.Generator) -> Pixels:
     The paper's evaluation reaches further than its augmentation (rotation to 30 degrees, sigma 6 and .3, brightness 2), and
     copies in the wild are mirrored, cropped, framed and captioned as well.
     """
-    return _several(picture, rng, _DRAWS)
+    return _several(picture, rng, _DRAWS, WEIGHTS, ALTERATIONS_AT_ONCE)
 
 
 def strong(picture: Pixels, rng: np.random.Generator) -> Pixels:
     """As `wide`, but turned further and made brighter more often: what a network still misses that knows the rest."""
-    return _several(picture, rng, _STRONG_DRAWS)
+    return _several(picture, rng, _STRONG_DRAWS, WEIGHTS, ALTERATIONS_AT_ONCE)
 
 
-def _several(picture: Pixels, rng: np.random.Generator, draws: Mapping[str, Draw]) -> Pixels:
-    count = int(rng.choice(ALTERATIONS_AT_ONCE))
-    shares = np.array(list(WEIGHTS.values()))
-    for name in rng.choice(list(WEIGHTS), count, replace=False, p=shares / shares.sum()):
+def hard(picture: Pixels, rng: np.random.Generator) -> Pixels:
+    """As `strong`, but more often one alteration alone, as the evaluation has it, and more often one of those that are missed."""
+    return _several(picture, rng, _HARD_DRAWS, HARD_WEIGHTS, HARD_AT_ONCE)
+
+
+def _several(
+    picture: Pixels, rng: np.random.Generator, draws: Mapping[str, Draw], weights: Mapping[str, float], at_once: Sequence[int]
+) -> Pixels:
+    count = int(rng.choice(at_once))
+    shares = np.array(list(weights.values()))
+    for name in rng.choice(list(weights), count, replace=False, p=shares / shares.sum()):
         picture = draws[str(name)](picture, rng)
     return picture
 
@@ -86,6 +111,10 @@ def _far_rotation(picture: Pixels, rng: np.random.Generator) -> Pixels:
 def _far_factor(rng: np.random.Generator) -> float:
     """More often above 1.3 than below: what is brightened away is lost, darkening loses little."""
     return float(rng.uniform(0.5, 1.3) if rng.random() < 0.4 else rng.uniform(1.3, 2.3))
+
+
+def _farther_factor(rng: np.random.Generator) -> float:
+    return float(rng.uniform(0.5, 1.3) if rng.random() < 0.25 else rng.uniform(1.3, 2.5))
 
 
 def _factor(rng: np.random.Generator) -> float:
@@ -122,5 +151,7 @@ _STRONG_DRAWS: Mapping[str, Draw] = MappingProxyType(
     }
 )
 
-AUGMENTATIONS: Mapping[str, Draw] = MappingProxyType({"paper": paper, "wide": wide, "strong": strong})
+_HARD_DRAWS: Mapping[str, Draw] = MappingProxyType({**_STRONG_DRAWS, "brightness": _simply("brightness", _farther_factor)})
+
+AUGMENTATIONS: Mapping[str, Draw] = MappingProxyType({"paper": paper, "wide": wide, "strong": strong, "hard": hard})
 """By the names that a training's configuration uses."""

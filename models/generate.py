@@ -8,11 +8,12 @@ disjoint ranges: the same command gives the same files, and no identity is in tw
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from types import MappingProxyType
 
 import click
 import cv2
@@ -26,7 +27,7 @@ from .scenes import scene
 
 __all__ = ["FIRST_SEEDS", "MOST", "Amounts", "generate"]
 
-FIRST_SEEDS = {"TRAIN": 0, "VAL": 1_000_000, "TEST": 2_000_000}
+FIRST_SEEDS: Mapping[str, int] = MappingProxyType({"TRAIN": 0, "VAL": 1_000_000, "TEST": 2_000_000})
 MOST = 1_000_000
 SMALLEST = 32
 BUNCH = 16
@@ -53,29 +54,33 @@ class Order:
     size: int
 
 
-def generate(out: Path, amounts: dict[str, Amounts], size: int) -> list[Listed]:
+def generate(out: Path, amounts: Mapping[str, Amounts], size: int, beyond: int = 0) -> list[Listed]:
     """Write all pictures and `list.csv` into `out`, one process a CPU; files that are there already are left as they are.
+
+    Args:
+        beyond: scenes and identities of TRAIN that are passed over, for new ones where a training has seen as many.
 
     Raises:
         TrainingError: amounts or size out of range, pictures of another size are there already, or `out` cannot be written.
     """
     for split, wanted in amounts.items():
-        if not (0 <= wanted.scenes <= MOST and 0 <= wanted.identities <= MOST and wanted.visits >= 1):
+        most = MOST - beyond if split == "TRAIN" else MOST
+        if beyond < 0 or not (0 <= wanted.scenes <= most and 0 <= wanted.identities <= most and wanted.visits >= 1):
             raise TrainingError(
-                f"{split}: scenes and identities are 0 to {MOST} each, visits 1 or more; beyond, the splits' seeds would meet"
+                f"{split}: scenes and identities are 0 to {most} each, visits 1 or more; beyond, the splits' seeds would meet"
             )
     if size < SMALLEST:
         raise TrainingError(f"a picture of {size} pixels a side is too small to draw in: {SMALLEST} or more")
     try:
-        return _generated(out, amounts, size)
+        return _generated(out, amounts, size, {**FIRST_SEEDS, "TRAIN": FIRST_SEEDS["TRAIN"] + beyond})
     except OSError as error:
         raise TrainingError(
             f"{out} cannot be written: {error}. What is there already is used when the command is run again"
         ) from error
 
 
-def _generated(out: Path, amounts: dict[str, Amounts], size: int) -> list[Listed]:
-    orders = [order for split in SPLITS if split in amounts for order in _orders(out, split, amounts[split], size)]
+def _generated(out: Path, amounts: Mapping[str, Amounts], size: int, firsts: Mapping[str, int]) -> list[Listed]:
+    orders = [order for split in SPLITS if split in amounts for order in _orders(out, firsts[split], split, amounts[split], size)]
     for folder in {order.row.path.parent for order in orders}:
         folder.mkdir(parents=True, exist_ok=True)
     todo = []
@@ -96,8 +101,7 @@ def _generated(out: Path, amounts: dict[str, Amounts], size: int) -> list[Listed
     return rows
 
 
-def _orders(out: Path, split: str, amounts: Amounts, size: int) -> Iterator[Order]:
-    first = FIRST_SEEDS[split]
+def _orders(out: Path, first: int, split: str, amounts: Amounts, size: int) -> Iterator[Order]:
     for seed in range(first, first + amounts.scenes):
         name = f"{split.lower()}/scenes/{seed:07d}.png"
         yield Order(Listed(split, f"scene-{seed}", name, out / name, "scenes"), seed, None, size)

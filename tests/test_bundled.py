@@ -11,10 +11,12 @@ pytest.importorskip("torch")
 pytest.importorskip("accelerate")
 pytest.importorskip("sklearn")
 
+import torch
 from click.testing import CliRunner
 from lcmem_onnx import Gallery, Screener, open_bundle
 from lcmem_onnx.evaluation.filelist import read_file_list
 from lcmem_onnx.models import bundled
+from lcmem_onnx.models.checkpoint import load_lcmem
 from lcmem_onnx.models.generate import Amounts, generate
 
 TINY = (
@@ -31,13 +33,14 @@ TINY = (
     "training.validation_pairs=16",
 )
 AMOUNTS = {"TRAIN": Amounts(8, 24, 2), "VAL": Amounts(4, 50, 2), "TEST": Amounts(4, 50, 2)}
+FRESH = Amounts(8, 24, 2)
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("bundled")
     generate(out / "real", {split: Amounts(6, 0, 1) for split in AMOUNTS}, 64)  # instead of what would be fetched
-    bundled.make(out, AMOUNTS, TINY, lambda line: None)
+    bundled.make(out, AMOUNTS, FRESH, TINY, lambda line: None)
     return out
 
 
@@ -59,6 +62,23 @@ def test_it_ends_in_a_bundle_that_screens_and_says_what_it_is(made: Path) -> Non
         assert all(result.matches for result in screener.screen([next(pictures.iterdir())], gallery))
 
 
+def test_its_weights_are_the_last_stages_and_a_fifth_of_those_before(made: Path) -> None:
+    files = (
+        made / "stage2-hard" / "stage2_best_network.pth",
+        made / "fresh" / "last-layers_best_network.pth",
+        made / "lcmem-small.pth",
+    )
+    before, last, shipped = (load_lcmem(path).network.state_dict() for path in files)
+    assert any(not torch.equal(before[key], last[key]) for key in last)
+    assert all(torch.allclose(shipped[key], 0.2 * before[key] + 0.8 * last[key], atol=1e-6) for key in last)
+
+
+def test_the_last_stage_learns_from_others(made: Path) -> None:
+    known, fresh = (read_file_list(made / name / "list.csv") for name in ("generated", "fresh"))
+    assert {row.identity for row in fresh if row.split == "VAL"} <= {row.identity for row in known}
+    assert not {row.identity for row in fresh if row.split == "TRAIN"} & {row.identity for row in known}
+
+
 def test_the_threshold_is_one_that_few_pairs_of_different_validation_pictures_reach(made: Path) -> None:
     threshold = open_bundle(made / "bundle").threshold
     assert 0 <= threshold.value <= 1
@@ -72,7 +92,7 @@ def test_what_is_done_is_not_done_again(made: Path, monkeypatch: pytest.MonkeyPa
     log = (made / "stage2" / "stage2_log.csv").read_bytes()
     monkeypatch.setattr(bundled, "generate", None)
     monkeypatch.setattr(bundled, "collect", None)
-    bundled.make(made, AMOUNTS, TINY, lambda line: None)
+    bundled.make(made, AMOUNTS, FRESH, TINY, lambda line: None)
     assert (made / "stage2" / "stage2_log.csv").read_bytes() == log
 
 

@@ -66,6 +66,16 @@ def test_files_are_what_the_seeds_say_and_the_list_is_sound(tmp_path: Path) -> N
     assert film.path.stat().st_mtime_ns == stamp  # what is there is not drawn again
 
 
+def test_those_beyond_are_others(tmp_path: Path) -> None:
+    amounts = {"TRAIN": Amounts(1, 2, 1), "VAL": Amounts(1, 1, 1)}
+    plain = generate(tmp_path / "plain", amounts, 32)
+    beyond = generate(tmp_path / "beyond", amounts, 32, beyond=2)
+    assert [row.identity for row in beyond if row.split == "TRAIN"] == ["scene-2", "phantom-2", "phantom-3"]
+    assert [row.identity for row in beyond if row.split == "VAL"] == [row.identity for row in plain if row.split == "VAL"]
+    with pytest.raises(TrainingError, match="999998 each"):
+        generate(tmp_path / "most", {"TRAIN": Amounts(999_999, 1, 1)}, 32, beyond=2)
+
+
 def test_pictures_of_another_size_are_not_mixed_in(tmp_path: Path) -> None:
     generate(tmp_path, {"TRAIN": Amounts(1, 1, 1)}, 48)
     with pytest.raises(TrainingError, match=r"48 pixels wide, where 64 are wanted: choose another folder"):

@@ -27,7 +27,7 @@ from lcmem_onnx.models.train.__main__ import train  # noqa: E402
 from lcmem_onnx.models.train.config import Config, read_config  # noqa: E402
 from lcmem_onnx.models.train.latents import cached_latents  # noqa: E402
 from lcmem_onnx.models.train.loop import finished  # noqa: E402
-from lcmem_onnx.models.train.maps import PairedMaps, Views, cached_maps  # noqa: E402
+from lcmem_onnx.models.train.maps import PairedMaps, Views, _turned, cached_maps  # noqa: E402
 from lcmem_onnx.models.train.pairs import chosen_identities  # noqa: E402
 from lcmem_onnx.models.train.pictures import Identity, Pictures, identities, listed  # noqa: E402
 from lcmem_onnx.models.train.stages import PairLoss, network_for  # noqa: E402
@@ -111,7 +111,7 @@ def test_the_recipes_are_configurations(recipe: Path) -> None:
         ("[training]\nepochs = true", "training.epochs is True; expected int"),
         ("[training]\nnegatives = 'all'", "training.negatives is 'all'; expected 'rolled' or 'hardest' or 'tail'"),
         ("[training]\npairs = 1", "training.pairs is 1; it must be 2 or more"),
-        ("[training]\naugmentation = 'none'", "training.augmentation is 'none'; there are paper, wide, strong"),
+        ("[training]\naugmentation = 'none'", "training.augmentation is 'none'; there are paper, wide, strong, hard"),
         ("[data]\nlists = []", "data.lists is empty"),
         ("[data]\nlists = ['a']\nchunk = 7", "data.chunk must be 0 or divide"),
         ("[network]\nbackbone = 'ConvNeXt-Tini'", "network.backbone is 'ConvNeXt-Tini'; there are"),
@@ -221,7 +221,7 @@ def test_three_stages_end_in_a_bundle_that_screens(folder: Path) -> None:
 
 
 LAST = (
-    "data.copies=2",
+    "data.copies={scenes = 2}",
     "data.windows={scenes = 2}",
     "network.frozen=6",
     'training.negatives="tail"',
@@ -256,7 +256,7 @@ def test_maps_are_the_networks_own_whole_windowed_and_altered(folder: Path, whol
     rows, network = listed(config.data, "VAL"), network_for(config)
     views = Views(config, rows)
     maps = cached_maps(network, config, rows, views, folder / "maps", torch.device("cpu"), 1)
-    assert len(maps) == sum((3 if row.ds_name == "scenes" else 1) * 3 for row in rows)
+    assert len(maps) == sum(9 if row.ds_name == "scenes" else 2 for row in rows), "three pictures of a scene, each with two copies"
     pictures = Pictures(rows, 64)
     number = next(at for at, row in enumerate(rows) if row.ds_name == "scenes") + 1
     window = pictures.window(number, config.data.window, np.random.default_rng([1, number, 2]))
@@ -271,12 +271,28 @@ def test_maps_are_the_networks_own_whole_windowed_and_altered(folder: Path, whol
     assert (cached_maps(network, config, rows, views, folder / "maps", torch.device("cpu"), 2) != maps).any()
 
 
+def test_turned_windows_are_in_the_squares_eight_positions(folder: Path, whole: Path) -> None:
+    picture = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+    positions = {_turned(picture, np.random.default_rng(seed)).tobytes() for seed in range(100)}
+    assert len(positions) == 8
+    config = last_layers(folder, whole, "last", "data.turned=true")
+    rows, network = listed(config.data, "VAL"), network_for(config)
+    views = Views(config, rows)
+    plain, turned = (
+        cached_maps(network, each, rows, views, folder / f"maps-{name}", torch.device("cpu"), 1)
+        for name, each in (("plain", last_layers(folder, whole, "last")), ("turned", config))
+    )
+    at = next(at for at, row in enumerate(rows) if row.ds_name == "scenes")
+    assert (plain[views.slot(at, 0, 0)] == turned[views.slot(at, 0, 0)]).all(), "whole pictures are not turned"
+    assert (plain != turned).any()
+
+
 def test_pairs_of_maps_are_of_one_identity_and_begin_unaltered(folder: Path, whole: Path) -> None:
     config = last_layers(folder, whole, "last")
     rows = listed(config.data, "VAL")
     views, groups = Views(config, rows), identities(rows)
     owner = np.repeat([row.identity for row in rows], views.slots)
-    copy = np.concatenate([np.arange(slots) % 3 for slots in views.slots])
+    copy = np.concatenate([np.arange(slots) % (1 + copies) for slots, copies in zip(views.slots, views.copies, strict=True)])
     numbers = np.arange(len(owner), dtype=np.float16)[:, None]
     pairs = PairedMaps(config, numbers, views, groups, 200, batch=8, seed=0)
     drawn = np.array([[int(side) for side in pairs[at]] for at in range(200)])
@@ -289,7 +305,7 @@ def test_pairs_of_maps_are_of_one_identity_and_begin_unaltered(folder: Path, who
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("data.copies=0", "data.copies must be 1 or more in stage last-layers"),
+        ("data.copies={scenes = 0}", r"data.copies is \{'scenes': 0.0\}; it must be 1 or more"),
         ("network.frozen=9", "network.frozen is 9, and network.widths have 8 layers"),
     ],
 )

@@ -36,10 +36,13 @@ class Data:
     """Share of the pairs that show one picture twice although the identity has others."""
     unaltered: float = 0.0
     """Share of the pairs of two pictures that are not altered besides."""
-    copies: int = 0
-    """Altered copies of each picture that stage last-layers learns from."""
+    copies: Mapping[str, float] = field(default_factory=dict)
+    """Of a data set (`ds_name`): altered copies of each picture, and of each window, that stage last-layers learns from; 1, if
+    nothing is said."""
     windows: Mapping[str, float] = field(default_factory=dict)
     """Of a data set (`ds_name`): windows of each picture that stage last-layers takes as pictures besides the whole."""
+    turned: bool = False
+    """Whether those windows are mirrored and turned by quarter turns at random: a picture more for each, as a network sees it."""
     most: Mapping[str, float] = field(default_factory=dict)
     """Of a data set: identities that are used, the first ones of the list; all, if nothing is said."""
     workers: int = 0
@@ -253,7 +256,7 @@ _RANGES: Mapping[str, _Range] = types.MappingProxyType(
         "data.window": _Range(0, 1, open_below=True),
         "data.same_picture": _SHARE,
         "data.unaltered": _SHARE,
-        "data.copies": _FROM_0,
+        "data.copies": _FROM_1,
         "data.windows": _FROM_0,
         "data.most": _Range(2),
         "data.workers": _FROM_0,
@@ -316,7 +319,6 @@ def _check(config: Config, path: Path) -> None:
         "network.vae is needed by stage 1: what makes the latents": config.stage == "1" and network.vae is None,
         "network.vae or network.start is needed by stage 2": config.stage == "2" and not (network.vae or network.start),
         "network.start is needed by stage last-layers: whose early layers stay": last and network.start is None,
-        "data.copies must be 1 or more in stage last-layers: it learns from copies": last and data.copies < 1,
         f"network.frozen is {network.frozen}, and network.widths have {2 * len(network.widths)} layers": (
             last and network.backbone == "custom" and network.frozen > 2 * len(network.widths)
         ),

@@ -36,15 +36,14 @@ class Views:
     """Which slots of the cache show what: each row whole, then its windows; each of these unaltered, then its copies."""
 
     def __init__(self, config: Config, rows: Sequence[Listed]) -> None:
-        self.copies = config.data.copies
-        windows = [int(config.data.windows.get(row.ds_name, 0)) for row in rows]
-        self.parts = [1 + number for number in windows]
-        self.slots = [part * (1 + self.copies) for part in self.parts]
+        self.copies = [int(config.data.copies.get(row.ds_name, 1)) for row in rows]
+        self.parts = [1 + int(config.data.windows.get(row.ds_name, 0)) for row in rows]
+        self.slots = [parts * (1 + copies) for parts, copies in zip(self.parts, self.copies, strict=True)]
         self._begins = list(accumulate(self.slots, initial=0))
 
     def slot(self, row: int, part: int, copy: int) -> int:
         """`part` 0 is the whole picture, `copy` 0 unaltered."""
-        return self._begins[row] + part * (1 + self.copies) + copy
+        return self._begins[row] + part * (1 + self.copies[row]) + copy
 
 
 def cached_maps(
@@ -66,7 +65,9 @@ def cached_maps(
         for part in range(views.parts[row]):
             rng = np.random.default_rng([seed, row, part])
             picture = pictures.window(at, config.data.window, rng) if part else pictures.whole(at)
-            copies = (alter(picture, np.random.default_rng([seed, row, part, copy])) for copy in range(1, 1 + views.copies))
+            if part and config.data.turned:
+                picture = _turned(picture, rng)
+            copies = (alter(picture, np.random.default_rng([seed, row, part, copy])) for copy in range(1, 1 + views.copies[row]))
             its += [picture, *copies]
         return its
 
@@ -90,9 +91,16 @@ def cached_maps(
         "weights": weights_digest(network, ("vae.", *frozen)),
         "augmentation": config.training.augmentation,
         "window": config.data.window,
+        "turned": config.data.turned,
         "seed": seed,
     }
     return cached(folder, Recipe("maps", made_of, shape, views.slots, make, AT_ONCE))
+
+
+def _turned(picture: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """One of the square's eight positions."""
+    turned = np.rot90(picture, int(rng.integers(4)))
+    return np.ascontiguousarray(turned[:, ::-1] if rng.random() < 0.5 else turned)
 
 
 class PairedMaps(EpochPairs):
@@ -106,14 +114,14 @@ class PairedMaps(EpochPairs):
 
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
         rng, its = self._drawn(number)
-        copy = int(rng.integers(1, 1 + self._views.copies))
+        views = self._views
         if len(its) == 1 or rng.random() < self._data.same_picture:
             row = int(rng.choice(its))
-            part = int(rng.integers(self._views.parts[row]))
-            slots = (self._views.slot(row, part, 0), self._views.slot(row, part, copy))
+            part, copy = int(rng.integers(views.parts[row])), int(rng.integers(1, 1 + views.copies[row]))
+            slots = (views.slot(row, part, 0), views.slot(row, part, copy))
         else:
             one, other = (int(at) for at in rng.choice(its, 2, replace=False))
-            copy = 0 if rng.random() < self._data.unaltered else copy
-            slots = (self._views.slot(one, 0, 0), self._views.slot(other, 0, copy))
+            copy = 0 if rng.random() < self._data.unaltered else int(rng.integers(1, 1 + views.copies[other]))
+            slots = (views.slot(one, 0, 0), views.slot(other, 0, copy))
         first, second = (torch.from_numpy(np.asarray(self._maps[slot], np.float32)) for slot in slots)
         return first, second

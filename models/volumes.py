@@ -1,0 +1,70 @@
+"""Slices of CT and MR volumes as grey pictures, uint8 (height, width), windowed to the volume's own percentiles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["axial_slices", "planes_apart"]
+
+APART_MM = 8.0
+"""Distance of two slices that are taken for different pictures. Closer ones show nearly the same."""
+WINDOW = (1.0, 99.5)
+"""Percentiles of a volume's values that become black and white."""
+SHOWS_SOMETHING = 12.0
+"""Standard deviation of grey values, above which a slice shows more than background."""
+SHOWS_MUCH = 25.0
+SHORTEST_SIDE = 96
+LONGEST_SIDE = 512
+
+Pixels = NDArray[np.uint8]
+
+
+def axial_slices(path: Path) -> Iterator[Pixels]:
+    """Every axial slice of an NRRD volume that shows something."""
+    import nrrd
+
+    volume, _ = nrrd.read(str(path))
+    levels = _windowed(volume)
+    for at in range(volume.shape[2]):
+        plane = np.ascontiguousarray(levels[:, :, at].T)
+        if plane.std() > SHOWS_SOMETHING:
+            yield plane
+
+
+def planes_apart(path: Path) -> Iterator[Pixels]:
+    """Axial, coronal and sagittal slices of a NIfTI volume, `APART_MM` apart, with square pixels; those that show much."""
+    import nibabel
+
+    image: Any = nibabel.as_closest_canonical(nibabel.load(path))  # type: ignore[no-untyped-call]
+    spacing = [float(each) for each in image.header.get_zooms()[:3]]
+    levels = _windowed(np.squeeze(np.asarray(image.dataobj)))
+    for axis in (2, 1, 0):
+        across, along = (spacing[each] for each in range(3) if each != axis)
+        step = max(1, round(APART_MM / spacing[axis]))
+        for at in range(step // 2, levels.shape[axis], step):
+            plane = _square(np.take(levels, at, axis).T[::-1, ::-1], across, along)
+            if min(plane.shape) >= SHORTEST_SIDE and plane.std() > SHOWS_MUCH:
+                yield plane
+
+
+def _windowed(volume: NDArray[Any]) -> Pixels:
+    low, high = np.percentile(volume, WINDOW)
+    scaled = (volume.astype(np.float32) - low) / max(float(high - low), 1e-6)
+    return np.asarray(np.clip(scaled, 0, 1) * 255).astype(np.uint8)
+
+
+def _square(plane: Pixels, across: float, along: float) -> Pixels:
+    """With pixels as wide as they are high, the smaller of the two; no longer than `LONGEST_SIDE`."""
+    height, width = plane.shape
+    pixel = min(across, along)
+    wide, tall = width * across / pixel, height * along / pixel
+    shrink = min(1.0, LONGEST_SIDE / max(wide, tall))
+    size = (round(wide * shrink), round(tall * shrink))
+    resized = cv2.resize(np.ascontiguousarray(plane), size, interpolation=cv2.INTER_AREA if shrink < 1 else cv2.INTER_LINEAR)
+    return np.asarray(resized, np.uint8)

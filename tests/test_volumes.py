@@ -1,0 +1,53 @@
+"""Slices of volumes: the planes, their distance, square pixels, and that empty ones are left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("nibabel")
+pytest.importorskip("nrrd")
+
+import nibabel
+import nrrd
+from lcmem_onnx.models.volumes import axial_slices, planes_apart
+
+
+def body(shape: tuple[int, int, int]) -> np.ndarray:
+    """A ball of noise in the middle of nothing."""
+    grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, side) for side in shape), indexing="ij"))
+    noise = np.random.default_rng(0).normal(600, 200, shape)
+    return np.where((grid**2).sum(axis=0) < 0.8, noise, -1000).astype(np.int16)
+
+
+def test_planes_of_a_nifti_volume_are_apart_and_have_square_pixels(tmp_path: Path) -> None:
+    path = tmp_path / "volume.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(body((120, 100, 40)), np.diag([1.0, 1.0, 4.0, 1.0])), path)
+    planes = list(planes_apart(path))
+    shapes = [plane.shape for plane in planes]
+    assert sorted(set(shapes)) == [(100, 120), (160, 100), (160, 120)], "4 mm apart became 4 pixels of 1 mm"
+    axial, coronal, sagittal = (shapes.count(shape) for shape in ((100, 120), (160, 120), (160, 100)))
+    assert 8 <= axial <= 40 * 4 / 8
+    assert 8 <= coronal <= 100 / 8 + 1
+    assert 8 <= sagittal <= 120 / 8 + 1
+    assert all(plane.dtype == np.uint8 and plane.std() > 25 for plane in planes)
+
+
+def test_the_orientation_in_the_file_does_not_matter(tmp_path: Path) -> None:
+    volume = body((110, 104, 100))
+    for name, array, signs in (("as", volume, (1, 1, 1)), ("flipped", volume[::-1, :, ::-1], (-1, 1, -1))):
+        nibabel.save(nibabel.Nifti1Image(array, np.diag([*(float(each) for each in signs), 1.0])), tmp_path / f"{name}.nii")
+    ours, same = (list(planes_apart(tmp_path / f"{name}.nii")) for name in ("as", "flipped"))
+    assert len(ours) == len(same) > 20
+    assert all((one == other).all() for one, other in zip(ours, same, strict=True))
+
+
+def test_axial_slices_of_an_nrrd_volume_leave_out_the_empty_ones(tmp_path: Path) -> None:
+    volume = body((100, 96, 20))
+    volume[:, :, :5] = -1000
+    nrrd.write(str(tmp_path / "volume.nrrd"), volume)
+    planes = list(axial_slices(tmp_path / "volume.nrrd"))
+    assert 10 <= len(planes) <= 15
+    assert {plane.shape for plane in planes} == {(96, 100)}
