@@ -80,7 +80,8 @@ def model_options(command: Callable[P, R]) -> Callable[P, R]:
             click.get_current_context().call_on_close(screener.close)
             if screener.bundle.demonstration and not kwargs.get("quiet"):
                 click.echo(
-                    "note: no patient was in the training or the figures of this model; do not release data on its word alone",
+                    "note: this model was never measured on several examinations of one patient; do not release data on its word "
+                    "alone",
                     err=True,
                 )
             return screener

@@ -97,8 +97,8 @@ def _caveats(audit: Audit, unread: int, unread_reference: int) -> tuple[str, ...
         said.append(f"{' and '.join(parts)} could not be read, or not in full: nothing is said of what could not be seen.")
     if audit.bundle.demonstration:
         said.append(
-            "The model that was used says of itself that no patient was in its training or its figures: do not release data on its "
-            "word alone."
+            "The model that was used says of itself that it was never measured on several examinations of one patient: do not "
+            "release data on its word alone."
         )
     return tuple(said)
 
