@@ -47,12 +47,21 @@ __all__ = ["make"]
 STAGES = ("autoencoder", "stage1", "stage2", "stage2-hard", "fresh")
 STARTS = MappingProxyType({"stage2": "stage1", "stage2-hard": "stage2", "fresh": "stage2-hard"})
 """Whose best network a stage starts with."""
-LISTS = MappingProxyType({"fresh": ("real", "fresh")})
-"""What a stage learns from, if not from `real` and `generated`."""
+LISTS = MappingProxyType(
+    {
+        "real": "real/list.csv",
+        "later": "real/later.csv",
+        "generated": "generated/list.csv",
+        "fresh": "fresh/list.csv",
+    }
+)
+LEARNT_FROM = MappingProxyType({"fresh": ("real", "later", "fresh")})
+"""The lists of a stage, if not `real` and `generated`."""
 NAME = "lcmem-small"
 FRESH_BEYOND = 100_000
 """See `generate`'s `beyond`: where the last stage's seeds begin."""
 OF_THE_LAST = 0.8
+"""See `_averaged`."""
 DECISION_RATE = 1e-3
 SCENES_MEASURED, PHANTOMS_MEASURED = 200, 60
 """Pictures of the test split that are altered in every cell: scenes, and phantoms of a kind, one an identity."""
@@ -73,8 +82,8 @@ def make(out: Path, amounts: Mapping[str, Amounts], fresh: Amounts, settings: Se
         settings: `table.key=value`, for every stage's configuration; for a try.
     """
     out.mkdir(parents=True, exist_ok=True)
-    lists = {name: out / name / "list.csv" for name in ("real", "generated", "fresh")}
-    if not lists["real"].exists():
+    lists = {name: out / path for name, path in LISTS.items()}
+    if not (lists["real"].exists() and lists["later"].exists()):
         collect(out / "real", say)
     if not lists["generated"].exists():
         generate(out / "generated", amounts, SIZE)
@@ -129,7 +138,7 @@ def _averaged(out: Path, settings: Sequence[str]) -> Loaded:
 
 def _places(out: Path, stage: str) -> list[str]:
     """Settings that put a recipe's paths below `out`."""
-    listed = ", ".join(json.dumps(str(out / name / "list.csv")) for name in LISTS.get(stage, ("real", "generated")))
+    listed = ", ".join(json.dumps(str(out / LISTS[name])) for name in LEARNT_FROM.get(stage, ("real", "generated")))
     places = [f"out={json.dumps(str(out / stage))}", f"data.lists=[{listed}]"]
     if stage != "autoencoder":
         places.append(f"network.vae={json.dumps(str(out / 'autoencoder' / 'vae'))}")

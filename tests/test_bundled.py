@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ pytest.importorskip("sklearn")
 import torch
 from click.testing import CliRunner
 from lcmem_onnx import Gallery, Screener, open_bundle
-from lcmem_onnx.evaluation.filelist import read_file_list
+from lcmem_onnx.evaluation.filelist import read_file_list, write_file_list
 from lcmem_onnx.models import bundled
 from lcmem_onnx.models.checkpoint import load_lcmem
 from lcmem_onnx.models.generate import Amounts, generate
@@ -40,6 +41,8 @@ FRESH = Amounts(8, 24, 2)
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("bundled")
     generate(out / "real", {split: Amounts(6, 0, 1) for split in AMOUNTS}, 64)  # instead of what would be fetched
+    later = generate(out / "real" / "found", {"TRAIN": Amounts(4, 0, 1)}, 64, beyond=50)
+    write_file_list(out / "real" / "later.csv", [replace(row, name=f"found/{row.name}") for row in later])
     bundled.make(out, AMOUNTS, FRESH, TINY, lambda line: None)
     return out
 

@@ -95,12 +95,13 @@ def test_what_was_found_later_is_for_training_alone_and_moves_nothing(
     packages["first"] = {f"img/{n}.png": natural(n) for n in range(8)}
     packages["later"] = {f"img/{n}.png": natural(n) for n in (2, 20, 21, 22)}
     sources(monkeypatch, "first")
-    before = collect(tmp_path / "before", lambda line: None)
+    collect(tmp_path / "before", lambda line: None)
     later = Source("npm", "later", ("*/img/*",), "MIT", dealt=False, leave=("*/21.png",))
     monkeypatch.setattr(photographs, "SOURCES", (*photographs.SOURCES, later))
-    after = collect(tmp_path / "after", lambda line: None)
-    assert after[: len(before)] == before
-    assert [row.split for row in after[len(before) :]] == ["TRAIN"] * 2, "one is known, one is to be left"
+    collect(tmp_path / "after", lambda line: None)
+    before, after = ((tmp_path / name / "list.csv").read_text(encoding="utf-8") for name in ("before", "after"))
+    assert after == before
+    assert [row.split for row in read_file_list(tmp_path / "after" / "later.csv")] == ["TRAIN"] * 2, "one is known, one to be left"
 
 
 def test_drawings_small_pictures_and_files_outside_the_patterns_are_not_photographs(
