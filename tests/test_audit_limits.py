@@ -17,7 +17,7 @@ def bundle() -> Bundle:
 
 
 HIGH = np.linspace(0.80, 0.99, 400)
-LOW = np.linspace(0.01, 0.60, 400)
+LOW = np.linspace(0.01, 0.30, 400)
 
 
 def test_a_given_one_comes_first_then_the_indexs_then_the_holdouts_then_the_bundles(bundle: Bundle) -> None:

@@ -106,7 +106,7 @@ def test_misses_are_measured_and_json_is_all_there_is_on_stdout(index: Path, str
     rows: list[tuple[str | Path, str | Path]] = [
         (path, GALLERY / f"{name}{suffix}") for path in COPIES for name, suffix in mates.items() if name in path.name
     ]
-    rows.append((QUERIES / "other-coffee.jpg", GALLERY / "retina.jpg"))
+    rows.append((QUERIES / "other-rocket.jpg", GALLERY / "camera.jpg"))
     listing = write_pairs(tmp_path / "mates.csv", rows)
     done = lcmem("calibrate", "--index", index, "--negatives", strangers, "--pairs", listing, "--json", "-q", "--dry-run")
     assert done.exit_code == 0, done.output

@@ -241,7 +241,7 @@ def last_layers(folder: Path, whole: Path, out: str, *settings: str) -> Config:
 
 
 def test_the_last_layers_alone_are_trained_on_what_the_early_ones_give(folder: Path, whole: Path) -> None:
-    best = train(last_layers(folder, whole, "last", "training.steps=20"))
+    best = train(last_layers(folder, whole, "last", "training.steps=60"))
     assert best.name == "last-layers_best_network.pth"
     before, after = load_lcmem(whole).network.state_dict(), load_lcmem(best).network.state_dict()
     changed = {key for key in before if not torch.equal(before[key], after[key])}
