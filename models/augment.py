@@ -108,13 +108,9 @@ def _far_rotation(picture: Pixels, rng: np.random.Generator) -> Pixels:
     return _rotation(picture, rng, float(rng.choice([-1.0, 1.0]) * 36.0 * np.sqrt(rng.random())))
 
 
-def _far_factor(rng: np.random.Generator) -> float:
-    """More often above 1.3 than below: what is brightened away is lost, darkening loses little."""
-    return float(rng.uniform(0.5, 1.3) if rng.random() < 0.4 else rng.uniform(1.3, 2.3))
-
-
-def _farther_factor(rng: np.random.Generator) -> float:
-    return float(rng.uniform(0.5, 1.3) if rng.random() < 0.25 else rng.uniform(1.3, 2.5))
+def _far_factor(below: float, highest: float) -> Callable[[np.random.Generator], float]:
+    """More often above 1.3 than below, which `below` says: what is brightened away is lost, darkening loses little."""
+    return lambda rng: float(rng.uniform(0.5, 1.3) if rng.random() < below else rng.uniform(1.3, highest))
 
 
 def _factor(rng: np.random.Generator) -> float:
@@ -146,12 +142,12 @@ _STRONG_DRAWS: Mapping[str, Draw] = MappingProxyType(
     {
         **_DRAWS,
         "rotation": _far_rotation,
-        "brightness": _simply("brightness", _far_factor),
-        "contrast": _simply("contrast", _far_factor),
+        "brightness": _simply("brightness", _far_factor(0.4, 2.3)),
+        "contrast": _simply("contrast", _far_factor(0.4, 2.3)),
     }
 )
 
-_HARD_DRAWS: Mapping[str, Draw] = MappingProxyType({**_STRONG_DRAWS, "brightness": _simply("brightness", _farther_factor)})
+_HARD_DRAWS: Mapping[str, Draw] = MappingProxyType({**_STRONG_DRAWS, "brightness": _simply("brightness", _far_factor(0.25, 2.5))})
 
 AUGMENTATIONS: Mapping[str, Draw] = MappingProxyType({"paper": paper, "wide": wide, "strong": strong, "hard": hard})
 """By the names that a training's configuration uses."""

@@ -100,10 +100,9 @@ def make(out: Path, amounts: Mapping[str, Amounts], fresh: Amounts, settings: Se
     write_file_list(people, _below(out, [row for row in rows["generated"] if row.ds_name != "scenes" and row.split != "TRAIN"]))
 
     best = _averaged(out, settings)
-    trained = out / f"{NAME}-unmeasured.pth"
-    save_lcmem(best.network, trained, image_size=best.image_size)
     with tempfile.TemporaryDirectory() as scratch:
-        unmeasured = Path(scratch) / "bundle"
+        unmeasured, trained = Path(scratch) / "bundle", Path(scratch) / "trained.pth"
+        save_lcmem(best.network, trained, image_size=best.image_size)
         export_bundle(Request(trained, unmeasured, name=NAME, variants=(SHIPPED,)))
         # All visits of phantoms, so that each kind has pairs enough.
         pictures = [*(row for row in read_file_list(copies) if row.ds_name not in KINDS), *read_file_list(people)]

@@ -155,7 +155,7 @@ SOURCES = (
     ),
     Source("apt", "mricron-data", ("*/templates/ch2.nii.gz",), "BSD-3-Clause", "slices", dealt=False),
 )
-TRAIN_ONLY, TEST_ONLY = ("textures", "slices"), ("ct-mr", "dicom")
+TEST_ONLY = ("ct-mr", "dicom")
 VOLUMES = MappingProxyType({"ct-mr": axial_slices, "slices": planes_apart})
 EXCLUDED = ("*calibration*", "*mosaic*", "*/seq/*", "*_normal*", "*screenshot*", "*icon*", "*logo*")
 
@@ -259,9 +259,8 @@ def _candidates(source: Source, folder: Path) -> Iterator[Candidate]:
     package = source.package.rpartition("@")[0] or source.package.partition("==")[0]
     for path in sorted((folder / "content").rglob("*")):
         name = path.relative_to(folder / "content").as_posix()
-        wanted = any(fnmatch.fnmatch(f"/{name}", pattern) for pattern in source.keep)
-        wanted = wanted and not any(fnmatch.fnmatch(f"/{name}", pattern) for pattern in source.leave)
-        if not path.is_file() or not wanted or any(fnmatch.fnmatch(name.lower(), pattern) for pattern in EXCLUDED):
+        wanted = _named_like(f"/{name}", source.keep) and not _named_like(f"/{name}", source.leave)
+        if not path.is_file() or not wanted or _named_like(name.lower(), EXCLUDED):
             continue
         if source.kind in VOLUMES:
             for slice_number, pixels in enumerate(VOLUMES[source.kind](path)):
@@ -275,6 +274,10 @@ def _candidates(source: Source, folder: Path) -> Iterator[Candidate]:
             yield _candidate(source, f"{package}/{name}", "", _fitted(Image.fromarray(pixels)))
         elif path.suffix.lower() in SUFFIXES and (opened := _photograph(path)) is not None:
             yield _candidate(source, f"{package}/{name}", "", opened)
+
+
+def _named_like(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
 
 
 def _candidate(source: Source, name: str, identity: str, pixels: Pixels) -> Candidate:
@@ -330,13 +333,12 @@ def _split(taken: list[Candidate]) -> list[Listed]:
             f"only {len(order)} photographs came together; {TEST_PICTURES} are needed for the test split and {VAL_PICTURES} for "
             "validation, and more to train on. See above which packages could not be fetched"
         )
-    home = dict.fromkeys(order, "TRAIN")
-    home |= dict.fromkeys(order[:TEST_PICTURES], "TEST")
+    home = dict.fromkeys(order[:TEST_PICTURES], "TEST")
     home |= dict.fromkeys(order[TEST_PICTURES : TEST_PICTURES + VAL_PICTURES], "VAL")
     rows = []
     for number, candidate in enumerate(taken):
         kind = candidate.source.kind
-        split = "TRAIN" if kind in TRAIN_ONLY else "TEST" if kind in TEST_ONLY else home.get(candidate.identity, "TRAIN")
+        split = "TEST" if kind in TEST_ONLY else home.get(candidate.identity, "TRAIN")
         rows.append(Listed(split, candidate.identity, f"pictures/{number:04d}-{kind}.png", Path(), kind))
     return rows
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from lcmem_onnx.runtime.errors import TrainingError
 from lcmem_onnx.runtime.machine import cpu_features, cpu_limit
+from lcmem_onnx.runtime.syncing import sync
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -334,6 +334,5 @@ def _kept(config: Config, trainee: Trainee, stepped: _Stepped, state: dict[str, 
 def _replaced(path: Path, write: Callable[[Path], None]) -> None:
     unfinished = path.with_name(f".unfinished-{path.name}")
     write(unfinished)
-    with unfinished.open("rb") as file:
-        os.fsync(file.fileno())
+    sync(unfinished)
     unfinished.replace(path)
