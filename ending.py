@@ -15,7 +15,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
+from types import FrameType, MappingProxyType
 from typing import Any
 
 import click
@@ -28,6 +28,13 @@ NOTHING_FOUND, FOUND, FAILED, INTERRUPTED = 0, 1, 2, 130
 """Exit codes, as ClamAV's clamscan has them; an error outranks a match, since what was not screened may match as well."""
 
 READER_GONE = "error: the reader of the output has gone: not everything was reported"
+OF_EXTRAS = MappingProxyType(
+    {
+        "archive": ("httpx2", "python_multipart"),
+        "train": ("torch", "diffusers", "accelerate", "imagehash", "nibabel", "nrrd", "sklearn", "tqdm"),
+    }
+)
+"""Packages that come with an extra: what to install where one is missing. A command that needs one optionally says so itself."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -174,11 +181,8 @@ def _say(line: str) -> None:
 def _missing(error: ModuleNotFoundError) -> str:
     if error.name == "onnxruntime":
         return "error: there is no onnxruntime here: pip install 'lcmem-onnx[cpu]', or 'lcmem-onnx[gpu]' for CUDA"
-    if error.name in ("httpx2", "python_multipart"):
-        return (
-            f"error: the package {error.name}, which fetches from an archive, is not installed: pip install 'lcmem-onnx[archive]'"
-        )
-    return f"error: the package {error.name} is not installed: pip install 'lcmem-onnx[cpu]' brings what is needed"
+    extra = next((extra for extra, names in OF_EXTRAS.items() if error.name in names), "cpu")
+    return f"error: the package {error.name} is not installed: pip install 'lcmem-onnx[{extra}]' brings what is needed"
 
 
 def _let_go() -> None:

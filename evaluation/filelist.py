@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lcmem_onnx.runtime.errors import FileListError
+from lcmem_onnx.runtime.syncing import put_whole
 
 __all__ = ["SPLITS", "Listed", "read_file_list", "write_file_list"]
 
@@ -85,11 +86,19 @@ def read_file_list(listing: Path, base: Path | None = None) -> list[Listed]:
 
 
 def write_file_list(listing: Path, rows: Iterable[Listed]) -> None:
-    """Write rows as a file list that `read_file_list` reads; paths are written as each row's `name`."""
-    with listing.open("w", encoding="utf-8", newline="") as lines:
-        writer = csv.writer(lines)
-        writer.writerow([*REQUIRED, "ds_name"])
-        writer.writerows([row.split, row.identity, row.name, row.ds_name] for row in rows)
+    """Write rows as a file list that `read_file_list` reads, whole or not at all; paths are written as each row's `name`.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+
+    def write(path: Path) -> None:
+        with path.open("w", encoding="utf-8", newline="") as lines:
+            writer = csv.writer(lines)
+            writer.writerow([*REQUIRED, "ds_name"])
+            writer.writerows([row.split, row.identity, row.name, row.ds_name] for row in rows)
+
+    put_whole(listing, write)
 
 
 def _check_listed_once(rows: Iterable[Listed], listing: Path) -> None:

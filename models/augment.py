@@ -1,6 +1,6 @@
-"""The one-sided augmentation of stage 2 (arXiv 2512.14421, section 3): the paper's, and a wider one.
+"""The one-sided augmentation of stage 2 (arXiv 2512.14421, section 3): the paper's, and three that go further.
 
-Both take and give RGB, uint8 (height, width, 3).
+All take and give RGB, uint8 (height, width, 3).
 """
 
 from __future__ import annotations

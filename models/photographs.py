@@ -21,6 +21,8 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,9 +46,14 @@ LONGEST_SIDE = 640
 SHORTEST_SIDE = 110
 ALIKE_BITS = 10
 """Two perceptual hashes of 64 bits that differ in no more than this are taken for one picture."""
-TEST_PICTURES, VAL_PICTURES = 320, 40
-"""Before scenes that are in several splits are taken apart."""
+DEALT = MappingProxyType({"TEST": "92b0", "VAL": "aac0"})
+"""Photographs are dealt by the hash of their names: what is below the first is for TEST, of the rest what is below the second for
+VAL. When all could be fetched, 320 were for TEST and 40 for VAL, before scenes that are in several splits are taken apart."""
+FEWEST = MappingProxyType({"TRAIN": 100, "VAL": 20, "TEST": 200})
+"""Photographs of a split, below which a training or a figure would say nothing."""
 FETCH_SECONDS = 600
+UNPACKING = (OSError, EOFError, RuntimeError, zlib.error, subprocess.CalledProcessError, tarfile.TarError, zipfile.BadZipFile)
+"""What a package that came in part, or is not what it says, raises."""
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 
 
@@ -180,7 +187,7 @@ def collect(out: Path, say: Callable[[str], None]) -> list[Listed]:
     trained on.
 
     Raises:
-        TrainingError: fewer photographs than the test split needs, or `out` cannot be written.
+        TrainingError: fewer photographs than a split needs, or `out` cannot be written.
     """
     taken: list[Candidate] = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -250,7 +257,7 @@ def _fetch(source: Source, folder: Path) -> str:
         else:
             with tarfile.open(archive) as packed:
                 packed.extractall(content, filter="data")
-    except (OSError, subprocess.CalledProcessError, tarfile.TarError, zipfile.BadZipFile) as error:
+    except UNPACKING as error:
         return f"cannot be unpacked: {error}"
     return ""
 
@@ -326,21 +333,32 @@ def _known(candidate: Candidate, taken: list[Candidate]) -> bool:
 
 
 def _split(taken: list[Candidate]) -> list[Listed]:
-    """Photographs by the order of a hash of their names: the same pictures always come to the same split."""
-    order = sorted(each.identity for each in taken if each.source.kind == "photographs" and each.source.dealt)
-    if len(order) <= TEST_PICTURES + VAL_PICTURES:
+    """Every picture's row.
+
+    Raises:
+        TrainingError: a split has too few photographs to say anything.
+    """
+    rows = [
+        Listed(_home(each), each.identity, f"pictures/{number:04d}-{each.source.kind}.png", Path(), each.source.kind)
+        for number, each in enumerate(taken)
+    ]
+    counts = Counter(row.split for row in rows if row.ds_name == "photographs")
+    if short := {split: counts[split] for split, fewest in FEWEST.items() if counts[split] < fewest}:
         raise TrainingError(
-            f"only {len(order)} photographs came together; {TEST_PICTURES} are needed for the test split and {VAL_PICTURES} for "
-            "validation, and more to train on. See above which packages could not be fetched"
+            f"only {counts.total()} photographs came together: "
+            + ", ".join(f"{count} for {split}, where {FEWEST[split]} are needed" for split, count in short.items())
+            + ". See above which packages could not be fetched, and run it again"
         )
-    home = dict.fromkeys(order[:TEST_PICTURES], "TEST")
-    home |= dict.fromkeys(order[TEST_PICTURES : TEST_PICTURES + VAL_PICTURES], "VAL")
-    rows = []
-    for number, candidate in enumerate(taken):
-        kind = candidate.source.kind
-        split = "TEST" if kind in TEST_ONLY else home.get(candidate.identity, "TRAIN")
-        rows.append(Listed(split, candidate.identity, f"pictures/{number:04d}-{kind}.png", Path(), kind))
     return rows
+
+
+def _home(candidate: Candidate) -> str:
+    """The split of a picture, by its own name alone: whatever else could be fetched or not, it comes to the same one."""
+    if candidate.source.kind in TEST_ONLY:
+        return "TEST"
+    if candidate.source.kind == "photographs" and candidate.source.dealt:
+        return next((split for split, below in DEALT.items() if candidate.identity < below), "TRAIN")
+    return "TRAIN"
 
 
 @click.command(cls=Ending)

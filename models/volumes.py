@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import nibabel
+import nrrd
 import numpy as np
 from numpy.typing import NDArray
 
@@ -27,8 +29,6 @@ Pixels = NDArray[np.uint8]
 
 def axial_slices(path: Path) -> Iterator[Pixels]:
     """Every axial slice of an NRRD volume that shows something."""
-    import nrrd
-
     volume, _ = nrrd.read(str(path))
     levels = _windowed(volume)
     for at in range(volume.shape[2]):
@@ -39,8 +39,6 @@ def axial_slices(path: Path) -> Iterator[Pixels]:
 
 def planes_apart(path: Path) -> Iterator[Pixels]:
     """Axial, coronal and sagittal slices of a NIfTI volume, `APART_MM` apart, with square pixels; those that show much."""
-    import nibabel
-
     image: Any = nibabel.as_closest_canonical(nibabel.load(path))  # type: ignore[no-untyped-call]
     spacing = [float(each) for each in image.header.get_zooms()[:3]]
     levels = _windowed(np.squeeze(np.asarray(image.dataobj)))

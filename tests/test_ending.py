@@ -90,15 +90,25 @@ def test_names_that_stdout_cannot_spell_are_escaped_and_no_result_is_lost(index:
         assert "zz.jpg" in out
 
 
-def test_a_package_that_is_missing_is_named() -> None:
-    hidden = "import sys; sys.modules['onnxruntime'] = None; from lcmem_onnx.cli import main; main(['bundle', 'verify'])"
-    code, _, err = shell(f'{sys.executable} -c "{hidden}"')
-    assert code == 2
-    assert "pip install 'lcmem-onnx[cpu]'" in err
-    assert len(err.splitlines()) == 1
+@pytest.mark.parametrize(
+    ("package", "extra"), [("onnxruntime", "cpu"), ("click_extra", "cpu"), ("httpx2", "archive"), ("nibabel", "train")]
+)
+def test_a_package_that_is_missing_is_named_with_what_brings_it(package: str, extra: str) -> None:
+    failing = f"import click, sys; from lcmem_onnx.ending import Ending; sys.modules['{package}'] = None\n"
+    failing += f"@click.command(cls=Ending)\ndef main():\n    import {package}\nmain([])"
+    done = subprocess.run([sys.executable, "-c", failing], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert f"pip install 'lcmem-onnx[{extra}]'" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 # -- signals ----------------------------------------------------------------------------------------------------------
+
+
+def _heed_signals() -> None:
+    """A suite that a shell started in the background, or with nohup, ignores these, and would hand that down."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.mark.parametrize(
@@ -117,8 +127,7 @@ def test_a_signal_cleans_up_and_says_so(number: int, code: int, says: str, tmp_p
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={**os.environ, "TMPDIR": str(temporary)},
-        # A suite that a shell started in the background ignores Ctrl-C, and would hand that down.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        preexec_fn=_heed_signals,
     )
     deadline = time.monotonic() + 60
     while not list(temporary.glob(f"{PREFIX}*/gallery.sqlite")) and time.monotonic() < deadline:

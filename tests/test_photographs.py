@@ -46,8 +46,9 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[
         return type("Done", (), {"returncode": 0, "stderr": ""})()
 
     monkeypatch.setattr(photographs.subprocess, "run", run)
-    monkeypatch.setattr(photographs, "TEST_PICTURES", 3)
-    monkeypatch.setattr(photographs, "VAL_PICTURES", 2)
+    # Of the eight pictures of `first` 3 are then for TEST, by the hash of their names, 2 for VAL and 3 for TRAIN.
+    monkeypatch.setattr(photographs, "DEALT", {"TEST": "40", "VAL": "60"})
+    monkeypatch.setattr(photographs, "FEWEST", {"TRAIN": 1, "VAL": 1, "TEST": 1})
     return store
 
 
@@ -80,13 +81,38 @@ def test_the_split_does_not_move_when_a_source_cannot_be_fetched_and_it_is_named
     packages: dict[str, dict[str, np.ndarray]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     packages["first"] = {f"img/{n}.png": natural(n) for n in range(8)}
+    packages["second"] = {f"img/{n}.png": natural(n) for n in range(20, 24)}
     said: list[str] = []
-    sources(monkeypatch, "first")
-    alone = {row.identity: row.split for row in collect(tmp_path / "alone", said.append)}
-    sources(monkeypatch, "missing", "first")
+    sources(monkeypatch, "second", "first")
     both = {row.identity: row.split for row in collect(tmp_path / "both", said.append)}
-    assert alone == both
-    assert "left out: missing: not found" in said
+    assert not [line for line in said if "left out" in line]
+    del packages["second"]
+    alone = {row.identity: row.split for row in collect(tmp_path / "alone", said.append)}
+    assert len(alone) == 8
+    assert len(both) > 8
+    assert alone.items() <= both.items()
+    assert "left out: second: not found" in said
+
+
+def test_a_package_that_came_in_part_is_left_out_and_named(
+    packages: dict[str, dict[str, np.ndarray]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packages["first"] = {f"img/{n}.png": natural(n) for n in range(8)}
+    packages["broken"] = packages["first"]
+    sources(monkeypatch, "broken", "first")
+    whole = photographs.subprocess.run
+
+    def run(command: list[str], cwd: Path, **rest: object) -> object:
+        done = whole(command, cwd, **rest)
+        if command[-1] == "broken":
+            archive = cwd / "package.tgz"
+            archive.write_bytes(archive.read_bytes()[: archive.stat().st_size // 2])
+        return done
+
+    monkeypatch.setattr(photographs.subprocess, "run", run)
+    said: list[str] = []
+    assert len(collect(tmp_path / "out", said.append)) == 8
+    assert said[0].startswith("left out: broken: cannot be unpacked: ")
 
 
 def test_what_was_found_later_is_for_training_alone_and_moves_nothing(
@@ -119,9 +145,10 @@ def test_drawings_small_pictures_and_files_outside_the_patterns_are_not_photogra
 def test_too_few_photographs_for_a_split_is_an_error_that_says_so(
     packages: dict[str, dict[str, np.ndarray]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    packages["first"] = {f"img/{n}.png": natural(n) for n in range(5)}
+    packages["first"] = {f"img/{n}.png": natural(n) for n in range(8)}
+    monkeypatch.setattr(photographs, "FEWEST", {"TRAIN": 1, "VAL": 2, "TEST": 4})
     sources(monkeypatch, "first")
-    with pytest.raises(TrainingError, match="only 5 photographs came together; 3 are needed"):
+    with pytest.raises(TrainingError, match=r"only 8 photographs came together: 3 for TEST, where 4 are needed\. See above"):
         collect(tmp_path / "out", lambda line: None)
 
 

@@ -6,6 +6,7 @@ import csv
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -271,6 +272,35 @@ def test_maps_are_the_networks_own_whole_windowed_and_altered(folder: Path, whol
     assert (cached_maps(network, config, rows, views, folder / "maps", torch.device("cpu"), 2) != maps).any()
 
 
+def test_as_many_windows_and_copies_in_another_order_are_another_cache(folder: Path, whole: Path) -> None:
+    configs = [
+        last_layers(folder, whole, "last", f"data.windows={{scenes = {windows}}}", f"data.copies={{scenes = {copies}}}")
+        for windows, copies in ((1, 5), (3, 2))
+    ]
+    rows, network = listed(configs[0].data, "VAL"), network_for(configs[0])
+    at = next(at for at, row in enumerate(rows) if row.ds_name == "scenes")
+    windows = []
+    for config in configs:
+        views = Views(config, rows)
+        assert views.slots[at] == 12
+        maps = cached_maps(network, config, rows, views, folder / "maps-order", torch.device("cpu"), 1)
+        windows.append(np.array(maps[views.slot(at, 1, 0)]))
+    assert (windows[0] == windows[1]).all()
+
+
+def test_the_room_of_a_cache_is_reserved(folder: Path, whole: Path) -> None:
+    config = last_layers(folder, whole, "last")
+    rows = listed(config.data, "VAL")
+
+    def killed(numbers: Sequence[int]) -> np.ndarray:
+        raise KeyboardInterrupt
+
+    recipe = cache_module.Recipe("maps", {}, (4, 64, 64), [1] * len(rows), killed, 1)
+    with pytest.raises(KeyboardInterrupt):
+        cache_module.cached(folder / "reserved", recipe)
+    assert (folder / "reserved" / "values.npy").stat().st_blocks * 512 >= len(rows) * 4 * 64 * 64 * 2
+
+
 def test_turned_windows_are_in_the_squares_eight_positions(folder: Path, whole: Path) -> None:
     picture = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
     positions = {_turned(picture, np.random.default_rng(seed)).tobytes() for seed in range(100)}
@@ -305,7 +335,8 @@ def test_pairs_of_maps_are_of_one_identity_and_begin_unaltered(folder: Path, who
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("data.copies={scenes = 0}", r"data.copies is \{'scenes': 0.0\}; it must be 1 or more"),
+        ("data.copies={scenes = 1.5}", r"data.copies.scenes is 1.5; expected int"),
+        ("data.copies={scenes = 0}", r"data.copies is \{'scenes': 0\}; it must be 1 or more"),
         ("network.frozen=9", "network.frozen is 9, and network.widths have 8 layers"),
     ],
 )

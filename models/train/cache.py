@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -54,7 +55,7 @@ def cached(folder: Path, recipe: Recipe) -> Halves:
     """All slots as a memory map (slots, *shape), computed where they are not on disk yet.
 
     Raises:
-        TrainingError: the disk has no room for them; what is written already stays and is used when there is room again.
+        TrainingError: the disk has no room for them, which is seen before the first is computed.
         FileListError: a picture cannot be read.
     """
     shape = (sum(recipe.slots), *recipe.shape)
@@ -74,6 +75,7 @@ def cached(folder: Path, recipe: Recipe) -> Halves:
                     "free some, or set another 'out'"
                 )
             np.lib.format.open_memmap(values_file, "w+", np.float16, shape).flush()
+            _reserve(values_file)
             np.save(done_file, np.zeros(len(recipe.slots), np.bool_))
             about.write_text(json.dumps(made_of) + "\n", encoding="utf-8")
         values = np.lib.format.open_memmap(values_file, "r+")
@@ -82,6 +84,13 @@ def cached(folder: Path, recipe: Recipe) -> Halves:
     except (OSError, ValueError) as error:
         raise TrainingError(f"the cache of {recipe.name} {folder} cannot be written or read: {error}") from error
     return values
+
+
+def _reserve(file: Path) -> None:
+    """Have the disk keep the room for it: writing into a memory map that finds none left ends the process without a word."""
+    if hasattr(os, "posix_fallocate"):
+        with file.open("r+b") as stream:
+            os.posix_fallocate(stream.fileno(), 0, file.stat().st_size)
 
 
 def _fill(recipe: Recipe, values: Any, done: Any) -> None:

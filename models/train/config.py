@@ -36,14 +36,14 @@ class Data:
     """Share of the pairs that show one picture twice although the identity has others."""
     unaltered: float = 0.0
     """Share of the pairs of two pictures that are not altered besides."""
-    copies: Mapping[str, float] = field(default_factory=dict)
+    copies: Mapping[str, int] = field(default_factory=dict)
     """Of a data set (`ds_name`): altered copies of each picture, and of each window, that stage last-layers learns from; 1, if
     nothing is said."""
-    windows: Mapping[str, float] = field(default_factory=dict)
+    windows: Mapping[str, int] = field(default_factory=dict)
     """Of a data set (`ds_name`): windows of each picture that stage last-layers takes as pictures besides the whole."""
     turned: bool = False
     """Whether those windows are mirrored and turned by quarter turns at random: a picture more for each, as a network sees it."""
-    most: Mapping[str, float] = field(default_factory=dict)
+    most: Mapping[str, int] = field(default_factory=dict)
     """Of a data set: identities that are used, the first ones of the list; all, if nothing is said."""
     workers: int = 0
     """Processes that load and alter pictures; 0 does it between the steps."""
@@ -215,7 +215,7 @@ def _value(hint: Any, value: Any, path: str, name: str) -> Any:
             return tuple(_value(arguments[0], each, path, name) for each in value)
     elif origin is Mapping:
         if isinstance(value, dict):
-            return {str(key): _value(float, each, path, f"{name}.{key}") for key, each in value.items()}
+            return {str(key): _value(arguments[1], each, path, f"{name}.{key}") for key, each in value.items()}
     elif hint is Path:
         if isinstance(value, str) and value:
             return Path(value)

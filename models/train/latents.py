@@ -48,7 +48,7 @@ def cached_latents(network: LCMem, rows: Sequence[Listed], size: int, folder: Pa
         folder,
         Recipe(
             name="latents",
-            made_of={"rows": files_digest(rows), "weights": weights_digest(network, ("vae.",))},
+            made_of={"rows": files_digest(rows), "weights": weights_digest(network, ("vae.",)), "size": size},
             shape=(vae.shape.latent_channels, side, side),
             slots=[1] * len(rows),
             make=make,

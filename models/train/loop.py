@@ -21,7 +21,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from lcmem_onnx.runtime.errors import TrainingError
 from lcmem_onnx.runtime.machine import cpu_features, cpu_limit
-from lcmem_onnx.runtime.syncing import sync
+from lcmem_onnx.runtime.syncing import put_whole
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -321,18 +321,11 @@ def _kept(config: Config, trainee: Trainee, stepped: _Stepped, state: dict[str, 
     }
     try:
         if better:
-            _replaced(best_file(config), trainee.write)
+            put_whole(best_file(config), trainee.write)
         with log_file(config).open("w", encoding="utf-8", newline="") as lines:
             writer = csv.DictWriter(lines, LOG_COLUMNS)
             writer.writeheader()
             writer.writerows(state["log"])
-        _replaced(_checkpoint_file(config), lambda path: torch.save(content, path))
+        put_whole(_checkpoint_file(config), lambda path: torch.save(content, path))
     except (OSError, RuntimeError) as error:
         raise TrainingError(f"{config.out} cannot be written: {error}. The files of the epoch before stand") from error
-
-
-def _replaced(path: Path, write: Callable[[Path], None]) -> None:
-    unfinished = path.with_name(f".unfinished-{path.name}")
-    write(unfinished)
-    sync(unfinished)
-    unfinished.replace(path)

@@ -7,6 +7,7 @@ that look alike, and those decide where a threshold lies.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -36,8 +37,8 @@ class Views:
     """Which slots of the cache show what: each row whole, then its windows; each of these unaltered, then its copies."""
 
     def __init__(self, config: Config, rows: Sequence[Listed]) -> None:
-        self.copies = [int(config.data.copies.get(row.ds_name, 1)) for row in rows]
-        self.parts = [1 + int(config.data.windows.get(row.ds_name, 0)) for row in rows]
+        self.copies = [config.data.copies.get(row.ds_name, 1) for row in rows]
+        self.parts = [1 + config.data.windows.get(row.ds_name, 0) for row in rows]
         self.slots = [parts * (1 + copies) for parts, copies in zip(self.parts, self.copies, strict=True)]
         self._begins = list(accumulate(self.slots, initial=0))
 
@@ -92,6 +93,8 @@ def cached_maps(
         "augmentation": config.training.augmentation,
         "window": config.data.window,
         "turned": config.data.turned,
+        "views": hashlib.sha256(repr((views.parts, views.copies)).encode()).hexdigest(),
+        "size": size,
         "seed": seed,
     }
     return cached(folder, Recipe("maps", made_of, shape, views.slots, make, AT_ONCE))
