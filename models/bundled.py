@@ -1,9 +1,9 @@
 """The model that comes with the package, from nothing in one command: `python -m lcmem_onnx.models.bundled --out DIR`.
 
-Real pictures are fetched (`photographs`), others drawn (`generate`), an autoencoder and LCMem's two stages trained (`train`, by
-the recipes `bundled-*.toml`), a threshold is set on validation pictures, the test split is measured through the exported
-bundle, and the figures go into its card. Each step is left out when what it makes is there already, and training goes on after
-its last whole epoch: after a kill, the same command goes on.
+Real pictures are fetched (`photographs`), others drawn (`generate`) or deformed (`bodies`), an autoencoder and LCMem's two stages
+trained (`train`, by the recipes `bundled-*.toml`), a threshold is set on validation pictures, the test split is measured through
+the exported bundle, and the figures go into its card. Each step is left out when what it makes is there already, and training goes
+on after its last whole epoch: after a kill, the same command goes on.
 
 The same command gives the same model up to floating point, as long as all packages can still be fetched; arithmetic in
 bfloat16, where a processor has it, differs from one processor to the next.
@@ -31,9 +31,12 @@ from lcmem_onnx.evaluation.protocols import CELLS
 from lcmem_onnx.evaluation.scoring import Plan, score_all
 from lcmem_onnx.export.package import Request, export_bundle
 from lcmem_onnx.runtime.bundle import Threshold, open_bundle
+from lcmem_onnx.runtime.errors import TrainingError
 from lcmem_onnx.runtime.machine import cpu_limit, cpu_name
 from lcmem_onnx.runtime.screening import Screener
+from lcmem_onnx.runtime.syncing import put_whole
 
+from .bodies import bodies
 from .checkpoint import Loaded, load_lcmem, save_lcmem
 from .generate import MOST, Amounts, generate
 from .phantoms import KINDS
@@ -44,24 +47,32 @@ from .train.loop import best_file, finished, log_file
 
 __all__ = ["make"]
 
-STAGES = ("autoencoder", "stage1", "stage2", "stage2-hard", "fresh")
-STARTS = MappingProxyType({"stage2": "stage1", "stage2-hard": "stage2", "fresh": "stage2-hard"})
-"""Whose best network a stage starts with."""
+STAGES = ("autoencoder", "stage1", "stage2", "stage2-hard", "fresh", "further")
+STARTS = MappingProxyType({"stage2": "stage1", "stage2-hard": "stage2", "fresh": "stage2-hard", "further": "fresh"})
+"""Whose network a stage starts with."""
 LISTS = MappingProxyType(
     {
         "real": "real/list.csv",
         "later": "real/later.csv",
         "generated": "generated/list.csv",
         "fresh": "fresh/list.csv",
+        "further": "further/list.csv",
+        "bodies": "bodies/list.csv",
     }
 )
-LEARNT_FROM = MappingProxyType({"fresh": ("real", "later", "fresh")})
+LEARNT_FROM = MappingProxyType(
+    {"fresh": ("real", "later", "fresh"), "further": ("real", "later", "fresh", "further", "bodies")},
+)
 """The lists of a stage, if not `real` and `generated`."""
 NAME = "lcmem-small"
-FRESH_BEYOND = 100_000
-"""See `generate`'s `beyond`: where the last stage's seeds begin."""
-OF_THE_LAST = 0.8
-"""See `_averaged`."""
+FRESH_BEYOND, FURTHER_BEYOND = 100_000, 116_000
+"""See `generate`'s `beyond`: where the seeds of the stages `fresh` and `further` begin. No stage draws as many as would reach the
+next one's."""
+FRESH_SCENES = 3000
+BODIES = 14
+"""See `bodies`: how many of each slice."""
+KEPT = MappingProxyType({"fresh": 0.8, "further": 0.8})
+"""See `_averaged`: the share of a stage's own weights, if not all of them are."""
 DECISION_RATE = 1e-3
 SCENES_MEASURED, PHANTOMS_MEASURED = 200, 60
 """Pictures of the test split that are altered in every cell: scenes, and phantoms of a kind, one an identity."""
@@ -77,8 +88,8 @@ def make(out: Path, amounts: Mapping[str, Amounts], fresh: Amounts, settings: Se
 
     Args:
         amounts: generated pictures, by split.
-        fresh: others for the last stage. The stages before know theirs by heart: they found .93 of the visits of phantoms that
-            they were trained on, and .74 of those of others.
+        fresh: others for the stage `fresh`, and phantoms, as many again, for `further`. The stages before know theirs by heart:
+            they found .93 of the visits of phantoms that they were trained on, and .74 of those of others.
         settings: `table.key=value`, for every stage's configuration; for a try.
     """
     out.mkdir(parents=True, exist_ok=True)
@@ -88,21 +99,27 @@ def make(out: Path, amounts: Mapping[str, Amounts], fresh: Amounts, settings: Se
     if not lists["generated"].exists():
         generate(out / "generated", amounts, SIZE)
     if not lists["fresh"].exists():
-        known = max(amounts["TRAIN"].scenes, amounts["TRAIN"].identities)
-        generate(out / "fresh", {"TRAIN": fresh, "VAL": amounts["VAL"]}, SIZE, beyond=max(known, FRESH_BEYOND))
+        generate(out / "fresh", {"TRAIN": fresh, "VAL": amounts["VAL"]}, SIZE, beyond=FRESH_BEYOND)
+    if not lists["further"].exists():
+        generate(out / "further", {"TRAIN": replace(fresh, scenes=0)}, SIZE, beyond=FURTHER_BEYOND)
+    if not lists["bodies"].exists():
+        slices = [row for row in read_file_list(lists["later"]) if row.ds_name == "slices"]
+        bodies(slices, out / "bodies", BODIES)
     for stage in STAGES:
         config = _config(out, stage, settings)
         if not finished(config):
             train(config)
+        if stage in KEPT:
+            _save(_averaged(out, stage), _ended_with(out, stage))
     rows = {name: read_file_list(path) for name, path in lists.items()}
     copies, people = out / "copies.csv", out / "identities.csv"
     write_file_list(copies, _below(out, _one_a_phantom(rows["generated"]), rows["real"]))
     write_file_list(people, _below(out, [row for row in rows["generated"] if row.ds_name != "scenes" and row.split != "TRAIN"]))
 
-    best = _averaged(out, settings)
+    best = load_lcmem(_ended_with(out, STAGES[-1]))
     with tempfile.TemporaryDirectory() as scratch:
         unmeasured, trained = Path(scratch) / "bundle", Path(scratch) / "trained.pth"
-        save_lcmem(best.network, trained, image_size=best.image_size)
+        _save(best, trained)
         export_bundle(Request(trained, unmeasured, name=NAME, variants=(SHIPPED,)))
         # All visits of phantoms, so that each kind has pairs enough.
         pictures = [*(row for row in read_file_list(copies) if row.ds_name not in KINDS), *read_file_list(people)]
@@ -117,20 +134,32 @@ def make(out: Path, amounts: Mapping[str, Amounts], fresh: Amounts, settings: Se
         (out / f"{name}.json").write_text(json.dumps(evaluation.as_json(), indent=1) + "\n", encoding="utf-8")
     card = _card(out, settings, rows, copied, identified)
     checkpoint = out / f"{NAME}.pth"
-    save_lcmem(best.network, checkpoint, image_size=best.image_size, threshold=asdict(threshold), card=card)
+    _save(best, checkpoint, threshold=asdict(threshold), card=card)
     export_bundle(Request(checkpoint, out / "bundle", name=NAME, licence="MIT", replace=True, variants=(SHIPPED,)), say)
     return out / "bundle"
 
 
-def _averaged(out: Path, settings: Sequence[str]) -> Loaded:
-    """The last stage's network, a fifth of the way back to the one that it began with.
+def _save(loaded: Loaded, path: Path, **about: Any) -> None:
+    try:
+        put_whole(path, lambda draft: save_lcmem(loaded.network, draft, image_size=loaded.image_size, **about))
+    except (OSError, RuntimeError) as error:  # torch raises the second where a disk is full
+        raise TrainingError(f"{path} cannot be written: {error}. Make room, and give the same command again") from error
+
+
+def _ended_with(out: Path, stage: str) -> Path:
+    """The checkpoint that the next stage starts with, or that ships."""
+    return out / stage / "averaged.pth" if stage in KEPT else best_file(_config(out, stage, ()))
+
+
+def _averaged(out: Path, stage: str) -> Loaded:
+    """A stage's best network, part of the way back to the one that it began with.
 
     On validation pictures the mean of their weights was better than either (docs/bundled-model.md; the idea is Wortsman et al.'s,
     arXiv 2109.01903).
     """
-    began, ended = (load_lcmem(best_file(_config(out, stage, settings))) for stage in STAGES[-2:])
+    began, ended = load_lcmem(_ended_with(out, STARTS[stage])), load_lcmem(best_file(_config(out, stage, ())))
     before = began.network.state_dict()
-    mean = {key: torch.lerp(before[key], value, OF_THE_LAST) for key, value in ended.network.state_dict().items()}
+    mean = {key: torch.lerp(before[key], value, KEPT[stage]) for key, value in ended.network.state_dict().items()}
     ended.network.load_state_dict(mean)
     return ended
 
@@ -142,8 +171,7 @@ def _places(out: Path, stage: str) -> list[str]:
     if stage != "autoencoder":
         places.append(f"network.vae={json.dumps(str(out / 'autoencoder' / 'vae'))}")
     if stage in STARTS:
-        before = STARTS[stage]
-        places.append(f"network.start={json.dumps(str(best_file(_config(out, before, ()))))}")
+        places.append(f"network.start={json.dumps(str(_ended_with(out, STARTS[stage])))}")
     return places
 
 
@@ -203,10 +231,11 @@ def _card(
         "data": "Training pictures: "
         + ", ".join(f"{count} {name}" for name, count in counts.items())
         + ". Photographs and textures "
-        "come out of public packages under free licences (models/photographs.py lists them), as do the volumes of the slices; the "
-        "rest is drawn. No patient but those of the volumes.",
+        "come out of public packages under free licences (models/photographs.py lists them), as do the volumes of the slices; "
+        "bodies are such slices, deformed; the rest is drawn. No patient but those of the volumes.",
         "training": "; ".join(_done(out, stage, settings) for stage in STAGES)
-        + f", of whose weights {OF_THE_LAST} count, and of those before {1 - OF_THE_LAST:.1f}; seed 0; {cpu_limit()} cores of "
+        + f"; of {', '.join(KEPT)} {', '.join(map(str, KEPT.values()))} of the weights count, the rest of those before; "
+        f"{cpu_limit()} cores of "
         f"{cpu_name()}, torch {torch.__version__}, no accelerator",
         "limits": "There is no real set of patients with several pictures each behind the re-identification figures: they are of "
         "drawn phantoms, and a hospital must train and calibrate on its own data before it relies on them.",
@@ -277,9 +306,14 @@ def _identity_row(part: Reidentification) -> dict[str, Any]:
 
 @click.command(cls=Training, context_settings={"show_default": True})
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder for everything that is made.")
-@click.option("--scenes", type=click.IntRange(0, MOST), default=4000, help="Scenes to train on.")
-@click.option("--identities", type=click.IntRange(1, MOST), default=8000, help="Phantom identities to train on.")
-@click.option("--fresh", type=click.IntRange(1, MOST // 2), default=16000, help="Phantom identities for the last stage alone.")
+@click.option("--scenes", type=click.IntRange(0, FRESH_BEYOND), default=4000, help="Scenes to train on.")
+@click.option("--identities", type=click.IntRange(1, FRESH_BEYOND), default=8000, help="Phantom identities to train on.")
+@click.option(
+    "--fresh",
+    type=click.IntRange(1, FURTHER_BEYOND - FRESH_BEYOND),
+    default=16000,
+    help="Other identities for each of the last two stages.",
+)
 @click.option(
     "--held-out",
     type=click.IntRange(7, MOST),
@@ -294,7 +328,9 @@ def main(out: Path, scenes: int, identities: int, fresh: int, held_out: int, set
         "VAL": Amounts(3 * held_out // 7, 3 * held_out // 7, 4),
         "TEST": Amounts(held_out, held_out, 4),
     }
-    bundle = make(out, amounts, Amounts(min(scenes, fresh), fresh, 2), settings, lambda line: click.echo(line, err=True))
+    bundle = make(
+        out, amounts, Amounts(min(scenes, fresh, FRESH_SCENES), fresh, 2), settings, lambda line: click.echo(line, err=True)
+    )
     click.echo(f"next  lcmem-onnx bundle info --bundle {bundle}", err=True)
 
 

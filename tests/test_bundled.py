@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("bundled")
     generate(out / "real", {split: Amounts(6, 0, 1) for split in AMOUNTS}, 64)  # instead of what would be fetched
     later = generate(out / "real" / "found", {"TRAIN": Amounts(4, 0, 1)}, 64, beyond=50)
-    write_file_list(out / "real" / "later.csv", [replace(row, name=f"found/{row.name}") for row in later])
+    slices = [replace(row, ds_name="slices") if at < 3 else row for at, row in enumerate(later)]
+    write_file_list(out / "real" / "later.csv", [replace(row, name=f"found/{row.name}") for row in slices])
     bundled.make(out, AMOUNTS, FRESH, TINY, lambda line: None)
     return out
 
@@ -65,21 +67,28 @@ def test_it_ends_in_a_bundle_that_screens_and_says_what_it_is(made: Path) -> Non
         assert all(result.matches for result in screener.screen([next(pictures.iterdir())], gallery))
 
 
-def test_its_weights_are_the_last_stages_and_a_fifth_of_those_before(made: Path) -> None:
+def test_the_last_stages_weights_are_averaged_with_those_before(made: Path) -> None:
     files = (
         made / "stage2-hard" / "stage2_best_network.pth",
         made / "fresh" / "last-layers_best_network.pth",
+        made / "fresh" / "averaged.pth",
+        made / "further" / "last-layers_best_network.pth",
         made / "lcmem-small.pth",
     )
-    before, last, shipped = (load_lcmem(path).network.state_dict() for path in files)
-    assert any(not torch.equal(before[key], last[key]) for key in last)
-    assert all(torch.allclose(shipped[key], 0.2 * before[key] + 0.8 * last[key], atol=1e-6) for key in last)
+    before, fresh, between, further, shipped = (load_lcmem(path).network.state_dict() for path in files)
+    for began, ended, kept, stage in ((before, fresh, between, "fresh"), (between, further, shipped, "further")):
+        share = bundled.KEPT[stage]
+        assert any(not torch.equal(began[key], ended[key]) for key in ended)
+        assert all(torch.allclose(kept[key], (1 - share) * began[key] + share * ended[key], atol=1e-6) for key in kept)
 
 
-def test_the_last_stage_learns_from_others(made: Path) -> None:
-    known, fresh = (read_file_list(made / name / "list.csv") for name in ("generated", "fresh"))
-    assert {row.identity for row in fresh if row.split == "VAL"} <= {row.identity for row in known}
-    assert not {row.identity for row in fresh if row.split == "TRAIN"} & {row.identity for row in known}
+def test_the_last_stages_learn_from_others(made: Path) -> None:
+    lists = {name: read_file_list(made / name / "list.csv") for name in ("generated", "fresh", "further", "bodies")}
+    assert {row.identity for row in lists["fresh"] if row.split == "VAL"} <= {row.identity for row in lists["generated"]}
+    trained_on = [{row.identity for row in rows if row.split == "TRAIN"} for rows in lists.values()]
+    assert all(one.isdisjoint(other) for one, other in combinations(trained_on, 2))
+    assert len(lists["further"]) == FRESH.identities * FRESH.visits
+    assert len(lists["bodies"]) == 3 * bundled.BODIES
 
 
 def test_the_threshold_is_one_that_few_pairs_of_different_validation_pictures_reach(made: Path) -> None:
@@ -92,11 +101,12 @@ def test_the_threshold_is_one_that_few_pairs_of_different_validation_pictures_re
 
 
 def test_what_is_done_is_not_done_again(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    log = (made / "stage2" / "stage2_log.csv").read_bytes()
-    monkeypatch.setattr(bundled, "generate", None)
-    monkeypatch.setattr(bundled, "collect", None)
+    before = load_lcmem(made / "lcmem-small.pth").network.state_dict()
+    for name in ("generate", "collect", "bodies", "train"):
+        monkeypatch.setattr(bundled, name, None)
     bundled.make(made, AMOUNTS, FRESH, TINY, lambda line: None)
-    assert (made / "stage2" / "stage2_log.csv").read_bytes() == log
+    again = load_lcmem(made / "lcmem-small.pth").network.state_dict()
+    assert all(torch.equal(again[key], value) for key, value in before.items())
 
 
 def test_an_expected_error_is_one_line(made: Path) -> None:
