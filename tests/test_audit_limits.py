@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -13,7 +15,9 @@ from lcmem_onnx.runtime.errors import UsageError
 
 @pytest.fixture(scope="module")
 def bundle() -> Bundle:
-    return open_bundle()
+    """The bundled one, with a threshold between `LOW` and `HIGH`, whatever is shipped."""
+    shipped = open_bundle()
+    return replace(shipped, threshold=replace(shipped.threshold, value=0.5))
 
 
 HIGH = np.linspace(0.80, 0.99, 400)
