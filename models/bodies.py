@@ -19,6 +19,8 @@ from lcmem_onnx.runtime.errors import TrainingError
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from .generate import write_png
+
 __all__ = ["another_body", "bodies"]
 
 STRETCH, SHEAR = 0.14, 0.05
@@ -68,8 +70,7 @@ def bodies(slices: Sequence[Listed], out: Path, count: int, seed: int = 0) -> li
             slice_ = np.asarray(read, np.uint8)
             for number in range(count):
                 name = f"pictures/{place:04d}-{number:02d}.png"
-                encoded = cv2.imencode(".png", another_body(slice_, np.random.default_rng([seed, place, number])))[1]
-                (out / name).write_bytes(encoded.tobytes())
+                write_png(out / name, another_body(slice_, np.random.default_rng([seed, place, number])))
                 rows.append(replace(row, identity=f"{row.identity}-{number}", name=name, path=out / name, ds_name="bodies"))
         write_file_list(out / "list.csv", rows)
     except OSError as error:

@@ -116,10 +116,10 @@ def make(out: Path, amounts: Mapping[str, Amounts], fresh: Amounts, settings: Se
     write_file_list(copies, _below(out, _one_a_phantom(rows["generated"]), rows["real"]))
     write_file_list(people, _below(out, [row for row in rows["generated"] if row.ds_name != "scenes" and row.split != "TRAIN"]))
 
-    best = load_lcmem(_ended_with(out, STAGES[-1]))
+    trained = _ended_with(out, STAGES[-1])
+    best = load_lcmem(trained)
     with tempfile.TemporaryDirectory() as scratch:
-        unmeasured, trained = Path(scratch) / "bundle", Path(scratch) / "trained.pth"
-        _save(best, trained)
+        unmeasured = Path(scratch) / "bundle"
         export_bundle(Request(trained, unmeasured, name=NAME, variants=(SHIPPED,)))
         # All visits of phantoms, so that each kind has pairs enough.
         pictures = [*(row for row in read_file_list(copies) if row.ds_name not in KINDS), *read_file_list(people)]
@@ -235,8 +235,7 @@ def _card(
         "bodies are such slices, deformed; the rest is drawn. No patient but those of the volumes.",
         "training": "; ".join(_done(out, stage, settings) for stage in STAGES)
         + f"; of {', '.join(KEPT)} {', '.join(map(str, KEPT.values()))} of the weights count, the rest of those before; "
-        f"{cpu_limit()} cores of "
-        f"{cpu_name()}, torch {torch.__version__}, no accelerator",
+        f"{cpu_limit()} cores of {cpu_name()}, torch {torch.__version__}, no accelerator",
         "limits": "There is no real set of patients with several pictures each behind the re-identification figures: they are of "
         "drawn phantoms, and a hospital must train and calibrate on its own data before it relies on them.",
         "measured": "On the fixed test split, by lcmem-onnx evaluate: pictures never trained on. Recall at thresholds that the "
@@ -253,7 +252,7 @@ def _done(out: Path, stage: str, settings: Sequence[str]) -> str:
     training = config.training
     minutes = sum(float(row["seconds"]) for row in log) / 60
     batch = f"{training.pairs} {'crops' if stage == 'autoencoder' else 'pairs'}"
-    return f"{stage}: {len(log)} epochs of {training.steps} steps of {batch}, {minutes:.0f} minutes"
+    return f"{stage}: {len(log)} epochs of {training.steps} steps of {batch}, seed {config.seed}, {minutes:.0f} minutes"
 
 
 def _config(out: Path, stage: str, settings: Sequence[str]) -> Config:

@@ -17,15 +17,17 @@ from types import MappingProxyType
 
 import click
 import cv2
+import numpy as np
 from lcmem_onnx.ending import Ending
 from lcmem_onnx.evaluation.filelist import SPLITS, Listed, write_file_list
 from lcmem_onnx.runtime.errors import TrainingError
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from .phantoms import kind_of, phantom
 from .scenes import scene
 
-__all__ = ["FIRST_SEEDS", "MOST", "Amounts", "generate"]
+__all__ = ["FIRST_SEEDS", "MOST", "Amounts", "generate", "write_png"]
 
 FIRST_SEEDS: Mapping[str, int] = MappingProxyType({"TRAIN": 0, "VAL": 1_000_000, "TEST": 2_000_000})
 MOST = 1_000_000
@@ -122,15 +124,24 @@ def _side(path: Path) -> int:
 def _draw(order: Order) -> None:
     cv2.setNumThreads(1)
     if order.visit is None:
-        pixels = cv2.cvtColor(scene(order.seed, order.size), cv2.COLOR_RGB2BGR)
+        pixels = np.asarray(cv2.cvtColor(scene(order.seed, order.size), cv2.COLOR_RGB2BGR), np.uint8)
     else:
         pixels = phantom(order.seed, order.visit, order.size)[..., 0]
-    unfinished = order.row.path.with_suffix(".unfinished.png")
+    write_png(order.row.path, pixels)
+
+
+def write_png(path: Path, pixels: NDArray[np.uint8]) -> None:
+    """Write grey or BGR pixels, uint8 (height, width) or (height, width, 3), whole or not at all.
+
+    Raises:
+        OSError: they cannot be encoded or written.
+    """
+    unfinished = path.with_suffix(".unfinished.png")
     encoded, data = cv2.imencode(".png", pixels)
     if not encoded:
-        raise OSError(f"{order.row.path} cannot be encoded as PNG")
+        raise OSError(f"{path} cannot be encoded as PNG")
     unfinished.write_bytes(data.tobytes())  # and not imwrite, which does not say why it failed
-    unfinished.replace(order.row.path)
+    unfinished.replace(path)
 
 
 @click.command(cls=Ending, context_settings={"show_default": True})

@@ -356,9 +356,9 @@ def _home(candidate: Candidate) -> str:
     """The split of a picture, by its own name alone: whatever else could be fetched or not, it comes to the same one."""
     if candidate.source.kind in TEST_ONLY:
         return "TEST"
-    if candidate.source.kind == "photographs" and candidate.source.dealt:
-        return next((split for split, below in DEALT.items() if candidate.identity < below), "TRAIN")
-    return "TRAIN"
+    if candidate.source.kind != "photographs" or not candidate.source.dealt:
+        return "TRAIN"
+    return next((split for split, below in DEALT.items() if candidate.identity < below), "TRAIN")
 
 
 @click.command(cls=Ending)
