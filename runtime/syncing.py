@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 __all__ = ["put_whole", "sync"]
+
+Result = TypeVar("Result")
 
 
 def sync(path: Path) -> None:
@@ -22,13 +26,26 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def put_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Have a file written beside and renamed: under its name there is the old content or the new one.
+def put_whole(path: Path, write: Callable[[Path], Result], *, private: bool = False) -> Result:
+    """Have a file written beside and renamed: under its name there is the old content or the new one. Gives what `write` gives.
+
+    The draft is `.NAME.TOKEN`, with the name's suffix behind it for what decides by that how to write. Several may be in the
+    making at once, and a process that is killed leaves its own behind.
+
+    Args:
+        write: writes the file that it is given, which may be there already, empty.
+        private: readable for its owner alone.
 
     Raises:
-        OSError: it cannot be written, synced or renamed; and what `write` raises.
+        OSError: it cannot be written, synced or renamed; and what `write` raises. The draft is removed.
     """
-    unfinished = path.with_name(f".unfinished-{path.name}")
-    write(unfinished)
-    sync(unfinished)
-    unfinished.replace(path)
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}{path.suffix}")
+    try:
+        if private:
+            os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        result = write(draft)
+        sync(draft)
+        draft.replace(path)
+        return result
+    finally:
+        draft.unlink(missing_ok=True)

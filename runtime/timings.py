@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import statistics
-import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +17,7 @@ from .bundle import Bundle
 from .errors import UsageError
 from .machine import cpu_limit, cpu_name
 from .providers import open_session
+from .syncing import put_whole
 
 __all__ = ["measure_variants", "measured", "remember"]
 
@@ -52,10 +51,7 @@ def remember(bundle: Bundle, timings: Mapping[str, float], threads: int | None =
     content = {**(kept if isinstance(kept, dict) else {}), _key(bundle, threads): dict(timings)}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        number, unfinished = tempfile.mkstemp(prefix=f".{FILE}-", dir=file.parent)
-        with os.fdopen(number, "w", encoding="utf-8") as stream:
-            json.dump(content, stream, indent=1)
-        os.replace(unfinished, file)
+        put_whole(file, lambda draft: draft.write_text(json.dumps(content, indent=1), encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"{file} cannot be written: {error.strerror or error}. Set XDG_CACHE_HOME to a folder that can") from error
     return file

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import csv
 import io
 import json
-import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,6 +22,7 @@ from numpy.typing import NDArray
 from ..errors import PictureError, UsageError
 from ..files import read_file
 from ..pictures import open_picture
+from ..syncing import put_whole
 from .agreement import AGREES
 from .document import document
 from .findings import Cluster, Finding, Grade, Group, by_group, copied_often, like_many, worst_first
@@ -102,33 +100,20 @@ def write_report(
     page = _page(audit, shown, content, pairs, for_print=False)
     try:
         written = [
-            _replace(out / JSON, json.dumps(content, indent=1, ensure_ascii=False).encode() + b"\n"),
-            _replace(out / CSV, _csv(audit)),
+            _put(out / JSON, json.dumps(content, indent=1, ensure_ascii=False).encode() + b"\n"),
+            _put(out / CSV, _csv(audit)),
         ]
-        _replace(out / PRIVATE / "pseudonyms.csv", _pseudonyms(audit), private=True)
+        _put(out / PRIVATE / "pseudonyms.csv", _pseudonyms(audit), private=True)
         if shown.pdf:
-            written.append(_replace(out / PDF, _pdf(_page(audit, shown, content, pairs[:IN_PDF_AT_MOST], for_print=True))))
-        written.append(_replace(out / HTML, page.encode()))
+            written.append(_put(out / PDF, _pdf(_page(audit, shown, content, pairs[:IN_PDF_AT_MOST], for_print=True))))
+        written.append(_put(out / HTML, page.encode()))
     except OSError as error:
         raise UsageError(f"the report cannot be written to {out}: {error.strerror}") from error
     return written
 
 
-def _replace(path: Path, content: bytes, *, private: bool = False) -> Path:
-    """Write a file beside and rename it, so that there is always a whole one."""
-    handle, draft = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        if not private:
-            os.chmod(draft, 0o644)
-        os.replace(draft, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(draft)
-        raise
+def _put(path: Path, content: bytes, *, private: bool = False) -> Path:
+    put_whole(path, lambda draft: draft.write_bytes(content), private=private)
     return path
 
 

@@ -26,8 +26,9 @@ from numpy.typing import NDArray
 from ..bundle import seal
 from ..errors import GalleryError
 from ..head import Floats
+from ..syncing import put_whole
 from .codes import BLOCK, Coder, Codes, distances
-from .drafts import remove_drafts, write_atomically
+from .drafts import remove_drafts
 from .manifest import read_manifest
 from .records import EMPTY, Tally
 
@@ -310,7 +311,8 @@ class Writer:
             for file in self._files.values():
                 file.flush()
                 os.fsync(file.fileno())
-            write_atomically(self._folder / MANIFEST, json.dumps(seal(content)) + "\n")
+            sealed = json.dumps(seal(content)) + "\n"
+            put_whole(self._folder / MANIFEST, lambda draft: draft.write_text(sealed, encoding="utf-8"))
         except OSError as error:
             raise GalleryError(f"the cache in {self._folder} cannot be written: {error.strerror}") from error
         for path in self._folder.glob("flat-*.*"):

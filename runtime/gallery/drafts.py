@@ -1,26 +1,12 @@
-"""Small files that are replaced whole, and what a crash left of them and of other drafts."""
+"""What a crash left of files in the making."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from ..errors import GalleryError
 
-__all__ = ["remove_drafts", "write_atomically"]
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file beside and rename it: under its name there is the old content or the new one. Raises OSError."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with draft.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+__all__ = ["remove_drafts"]
 
 
 def remove_drafts(folder: Path, *patterns: str) -> None:

@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from ..bundle import seal
 from ..errors import GalleryError
 from ..head import Floats
-from .drafts import remove_drafts, write_atomically
+from ..syncing import put_whole
+from .drafts import remove_drafts
 from .manifest import read_manifest
 
 __all__ = ["MANIFEST", "Graph", "GraphExhaustedError", "graph_there", "load_graph", "remove_graph", "save_graph"]
@@ -181,7 +182,8 @@ def save_graph(graph: Graph, folder: Path, fingerprint: str) -> None:
             fingerprint,
             graph.content,
         )
-        write_atomically(folder / MANIFEST, json.dumps(seal(asdict(manifest)), indent=2) + "\n")
+        content = json.dumps(seal(asdict(manifest)), indent=2) + "\n"
+        put_whole(folder / MANIFEST, lambda draft: draft.write_text(content, encoding="utf-8"))
         for older in folder.glob("graph-*.hnsw"):
             if older.name != name:
                 older.unlink(missing_ok=True)

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import secrets
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
@@ -26,6 +24,7 @@ import numpy as np
 
 from ..bundle import seal
 from ..errors import GalleryError, GalleryMismatchError, KeyConflictError, UsageError
+from ..syncing import put_whole
 from .calibration import SETTING as CALIBRATION
 from .gallery import SITE_KEY, Gallery
 from .npz_file import NpzReader, NpzWriter
@@ -109,36 +108,34 @@ def export_gallery(
     write = _format(path)[0]
     if path.exists():
         raise GalleryError(f"{path} exists already: an export overwrites nothing, so give another name")
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    digest, count = hashlib.sha256(), 0
     try:
-        with write(draft, gallery.bundle.features) as writer:
-            block: list[Record] = []
-            for row in watch(gallery.entries(galleries)):
-                digest.update(_digest(row))
-                count += 1
-                block.append(row)
-                if len(block) == BLOCK:
-                    writer.write(block)
-                    block = []
-            writer.write(block)
-            manifest = Manifest(
-                gallery.bundle.fingerprint,
-                gallery.bundle.features,
-                count,
-                digest.hexdigest(),
-                gallery.setting(SITE_KEY),
-                gallery.setting(CALIBRATION) is not None,
-                datetime.now(UTC).isoformat(timespec="seconds"),
-            )
-            writer.finish(json.dumps(seal(asdict(manifest))))
-        with draft.open("rb") as stream:
-            os.fsync(stream.fileno())
-        draft.replace(path)
+        return put_whole(path, lambda draft: _written(gallery, draft, galleries, watch, write))
     except OSError as error:
         raise GalleryError(f"{path} cannot be written: {error.strerror or error}") from error
-    finally:
-        draft.unlink(missing_ok=True)
+
+
+def _written(gallery: Gallery, file: Path, galleries: Collection[str] | None, watch: Watch, write: Writing) -> Manifest:
+    digest, count = hashlib.sha256(), 0
+    with write(file, gallery.bundle.features) as writer:
+        block: list[Record] = []
+        for row in watch(gallery.entries(galleries)):
+            digest.update(_digest(row))
+            count += 1
+            block.append(row)
+            if len(block) == BLOCK:
+                writer.write(block)
+                block = []
+        writer.write(block)
+        manifest = Manifest(
+            gallery.bundle.fingerprint,
+            gallery.bundle.features,
+            count,
+            digest.hexdigest(),
+            gallery.setting(SITE_KEY),
+            gallery.setting(CALIBRATION) is not None,
+            datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        writer.finish(json.dumps(seal(asdict(manifest))))
     return manifest
 
 

@@ -24,6 +24,7 @@ from types import FrameType
 from typing import Any
 
 from ..errors import GatewayError
+from ..syncing import put_whole
 from .check import check_settings
 from .locking import LOCK, RUNNING, running_facts
 from .logs import Log, configure_logs
@@ -155,10 +156,7 @@ class Service:
             facts: dict[str, Any] = {"pid": os.getpid()}
             for known in self._children.values():
                 facts |= known.facts
-            path = self._settings.spool.folder / RUNNING
-            draft = path.with_suffix(f".{secrets.token_hex(4)}")
-            draft.write_text(json.dumps(facts), encoding="ascii")
-            draft.replace(path)
+            put_whole(self._settings.spool.folder / RUNNING, lambda draft: draft.write_text(json.dumps(facts), encoding="ascii"))
             log.info("ready", **facts)
 
     def _has_ended(self, child: _Child, spool: Spool, cause: Cause = Cause.CRASHED) -> None:
