@@ -183,8 +183,8 @@ class Candidate:
 def collect(out: Path, say: Callable[[str], None]) -> list[Listed]:
     """Fetch all sources, take each picture once, split, and write pictures, `list.csv` and `later.csv` into `out`.
 
-    A source that cannot be fetched is named and left out; the list then differs from the one that the bundled model was
-    trained on.
+    A source that cannot be fetched, or that holds a volume that cannot be read, is named and left out; the list then differs
+    from the one that the bundled model was trained on.
 
     Raises:
         TrainingError: fewer photographs than a split needs, or `out` cannot be written.
@@ -198,9 +198,14 @@ def collect(out: Path, say: Callable[[str], None]) -> list[Listed]:
                 say(f"left out: {source.package}: {problem}")
                 continue
             before = len(taken)
-            for candidate in _candidates(source, folder):
-                if not _known(candidate, taken):
-                    taken.append(candidate)
+            try:
+                for candidate in _candidates(source, folder):
+                    if not _known(candidate, taken):
+                        taken.append(candidate)
+            except TrainingError as error:
+                del taken[before:]  # all of a package or nothing, so that a list is one of few
+                say(f"left out: {source.package}: {error}")
+                continue
             say(f"{source.package}: {len(taken) - before} pictures ({source.licence})")
     rows = _split(taken)
     (out / "pictures").mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ import cv2
 import nibabel
 import nrrd
 import numpy as np
+from lcmem_onnx.runtime.errors import TrainingError
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 __all__ = ["axial_slices", "planes_apart"]
@@ -21,6 +25,18 @@ WINDOW = (1.0, 99.5)
 SHOWS_SOMETHING = 12.0
 """Standard deviation of grey values, above which a slice shows more than background."""
 SHOWS_MUCH = 25.0
+UNREADABLE = (
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    StopIteration,
+    zlib.error,
+    nrrd.NRRDError,
+    ImageFileError,
+    HeaderDataError,
+)
+"""What nibabel and nrrd raise on files that are damaged, cut off, empty or of another kind."""
 SHORTEST_SIDE = 96
 LONGEST_SIDE = 512
 
@@ -28,20 +44,30 @@ Pixels = NDArray[np.uint8]
 
 
 def axial_slices(path: Path) -> Iterator[Pixels]:
-    """Every axial slice of an NRRD volume that shows something."""
-    volume, _ = nrrd.read(str(path))
-    levels = _windowed(volume)
-    for at in range(volume.shape[2]):
+    """Every axial slice of an NRRD volume that shows something.
+
+    Raises:
+        TrainingError: it cannot be read, or is no volume.
+    """
+    levels, _ = _levels(path, lambda: (nrrd.read(str(path))[0], ()))
+    for at in range(levels.shape[2]):
         plane = np.ascontiguousarray(levels[:, :, at].T)
         if plane.std() > SHOWS_SOMETHING:
             yield plane
 
 
 def planes_apart(path: Path) -> Iterator[Pixels]:
-    """Axial, coronal and sagittal slices of a NIfTI volume, `APART_MM` apart, with square pixels; those that show much."""
-    image: Any = nibabel.as_closest_canonical(nibabel.load(path))  # type: ignore[no-untyped-call]
-    spacing = [float(each) for each in image.header.get_zooms()[:3]]
-    levels = _windowed(np.squeeze(np.asarray(image.dataobj)))
+    """Axial, coronal and sagittal slices of a NIfTI volume, `APART_MM` apart, with square pixels; those that show much.
+
+    Raises:
+        TrainingError: it cannot be read, or is no volume.
+    """
+
+    def read() -> tuple[NDArray[Any], Sequence[float]]:
+        image: Any = nibabel.as_closest_canonical(nibabel.load(path))  # type: ignore[no-untyped-call]
+        return np.squeeze(np.asarray(image.dataobj)), [float(each) for each in image.header.get_zooms()[:3]]
+
+    levels, spacing = _levels(path, read)
     for axis in (2, 1, 0):
         across, along = (spacing[each] for each in range(3) if each != axis)
         step = max(1, round(APART_MM / spacing[axis]))
@@ -49,6 +75,18 @@ def planes_apart(path: Path) -> Iterator[Pixels]:
             plane = _square(np.take(levels, at, axis).T[::-1, ::-1], across, along)
             if min(plane.shape) >= SHORTEST_SIDE and plane.std() > SHOWS_MUCH:
                 yield plane
+
+
+def _levels(path: Path, read: Callable[[], tuple[NDArray[Any], Sequence[float]]]) -> tuple[Pixels, Sequence[float]]:
+    """A volume's grey levels, uint8 with three axes, and what else `read` gives."""
+    try:
+        volume, spacing = read()
+    except UNREADABLE as error:
+        why = " ".join(str(error).split()) or "it is empty"
+        raise TrainingError(f"{path.name} cannot be read as a volume: {why}. Fetch its package again") from error
+    if volume.ndim != 3 or 0 in volume.shape or volume.dtype.kind not in "iuf":
+        raise TrainingError(f"{path.name} is no volume of grey values, but {volume.dtype} {volume.shape}: leave its package out")
+    return _windowed(volume), spacing
 
 
 def _windowed(volume: NDArray[Any]) -> Pixels:

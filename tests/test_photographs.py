@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -113,6 +114,24 @@ def test_a_package_that_came_in_part_is_left_out_and_named(
     said: list[str] = []
     assert len(collect(tmp_path / "out", said.append)) == 8
     assert said[0].startswith("left out: broken: cannot be unpacked: ")
+
+
+def test_a_package_with_a_volume_that_cannot_be_read_is_left_out_as_a_whole(
+    packages: dict[str, dict[str, np.ndarray]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packages["first"] = {f"img/{n}.png": natural(n) for n in range(8)}
+    packages["volumes"] = {f"img/{n}.png": natural(n) for n in range(2)}
+
+    def slices(path: Path) -> Iterator[np.ndarray]:
+        yield natural(50)[..., 0]
+        raise TrainingError(f"{path.name} cannot be read as a volume")
+
+    monkeypatch.setattr(photographs, "VOLUMES", {"slices": slices})
+    volumes = Source("npm", "volumes", ("*/img/*",), "MIT", "slices")
+    monkeypatch.setattr(photographs, "SOURCES", (volumes, Source("npm", "first", ("*/img/*",), "MIT")))
+    said: list[str] = []
+    assert {row.ds_name for row in collect(tmp_path / "out", said.append)} == {"photographs"}
+    assert said[0] == "left out: volumes: 0.png cannot be read as a volume"
 
 
 def test_what_was_found_later_is_for_training_alone_and_moves_nothing(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ pytest.importorskip("nrrd")
 
 import nibabel
 import nrrd
+from lcmem_onnx import TrainingError
 from lcmem_onnx.models.volumes import axial_slices, planes_apart
 
 
@@ -51,3 +53,45 @@ def test_axial_slices_of_an_nrrd_volume_leave_out_the_empty_ones(tmp_path: Path)
     planes = list(axial_slices(tmp_path / "volume.nrrd"))
     assert 10 <= len(planes) <= 15
     assert {plane.shape for plane in planes} == {(96, 100)}
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.001, 0.01, 0.3, 0.6, 0.9, 0.99])
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".nrrd"])
+def test_a_volume_that_was_cut_off_is_said(tmp_path: Path, suffix: str, kept: float) -> None:
+    path = tmp_path / f"volume{suffix}"
+    if suffix == ".nrrd":
+        nrrd.write(str(path), body((100, 96, 20)))
+    else:
+        nibabel.save(nibabel.Nifti1Image(body((100, 96, 20)), np.eye(4)), path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(kept * len(whole))])
+    slices = axial_slices if suffix == ".nrrd" else planes_apart
+    with pytest.raises(TrainingError, match=rf"volume{suffix} cannot be read as a volume: .+Fetch its package again"):
+        list(slices(path))
+
+
+def test_damage_anywhere_in_a_volume_is_said_or_does_no_harm(tmp_path: Path) -> None:
+    for suffix, slices in ((".nii.gz", planes_apart), (".nrrd", axial_slices)):
+        path = tmp_path / f"volume{suffix}"
+        if suffix == ".nrrd":
+            nrrd.write(str(path), body((100, 96, 6)))
+        else:
+            nibabel.save(nibabel.Nifti1Image(body((100, 96, 6)), np.eye(4)), path)
+        whole = np.frombuffer(path.read_bytes(), np.uint8)
+        for seed in range(60):
+            rng = np.random.default_rng(seed)
+            damaged = whole.copy()
+            damaged[rng.integers(0, 400 if seed % 2 else len(whole), 4)] = rng.integers(0, 256, 4)
+            path.write_bytes(damaged.tobytes())
+            with contextlib.suppress(TrainingError):
+                assert all(plane.dtype == np.uint8 for plane in slices(path))
+
+
+def test_what_is_no_volume_of_grey_values_is_said(tmp_path: Path) -> None:
+    flat, moving = tmp_path / "flat.nrrd", tmp_path / "moving.nii"
+    nrrd.write(str(flat), body((100, 96, 20))[:, :, 0])
+    nibabel.save(nibabel.Nifti1Image(np.zeros((4, 4, 4, 3), np.int16), np.eye(4)), moving)
+    with pytest.raises(TrainingError, match=r"flat\.nrrd is no volume of grey values, but int16 \(100, 96\)"):
+        list(axial_slices(flat))
+    with pytest.raises(TrainingError, match=r"moving\.nii is no volume"):
+        list(planes_apart(moving))
