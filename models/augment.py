@@ -1,4 +1,4 @@
-"""The one-sided augmentation of stage 2 (arXiv 2512.14421, section 3): the paper's, and three that go further.
+"""The one-sided augmentation of stage 2 (arXiv 2512.14421, section 3): the paper's, and four that go further.
 
 All take and give RGB, uint8 (height, width, 3).
 """
@@ -12,7 +12,7 @@ import numpy as np
 from lcmem_onnx.evaluation.alterations import alter, warped
 from numpy.typing import NDArray
 
-__all__ = ["AUGMENTATIONS", "hard", "paper", "strong", "wide"]
+__all__ = ["AUGMENTATIONS", "hard", "hardest", "paper", "strong", "wide"]
 
 Pixels = NDArray[np.uint8]
 Draw = Callable[[Pixels, np.random.Generator], Pixels]
@@ -52,6 +52,24 @@ HARD_WEIGHTS = MappingProxyType(
     }
 )
 """The same of `hard`: by what a network missed that `strong` had taught."""
+HARDEST_AT_ONCE = (1, 1, 1, 1, 2)
+HARDEST_WEIGHTS = MappingProxyType(
+    {
+        "rotation": 5.0,
+        "brightness": 5.0,
+        "crop": 2.0,
+        "contrast": 2.0,
+        "invert": 1.6,
+        "border": 1.0,
+        "mirror": 1.0,
+        "noise": 0.7,
+        "caption": 0.6,
+        "blur": 0.5,
+        "jpeg": 0.5,
+        "half size": 0.2,
+    }
+)
+"""The same of `hardest`: by what one missed that `hard` had taught, half of it turned by 30 degrees or brightened past white."""
 
 
 def paper(picture: Pixels, rng: np.random.Generator) -> Pixels:
@@ -85,6 +103,11 @@ def strong(picture: Pixels, rng: np.random.Generator) -> Pixels:
 def hard(picture: Pixels, rng: np.random.Generator) -> Pixels:
     """As `strong`, but more often one alteration alone, as the evaluation has it, and more often one of those that are missed."""
     return _several(picture, rng, _HARD_DRAWS, HARD_WEIGHTS, HARD_AT_ONCE)
+
+
+def hardest(picture: Pixels, rng: np.random.Generator) -> Pixels:
+    """As `hard`, but half of it turned or made brighter, and mostly one alteration alone."""
+    return _several(picture, rng, _HARD_DRAWS, HARDEST_WEIGHTS, HARDEST_AT_ONCE)
 
 
 def _several(
@@ -149,5 +172,7 @@ _STRONG_DRAWS: Mapping[str, Draw] = MappingProxyType(
 
 _HARD_DRAWS: Mapping[str, Draw] = MappingProxyType({**_STRONG_DRAWS, "brightness": _simply("brightness", _far_factor(0.25, 2.5))})
 
-AUGMENTATIONS: Mapping[str, Draw] = MappingProxyType({"paper": paper, "wide": wide, "strong": strong, "hard": hard})
+AUGMENTATIONS: Mapping[str, Draw] = MappingProxyType(
+    {"paper": paper, "wide": wide, "strong": strong, "hard": hard, "hardest": hardest}
+)
 """By the names that a training's configuration uses."""

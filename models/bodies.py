@@ -50,10 +50,10 @@ def another_body(slice_: Pixels, rng: np.random.Generator) -> Pixels:
     return np.asarray(cv2.LUT(bent, np.round(levels).astype(np.uint8)), np.uint8)
 
 
-def bodies(slices: Sequence[Listed], out: Path, count: int, seed: int = 0) -> list[Listed]:
+def bodies(slices: Sequence[Listed], out: Path, count: int, first: int = 0) -> list[Listed]:
     """Write `count` other bodies of each slice, and `list.csv`, into `out`; each picture is an identity of its own.
 
-    A picture is a function of `seed`, the slice's place in the list and its own number.
+    A picture is a function of the slice's place in the list and its own number, counted from `first`.
 
     Raises:
         TrainingError: there are no slices, one cannot be read, or `out` cannot be written.
@@ -68,9 +68,9 @@ def bodies(slices: Sequence[Listed], out: Path, count: int, seed: int = 0) -> li
             if read is None:
                 raise TrainingError(f"{row.path} cannot be read as a picture: fetch it again")
             slice_ = np.asarray(read, np.uint8)
-            for number in range(count):
+            for number in range(first, first + count):
                 name = f"pictures/{place:04d}-{number:02d}.png"
-                write_png(out / name, another_body(slice_, np.random.default_rng([seed, place, number])))
+                write_png(out / name, another_body(slice_, np.random.default_rng([0, place, number])))
                 rows.append(replace(row, identity=f"{row.identity}-{number}", name=name, path=out / name, ds_name="bodies"))
         write_file_list(out / "list.csv", rows)
     except OSError as error:

@@ -47,8 +47,10 @@ from .train.loop import best_file, finished, log_file
 
 __all__ = ["make"]
 
-STAGES = ("autoencoder", "stage1", "stage2", "stage2-hard", "fresh", "further")
-STARTS = MappingProxyType({"stage2": "stage1", "stage2-hard": "stage2", "fresh": "stage2-hard", "further": "fresh"})
+STAGES = ("autoencoder", "stage1", "stage2", "stage2-hard", "fresh", "further", "deeper")
+STARTS = MappingProxyType(
+    {"stage2": "stage1", "stage2-hard": "stage2", "fresh": "stage2-hard", "further": "fresh", "deeper": "further"}
+)
 """Whose network a stage starts with."""
 LISTS = MappingProxyType(
     {
@@ -58,20 +60,28 @@ LISTS = MappingProxyType(
         "fresh": "fresh/list.csv",
         "further": "further/list.csv",
         "bodies": "bodies/list.csv",
+        "joints": "joints/list.csv",
+        "more-bodies": "more-bodies/list.csv",
     }
 )
 LEARNT_FROM = MappingProxyType(
-    {"fresh": ("real", "later", "fresh"), "further": ("real", "later", "fresh", "further", "bodies")},
+    {
+        "fresh": ("real", "later", "fresh"),
+        "further": ("real", "later", "fresh", "further", "bodies"),
+        "deeper": ("real", "later", "fresh", "further", "bodies", "joints", "more-bodies"),
+    }
 )
 """The lists of a stage, if not `real` and `generated`."""
 NAME = "lcmem-small"
-FRESH_BEYOND, FURTHER_BEYOND = 100_000, 116_000
-"""See `generate`'s `beyond`: where the seeds of the stages `fresh` and `further` begin. No stage draws as many as would reach the
-next one's."""
+FRESH_BEYOND, FURTHER_BEYOND, JOINTS_BEYOND = 100_000, 116_000, 132_000
+"""See `generate`'s `beyond`: where the seeds of what the stages `fresh`, `further` and `deeper` add begin. No stage draws as
+many as would reach the next one's."""
+JOINTS = ("hand", "knee")
+"""What `deeper` learns from more of: the kinds whose visits a network knew by heart and did not find elsewhere."""
 FRESH_SCENES = 3000
-BODIES = 14
-"""See `bodies`: how many of each slice."""
-KEPT = MappingProxyType({"fresh": 0.8, "further": 0.8})
+BODIES, MORE_BODIES = 14, 12
+"""See `bodies`: how many of each slice, for the stage `further`, and more of them for `deeper`."""
+KEPT = MappingProxyType({"fresh": 0.8, "further": 0.8, "deeper": 0.8})
 """See `_averaged`: the share of a stage's own weights, if not all of them are."""
 DECISION_RATE = 1e-3
 SCENES_MEASURED, PHANTOMS_MEASURED = 200, 60
@@ -88,8 +98,9 @@ def make(out: Path, amounts: Mapping[str, Amounts], fresh: Amounts, settings: Se
 
     Args:
         amounts: generated pictures, by split.
-        fresh: others for the stage `fresh`, and phantoms, as many again, for `further`. The stages before know theirs by heart:
-            they found .93 of the visits of phantoms that they were trained on, and .74 of those of others.
+        fresh: others for the stage `fresh`, and phantoms, as many again, for `further`, and of `JOINTS` alone for `deeper`. The
+            stages before know theirs by heart: they found .93 of the visits of phantoms that they were trained on, and .74 of
+            those of others.
         settings: `table.key=value`, for every stage's configuration; for a try.
     """
     out.mkdir(parents=True, exist_ok=True)
@@ -102,9 +113,12 @@ def make(out: Path, amounts: Mapping[str, Amounts], fresh: Amounts, settings: Se
         generate(out / "fresh", {"TRAIN": fresh, "VAL": amounts["VAL"]}, SIZE, beyond=FRESH_BEYOND)
     if not lists["further"].exists():
         generate(out / "further", {"TRAIN": replace(fresh, scenes=0)}, SIZE, beyond=FURTHER_BEYOND)
-    if not lists["bodies"].exists():
-        slices = [row for row in read_file_list(lists["later"]) if row.ds_name == "slices"]
-        bodies(slices, out / "bodies", BODIES)
+    if not lists["joints"].exists():
+        generate(out / "joints", {"TRAIN": replace(fresh, scenes=0, kinds=JOINTS)}, SIZE, beyond=JOINTS_BEYOND)
+    slices = [row for row in read_file_list(lists["later"]) if row.ds_name == "slices"]
+    for name, count, first in (("bodies", BODIES, 0), ("more-bodies", MORE_BODIES, BODIES)):
+        if not lists[name].exists():
+            bodies(slices, out / name, count, first)
     for stage in STAGES:
         config = _config(out, stage, settings)
         if not finished(config):
@@ -141,7 +155,7 @@ def make(out: Path, amounts: Mapping[str, Amounts], fresh: Amounts, settings: Se
 
 def _save(loaded: Loaded, path: Path, **about: Any) -> None:
     try:
-        put_whole(path, lambda draft: save_lcmem(loaded.network, draft, image_size=loaded.image_size, **about))
+        put_whole(path, lambda draft: save_lcmem(loaded.network, draft, image_size=loaded.image_size, **about), alone=True)
     except (OSError, RuntimeError) as error:  # torch raises the second where a disk is full
         raise TrainingError(f"{path} cannot be written: {error}. Make room, and give the same command again") from error
 
@@ -159,7 +173,9 @@ def _averaged(out: Path, stage: str) -> Loaded:
     """
     began, ended = load_lcmem(_ended_with(out, STARTS[stage])), load_lcmem(best_file(_config(out, stage, ())))
     before = began.network.state_dict()
-    mean = {key: torch.lerp(before[key], value, KEPT[stage]) for key, value in ended.network.state_dict().items()}
+    after = ended.network.state_dict()
+    # A block that the stage has added stays as it ended: the network that began had none.
+    mean = {key: torch.lerp(before[key], value, KEPT[stage]) if key in before else value for key, value in after.items()}
     ended.network.load_state_dict(mean)
     return ended
 
@@ -311,7 +327,7 @@ def _identity_row(part: Reidentification) -> dict[str, Any]:
     "--fresh",
     type=click.IntRange(1, FURTHER_BEYOND - FRESH_BEYOND),
     default=16000,
-    help="Other identities for each of the last two stages.",
+    help="Other identities for each of the last three stages.",
 )
 @click.option(
     "--held-out",

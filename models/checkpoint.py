@@ -27,7 +27,7 @@ from .lcmem import LCMem
 from .resnet import ResNetShape
 from .weights_file import read_weights
 
-__all__ = ["Loaded", "load_lcmem", "load_state", "load_vae", "save_lcmem"]
+__all__ = ["Loaded", "load_lcmem", "load_state", "load_vae", "save_lcmem", "write_state"]
 
 NETWORK = ("state_dict", "model_state_dict", "model")
 """What training loops call the network's entry in a file that holds more. The reference's call it by the first."""
@@ -164,7 +164,17 @@ def save_lcmem(
         content["card"] = dict(card)
     usual = VAE_IMAGE_SIZE if shape else SIAMESE_IMAGE_SIZE
     plain = threshold is None and card is None and image_size == usual and (shape is None or shape.groups == DEFAULT_GROUPS)
-    torch.save(state if plain else content, path)
+    write_state(state if plain else content, path)
+
+
+def write_state(content: Mapping[str, Any], path: Path) -> None:
+    """`torch.save` into a stream: given a path, it writes the file's name into the file, and equal weights would be other bytes.
+
+    Raises:
+        OSError, RuntimeError: it cannot be written.
+    """
+    with path.open("wb") as file:
+        torch.save(content, file)
 
 
 def _entry(content: Mapping[str, Any]) -> str | None:

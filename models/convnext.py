@@ -9,13 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from lcmem_onnx.runtime.errors import CheckpointError
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["CONVNEXT_NAMES", "ConvNeXt", "ConvNeXtShape"]
+__all__ = ["CONVNEXT_NAMES", "Block", "ConvNeXt", "ConvNeXtShape"]
 
 CONVNEXT_NAMES: dict[tuple[tuple[int, ...], tuple[int, ...]], str] = {
     ((96, 192, 384, 768), (3, 3, 9, 3)): "ConvNeXt-Tiny",
@@ -84,8 +85,37 @@ class Permute(nn.Module):
         return x.permute(self.dims)
 
 
+class _SmallMaps(torch.autograd.Function):
+    """A padded depthwise convolution with a bias, whose gradients are made of products that are quick on the smallest maps.
+
+    Where no side of a map exceeds `kernel // 2 + 1`, every input pixel is seen by every output pixel, so the gradient of a
+    channel's weights is one product of matrices, (pixels out, batch) by (batch, pixels in), its elements added up by their tap.
+    Measured at batch 256 on two AVX2 cores, there and back: 9 ms for 192 channels of 4 x 4 and 5 ms for 256 of 2 x 2, where
+    oneDNN's own gradients take 39 and 38 ms.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return functional.conv2d(x, weight, bias, padding=weight.shape[-1] // 2, groups=len(weight))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        (out,) = gradients
+        batch, channels, height, width = x.shape
+        kernel = weight.shape[-1]
+        of_input = functional.conv2d(out, weight.flip(2, 3), None, padding=kernel // 2, groups=channels)
+        seen, told = (each.permute(1, 2, 3, 0).reshape(channels, height * width, batch) for each in (x, out))
+        rows, columns = (torch.arange(side)[None, :] - torch.arange(side)[:, None] + kernel // 2 for side in (height, width))
+        taps = (rows[:, None, :, None] * kernel + columns[None, :, None, :]).flatten()
+        of_weight = weight.new_zeros(channels, kernel * kernel)
+        of_weight.index_add_(1, taps, torch.bmm(told, seen.transpose(1, 2)).view(channels, -1))
+        return of_input, of_weight.view_as(weight), out.sum((0, 2, 3))
+
+
 class Depthwise(nn.Conv2d):
-    """A depthwise convolution that stays in fp32 under autocast on a CPU.
+    """A depthwise convolution that learns in tolerable time on a CPU, in fp32 also under autocast.
 
     oneDNN takes three times as long for the gradient of its weights in bfloat16 (23 ms against 7 ms at 48 channels of
     16 x 16, batch 96), more than the rest of the backbone together.
@@ -94,7 +124,9 @@ class Depthwise(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
             with torch.autocast("cpu", enabled=False):
-                return super().forward(x.float())
+                return self.forward(x.float())
+        if x.device.type == "cpu" and self.training and max(x.shape[-2:]) <= self.kernel_size[0] // 2 + 1:
+            return _SmallMaps.apply(x, self.weight, self.bias)  # type: ignore[no-any-return, no-untyped-call]
         return super().forward(x)
 
 

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 from types import MappingProxyType
@@ -24,7 +25,7 @@ from lcmem_onnx.runtime.errors import TrainingError
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from .phantoms import kind_of, phantom
+from .phantoms import KINDS, kind_of, phantom
 from .scenes import scene
 
 __all__ = ["FIRST_SEEDS", "MOST", "Amounts", "generate", "write_png"]
@@ -44,6 +45,9 @@ class Amounts:
     scenes: int
     identities: int
     visits: int
+    kinds: tuple[str, ...] = ()
+    """The kinds of phantom that are drawn, keys of `phantoms.KINDS`; all of them if none is named. Identities of others are
+    passed over."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,8 @@ def generate(out: Path, amounts: Mapping[str, Amounts], size: int, beyond: int =
             raise TrainingError(
                 f"{split}: scenes and identities are 0 to {most} each, visits 1 or more; beyond, the splits' seeds would meet"
             )
+        if other := set(wanted.kinds) - set(KINDS):
+            raise TrainingError(f"{split}: no phantom is a {', '.join(sorted(other))}; there are {', '.join(KINDS)}")
     if size < SMALLEST:
         raise TrainingError(f"a picture of {size} pixels a side is too small to draw in: {SMALLEST} or more")
     try:
@@ -107,9 +113,13 @@ def _orders(out: Path, first: int, split: str, amounts: Amounts, size: int) -> I
     for seed in range(first, first + amounts.scenes):
         name = f"{split.lower()}/scenes/{seed:07d}.png"
         yield Order(Listed(split, f"scene-{seed}", name, out / name, "scenes"), seed, None, size)
-    for seed in range(first, first + amounts.identities):
+    last = first - first % MOST + MOST  # where the next split's seeds begin
+    wanted = ((seed, kind) for seed in range(first, last) if (kind := kind_of(seed)) in (amounts.kinds or KINDS))
+    people = list(islice(wanted, amounts.identities))
+    if len(people) < amounts.identities:
+        raise TrainingError(f"{split}: {amounts.identities} identities of {', '.join(amounts.kinds)}: there are {len(people)}")
+    for seed, kind in people:
         for visit in range(amounts.visits):
-            kind = kind_of(seed)
             name = f"{split.lower()}/{kind}/{seed:07d}-{visit}.png"
             yield Order(Listed(split, f"phantom-{seed}", name, out / name, kind), seed, visit, size)
 

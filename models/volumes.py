@@ -13,6 +13,7 @@ import nrrd
 import numpy as np
 from lcmem_onnx.runtime.errors import TrainingError
 from nibabel.filebasedimages import ImageFileError
+from nibabel.orientations import OrientationError
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
@@ -33,10 +34,15 @@ UNREADABLE = (
     StopIteration,
     zlib.error,
     nrrd.NRRDError,
+    OverflowError,
+    MemoryError,
     ImageFileError,
     HeaderDataError,
+    OrientationError,
 )
 """What nibabel and nrrd raise on files that are damaged, cut off, empty or of another kind."""
+NARROWEST_MM, WIDEST_MM = 0.01, 100.0
+"""Sides of a voxel that are believed."""
 SHORTEST_SIDE = 96
 LONGEST_SIDE = 512
 
@@ -68,6 +74,8 @@ def planes_apart(path: Path) -> Iterator[Pixels]:
         return np.squeeze(np.asarray(image.dataobj)), [float(each) for each in image.header.get_zooms()[:3]]
 
     levels, spacing = _levels(path, read)
+    if not all(NARROWEST_MM <= each <= WIDEST_MM for each in spacing):
+        raise TrainingError(f"{path.name} has voxels of {spacing} mm, which cannot be: fetch its package again")
     for axis in (2, 1, 0):
         across, along = (spacing[each] for each in range(3) if each != axis)
         step = max(1, round(APART_MM / spacing[axis]))
@@ -80,12 +88,13 @@ def planes_apart(path: Path) -> Iterator[Pixels]:
 def _levels(path: Path, read: Callable[[], tuple[NDArray[Any], Sequence[float]]]) -> tuple[Pixels, Sequence[float]]:
     """A volume's grey levels, uint8 with three axes, and what else `read` gives."""
     try:
-        volume, spacing = read()
+        with np.errstate(all="ignore"):  # a header's infinities, which are seen below
+            volume, spacing = read()
     except UNREADABLE as error:
         why = " ".join(str(error).split()) or "it is empty"
         raise TrainingError(f"{path.name} cannot be read as a volume: {why}. Fetch its package again") from error
     if volume.ndim != 3 or 0 in volume.shape or volume.dtype.kind not in "iuf":
-        raise TrainingError(f"{path.name} is no volume of grey values, but {volume.dtype} {volume.shape}: leave its package out")
+        raise TrainingError(f"{path.name} is no volume of grey values, but {volume.dtype} {volume.shape}")
     return _windowed(volume), spacing
 
 
@@ -101,6 +110,6 @@ def _square(plane: Pixels, across: float, along: float) -> Pixels:
     pixel = min(across, along)
     wide, tall = width * across / pixel, height * along / pixel
     shrink = min(1.0, LONGEST_SIDE / max(wide, tall))
-    size = (round(wide * shrink), round(tall * shrink))
+    size = (max(1, round(wide * shrink)), max(1, round(tall * shrink)))
     resized = cv2.resize(np.ascontiguousarray(plane), size, interpolation=cv2.INTER_AREA if shrink < 1 else cv2.INTER_LINEAR)
     return np.asarray(resized, np.uint8)

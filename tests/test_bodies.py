@@ -57,6 +57,9 @@ def test_bodies_are_files_and_each_an_identity_of_its_own(tmp_path: Path) -> Non
     pictures = [cv2.imread(str(row.path), cv2.IMREAD_GRAYSCALE) for row in read]
     assert all(not np.array_equal(one, other) for at, one in enumerate(pictures) for other in pictures[:at])
     assert [row.path.read_bytes() for row in bodies(slices, tmp_path / "again", 3)] == [row.path.read_bytes() for row in rows]
+    more = bodies(slices, tmp_path / "more", 2, first=2)
+    assert [row.path.read_bytes() for row in more[::2]] == [row.path.read_bytes() for row in rows[2::3]]
+    assert {row.identity for row in more} & {row.identity for row in rows} == {row.identity for row in rows[2::3]}
 
 
 def test_a_slice_that_is_not_there_no_slices_and_a_folder_that_cannot_be_written_are_said(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -18,8 +19,10 @@ from click.testing import CliRunner
 from lcmem_onnx import Gallery, Screener, open_bundle
 from lcmem_onnx.evaluation.filelist import read_file_list, write_file_list
 from lcmem_onnx.models import bundled
-from lcmem_onnx.models.checkpoint import load_lcmem
+from lcmem_onnx.models.checkpoint import load_lcmem, save_lcmem
 from lcmem_onnx.models.generate import Amounts, generate
+from lcmem_onnx.models.train.loop import best_file
+from lcmem_onnx.models.train.stages import network_for
 
 TINY = (
     "network.image_size=64",
@@ -73,22 +76,45 @@ def test_the_last_stages_weights_are_averaged_with_those_before(made: Path) -> N
         made / "fresh" / "last-layers_best_network.pth",
         made / "fresh" / "averaged.pth",
         made / "further" / "last-layers_best_network.pth",
+        made / "further" / "averaged.pth",
+        made / "deeper" / "last-layers_best_network.pth",
         made / "lcmem-small.pth",
     )
-    before, fresh, between, further, shipped = (load_lcmem(path).network.state_dict() for path in files)
-    for began, ended, kept, stage in ((before, fresh, between, "fresh"), (between, further, shipped, "further")):
+    states = [load_lcmem(path).network.state_dict() for path in files]
+    for began, ended, kept, stage in zip(states[::2], states[1::2], states[2::2], bundled.KEPT, strict=False):
         share = bundled.KEPT[stage]
         assert any(not torch.equal(began[key], ended[key]) for key in ended)
         assert all(torch.allclose(kept[key], (1 - share) * began[key] + share * ended[key], atol=1e-6) for key in kept)
 
 
+def test_a_block_that_a_stage_has_added_stays_as_it_ended(made: Path, tmp_path: Path) -> None:
+    (tmp_path / "further").mkdir()
+    (tmp_path / "deeper").mkdir()
+    shutil.copy(made / "further" / "averaged.pth", tmp_path / "further" / "averaged.pth")
+    config = bundled._config(tmp_path, "deeper", (*TINY, "network.depths=[1, 2, 1, 1]", f'network.vae="{made}/autoencoder/vae"'))
+    ended = network_for(config)
+    with torch.no_grad():
+        for parameter in ended.model.parameters():
+            parameter += 0.01
+    save_lcmem(ended, best_file(config), image_size=64)
+    began = load_lcmem(tmp_path / "further" / "averaged.pth").network.state_dict()
+    after, mean = ended.state_dict(), bundled._averaged(tmp_path, "deeper").network.state_dict()
+    added = {key for key in after if key.startswith("model.features.3.1.")}
+    assert added == after.keys() - began.keys()
+    assert all(torch.equal(mean[key], after[key]) for key in added)
+    assert torch.allclose(mean["model.classifier.2.weight"], began["model.classifier.2.weight"] + 0.008, atol=1e-6)
+
+
 def test_the_last_stages_learn_from_others(made: Path) -> None:
-    lists = {name: read_file_list(made / name / "list.csv") for name in ("generated", "fresh", "further", "bodies")}
+    lists = {name: read_file_list(made / name / "list.csv") for name in bundled.LISTS if name not in ("real", "later")}
     assert {row.identity for row in lists["fresh"] if row.split == "VAL"} <= {row.identity for row in lists["generated"]}
     trained_on = [{row.identity for row in rows if row.split == "TRAIN"} for rows in lists.values()]
     assert all(one.isdisjoint(other) for one, other in combinations(trained_on, 2))
     assert len(lists["further"]) == FRESH.identities * FRESH.visits
     assert len(lists["bodies"]) == 3 * bundled.BODIES
+    assert len(lists["more-bodies"]) == 3 * bundled.MORE_BODIES
+    assert len(lists["joints"]) == FRESH.identities * FRESH.visits
+    assert {row.ds_name for row in lists["joints"]} == set(bundled.JOINTS)
 
 
 def test_the_threshold_is_one_that_few_pairs_of_different_validation_pictures_reach(made: Path) -> None:

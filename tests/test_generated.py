@@ -76,6 +76,17 @@ def test_those_beyond_are_others(tmp_path: Path) -> None:
         generate(tmp_path / "most", {"TRAIN": Amounts(999_999, 1, 1)}, 32, beyond=2)
 
 
+def test_of_some_kinds_alone_the_identities_are_those_that_all_kinds_would_have(tmp_path: Path) -> None:
+    rows = generate(tmp_path, {"TRAIN": Amounts(0, 5, 2, ("hand", "knee"))}, 32, beyond=10)
+    people = [seed for seed in range(10, 200) if kind_of(seed) in ("hand", "knee")][:5]
+    assert [row.identity for row in rows] == [f"phantom-{seed}" for seed in people for _ in range(2)]
+    assert {row.ds_name for row in rows} == {"hand", "knee"}
+    with pytest.raises(TrainingError, match="no phantom is a hands; there are chest, hand"):
+        generate(tmp_path / "other", {"TRAIN": Amounts(0, 5, 1, ("hands",))}, 32)
+    with pytest.raises(TrainingError, match="40 identities of hand: there are"):
+        generate(tmp_path / "most", {"TRAIN": Amounts(0, 40, 1, ("hand",))}, 32, beyond=999_950)
+
+
 def test_pictures_of_another_size_are_not_mixed_in(tmp_path: Path) -> None:
     generate(tmp_path, {"TRAIN": Amounts(1, 1, 1)}, 48)
     with pytest.raises(TrainingError, match=r"48 pixels wide, where 64 are wanted: choose another folder"):

@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from lcmem_onnx.models.autoencoder import Autoencoder, AutoencoderShape, modern_attention_keys  # noqa: E402
-from lcmem_onnx.models.convnext import ConvNeXt, ConvNeXtShape  # noqa: E402
+from lcmem_onnx.models.convnext import ConvNeXt, ConvNeXtShape, Depthwise  # noqa: E402
 from lcmem_onnx.models.lcmem import LCMem, normalise_samples  # noqa: E402
 from lcmem_onnx.models.resnet import ResNet, ResNetShape  # noqa: E402
 from lcmem_onnx.runtime.errors import CheckpointError  # noqa: E402
@@ -64,6 +64,24 @@ def test_convnext_computes_what_transformers_does() -> None:
     with torch.no_grad():
         expected = ours.classifier[2](theirs(x).pooler_output)
         torch.testing.assert_close(ours(x), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("side", [(1, 1), (2, 2), (4, 3), (4, 4), (5, 5)])
+def test_the_gradients_of_a_depthwise_convolution_are_torchs(side: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    ours = Depthwise(6, 6, 7, padding=3, groups=6).double()
+    theirs = torch.nn.Conv2d(6, 6, 7, padding=3, groups=6).double()
+    theirs.load_state_dict(ours.state_dict())
+    x, wanted = torch.randn(2, 3, 6, *side, dtype=torch.double)
+    gradients = []
+    for layer in (ours, theirs):
+        seen = x.clone().requires_grad_()
+        out = layer(seen)
+        assert ("_SmallMaps" in type(out.grad_fn).__name__) is (layer is ours and max(side) <= 4)
+        out.backward(wanted)
+        gradients.append((out, seen.grad, layer.weight.grad, layer.bias.grad))
+    for mine, torchs in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, torchs)
 
 
 def test_resnet_computes_what_transformers_does() -> None:

@@ -26,6 +26,16 @@ def test_a_file_is_put_whole_and_what_its_writer_gives_is_given(tmp_path: Path) 
     assert (drafts[0].parent, drafts[0].suffix) == (tmp_path, ".json")
 
 
+def test_what_killed_processes_left_is_removed_by_who_writes_alone(tmp_path: Path) -> None:
+    file, other = tmp_path / "kept.pth", tmp_path / ".kept2.pth.0123.pth"
+    (tmp_path / ".kept.pth.4567.pth").write_text("half")
+    other.write_text("another's")
+    put_whole(file, lambda draft: draft.write_text("whole"))
+    assert len(list(tmp_path.iterdir())) == 3
+    put_whole(file, lambda draft: draft.write_text("whole"), alone=True)
+    assert sorted(tmp_path.iterdir()) == sorted((file, other))
+
+
 def test_what_fails_leaves_the_old_content_and_no_draft(tmp_path: Path) -> None:
     file = tmp_path / "kept.json"
     file.write_text("first")

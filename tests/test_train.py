@@ -20,7 +20,7 @@ pytest.importorskip("accelerate")
 from lcmem_onnx import CheckpointError, FileListError, TrainingError  # noqa: E402
 from lcmem_onnx.evaluation.filelist import read_file_list  # noqa: E402
 from lcmem_onnx.models.augment import AUGMENTATIONS  # noqa: E402
-from lcmem_onnx.models.checkpoint import load_lcmem  # noqa: E402
+from lcmem_onnx.models.checkpoint import load_lcmem, save_lcmem  # noqa: E402
 from lcmem_onnx.models.generate import Amounts, generate  # noqa: E402
 from lcmem_onnx.models.train import cache as cache_module  # noqa: E402
 from lcmem_onnx.models.train import latents as latents_module  # noqa: E402
@@ -120,6 +120,7 @@ def test_the_recipes_are_configurations(recipe: Path) -> None:
         ("[network]\nhead_bias = nan", r"network.head_bias is nan; it must be a finite number"),
         ("[network]\nimage_size = -64", r"network.image_size is -64; it must be 16 or more"),
         ("[network]\nwidths = [8, 0, 8, 8]", r"network.widths is \(8, 0, 8, 8\); it must be 1 or more"),
+        ("[network]\ngrown = true", r"network.grown needs network.start"),
         ("[network]\ndepths = [1, 1]", r"network.widths and network.depths must be as many"),
         ("[training]\ntemperature = 0", r"training.temperature is 0.0; it must be above 0"),
         ("[training]\nrate = inf", r"training.rate is inf; it must be above 0"),
@@ -393,6 +394,26 @@ def test_a_folder_with_another_training_in_it_is_not_overwritten(folder: Path) -
     assert (folder / "other" / "stage1_checkpoint.pth").read_bytes() == before
 
 
+def test_a_training_of_a_version_that_lacked_a_setting_goes_on_with_its_default(folder: Path) -> None:
+    best = train(config_of(folder, "1", "older"))
+    path = folder / "older" / "stage1_checkpoint.pth"
+    content = torch.load(path)
+    del content["config"]["network.grown"]
+    torch.save(content, path)
+    assert train(config_of(folder, "1", "older")) == best
+    del content["config"]["training.rate"]
+    torch.save(content, path)
+    with pytest.raises(TrainingError, match=r"training\.rate was 8e-05 and is 0\.001"):
+        train(config_of(folder, "1", "older"))
+
+
+def test_equal_weights_are_equal_files(folder: Path, whole: Path) -> None:
+    network = load_lcmem(whole).network
+    for name in ("one.pth", "another.pth"):
+        save_lcmem(network, folder / name, image_size=64)
+    assert (folder / "one.pth").read_bytes() == (folder / "another.pth").read_bytes()
+
+
 def test_a_best_network_that_is_gone_is_noticed(folder: Path) -> None:
     config = config_of(folder, "1", "gone")
     train(config).unlink()
@@ -419,6 +440,29 @@ def test_a_start_of_another_shape_is_refused(folder: Path) -> None:
     start = train(config_of(folder, "1", "narrow"))
     with pytest.raises(CheckpointError, match=r"of another shape.*model\.classifier\.2\.weight \(16, 16\) instead of \(24, 16\)"):
         network_for(config_of(folder, "2", "", f'network.start="{start}"', "network.features=24"))
+
+
+def test_blocks_that_a_start_lacks_begin_as_doing_nothing_and_learn(folder: Path, whole: Path) -> None:
+    deeper = ("network.depths=[1, 1, 2, 3]", "network.layer_scale=1.0", "network.frozen=5")
+    with pytest.raises(CheckpointError, match=r"does not fit the network: missing \['model\.features\.5\.1\."):
+        network_for(last_layers(folder, whole, "", *deeper))
+    grown = network_for(last_layers(folder, whole, "", *deeper, "network.grown=true")).eval()
+    before = load_lcmem(whole).network.eval()
+    pictures = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(grown.embed(pictures), before.embed(pictures))
+    with pytest.raises(TrainingError, match=r"grown adds model\.features\.5\.1, which network\.frozen keeps from learning"):
+        network_for(last_layers(folder, whole, "", *deeper, "network.grown=true", "network.frozen=6"))
+    torchvisions = {key.removeprefix("model."): value for key, value in before.state_dict().items() if key.startswith("model.")}
+    torch.save(torchvisions, folder / "torchvisions.pth")
+    start = f'network.start="{folder / "torchvisions.pth"}"'
+    first = network_for(config_of(folder, "1", "", start, *deeper, "network.grown=true")).convnext
+    latents = torch.rand(2, 4, 16, 16)
+    with torch.no_grad():
+        assert torch.equal(first.features(latents), before.convnext.features(latents))
+    best = load_lcmem(train(last_layers(folder, whole, "grown", *deeper, "network.grown=true"))).network
+    assert best.convnext.shape.depths == (1, 1, 2, 3)
+    assert best.convnext.features[7][2].block[5].weight.any()
 
 
 def test_a_loss_that_is_not_finite_ends_it_and_keeps_the_last_checkpoint(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Dataset
 
+from ..checkpoint import write_state
 from .config import Autoencoder, Config
 from .loop import Trainee, vae_folder
 from .pairs import channels_first, shares
@@ -102,7 +103,7 @@ def autoencoder_trainee(
 
     def write(path: Path) -> None:
         _save_vae(module.vae, vae_folder(config))
-        torch.save(module.vae.state_dict(), path)
+        write_state(module.vae.state_dict(), path)
 
     training = config.training
     return Trainee(

@@ -85,6 +85,8 @@ class Network:
     they are."""
     layer_scale: float = 1e-6
     """torchvision's 1e-6 is for hundreds of epochs; in a short training the blocks would not come to life."""
+    grown: bool = False
+    """`start` may have fewer blocks in a stage than `depths`: those that it lacks come last and begin as doing nothing."""
     monotone_head: bool = False
     """Hold the head's weights at or below 0: the score is then a function of a weighted L1 metric."""
     head_weight: float | None = None
@@ -319,6 +321,7 @@ def _check(config: Config, path: Path) -> None:
         "network.vae is needed by stage 1: what makes the latents": config.stage == "1" and network.vae is None,
         "network.vae or network.start is needed by stage 2": config.stage == "2" and not (network.vae or network.start),
         "network.start is needed by stage last-layers: whose early layers stay": last and network.start is None,
+        "network.grown needs network.start: what is to grow": network.grown and network.start is None,
         f"network.frozen is {network.frozen}, and network.widths have {2 * len(network.widths)} layers": (
             last and network.backbone == "custom" and network.frozen > 2 * len(network.widths)
         ),

@@ -7,6 +7,7 @@ lcmem_onnx.models.train CONFIG` to use more than one.
 from __future__ import annotations
 
 import csv
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from ..checkpoint import write_state
 from .config import Config
 
 __all__ = ["EpochSet", "Trainee", "accelerator_for", "best_file", "denormals_flushed", "finished", "log_file", "run", "vae_folder"]
@@ -270,7 +272,7 @@ def _checkpoint(config: Config) -> dict[str, Any] | None:
         settings = content["config"]
     except Exception as error:  # torch's loader raises whatever its parsers stumble over
         raise _unreadable(config, error) from error
-    if other := _differences(settings, _settings(config)):
+    if other := _differences(settings, config):
         raise TrainingError(
             f"{path} belongs to a training with other settings: {other}. Choose another 'out', or remove {path.parent} to start "
             "anew"
@@ -283,13 +285,22 @@ def _checkpoint(config: Config) -> dict[str, Any] | None:
     return content
 
 
-def _differences(before: Any, now: Mapping[str, str]) -> str:
-    """Which settings are not what they were, some by name."""
+def _differences(before: Any, config: Config) -> str:
+    """Which settings are not what they were, some by name. One that an older version did not have was at its default."""
     if not isinstance(before, dict):
         return "they cannot be read"
+    now = _settings(config)
+    before = {name: default for name in now if (default := _default(config, name)) is not None} | before
     names = [name for name in dict.fromkeys((*now, *before)) if before.get(name) != now.get(name)]
     said = [f"{name} was {before.get(name, 'not there')} and is {now.get(name, 'not there')}" for name in names[:SETTINGS_SAID]]
     return "; ".join(said) + (f"; and {len(names) - SETTINGS_SAID} more" if len(names) > SETTINGS_SAID else "")
+
+
+def _default(config: Config, name: str) -> str | None:
+    """What a setting is where nobody sets it, as `_settings` writes it; None if it must be set."""
+    table, _, key = name.rpartition(".")
+    field = next(each for each in dataclasses.fields(getattr(config, table) if table else config) if each.name == key)
+    return None if field.default is dataclasses.MISSING else repr(field.default)
 
 
 def _unreadable(config: Config, error: Exception) -> TrainingError:
@@ -321,11 +332,11 @@ def _kept(config: Config, trainee: Trainee, stepped: _Stepped, state: dict[str, 
     }
     try:
         if better:
-            put_whole(best_file(config), trainee.write)
+            put_whole(best_file(config), trainee.write, alone=True)
         with log_file(config).open("w", encoding="utf-8", newline="") as lines:
             writer = csv.DictWriter(lines, LOG_COLUMNS)
             writer.writeheader()
             writer.writerows(state["log"])
-        put_whole(_checkpoint_file(config), lambda path: torch.save(content, path))
+        put_whole(_checkpoint_file(config), lambda path: write_state(content, path), alone=True)
     except (OSError, RuntimeError) as error:
         raise TrainingError(f"{config.out} cannot be written: {error}. The files of the epoch before stand") from error

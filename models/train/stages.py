@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..autoencoder import Autoencoder
 from ..checkpoint import load_state, load_vae, save_lcmem
-from ..convnext import CONVNEXT_NAMES, ConvNeXtShape
+from ..convnext import CONVNEXT_NAMES, Block, ConvNeXtShape
 from ..lcmem import LCMem
 from ..losses import pair_loss
 from .config import Config, Network, Training
@@ -96,8 +96,25 @@ def network_for(config: Config) -> LCMem:
     if config.stage == "last-layers":
         network.convnext.features[: wanted.frozen].requires_grad_(False)
     if wanted.start:
-        _start(network, {key: value for key, value in state.items() if not key.startswith("vae.")}, wanted.start)
+        began = {key: value for key, value in state.items() if not key.startswith("vae.")}
+        _start(network, {**_idle_blocks(network, began), **began} if wanted.grown else began, wanted.start)
     return network
+
+
+def _idle_blocks(network: LCMem, began: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Of the blocks that a checkpoint lacks, which are its stages' last ones, weights that let their input through as it is.
+
+    The last linear layer is 0 and the rest random, so that it learns from the first step, and the others from the second.
+    """
+    idle: dict[str, Tensor] = {}
+    prefix = "" if any(key.startswith("features.") for key in began) else "model"  # torchvision's layout, or the reference's
+    for name, block in network.convnext.named_modules(prefix=prefix):
+        if isinstance(block, Block) and not name.endswith(".0") and not any(key.startswith(f"{name}.") for key in began):
+            if not all(parameter.requires_grad for parameter in block.parameters()):
+                raise TrainingError(f"network.grown adds {name}, which network.frozen keeps from learning: freeze fewer layers")
+            for key, value in block.state_dict().items():
+                idle[f"{name}.{key}"] = torch.zeros_like(value) if key.startswith("block.5.") else value
+    return idle
 
 
 def _backbone(wanted: Network, latent_channels: int) -> ConvNeXtShape:
