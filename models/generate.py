@@ -143,6 +143,8 @@ def _draw(order: Order) -> None:
 def write_png(path: Path, pixels: NDArray[np.uint8]) -> None:
     """Write grey or BGR pixels, uint8 (height, width) or (height, width, 3), whole or not at all.
 
+    Not by `put_whole`, which syncs each file: of tens of thousands that can be drawn again, a power cut may take some.
+
     Raises:
         OSError: they cannot be encoded or written.
     """

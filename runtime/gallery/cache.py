@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import mmap
 import os
 import re
@@ -23,13 +22,11 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bundle import seal
 from ..errors import GalleryError
 from ..head import Floats
-from ..syncing import put_whole
 from .codes import BLOCK, Coder, Codes, distances
 from .drafts import remove_drafts
-from .manifest import read_manifest
+from .manifest import read_manifest, write_manifest
 from .records import EMPTY, Tally
 
 __all__ = ["MANIFEST", "Cache", "CacheError", "CacheManifest", "Writer", "open_cache", "remove_caches", "row_sums"]
@@ -311,14 +308,12 @@ class Writer:
             for file in self._files.values():
                 file.flush()
                 os.fsync(file.fileno())
-            sealed = json.dumps(seal(content)) + "\n"
-            put_whole(self._folder / MANIFEST, lambda draft: draft.write_text(sealed, encoding="utf-8"))
+            write_manifest(self._folder / MANIFEST, content)
         except OSError as error:
             raise GalleryError(f"the cache in {self._folder} cannot be written: {error.strerror}") from error
         for path in self._folder.glob("flat-*.*"):
             if not path.name.startswith(self._manifest.name):
                 path.unlink(missing_ok=True)
-        remove_drafts(self._folder, f".{MANIFEST}.*")
 
     def close(self) -> None:
         for file in self._files.values():

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import re
 import tempfile
@@ -22,12 +21,10 @@ import hnswlib
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bundle import seal
 from ..errors import GalleryError
 from ..head import Floats
-from ..syncing import put_whole
 from .drafts import remove_drafts
-from .manifest import read_manifest
+from .manifest import read_manifest, write_manifest
 
 __all__ = ["MANIFEST", "Graph", "GraphExhaustedError", "graph_there", "load_graph", "remove_graph", "save_graph"]
 
@@ -182,8 +179,7 @@ def save_graph(graph: Graph, folder: Path, fingerprint: str) -> None:
             fingerprint,
             graph.content,
         )
-        content = json.dumps(seal(asdict(manifest)), indent=2) + "\n"
-        put_whole(folder / MANIFEST, lambda draft: draft.write_text(content, encoding="utf-8"))
+        write_manifest(folder / MANIFEST, asdict(manifest), indent=2)
         for older in folder.glob("graph-*.hnsw"):
             if older.name != name:
                 older.unlink(missing_ok=True)

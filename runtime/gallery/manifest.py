@@ -1,19 +1,31 @@
-"""The small sealed files that describe a cache: read, and everything about their form checked."""
+"""The small sealed files that describe a cache: written whole; read, and everything about their form checked."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ..bundle import SEAL, seal
 from ..errors import GalleryError
+from ..syncing import put_whole
 
-__all__ = ["read_manifest"]
+__all__ = ["read_manifest", "write_manifest"]
 
 M = TypeVar("M")
 KINDS: dict[str, type] = {"int": int, "str": str, "list[float]": list, "dict[str, list[str]]": dict}
+
+
+def write_manifest(path: Path, content: Mapping[str, Any], indent: int | None = None) -> None:
+    """Write JSON values under their seal, for the folder's only writer: drafts that killed ones left are removed.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    text = json.dumps(seal(content), indent=indent) + "\n"
+    put_whole(path, lambda draft: draft.write_text(text, encoding="utf-8"), alone=True)
 
 
 def read_manifest(path: Path, kind: type[M], version: int, what: str, error: type[GalleryError]) -> M | None:
