@@ -47,9 +47,16 @@ from .train.loop import best_file, finished, log_file
 
 __all__ = ["make"]
 
-STAGES = ("autoencoder", "stage1", "stage2", "stage2-hard", "fresh", "further", "deeper")
+STAGES = ("autoencoder", "stage1", "stage2", "stage2-hard", "fresh", "further", "deeper", "longer")
 STARTS = MappingProxyType(
-    {"stage2": "stage1", "stage2-hard": "stage2", "fresh": "stage2-hard", "further": "fresh", "deeper": "further"}
+    {
+        "stage2": "stage1",
+        "stage2-hard": "stage2",
+        "fresh": "stage2-hard",
+        "further": "fresh",
+        "deeper": "further",
+        "longer": "deeper",
+    }
 )
 """Whose network a stage starts with."""
 LISTS = MappingProxyType(
@@ -69,6 +76,7 @@ LEARNT_FROM = MappingProxyType(
         "fresh": ("real", "later", "fresh"),
         "further": ("real", "later", "fresh", "further", "bodies"),
         "deeper": ("real", "later", "fresh", "further", "bodies", "joints", "more-bodies"),
+        "longer": ("real", "later", "fresh", "further", "bodies", "joints", "more-bodies"),
     }
 )
 """The lists of a stage, if not `real` and `generated`."""
@@ -77,11 +85,11 @@ FRESH_BEYOND, FURTHER_BEYOND, JOINTS_BEYOND = 100_000, 116_000, 132_000
 """See `generate`'s `beyond`: where the seeds of what the stages `fresh`, `further` and `deeper` add begin. No stage draws as
 many as would reach the next one's."""
 JOINTS = ("hand", "knee")
-"""What `deeper` learns from more of: the kinds whose visits a network knew by heart and did not find elsewhere."""
+"""What `deeper` and `longer` learn from more of: the kinds whose visits a network knew by heart and did not find elsewhere."""
 FRESH_SCENES = 3000
 BODIES, MORE_BODIES = 14, 12
 """See `bodies`: how many of each slice, for the stage `further`, and more of them for `deeper`."""
-KEPT = MappingProxyType({"fresh": 0.8, "further": 0.8, "deeper": 0.8})
+KEPT = MappingProxyType({"fresh": 0.8, "further": 0.8, "deeper": 0.8, "longer": 0.7})
 """See `_averaged`: the share of a stage's own weights, if not all of them are."""
 DECISION_RATE = 1e-3
 SCENES_MEASURED, PHANTOMS_MEASURED = 200, 60
@@ -327,7 +335,7 @@ def _identity_row(part: Reidentification) -> dict[str, Any]:
     "--fresh",
     type=click.IntRange(1, FURTHER_BEYOND - FRESH_BEYOND),
     default=16000,
-    help="Other identities for each of the last three stages.",
+    help="Other identities for each of the stages fresh, further and deeper.",
 )
 @click.option(
     "--held-out",

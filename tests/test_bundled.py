@@ -78,6 +78,8 @@ def test_the_last_stages_weights_are_averaged_with_those_before(made: Path) -> N
         made / "further" / "last-layers_best_network.pth",
         made / "further" / "averaged.pth",
         made / "deeper" / "last-layers_best_network.pth",
+        made / "deeper" / "averaged.pth",
+        made / "longer" / "last-layers_best_network.pth",
         made / "lcmem-small.pth",
     )
     states = [load_lcmem(path).network.state_dict() for path in files]
