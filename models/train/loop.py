@@ -274,8 +274,7 @@ def _checkpoint(config: Config) -> dict[str, Any] | None:
         raise _unreadable(config, error) from error
     if other := _differences(settings, config):
         raise TrainingError(
-            f"{path} belongs to a training with other settings: {other}. Choose another 'out', or remove {path.parent} to start "
-            "anew"
+            f"{path} belongs to a training with other settings: {other}. Choose another 'out', or remove {path} to start anew"
         )
     wanted = [best_file(config), *([vae_folder(config) / "config.json"] if config.stage == "autoencoder" else [])]
     if gone := [file for file in wanted if not file.exists()]:
