@@ -16,6 +16,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
+from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -48,17 +49,8 @@ from .train.loop import best_file, finished, log_file
 __all__ = ["make"]
 
 STAGES = ("autoencoder", "stage1", "stage2", "stage2-hard", "fresh", "further", "deeper", "longer")
-STARTS = MappingProxyType(
-    {
-        "stage2": "stage1",
-        "stage2-hard": "stage2",
-        "fresh": "stage2-hard",
-        "further": "fresh",
-        "deeper": "further",
-        "longer": "deeper",
-    }
-)
-"""Whose network a stage starts with."""
+STARTS = MappingProxyType({stage: before for before, stage in pairwise(STAGES[1:])})
+"""Whose network a stage starts with: of the one before, but for the autoencoder and the first, which begin with none."""
 LISTS = MappingProxyType(
     {
         "real": "real/list.csv",
@@ -75,8 +67,7 @@ LEARNT_FROM = MappingProxyType(
     {
         "fresh": ("real", "later", "fresh"),
         "further": ("real", "later", "fresh", "further", "bodies"),
-        "deeper": ("real", "later", "fresh", "further", "bodies", "joints", "more-bodies"),
-        "longer": ("real", "later", "fresh", "further", "bodies", "joints", "more-bodies"),
+        **dict.fromkeys(("deeper", "longer"), ("real", "later", "fresh", "further", "bodies", "joints", "more-bodies")),
     }
 )
 """The lists of a stage, if not `real` and `generated`."""
