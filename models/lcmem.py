@@ -75,6 +75,15 @@ class LCMem(nn.Module):
             return (pixels - self.imagenet_mean) / self.imagenet_std  # type: ignore[operator]
         return normalise_samples(self.vae(pixels))
 
+    def project(self, latents: Tensor, pixels: Tensor | None = None) -> Tensor:
+        """Both branches' features side by side, before the sigmoid, (B, features). Arguments and errors are `embed_latents`'s."""
+        features = self.model(latents)
+        if self.trunk is None:
+            return features  # type: ignore[no-any-return]
+        if pixels is None:
+            raise ValueError("this network has a trunk, which reads pixels: latents alone give no embedding")
+        return torch.cat([features, self.trunk(pixels)], dim=1)
+
     def embed_latents(self, latents: Tensor, pixels: Tensor | None = None) -> Tensor:
         """Embed what `latents` gives.
 
@@ -88,12 +97,7 @@ class LCMem(nn.Module):
         Raises:
             ValueError: the network has a trunk and there are no pixels.
         """
-        features = self.model(latents)
-        if self.trunk is not None:
-            if pixels is None:
-                raise ValueError("this network has a trunk, which reads pixels: latents alone give no embedding")
-            features = torch.cat([features, self.trunk(pixels)], dim=1)
-        return torch.sigmoid(features)
+        return torch.sigmoid(self.project(latents, pixels))
 
     def embed(self, pixels: Tensor) -> Tensor:
         """(B, 3, S, S) float in [0, 1] to embeddings (B, features) in (0, 1)."""

@@ -1,12 +1,12 @@
 """Altered copies of real images for training, as users make them, and simulated further examinations of a radiograph.
 
-`altered_copy` draws one to three of 37 alterations: display settings, processing, geometry, marks, frames, collages, noise, blur and
-re-encoding. They apply at the image's own resolution; Pillow's bilinear filter then resizes to the network's input, exactly as
+`altered_copy` draws one to three of 37 alterations: display settings, processing, geometry, marks, frames, collages, noise, blur
+and re-encoding. They apply at the image's own resolution; Pillow's bilinear filter then resizes to the network's input, exactly as
 inference does. Noise, blur and JPEG partly come after that, since files are also degraded at small sizes.
 
 Three kinds of alteration are left out on purpose, so that their recall tells whether the network generalizes (docs/evaluation.md):
-heat maps and any other translucent colored overlay, photos of a screen (perspective with moire or glare), and images inside pages or
-viewers. Nothing here may draw the like.
+heat maps and any other translucent colored overlay, photos of a screen (perspective with moire or glare), and images inside pages
+or viewers. Nothing here may draw the like.
 
 All functions take and return RGB, uint8 (height, width, 3); all randomness comes from the given generator.
 """
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 import cv2
 import numpy as np
@@ -106,7 +107,7 @@ def _affine(image: Pixels, rng: np.random.Generator, degrees: float, scale: floa
     """Rotate about the middle, scale and move; black, mirrored or colored where nothing was."""
     height, width = image.shape[:2]
     matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, scale)
-    matrix[:, 2] += np.asarray(shift) * (width, height)
+    matrix[:, 2] += np.asarray(shift * (width, height), np.float64)
     border = rng.random()
     mode = cv2.BORDER_REFLECT if 0.7 <= border < 0.85 else cv2.BORDER_CONSTANT
     fill = _color(rng) if border >= 0.85 else (0, 0, 0)
@@ -196,7 +197,7 @@ def _resized(image: Pixels, width: int, height: int, method: int = cv2.INTER_LIN
 # Tone and color.
 
 
-def _levels(values: NDArray[np.floating]) -> Pixels:
+def _levels(values: NDArray[Any]) -> Pixels:
     return np.clip(values + 0.5, 0, 255).astype(np.uint8)
 
 
@@ -273,7 +274,7 @@ def _posterized(image: Pixels, rng: np.random.Generator) -> Pixels:
 
 
 def _inverted(image: Pixels, rng: np.random.Generator) -> Pixels:
-    return 255 - image
+    return np.subtract(255, image, dtype=np.uint8)
 
 
 def _gray(image: Pixels, rng: np.random.Generator) -> Pixels:
@@ -326,9 +327,9 @@ def _motion_blur(image: Pixels, rng: np.random.Generator) -> Pixels:
     length = int(rng.integers(3, 13))
     kernel = np.zeros((length, length), np.float32)
     kernel[length // 2] = 1.0 / length
-    turned = cv2.warpAffine(
-        kernel, cv2.getRotationMatrix2D(((length - 1) / 2, (length - 1) / 2), rng.uniform(0, 180), 1.0), (length, length)
-    )
+    middle = (length - 1) / 2
+    matrix = cv2.getRotationMatrix2D((middle, middle), rng.uniform(0, 180), 1.0)
+    turned = np.asarray(cv2.warpAffine(kernel, matrix, (length, length)), np.float32)
     return np.asarray(cv2.filter2D(image, -1, turned / max(float(turned.sum()), 1e-3)), np.uint8)
 
 
