@@ -33,7 +33,7 @@ class Kind:
     several: float = 0.0
     """Share of a batch that is first filled with identities of several images, which are often few."""
     one_set: float = 0.0
-    """Share of the batches of which half comes from a single data set of the kind."""
+    """Share of the batches of which half comes from a single data set of the kind, one that could fill a batch."""
     other_image: float = 0.0
     """Share of the pairs that show another image of the identity, where it has several."""
     examination: float = 0.0

@@ -37,13 +37,13 @@ class _Drawn:
         self.kind, self.groups = kind, groups
         self._several = [number for number, group in enumerate(groups) if len(group.pictures) > 1]
         self._of_set = [[n for n, group in enumerate(groups) if group.ds_name == ds_name] for ds_name in kind.sets]
-        self._of_set = [numbers for numbers in self._of_set if numbers]
 
     def batch(self, pairs: int, rng: np.random.Generator) -> list[int]:
         """Numbers of up to `pairs` groups, none twice, in the order of their choice."""
         chosen = rng.permutation(self._several)[: round(self.kind.several * pairs)].tolist()
-        if rng.random() < self.kind.one_set:
-            chosen += rng.permutation(self._of_set[int(rng.integers(len(self._of_set)))])[: pairs // 2].tolist()
+        large = [numbers for numbers in self._of_set if len(numbers) >= pairs]
+        if large and rng.random() < self.kind.one_set:
+            chosen += rng.permutation(large[int(rng.integers(len(large)))])[: pairs // 2].tolist()
         chosen += rng.permutation(len(self.groups))[:pairs].tolist()
         return list(dict.fromkeys(chosen))[:pairs]
 
