@@ -40,12 +40,18 @@ class _Drawn:
 
     def batch(self, pairs: int, rng: np.random.Generator) -> list[int]:
         """Numbers of up to `pairs` groups, none twice, in the order of their choice."""
-        chosen = rng.permutation(self._several)[: round(self.kind.several * pairs)].tolist()
+        chosen = _some(self._several, round(self.kind.several * pairs), rng)
         large = [numbers for numbers in self._of_set if len(numbers) >= pairs]
         if large and rng.random() < self.kind.one_set:
-            chosen += rng.permutation(large[int(rng.integers(len(large)))])[: pairs // 2].tolist()
-        chosen += rng.permutation(len(self.groups))[:pairs].tolist()
+            chosen += _some(large[int(rng.integers(len(large)))], pairs // 2, rng)
+        chosen += _some(range(len(self.groups)), pairs, rng)
         return list(dict.fromkeys(chosen))[:pairs]
+
+
+def _some(numbers: Sequence[int], count: int, rng: np.random.Generator) -> list[int]:
+    """Up to `count` of the numbers in random order, in a time that does not depend on how many there are."""
+    places = rng.choice(len(numbers), min(count, len(numbers)), replace=False) if numbers else ()
+    return [numbers[place] for place in places]
 
 
 class KindBatches(Dataset[tuple[Tensor, Tensor, Tensor, Tensor]]):

