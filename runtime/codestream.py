@@ -28,6 +28,14 @@ _HTJ2K = {uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.HTJ2K}
 COMPRESSED: frozenset[str] = frozenset(str(syntax) for syntax in _JPEG | _JPEG_LS | _JPEG_2000 | _HTJ2K)
 """Transfer syntaxes that `decode_codestream` reads."""
 
+_LOSSLESS = {
+    uid.JPEGLossless,
+    uid.JPEGLosslessSV1,
+    uid.JPEGLSLossless,
+    uid.JPEG2000Lossless,
+    uid.HTJ2KLossless,
+    uid.HTJ2KLosslessRPCL,
+}
 _LOSSLESS_FRAME = 0xC3
 _JPEG_LS_FRAME = 0xF7
 _FRAMES = {0xC0, 0xC1, 0xC2, _LOSSLESS_FRAME, _JPEG_LS_FRAME}
@@ -97,10 +105,11 @@ def decode_codestream(source: bytes, syntax: str, expected: Expected) -> NDArray
     if values.shape != (wanted if expected.samples > 1 else wanted[:2]):
         raise PictureError(Reason.DAMAGED, f"its codestream gave an array of {values.shape} instead of {_size(wanted)}")
     bits = header.precision
-    # A codestream of more bits than are stored holds whole words: the sign is where the header has it, or repeated
-    # above it.
-    if expected.signed or header.lossless:
-        bits = min(bits, expected.bits_stored)
+    # A codestream of more bits than are stored holds whole words: the stored bits are where the header has them, and the sign is
+    # the highest of them, or repeated above it.
+    if bits > expected.bits_stored and (expected.signed or syntax in _LOSSLESS or header.lossless):
+        values = values >> max(expected.high_bit + 1 - expected.bits_stored, 0)
+        bits = expected.bits_stored
     return _stored(values, bits, expected.signed)
 
 
@@ -156,13 +165,13 @@ def _jpeg_header(source: bytes) -> _Header:
         body = source[at + 4 : at + 2 + length]
         if marker in _FRAMES and len(body) >= 6:
             precision, rows, columns, samples = struct.unpack(">BHHB", body[:6])
-            ids = body[6::3][:samples]
+            ids, sampling = body[6::3][:samples], body[7::3][:samples]
             ycc: bool | None = None
             if adobe is not None:
                 ycc = adobe != 0
             elif ids.upper() == b"RGB":
                 ycc = False
-            elif jfif:
+            elif jfif or len(set(sampling)) > 1:  # RGB is never coded with fewer samples of one color than of another
                 ycc = True
             return _Header(rows, columns, samples, precision, marker == _LOSSLESS_FRAME, ycc)
         if marker == 0xEE and body[:5] == b"Adobe" and len(body) >= 12:

@@ -325,7 +325,7 @@ def _check_header(dataset: Dataset, max_pixels: int, max_frames: int) -> tuple[E
     # 0 and less as DCMTK takes it; if there are more frames in the pixels, it is refused for that.
     frames = max(whole("NumberOfFrames", 1), 1)
     stored, signed = whole("BitsStored", allocated), whole("PixelRepresentation", 0)
-    high_bit = whole("HighBit", stored - 1)
+    high_bit = 0 if allocated == 1 else whole("HighBit", stored - 1)
     photometric = str(dataset.get("PhotometricInterpretation") or "").strip()
     if rows < 1 or columns < 1:
         raise PictureError(Reason.DAMAGED, f"its header says {columns} x {rows} pixels")

@@ -44,16 +44,40 @@ def decode_native(dataset: Dataset, syntax: str, number: int, expected: Expected
     """
     if expected.bits_allocated == 1:
         return _decode_bits(dataset, syntax, number, expected)
-    above = expected.high_bit + 1 - expected.bits_stored
+    above = max(expected.high_bit + 1 - expected.bits_stored, 0)
     decoder = get_decoder(uid.UID(syntax))
-    if above <= 0:
+    two_orders = syntax == uid.ExplicitVRBigEndian and expected.bits_allocated == 32 and "PixelData" in dataset
+    if not above and not two_orders:
         return decoder.as_array(dataset, index=number)[0]
     # As ACR-NEMA allowed: unused bits below the stored ones, which pydicom takes to be the lowest.
     options: Any = {"correct_unused_bits": False}
-    values = decoder.as_array(dataset, index=number, **options)[0].astype(np.int64) >> above
+    words = decoder.as_array(dataset, index=number, **options)[0]
+    if two_orders:
+        words = _in_order(words)
+    values = words.astype(np.int64) >> above
     sign = 1 << (expected.bits_stored - 1)
     low = values & ((sign << 1) - 1)
     return (low ^ sign) - sign if expected.signed else low
+
+
+def _in_order(words: NDArray[Any]) -> NDArray[Any]:
+    """Put the halves of 32-bit big-endian values in order.
+
+    PS3.5 cuts a value into 16-bit words, the low one first, and swaps the bytes within each; DCMTK writes them so. Others, pydicom
+    among them, swap all four bytes. The header does not tell which, but by the wrong order an image is noise. Values below 65536
+    look alike either way, so of two equally smooth ones the smaller values are taken.
+    """
+    unsigned = words.view("u4")
+    swapped = ((unsigned << 16) | (unsigned >> 16)).view(words.dtype)
+    return min(words, swapped, key=_roughness)
+
+
+def _roughness(values: NDArray[Any]) -> tuple[float, float]:
+    """The mean step between neighbors as a share of the range, and the largest magnitude."""
+    wide = values.astype(np.float64)
+    span = wide.max() - wide.min()
+    steps = np.abs(np.diff(wide, axis=1))
+    return (float(steps.mean() / span) if span and steps.size else 0.0, float(np.abs(wide).max()))
 
 
 def _decode_bits(dataset: Dataset, syntax: str, number: int, expected: Expected) -> NDArray[np.uint8]:

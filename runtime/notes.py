@@ -178,4 +178,6 @@ def _of_header(dataset: Dataset) -> Iterator[Note]:
 
 
 def _text(dataset: Dataset, keyword: str) -> str:
-    return str(dataset.get(keyword) or "").strip(" \0")
+    from .elements import value_of
+
+    return str(value_of(dataset, keyword) or "").strip(" \0")
