@@ -184,7 +184,8 @@ def _segments(data: NDArray[Any], count: int) -> NDArray[np.uint16]:
         count: of entries, at most.
 
     Raises:
-        PictureError: a segment of an unknown kind, a linear one without a start, an indirect one inside another, or no entries.
+        PictureError: a segment of an unknown kind, a linear one without a start, an indirect one inside another or to a place
+            outside the data, or no entries.
     """
     width = data.dtype.itemsize
     digits = 4 // width  # of an indirect segment's place: a 32-bit number of bytes
@@ -205,6 +206,8 @@ def _segments(data: NDArray[Any], count: int) -> NDArray[np.uint16]:
         elif kind == _INDIRECT and not copied and at + digits <= len(data):
             back = at + digits
             at = int.from_bytes(data[at:back].astype(f"<u{width}").tobytes(), "little") // width
+            if at + 2 > len(data):
+                raise PictureError(Reason.DAMAGED, "its palette repeats segments that it does not hold")
             copied = length
             if copied:
                 continue
