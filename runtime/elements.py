@@ -34,12 +34,12 @@ def value_of(dataset: Dataset, keyword: str) -> Any:
         return None
 
 
-def items_of(dataset: Dataset, keyword: str) -> list[Dataset]:
-    """Return the items of a sequence; none where the element is missing or is not a sequence."""
+def items_of(dataset: Dataset, keyword: str, start: int = 0, stop: int | None = None) -> list[Dataset]:
+    """Return the items of a sequence, from `start` to before `stop`; none where the element is missing or is not a sequence."""
     value = value_of(dataset, keyword)
     if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
         return []
-    return [item for item in value if isinstance(item, Dataset)]
+    return [item for item in value[start:stop] if isinstance(item, Dataset)]
 
 
 def numbers_of(value: Any) -> list[float | None]:

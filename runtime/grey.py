@@ -56,12 +56,12 @@ def merged_groups(dataset: Dataset, number: int) -> Dataset:
     merged = Dataset()
     sources = [dataset]
     for keyword, item in (("SharedFunctionalGroupsSequence", 0), ("PerFrameFunctionalGroupsSequence", number)):
-        for group in items_of(dataset, keyword)[item : item + 1]:
-            sources += [inside for name in _FUNCTIONAL_GROUPS for inside in items_of(group, name)[:1]]
+        for group in items_of(dataset, keyword, item, item + 1):
+            sources += [inside for name in _FUNCTIONAL_GROUPS for inside in items_of(group, name, stop=1)]
     for source in sources:
         # What is empty or cannot be read hides none of the level above.
         found = [keyword for keyword in _NUMBERS if any(each is not None for each in numbers_of(value_of(source, keyword)))]
-        found += [keyword for keyword in _SEQUENCES if items_of(source, keyword)]
+        found += [keyword for keyword in _SEQUENCES if items_of(source, keyword, stop=1)]
         found += ["VOILUTFunction"] if value_of(source, "VOILUTFunction") else []
         for keyword in found:
             merged.add(source[keyword])
@@ -288,7 +288,7 @@ def _modality(tags: Dataset, expected: Expected, seen: NDArray[Any]) -> Modality
     nothing to see.
     """
     low, high = seen.min(), seen.max()
-    for item in items_of(tags, "ModalityLUTSequence")[:_MOST_LOOKS]:
+    for item in items_of(tags, "ModalityLUTSequence", stop=_MOST_LOOKS):
         if (table := read_table(item)) and table.shows:
             by_table = _Table(table, table.start(expected.signed, float(low), float(high)))
             ends = _Scale(seen, by_table, inverted=False).ends()
@@ -315,7 +315,7 @@ def _looks(tags: Dataset, modality: Modality, ends: tuple[float, float]) -> Iter
         modality: what the values come from.
         ends: the smallest and the largest modality value.
     """
-    for item in items_of(tags, "VOILUTSequence"):
+    for item in items_of(tags, "VOILUTSequence", stop=_MOST_LOOKS):
         if (table := read_table(item)) and table.shows:
             yield _by_table(table, table.start(modality.signed, *ends))
     function = str(value_of(tags, "VOILUTFunction") or "LINEAR").strip().upper()

@@ -26,7 +26,7 @@ PRIVATE_BYTES = 1 << 16
 _ELEMENTS = 100_000
 """Looked at, at most: a hostile object has millions."""
 _TABLES = 16
-"""Lookup tables looked at, at most."""
+"""Lookup tables of a sequence that are looked at, at most."""
 _PIXELS = {0x7FE00008, 0x7FE00009, 0x7FE00010}
 _ICON = 0x00880200
 _DOCUMENT = 0x00420011
@@ -170,8 +170,8 @@ def _of_header(dataset: Dataset) -> Iterator[Note]:
     width = value_of(dataset, "WindowWidth")
     if width not in (None, "") and not (first_number(width) or 0) > 0:
         yield Note.USELESS_WINDOW
-    tables = [item for keyword in ("ModalityLUTSequence", "VOILUTSequence") for item in items_of(dataset, keyword)]
-    if not all((table := read_table(item)) and table.shows for item in tables[:_TABLES]):
+    tables = [item for keyword in ("ModalityLUTSequence", "VOILUTSequence") for item in items_of(dataset, keyword, stop=_TABLES)]
+    if not all((table := read_table(item)) and table.shows for item in tables):
         yield Note.USELESS_TABLE
     if _text(dataset, "PhotometricInterpretation").startswith("MONOCHROME") and "RedPaletteColorLookupTableDescriptor" in dataset:
         yield Note.SUPPLEMENTAL_PALETTE
