@@ -12,7 +12,6 @@ import os
 import secrets
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from ..child_python import module_command
 from ..errors import GatewayError
 from ..syncing import put_whole
 from .check import check_settings
@@ -130,7 +130,7 @@ class Service:
     def _start(self, name: str, lock: int) -> _Child:
         owner = f"{name}-{secrets.token_hex(8)}"
         process = subprocess.Popen(
-            [sys.executable, "-m", "lcmem_onnx.runtime.gateway.parts"],
+            module_command("lcmem_onnx.runtime.gateway.parts"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             pass_fds=[lock],  # held by every part, so that a new service waits until the last of an old one's is gone
