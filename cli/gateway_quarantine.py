@@ -179,9 +179,11 @@ def audit_verify(context: click.Context, config: Path | None, as_json: bool) -> 
         database.close()
     for problem in checked.problems:
         if not as_json:
-            click.echo(f"error: {problem.file} line {problem.line}: {problem.what}", err=True)
+            click.echo(f"error: {problem.file} line {problem.line}, byte {problem.byte}: {problem.what}", err=True)
     if as_json:
-        problems = [{"file": problem.file, "line": problem.line, "what": problem.what} for problem in checked.problems]
+        problems = [
+            {"file": problem.file, "line": problem.line, "byte": problem.byte, "what": problem.what} for problem in checked.problems
+        ]
         facts = {
             "schema_version": 1,
             "whole": checked.whole,
