@@ -171,7 +171,7 @@ def gateway_requeue(context: click.Context, objects: tuple[str, ...], everything
       lcmem-onnx gateway requeue --all
     """
     from ..runtime.gateway.deliveries import Deliveries
-    from ..runtime.gateway.quarantine import current_user
+    from ..runtime.gateway.quarantine import current_user, this_machine
     from ..runtime.gateway.spool import State
 
     if everything == bool(objects):
@@ -179,7 +179,7 @@ def gateway_requeue(context: click.Context, objects: tuple[str, ...], everything
     with opened_spool(context, config) as spool:
         ids = [item.id for item in spool.list([State.DEAD], 1_000_000)] if everything else list(objects)
         for object_id in ids:
-            Deliveries(spool).requeue(object_id, current_user())
+            Deliveries(spool).requeue(object_id, current_user(), address=this_machine())
         spool.audit.flush()
     click.echo(f"{len(ids)} objects will be tried again")
     return NOTHING_FOUND

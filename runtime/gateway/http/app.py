@@ -43,7 +43,7 @@ HEADERS = [
     (b"cross-origin-opener-policy", b"same-origin"),
     (b"cache-control", b"no-store"),
 ]
-TITLES = {401: "Log in first", 403: "Not allowed", 404: "Not found", 409: "Not done"}
+TITLES = {401: "Log in first", 403: "Not allowed", 404: "Not found", 409: "Not done", 503: "Not now"}
 
 log = Log("http")
 
