@@ -142,6 +142,7 @@ def gateway_status(context: click.Context, config: Path | None, as_json: bool) -
     import time
 
     from ..runtime.gateway.deliveries import Deliveries
+    from ..runtime.gateway.health import export_check, trail_check
     from ..runtime.gateway.locking import running_facts
 
     with opened_spool(context, config) as spool:
@@ -153,7 +154,10 @@ def gateway_status(context: click.Context, config: Path | None, as_json: bool) -
             **{f"waiting for {name}": count for name, count in Deliveries(spool).pending().items()},
             "oldest unscreened, seconds": round(time.time() - oldest, 1) if oldest else 0,
             "free MB": spool.files.free_bytes() >> 20,
+            "audit trail": trail_check(spool.database).text,
         }
+        if syslog := spool.settings.audit.syslog:
+            facts["audit collector"] = export_check(spool.database, syslog).text
     print_facts(facts, as_json)
     return NOTHING_FOUND
 

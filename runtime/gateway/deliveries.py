@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+import urllib.parse
 from dataclasses import dataclass
 
 from ..errors import GatewayError
@@ -78,6 +79,7 @@ class Deliveries:
                 "forwarded",
                 **self._spool.subject(item),
                 destination=delivery.destination,
+                address=self._address(delivery.destination),
                 status=status,
                 attempts=delivery.attempts + 1,
                 seconds_since_arrival=round(time.time() - item.arrived, 3),
@@ -121,6 +123,7 @@ class Deliveries:
                 "dead",
                 **self._spool.subject(delivery.item),
                 destination=delivery.destination,
+                address=self._address(delivery.destination),
                 attempts=attempts,
                 failure=failure,
             )
@@ -130,6 +133,11 @@ class Deliveries:
         """An object is no longer what was screened: it goes nowhere."""
         with self._spool.database.write() as connection:
             self._spool.quarantine_now(connection, item, Cause.CHANGED_ON_DISK)
+
+    def _address(self, destination: str) -> str:
+        """The host that a destination's name stands for, for the audit trail."""
+        known = next((one for one in self._spool.settings.destination if one.name == destination), None)
+        return "" if known is None else known.host or urllib.parse.urlsplit(known.url).hostname or ""
 
     def requeue(self, object_id: str, who: str, *, address: str = "") -> None:
         """Try a dead object again, at the destinations that did not take it.

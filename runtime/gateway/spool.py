@@ -36,7 +36,7 @@ INTERRUPTIONS = 5
 ANSWERS_KEPT = 3600.0
 """Seconds that an answer waits for the one who asked."""
 DAY = 86400.0
-_OF_THE_STANDARD = re.compile(r"1\.2\.840\.10008\.[0-9.]{1,49}")
+_OF_THE_STANDARD = re.compile(r"1\.2\.840\.10008(\.(0|[1-9][0-9]*))+")
 
 
 class SpoolFullError(GatewayError):

@@ -25,6 +25,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from ...errors import GatewayError
 from ..deliveries import Deliveries
+from ..health import Check
 from ..logs import Log
 from ..quarantine import DECIDABLE, Quarantine, View
 from ..settings import HttpSettings, Settings
@@ -74,13 +75,13 @@ class Pages:
     """The pages of one gateway; its methods answer requests."""
 
     def __init__(
-        self, settings: Settings, http: HttpSettings, spool: Spool, callers: Callers, ready: Callable[[], Mapping[str, bool]]
+        self, settings: Settings, http: HttpSettings, spool: Spool, callers: Callers, checks: Callable[[], Mapping[str, Check]]
     ) -> None:
         self._settings = settings
         self._http = http
         self._spool = spool
         self._callers = callers
-        self._ready = ready
+        self._checks = checks
         self._quarantine = Quarantine(spool)
         self._deliveries = Deliveries(spool)
         self.sessions = Sessions()
@@ -154,7 +155,11 @@ class Pages:
         oldest = spool.oldest_waiting()
         waiting = time.time() - oldest if oldest else 0.0
         total, _, free = shutil.disk_usage(self._settings.spool.folder)
-        troubles = [f"not ready: {name}" for name, well in self._ready().items() if not well]
+        troubles = [
+            f"{'degraded' if check.ready else 'not ready'}: {name}{f', {check.detail}' if check.detail else ''}"
+            for name, check in self._checks().items()
+            if check.level != "ok"
+        ]
         if waiting > SLOW_SECONDS:
             troubles.append(f"an object has waited {_span(waiting)} for its screening")
         if counts[State.DEAD]:
