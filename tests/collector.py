@@ -87,7 +87,8 @@ class Collector:
         self._peers.clear()
 
     def close(self) -> None:
-        self._server.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError):  # closed before
+            self._server.shutdown(socket.SHUT_RDWR)
         self._server.close()
         self.hang_up()
 
