@@ -261,3 +261,60 @@ def test_a_flusher_that_died_is_started_again(tmp_path: Path, monkeypatch: pytes
             supervisor.stop()
             thread.join(10)
     assert next(failures, None) is None
+
+
+def test_a_database_in_trouble_ends_neither_the_supervisor_nor_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lcmem_onnx.runtime.errors import GatewayError
+    from lcmem_onnx.runtime.gateway import service
+    from lcmem_onnx.runtime.gateway.service import Service
+    from lcmem_onnx.runtime.gateway.settings import Settings, SpoolSettings
+    from lcmem_onnx.runtime.gateway.spool import Spool
+
+    from .gateway_http import gateway_settings
+
+    monkeypatch.setattr(service, "TROUBLE_SECONDS", 0.01)
+    monkeypatch.setattr(service, "needed_parts", lambda settings: ["screen"])
+    configured = gateway_settings(tmp_path)
+    settings = Settings(spool=SpoolSettings(configured.spool.folder, min_free_mb=1), site_key=configured.site_key)
+    troubles = iter([GatewayError("database is locked"), GatewayError("database or disk is full"), OSError("no process")])
+    turns: list[str] = []
+
+    def keep_running(supervisor: Service, name: str, spool: Spool, lock: int) -> None:
+        turns.append(name)
+        if error := next(troubles, None):
+            raise error
+
+    monkeypatch.setattr(Service, "_keep_running", keep_running)
+    supervisor = Service(settings)
+    with Spool(settings) as spool:
+        thread = threading.Thread(target=supervisor._supervise, args=(spool, 0))
+        thread.start()
+        try:
+            eventually(lambda: len(turns) > 5)
+            assert thread.is_alive()
+        finally:
+            supervisor.stop()
+            thread.join(10)
+
+
+def test_what_a_library_prints_does_not_make_a_part_unready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its standard output is where it says that it is ready; a part that prints on goes on, since somebody reads it."""
+    import subprocess
+    import time
+
+    from lcmem_onnx.runtime.gateway import service
+    from lcmem_onnx.runtime.gateway.service import Service, _Child
+
+    from .gateway_http import gateway_settings
+
+    monkeypatch.setattr(service, "needed_parts", lambda settings: ["screen"])
+    settings = gateway_settings(tmp_path)
+    settings.spool.folder.mkdir()
+    program = "print('Warning: a banner', 7, sep='\\n'); print('{\"port\": 5}'); print('x' * 1000000)"
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    supervisor, child = Service(settings), _Child("screen", process, "owner", time.monotonic())
+    supervisor._children["screen"] = child
+    supervisor._listen(child)
+    assert process.wait(10) == 0
+    assert (child.ready, child.facts) == (True, {"port": 5})
+    assert '"port": 5' in (settings.spool.folder / service.RUNNING).read_text()

@@ -107,7 +107,8 @@ def test_readyz_and_metrics_tell_it_over_http(tmp_path: Path, monkeypatch: pytes
 
     settings = replace(gateway_settings(tmp_path), audit=AuditSettings(syslog=SETTINGS))
     with serving(settings) as (spool, client):
-        spool.audit.write("started")
+        spool.audit.note("started")
+        spool.audit.flush()
         answer = client.get("/readyz")
         assert answer.status_code == 503
         assert answer.text.splitlines() == [

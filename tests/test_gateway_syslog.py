@@ -379,7 +379,8 @@ def test_a_busy_or_full_database_stops_nothing(
         if trouble == "busy":
             other.close()
         else:
-            database._connection.execute("DROP TRIGGER full")
+            with database.write() as connection:
+                connection.execute("DROP TRIGGER full")
         forward(trail, 250)
         eventually(lambda: len(numbers(collector)) == 251)
     finally:

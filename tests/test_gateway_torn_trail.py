@@ -215,3 +215,16 @@ def test_a_file_that_was_begun_and_not_noted_is_taken_up(torn: Torn) -> None:
     torn.trail.flush()
     assert torn.problems() == []
     assert (torn.folder / "audit-000000000003.jsonl").read_bytes().startswith(lines[2] + lines[3])
+
+
+def test_lines_that_an_earlier_version_wrote_in_between_are_no_damage(torn: Torn) -> None:
+    """It fsyncs, and notes no end."""
+    lines = made_lines(5)
+    torn.put(lines, 4, b"".join(lines[:4]) + lines[4][:30] + bytes(10))
+    with torn.database.write() as connection:
+        connection.execute("UPDATE meta SET value = ? WHERE name = 'audit_synced'", (json.dumps([FILE, len(lines[0])]),))
+    assert torn.problems() == []
+    torn.trail.flush()
+    assert torn.problems() == []
+    resumed = json.loads(torn.path.read_bytes().splitlines()[-1])
+    assert (resumed["torn_bytes"], resumed["completed"]) == (40, True)

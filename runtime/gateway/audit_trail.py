@@ -125,15 +125,6 @@ class AuditTrail:
         with self._database.write() as connection:
             self.record(connection, event, **fields)
 
-    def write(self, event: str, **fields: object) -> None:
-        """Add a line, and have it in the trail's file: for what must not happen without its line, such as showing an image.
-
-        Raises:
-            GatewayError: the database or the file cannot be written.
-        """
-        self.note(event, **fields)
-        self.flush()
-
     def flush(self) -> int:
         """Write pending lines to the file, and return how many. They are fsynced when this returns.
 
@@ -200,7 +191,7 @@ class AuditTrail:
         if last.name > known.file:  # it was begun, and a crash came before its first lines were noted
             return last, 0, 0
         size = last.stat().st_size
-        return last, min(size, known.size), max(0, known.size - size)
+        return last, _end_of_lines_before(last, first, min(size, known.size)), max(0, known.size - size)
 
     def _begin(self, first: int) -> Path:
         """A new file, whose name is on disk."""
@@ -272,15 +263,22 @@ def _cut(path: Path, size: int) -> bool:
     return True
 
 
-def _end_of_lines_before(path: Path, first: int) -> int:
-    """Return the byte after the last line with a number below `first`: how far a trail of an earlier version was fsynced."""
-    end = at = 0
+def _end_of_lines_before(path: Path, first: int, start: int = 0) -> int:
+    """Return the byte behind the last line with a number below `first`: these lines do not wait, so they were fsynced.
+
+    With a `start`, which is the end that the database knows, only lines that follow it at once count: an earlier version may have
+    written them, which notes no end.
+    """
+    end = at = start
     with open(path, "rb") as file:
+        file.seek(start)
         for raw in file:
             at += len(raw)
             line = parse_line(raw)
             if line is not None and line["seq"] < first:
                 end = at
+            elif start:
+                break
     return end
 
 
@@ -347,10 +345,10 @@ def verify_trail(database: Database, folder: Path) -> Verification:
             chain.check_file(path, size)
         if files:
             path, size = files[-1]
-            synced = _end_of_lines_before(path, pending[0][0] if pending else head_seq + 1)
-            if known is not None:
-                synced = known.size if path.name == known.file else 0 if path.name > known.file else size
-            tail = _Tail.read(path, min(synced, size), size, pending)
+            first = pending[0][0] if pending else head_seq + 1
+            start = 0 if known is None or path.name > known.file else known.size if path.name == known.file else size
+            synced = _end_of_lines_before(path, first, min(start, size))
+            tail = _Tail.read(path, synced, size, pending)
             chain.check_file(path, tail.end if pending and tail.healable else size)
     except OSError as error:
         raise GatewayError(f"the audit trail in {folder} cannot be read: {error}") from error

@@ -6,7 +6,7 @@
     web        HTTP: objects and questions in, health, metrics, status
     syslog     the audit trail to the collector
 
-`service` starts `python -m lcmem_onnx.runtime.gateway.parts` with an `Order` on stdin. The pipe stays open: when it closes, the
+`service` starts `python -P -m lcmem_onnx.runtime.gateway.parts` with an `Order` on stdin. The pipe stays open: when it closes, the
 service has died, and the part ends too.
 """
 
