@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -294,7 +294,7 @@ def _fill(
     screener: Screener,
     gallery: Gallery,
     items: list[Found | Unfound],
-    skipped: int,
+    skipped: Mapping[str, int],
     name: str,
     graph: bool,
     as_json: bool,
@@ -305,4 +305,4 @@ def _fill(
     gallery.update_caches(graph=graph)
     if as_json:
         say_skipped(skipped, quiet)
-    return filling.summed_up(gallery, others=f", {skipped} other files skipped" if skipped else "")
+    return filling.summed_up(gallery, skipped)

@@ -15,7 +15,7 @@ from typing import BinaryIO
 from .errors import PictureError, Reason
 from .formats import (
     ADVICE,
-    PROBE,
+    MAY_HOLD_IMAGES,
     UNKNOWN,
     Format,
     SkipReason,
@@ -29,6 +29,7 @@ __all__ = [
     "DEFAULT_LIMITS",
     "DICOM_SUFFIXES",
     "HEAD",
+    "MAY_HOLD_IMAGES",
     "Found",
     "Kind",
     "Limits",
@@ -165,11 +166,10 @@ def identify(stream: BinaryIO) -> Kind | Format:
         stream: the file, seekable.
     """
     stream.seek(0)
-    head = stream.read(PROBE)
-    kind = sniff(head[:HEAD])
+    kind = sniff(stream.read(HEAD))
     if kind is not None:
         return (dicomdir_format(stream) if kind is Kind.DICOM else None) or kind
-    inside = uncompressed_head(head)
+    inside = uncompressed_head(stream)
     if inside is None:
         return recognize(stream)
     content = sniff(inside[:HEAD]) or recognize(BytesIO(inside))

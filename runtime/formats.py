@@ -15,13 +15,13 @@ import lzma
 import re
 import struct
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 __all__ = [
     "ADVICE",
+    "MAY_HOLD_IMAGES",
     "PROBE",
     "UNKNOWN",
     "Format",
@@ -36,6 +36,8 @@ __all__ = [
 PROBE = 4096
 """Bytes of a file's start that `recognize` looks at, and of its middle and end where the start reads as text."""
 CHUNK = 1 << 20
+COMPRESSED = 2 << 20
+"""Bytes of a compressed file that are read for the start of its content: more than a block of bzip2."""
 OVERLAP = 256
 """Bytes that two chunks share when a document is searched; longer than any mark of an image in one."""
 
@@ -59,6 +61,7 @@ class SkipReason(StrEnum):
     SPECIAL_FILE = "special-file"
 
 
+MAY_HOLD_IMAGES = frozenset({SkipReason.ARCHIVE, SkipReason.DATA})
 ADVICE = "convert it to PNG, TIFF or DICOM"
 
 
@@ -425,29 +428,32 @@ def _is_tar(head: bytes) -> bool:
     return int(stated[1], 8) == sum(header[:148]) + 8 * 32 + sum(header[156:])
 
 
-def uncompressed_head(head: bytes) -> bytes | None:
-    """Return the first bytes of a gzip, bzip2, xz or zlib stream's content, at most `PROBE`; None where `head` begins none.
+def uncompressed_head(stream: BinaryIO) -> bytes | None:
+    """Return the first bytes of a gzip, bzip2, xz or zlib stream's content, at most `PROBE`; None where the file is none.
 
-    Empty where the stream is cut off before its content begins.
+    Empty where the stream is damaged or cut off before its content begins.
     """
-    unpack: Callable[[], bytes]
+    stream.seek(0)
+    head = stream.read(10)
+    unpacker: Any
     if head.startswith(b"\x1f\x8b\x08"):
-        unpack = lambda: zlib.decompressobj(16 + zlib.MAX_WBITS).decompress(head, PROBE)  # noqa: E731
+        unpacker = zlib.decompressobj(16 + zlib.MAX_WBITS)
     elif head.startswith(b"BZh") and head[4:10] == b"1AY&SY":
-        unpack = lambda: bz2.BZ2Decompressor().decompress(head, PROBE)  # noqa: E731
+        unpacker = bz2.BZ2Decompressor()
     elif head.startswith((b"\xfd7zXZ\0", b"\x5d\0\0")):
-        unpack = lambda: lzma.LZMADecompressor(memlimit=1 << 27).decompress(head, PROBE)  # noqa: E731
+        unpacker = lzma.LZMADecompressor(memlimit=1 << 27)
     elif head[:1] == b"\x78" and head[1:2] in (b"\x01", b"\x5e", b"\x9c", b"\xda"):
-        try:
-            return zlib.decompressobj().decompress(head, PROBE)
-        except zlib.error:
-            return None  # two bytes are too little to tell
+        unpacker = zlib.decompressobj()
     else:
         return None
+    stream.seek(0)
+    content = b""
     try:
-        return unpack()
-    except (zlib.error, lzma.LZMAError, OSError, EOFError, MemoryError):
-        return b""
+        while len(content) < PROBE and stream.tell() < COMPRESSED and not unpacker.eof and (part := stream.read(PROBE)):
+            content += unpacker.decompress(part, PROBE - len(content))
+    except (zlib.error, lzma.LZMAError, OSError, MemoryError):
+        return None if head[:1] == b"\x78" and not content else content  # two bytes are too little to tell zlib
+    return content
 
 
 # -- text --------------------------------------------------------------------------------------------------------------
