@@ -74,10 +74,10 @@ def made(folder: Path, data: bytes, name: str = "file") -> Path:
 # -- images that are not read ----------------------------------------------------------------------------------------
 
 
-IMAGEMAGICK = (
+IMAGEMAGICK = (  # noqa: SIM905
     "avif cin cur dds djvu dpx exr farbfeld fits flif gray hdr heic ico jng jp2 j2k jxl miff mng otb palm pam pbm pcd pcx pfm pgm "
     "pict ppm psb psd qoi ras rgb rgf sgi sixel tga vicar vid viff wbmp webp xbm xpm xwd yuv"
-).split()  # noqa: SIM905  # two lines, not fifty
+).split()
 
 
 @pytest.mark.parametrize("form", IMAGEMAGICK)

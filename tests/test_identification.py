@@ -79,7 +79,7 @@ def test_what_calibrate_sets_a_scan_uses(index: Path, strangers: Path) -> None:
     assert sum(line["verdict"] == "match" for line in lines) == 3
     table = lcmem("scan", QUERIES, "--index", index, "-q").stdout
     assert f"threshold {found.threshold:.4g}: set for this index on {found.date[:10]}" in " ".join(table.split())
-    given = json.loads(lcmem("scan", COPIES[0], "--index", index, "--json", "-q", "--threshold", "0.5").stdout)
+    given = json.loads(lcmem("scan", COPIES[0], "--index", index, "--json", "-q", "--threshold", "0.5").stdout.splitlines()[0])
     assert (given["threshold"], given["threshold_source"]) == (0.5, "given")
 
 
