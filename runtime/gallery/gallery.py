@@ -28,6 +28,7 @@ from .pseudonyms import SiteKey
 from .records import DEFAULT_GALLERY, Entry, Record
 from .results import Search, SearchResult
 from .searcher import Searcher
+from .staging import remove_staging
 from .store import Store
 from .verification import Verification, verify
 
@@ -101,9 +102,13 @@ class Gallery:
             store = Store(path, bundle.fingerprint, bundle.features, read_only=True)
             return cls(store, bundle, persistent=False, warn=warn)
         check_there(path)
-        lock = WriterLock(path)
+        return cls.open_locked(path, bundle, WriterLock(path), warn)
+
+    @classmethod
+    def open_locked(cls, folder: Path, bundle: Bundle, lock: WriterLock, warn: Callable[[str], None]) -> Gallery:
+        """Open a gallery for writing, as `open`, under a lock that is held already; `close`, or a failure, releases it."""
         try:
-            store = Store(path, bundle.fingerprint, bundle.features)
+            store = Store(folder, bundle.fingerprint, bundle.features)
             gallery = cls(store, bundle, persistent=True, warn=warn, lock=lock)
         except BaseException:
             lock.release()
@@ -381,6 +386,7 @@ class Gallery:
         with self._searching:
             compact_database(self._store)
             self._searcher.rewrite()
+            remove_staging(self.folder)  # what an upgrade that was not finished embedded: of erased pictures too
             mark_compacted(self._store)
 
     # -- searching -------------------------------------------------------------------------------------------------

@@ -60,6 +60,11 @@ class Store(Database):
         create_database(folder, fingerprint, features)
         return cls(folder, fingerprint, features)
 
+    @classmethod
+    def of_any_bundle(cls, folder: Path, *, read_only: bool = True) -> Store:
+        """Open a gallery whatever bundle it was made with."""
+        return cls(folder, None, 0, read_only=read_only)
+
     # -- reading ---------------------------------------------------------------------------------------------------
 
     def counts(self) -> tuple[int, int]:
@@ -108,11 +113,18 @@ class Store(Database):
             return self.connection.execute("SELECT 1 FROM pictures WHERE gallery = ? LIMIT 1", (gallery,)).fetchone() is not None
 
     def newest(self) -> tuple[int, int]:
-        """(highest vector id ever given, number of the last erasure). Both only grow: they tell whether anything changed."""
+        """(highest vector id ever given, number of the last erasure). Both only grow: they tell whether anything changed.
+
+        Raises:
+            GalleryMismatchError: the images were embedded again with another bundle since the gallery was opened.
+        """
         query = """SELECT coalesce((SELECT seq FROM main.sqlite_sequence WHERE name = 'vectors'), 0),
-                          coalesce((SELECT max(number) FROM erased), 0)"""
+                          coalesce((SELECT max(number) FROM erased), 0),
+                          (SELECT value FROM meta WHERE name = 'fingerprint')"""
         with self.explained():
-            vector, erasure = self.connection.execute(query).fetchone()
+            vector, erasure, fingerprint = self.connection.execute(query).fetchone()
+        if fingerprint != self.fingerprint:
+            raise self.mismatch(str(fingerprint))
         return int(vector), int(erasure)
 
     def changes(self, after: int = 0, erasure: int = 0, limit: int = -1) -> Changes:
