@@ -240,11 +240,11 @@ def _why(embedded: EmbeddedFile, lost: Collection[int]) -> tuple[str, str]:
 
 
 def _paths(key: str) -> list[Path]:
-    """The files that a key may name: none where it is not an absolute path. Bytes that are no text stand in it as `\\xNN`."""
+    """The files that a key may name: none where it is not an absolute path. Bytes that are no UTF-8 stand in it as `\\xNN`."""
     if not os.path.isabs(key) or "\0" in key:
         return []
     paths = [Path(key)]
-    if re.search(r"\\x[0-9a-f]{2}", key):
-        data = re.sub(rb"\\x([0-9a-f]{2})", lambda found: bytes([int(found[1], 16)]), os.fsencode(key))
+    if re.search(r"\\x[89a-f][0-9a-f]", key):
+        data = re.sub(rb"\\x([89a-f][0-9a-f])", lambda found: bytes([int(found[1], 16)]), os.fsencode(key))
         paths.append(Path(os.fsdecode(data)))
     return paths
