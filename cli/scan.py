@@ -13,7 +13,7 @@ import click
 
 from ..display import print_comparison, print_results, printable, progress, say, warn
 from ..ending import FAILED, FOUND, NOTHING_FOUND
-from .inputs import inputs, say_skipped, walk
+from .inputs import inputs, say_skipped, skipped_in_words, walk
 from .options import index_threshold_option, json_option, model_options, null_option, paths_argument, quiet_option, threshold_option
 
 if TYPE_CHECKING:
@@ -56,7 +56,8 @@ def scan(
     """Screen pictures against a gallery.
 
     PATH is a picture, a folder (searched recursively), or '-' for a list of them on stdin: PNG, JPEG, TIFF, WebP, BMP, GIF and
-    DICOM, each frame of it.
+    DICOM, each frame of it. In a folder only files that are plainly not images are skipped, and counted by reason. The last
+    line of --json is a summary.
 
     \b
     Examples:
@@ -87,7 +88,7 @@ def scan(
 
         def report(stopped: str | None = None) -> None:
             if not as_json:
-                print_results(kept, size, counts, skipped, decision, stopped)
+                print_results(kept, size, counts, skipped_in_words(skipped), decision, stopped)
 
         try:
             with closing(progress(results, len(items), "screening", no_bar, lambda result: result.path)) as shown:
@@ -103,6 +104,8 @@ def scan(
             report(f"{how}: these are the results until then, of {len(items)} pictures in all")
             raise
         report()
+        if as_json:
+            click.echo(json.dumps({"schema_version": 1, "summary": {**counts, "skipped": skipped}}))
         if unproven and not quiet:
             say(f"note: {unproven} results come from the search graph, which may miss a match; use '--search exact' to be sure")
     if counts["error"] or unreadable:
@@ -155,7 +158,7 @@ def _gallery(screener: Screener, folder: Path | None, against: Path | None, quie
     with Gallery.temporary(screener.bundle) as gallery:
         unreadable = 0
         items, skipped = walk([against] if against else [])
-        say_skipped(skipped, quiet, " of the gallery's")
+        say_skipped(skipped, quiet, " in the gallery's folder")
         for outcome in progress(screener.index(items, gallery), len(items), "indexing", quiet, lambda done: done.path):
             for frame, reason, detail in outcome.errors:
                 unreadable += 1
