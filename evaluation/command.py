@@ -31,6 +31,13 @@ NEEDED = ("imagehash", "matplotlib", "pdqhash", "skimage", "sklearn")
     help="Re-identification, copy detection, or both.",
 )
 @click.option(
+    "--grid",
+    default="paper",
+    show_default=True,
+    type=click.Choice(["paper", "realistic", "all"]),
+    help="Alterations for copy detection: the paper's and six beyond, those users meet, or all.",
+)
+@click.option(
     "--baseline",
     "baselines",
     multiple=True,
@@ -72,6 +79,13 @@ NEEDED = ("imagehash", "matplotlib", "pdqhash", "skimage", "sklearn")
     type=click.IntRange(min=1),
     help="Pairs of different pictures a data set for mse, ssim and ncc; embeddings are compared in all of up to 2,000,000.",
 )
+@click.option(
+    "--no-negatives",
+    "no_negatives",
+    multiple=True,
+    metavar="DS_NAME,...",
+    help="Data sets whose pairs of different images do not count: one thing may have two identities there. May be repeated.",
+)
 @click.option("--size", type=click.IntRange(min=32), help="Side at which pictures are altered.  [default: the bundle's input]")
 @click.option("--seed", default=42, show_default=True, type=click.IntRange(min=0), help="Of pairs, alterations and intervals.")
 @click.option("--limit", type=click.IntRange(min=2), help="Only the first so many pictures of each data set, for a try.")
@@ -81,12 +95,14 @@ def evaluate(
     listing: Path,
     base: Path | None,
     protocol: str,
+    grid: str,
     baselines: tuple[str, ...],
     baseline_values: str,
     baseline_size: int,
     rates: tuple[float, ...],
     fit_on: str,
     negatives: int,
+    no_negatives: tuple[str, ...],
     size: int | None,
     seed: int,
     limit: int | None,
@@ -141,6 +157,8 @@ def evaluate(
             false_positives=rates or FALSE_POSITIVES,
             workers=session.threads,
             progress=progress,
+            grid=grid,
+            no_negatives=[name.strip() for names in no_negatives for name in names.split(",")],
         )
     # Before the plots: whatever becomes of them, the figures are out.
     if as_json:
