@@ -1,9 +1,9 @@
 """CSV file lists, for training and evaluation alike.
 
 Columns, as the reference has them: `Split` (TRAIN, VAL or TEST), `id` (identity: patient, person, object), `path` (relative to
-a base folder, or absolute), and optionally `ds_name` (data set; pairs are made within one) and `group` (the identity made finer:
-pictures of one view, side, level or contrast, which alone are compared as the same). Other columns are ignored, and the order of
-columns is free.
+a base folder, or absolute), and optionally `ds_name` (data set; pairs are made within one), `group` (the identity made finer:
+pictures of one view, side, level or contrast, which alone are compared as the same) and `kind` (radiograph, photograph, ...). Other
+columns are ignored, and the order of columns is free.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ __all__ = ["SPLITS", "Listed", "read_file_list", "write_file_list"]
 
 SPLITS = ("TRAIN", "VAL", "TEST")
 REQUIRED = ("Split", "id", "path")
+OPTIONAL = ("ds_name", "group", "kind")
 NAMED_AT_ONCE = 3
 LONGEST_SHOWN = 100
 
 
 @dataclass(frozen=True)
 class Listed:
-    """One line of a file list. `name` is the path as the list has it, `path` where it lies; `group` is empty without one."""
+    """One line of a file list. `name` is the path as the list has it, `path` where it lies; what the list lacks is empty."""
 
     split: str
     identity: str
@@ -35,6 +36,7 @@ class Listed:
     path: Path
     ds_name: str = ""
     group: str = ""
+    kind: str = ""
 
 
 def read_file_list(listing: Path, base: Path | None = None) -> list[Listed]:
@@ -98,10 +100,9 @@ def write_file_list(listing: Path, rows: Iterable[Listed]) -> None:
     def write(path: Path) -> None:
         with path.open("w", encoding="utf-8", newline="") as lines:
             writer = csv.writer(lines)
-            grouped = any(row.group for row in written)
-            writer.writerow([*REQUIRED, "ds_name", *(["group"] if grouped else [])])
-            for row in written:
-                writer.writerow([row.split, row.identity, row.name, row.ds_name, *([row.group] if grouped else [])])
+            more = [column for column in OPTIONAL if column == "ds_name" or any(getattr(row, column) for row in written)]
+            writer.writerow([*REQUIRED, *more])
+            writer.writerows([row.split, row.identity, row.name, *(getattr(row, column) for column in more)] for row in written)
 
     put_whole(listing, write)
 
@@ -132,7 +133,7 @@ def _listed(row: dict[str, str | None], line: int, listing: Path, base: Path) ->
     split, identity, name = (str(row[column]).strip() for column in REQUIRED)
     if split.upper() not in SPLITS:
         raise FileListError(f"{listing} line {line} has the split {_shortened(split)!r}; TRAIN, VAL or TEST was expected")
-    return Listed(split.upper(), identity, name, base / name, *((row.get(column) or "").strip() for column in ("ds_name", "group")))
+    return Listed(split.upper(), identity, name, base / name, *((row.get(column) or "").strip() for column in OPTIONAL))
 
 
 def _some(names: list[str]) -> str:

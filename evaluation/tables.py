@@ -29,7 +29,7 @@ UNBOUNDED = 100_000
 SHOW_UNREADABLE = 10
 GRID_LABELS = {"paper": "the paper's 24", "beyond": "beyond the paper", "realistic": "realistic", "held_out": "held out"}
 """What tables call the kinds of cells, in the order in which they are shown."""
-BARS = {"pictures": "reading and scoring pictures", "pairs": "comparing pictures"}
+BARS = {"pictures": "reading and scoring pictures", "pairs": "comparing pictures", "tail": "measuring the strangers' tail"}
 
 
 @contextmanager
