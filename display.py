@@ -144,7 +144,7 @@ def print_results(
     if stopped:
         console.print(Text(printable(stopped), STYLES["error"]))
     console.print(Text(f"{verdicts}, against {size} in the gallery.{others}"))
-    console.print(Text(f"threshold {decision.threshold:.4g}: {decision.words}", "dim"))
+    console.print(Text(f"threshold {decision.threshold:.4g}: {printable(decision.words)}", "dim"))
 
 
 def _row(result: Result) -> Row:
@@ -178,6 +178,8 @@ def _shortened(key: str) -> str:
 def print_comparison(comparison: Comparison, first: Path, second: Path, bundle: Bundle, *, given: bool) -> None:
     from rich.text import Text
 
+    from .runtime.gallery.calibration import decide_pair_threshold
+
     console = _console(sys.stdout)
     frames = f" (frames {comparison.frames[0]} and {comparison.frames[1]})" if any(comparison.frames) else ""
     verdict = comparison.verdict.value
@@ -188,8 +190,8 @@ def print_comparison(comparison: Comparison, first: Path, second: Path, bundle: 
             f"  {printable(str(first))} and {printable(str(second))}{frames}: {words}, by a score of {comparison.score:.4f}",
         )
     )
-    source = "given with --threshold" if given else bundle.threshold.source
-    console.print(Text(f"threshold {comparison.threshold:.4g}: {source}", "dim"))
+    words = decide_pair_threshold(bundle, comparison.threshold if given else None).words
+    console.print(Text(f"threshold {comparison.threshold:.4g}: {printable(words)}", "dim"))
 
 
 def print_calibration(

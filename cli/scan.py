@@ -14,7 +14,16 @@ import click
 from ..display import print_comparison, print_results, printable, progress, say, warn
 from ..ending import FAILED, FOUND, NOTHING_FOUND
 from .inputs import inputs, say_skipped, skipped_in_words, walk
-from .options import index_threshold_option, json_option, model_options, null_option, paths_argument, quiet_option, threshold_option
+from .options import (
+    fpir_option,
+    index_threshold_option,
+    json_option,
+    model_options,
+    null_option,
+    paths_argument,
+    quiet_option,
+    threshold_option,
+)
 
 if TYPE_CHECKING:
     from ..runtime.gallery import Gallery
@@ -32,6 +41,7 @@ SHOW_ALL_UP_TO = 40
 @click.option("--against", type=click.Path(path_type=Path), help="Folder or picture to screen against, indexed for this once.")
 @click.option("--gallery", "names", multiple=True, help="Screen against this group of the index; may be repeated.  [default: all]")
 @index_threshold_option
+@fpir_option
 @click.option("--top", default=5, show_default=True, type=click.IntRange(min=1), help="Matches to list for each picture.")
 @click.option("--search", default="auto", show_default=True, type=click.Choice(["auto", "exact", "hnsw"]), help="How to search.")
 @click.option("-v", "--verbose", is_flag=True, help="Show clear pictures too, however many there are.")
@@ -45,6 +55,7 @@ def scan(
     against: Path | None,
     names: tuple[str, ...],
     threshold: float | None,
+    fpir: float | None,
     top: int,
     search: str,
     verbose: bool,
@@ -76,10 +87,10 @@ def scan(
     with _gallery(screener, folder, against, quiet) as (gallery, unreadable):
         if as_json:
             say_skipped(skipped, quiet)
-        decision = decide_threshold(gallery, threshold)
+        size = gallery.frames(names or None)  # a mistyped name is an error now, before the first picture
+        decision = decide_threshold(gallery, threshold, fpir, names or None)
         for line in () if quiet else decision.warnings:
             warn(line)
-        size = gallery.frames(names or None)  # a mistyped name is an error now, before the first picture
         results = screener.screen(items, gallery, threshold=decision, top=top, search=search, galleries=names or None)
         no_bar = quiet or (as_json and sys.stdout.isatty())  # the lines themselves show how far it is
         counts = {"clear": 0, "match": 0, "error": 0}

@@ -55,13 +55,14 @@ class Indexed:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two pictures compared; of multi-frame pictures, their two most alike frames."""
+    """Two pictures compared; of multi-frame pictures, their two most alike frames. `threshold_source`: see `ThresholdSource`."""
 
     score: float
     logit: float
     threshold: float
     verdict: Verdict
     frames: tuple[int, int]
+    threshold_source: str = "given"
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -71,6 +72,7 @@ class Comparison:
             "threshold": self.threshold,
             "verdict": self.verdict.value,
             "frames": list(self.frames),
+            "threshold_source": self.threshold_source,
         }
 
 

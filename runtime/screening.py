@@ -26,8 +26,8 @@ from .encoder import Encoder
 from .errors import EncodingError, GalleryError, KeyConflictError, LcmemError, PictureError, Reason, UsageError
 from .files import DEFAULT_LIMITS, Found, Limits, Skipped, Supplied, Unfound, picture_name, read_file, walk_or_supplied
 from .gallery import DEFAULT_GALLERY, Added, Entry, Gallery, Hit, Identity, Search, check_gallery_name
-from .gallery.calibration import Decision, ThresholdSource, decide_threshold
-from .head import Floats, check_threshold
+from .gallery.calibration import Decision, ThresholdSource, decide_pair_threshold, decide_threshold
+from .head import Floats
 from .identifiers import NOBODY, Identifiers
 from .machine import cpu_limit
 from .notes import Note
@@ -214,26 +214,27 @@ class Screener:
 
         Args:
             first, second: as for `embed`.
-            threshold: score in (0, 1); None takes the bundle's.
+            threshold: score in (0, 1); None takes what the bundle's strangers give for a gallery of one, else the bundle's.
 
         Raises:
             As for `embed`.
         """
-        self._threshold(threshold)  # before the work, so that a wrong one is said at once
+        decide_pair_threshold(self.bundle, threshold)  # before the work, so that a wrong one is said at once
         return self.compare_embeddings(self.embed_renderings(first), self.embed_renderings(second), threshold)
 
     def compare_embeddings(
         self, ones: Sequence[Floats] | Floats, others: Sequence[Floats] | Floats, threshold: float | None = None
     ) -> Comparison:
         """Score two pictures by their embeddings, as `embed` or `embed_renderings` gives them."""
-        limit = self._threshold(threshold)
+        decision = decide_pair_threshold(self.bundle, threshold)
         first, second = (np.concatenate([np.atleast_2d(frame) for frame in frames]) for frames in (ones, others))
         numbers = [[at for at, frame in enumerate(frames) for _ in np.atleast_2d(frame)] for frames in (ones, others)]
         logits = np.stack([self.bundle.head.logits(one, second) for one in first])
         a, b = (int(at) for at in np.unravel_index(int(logits.argmax()), logits.shape))
         score = self.bundle.head.score(first[a], second[b])
-        verdict = Verdict.MATCH if score >= limit else Verdict.CLEAR
-        return Comparison(score, float(logits[a, b]), limit, verdict, (numbers[0][a], numbers[1][b]))
+        verdict = Verdict.MATCH if score >= decision.threshold else Verdict.CLEAR
+        frames = (numbers[0][a], numbers[1][b])
+        return Comparison(score, float(logits[a, b]), decision.threshold, verdict, frames, decision.source.value)
 
     def _views(self, picture: Source) -> Iterator[tuple[NDArray[np.uint8], ...]]:
         """Of each frame."""
@@ -307,6 +308,7 @@ class Screener:
         gallery: Gallery,
         *,
         threshold: float | Decision | None = None,
+        fpir: float | None = None,
         top: int = 5,
         search: Search | str = Search.AUTO,
         galleries: Collection[str] | None = None,
@@ -318,7 +320,8 @@ class Screener:
             paths: files and folders (recursive), or what `walk` found in them.
             gallery: of the same bundle.
             threshold: score in (0, 1), or what `decide_threshold` said; None asks it: the index's own where it was calibrated,
-                else the bundle's.
+                else what the bundle's strangers give for the gallery's size, else the bundle's.
+            fpir: wanted false-positive identification rate, for a bundle with a strangers' tail; None takes 5 %.
             top: how many matches to list a frame.
             search: see `Search`.
             galleries: the groups of the index to screen against; None screens against all.
@@ -332,7 +335,7 @@ class Screener:
             GalleryError: the gallery is damaged, or empty, or becomes so: then everything would be clear.
         """
         self._check(gallery)
-        decision = threshold if isinstance(threshold, Decision) else decide_threshold(gallery, threshold)
+        decision = threshold if isinstance(threshold, Decision) else decide_threshold(gallery, threshold, fpir, galleries)
         if not len(gallery):
             raise _empty(gallery)
         replaced = gallery.replaced
@@ -354,7 +357,7 @@ class Screener:
                 if gallery.replaced != replaced:  # by an index that may have a threshold of its own
                     replaced = gallery.replaced
                     if decision.source is not ThresholdSource.GIVEN:
-                        decision = decide_threshold(gallery)
+                        decision = decide_threshold(gallery, None, decision.fpir, galleries)
                     result = replace(result, threshold=decision.threshold, threshold_source=decision.source)
                     (found,) = gallery.search(frame.value[None], decision.threshold, top=top, how=search, galleries=galleries)
                 if found.nearest is None:  # emptied meanwhile, or replaced by an index that is just being built
@@ -402,9 +405,6 @@ class Screener:
             yield EmbeddedFile(parts[0].path, parts[0].content, parts[0].frames, _embeddings(parts), _errors(parts))
 
     # -- the pipeline ----------------------------------------------------------------------------------------------
-
-    def _threshold(self, value: float | None) -> float:
-        return self.bundle.threshold.value if value is None else check_threshold(value)
 
     def _check(self, gallery: Gallery) -> None:
         if gallery.bundle.fingerprint != self.bundle.fingerprint:
