@@ -490,3 +490,32 @@ def test_the_commands_go_out_in_and_together(tmp_path: Path) -> None:
         two.add(Entry("/p/1.png", b"\1" * 32, 1, {0: vectors[0]}))
     code, _, said = lcmem("index", "merge", tmp_path / "a", tmp_path / "b", "--index", tmp_path / "e")
     assert (code, "stand for other pictures" in said, (tmp_path / "e").exists()) == (2, True, False)
+
+
+def test_an_export_with_patients_says_that_keys_are_pseudonyms_and_they_can_be_erased(tmp_path: Path) -> None:
+    from lcmem_onnx.runtime.bundle import open_bundle
+
+    def lcmem(*arguments: str | Path) -> tuple[int, str, str]:
+        done = CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
+        return done.exit_code, done.stdout, done.stderr
+
+    vectors = np.random.default_rng(0).random((3, open_bundle().features), dtype=np.float32)
+    with Gallery.create(tmp_path / "a", open_bundle()) as one:
+        patient = one.site_key().patient("4711")
+        one.add_all(Entry(f"/Doe^John/{n}.png", bytes([n]) * 32, 1, {0: vectors[n]}, patient=patient) for n in range(2))
+    named, hashed = tmp_path / "named.npz", tmp_path / "hashed.npz"
+    code, _, said = lcmem("index", "export", "--index", tmp_path / "a", "--out", hashed)
+    assert (code, "note: keys are pseudonyms under the site key" in said) == (0, True)
+    code, out, said = lcmem("index", "export", "--index", tmp_path / "a", "--out", named, "--with-paths", "--json")
+    assert (code, json.loads(out)["keys"], "names of the indexed files" in said) == (0, "paths", True)
+    assert lcmem("index", "export", "--index", tmp_path / "a", "--out", tmp_path / "quiet.npz", "-q") == (0, "", "")
+    with np.load(hashed) as file:
+        assert not any("Doe" in str(text) for name in file.files if name.startswith("key_") for text in file[name])
+    with np.load(named) as file:
+        assert list(file["key_00000"]) == ["/Doe^John/0.png", "/Doe^John/1.png"]
+    assert lcmem("index", "import", hashed, "--index", tmp_path / "b", "-q")[0] == 0
+    code, out, _ = lcmem("index", "remove", "--index", tmp_path / "b", "--key", "/Doe^John/1.png", "--json")
+    assert (code, json.loads(out)["removed"]) == (0, 1)
+    assert lcmem("index", "remove", "--index", tmp_path / "b", "--key", "/Doe^John/1.png")[0] == 2
+    code, out, _ = lcmem("index", "remove", "--index", tmp_path / "b", "--patient", "4711", "--json")
+    assert (code, json.loads(out)["removed"]) == (0, 1)
