@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ __all__ = [
     "DEFAULT_LIMITS",
     "DICOM_SUFFIXES",
     "HEAD",
+    "TGA_SUFFIXES",
     "Found",
     "Kind",
     "Limits",
@@ -29,13 +31,21 @@ __all__ = [
     "walk_or_supplied",
 ]
 
-HEAD = 132
-"""Bytes that `sniff` needs: a DICOM file's mark comes after a preamble of 128."""
+HEAD = 512
+"""Bytes that `sniff` needs: a DICOM file's mark comes after a preamble of 128, a Netpbm file's size after comments."""
 
 DICOM_SUFFIXES = frozenset({".dcm", ".dicom", ".ima"})
+TGA_SUFFIXES = frozenset({".tga", ".icb", ".vda", ".vst"})
+"""Targa files have no mark at their beginning, so a file's name decides whether it is tried as one."""
 _SUFFIXES = DICOM_SUFFIXES | frozenset(
-    ".png .apng .jpg .jpeg .jpe .jfif .tif .tiff .webp .bmp .dib .gif".split()  # noqa: SIM905  # one line, not twelve
+    """
+    .png .apng .jpg .jpeg .jpe .jfif .tif .tiff .webp .bmp .dib .gif
+    .avif .heic .heif .jxl .jp2 .j2k .jls .pnm .pbm .pgm .ppm .tga
+    """.split()
 )
+_HEVC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
+_BLANKS = rb"(?:[ \t\r\n]|#[^\r\n]*[\r\n])+"
+_NETPBM = re.compile(rb"P[1-6]" + _BLANKS + rb"\d+" + _BLANKS + rb"\d+\s|P[Ff]\s+\d+\s+\d+\s|P7(\n| 332\n)")
 _BMP_HEADERS = {12, 16, 40, 52, 56, 64, 108, 124}
 
 
@@ -72,6 +82,13 @@ class Kind(StrEnum):
     WEBP = "webp"
     BMP = "bmp"
     GIF = "gif"
+    AVIF = "avif"
+    HEIC = "heic"
+    JPEG_XL = "jpeg-xl"
+    JPEG_2000 = "jpeg-2000"
+    JPEG_LS = "jpeg-ls"
+    NETPBM = "netpbm"
+    TGA = "tga"
     DICOM = "dicom"
 
 
@@ -118,6 +135,7 @@ def sniff(head: bytes) -> Kind | None:
     if head[128:132] == b"DICM":
         return Kind.DICOM
     for mark, kind in (
+        (b"\xff\xd8\xff\xf7", Kind.JPEG_LS),
         (b"\x89PNG\r\n\x1a\n", Kind.PNG),
         (b"\xff\xd8\xff", Kind.JPEG),
         (b"II*\0", Kind.TIFF),
@@ -126,6 +144,10 @@ def sniff(head: bytes) -> Kind | None:
         (b"MM\0+", Kind.TIFF),
         (b"GIF87a", Kind.GIF),
         (b"GIF89a", Kind.GIF),
+        (b"\xff\x4f\xff\x51", Kind.JPEG_2000),
+        (b"\0\0\0\x0cjP  \r\n\x87\n", Kind.JPEG_2000),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", Kind.JPEG_XL),
+        (b"\xff\x0a", Kind.JPEG_XL),
     ):
         if head.startswith(mark):
             return kind
@@ -134,7 +156,21 @@ def sniff(head: bytes) -> Kind | None:
     # Two letters are too little to tell a bitmap from a text that begins with BM.
     if head[:2] == b"BM" and int.from_bytes(head[14:18], "little") in _BMP_HEADERS:
         return Kind.BMP
-    return None
+    if _NETPBM.match(head):
+        return Kind.NETPBM
+    return _by_brand(head) if head[4:8] == b"ftyp" else None
+
+
+def _by_brand(head: bytes) -> Kind | None:
+    """HEIC or AVIF, by the brands of an ISO base media file: the major one, else what it is compatible with."""
+    end = min(int.from_bytes(head[:4], "big"), len(head) - len(head) % 4)
+    brands = [head[8:12], *(head[at : at + 4] for at in range(16, end, 4))]
+    for brand in brands:
+        if brand in (b"avif", b"avis"):
+            return Kind.AVIF
+        if brand in _HEVC_BRANDS:
+            return Kind.HEIC
+    return Kind.HEIC if brands[0] in (b"mif1", b"msf1") else None
 
 
 def read_file(path: str | os.PathLike[str], limits: Limits = DEFAULT_LIMITS) -> bytes:
