@@ -17,6 +17,7 @@ __all__ = [
     "DEFAULT_LIMITS",
     "DICOM_SUFFIXES",
     "HEAD",
+    "TGA_FOOTER",
     "TGA_SUFFIXES",
     "Found",
     "Kind",
@@ -36,7 +37,9 @@ HEAD = 512
 
 DICOM_SUFFIXES = frozenset({".dcm", ".dicom", ".ima"})
 TGA_SUFFIXES = frozenset({".tga", ".icb", ".vda", ".vst"})
-"""Targa files have no mark at their beginning, so a file's name decides whether it is tried as one."""
+"""Targa files have no mark at their beginning, so a file's name decides whether it is tried as one,"""
+TGA_FOOTER = b"TRUEVISION-XFILE.\0"
+"""or its last bytes, in files of the second version."""
 _SUFFIXES = DICOM_SUFFIXES | frozenset(
     """
     .png .apng .jpg .jpeg .jpe .jfif .tif .tiff .webp .bmp .dib .gif

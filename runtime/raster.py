@@ -110,8 +110,7 @@ class Raster:
         with self._lock, _unsupported():
             decoded = self._source.decode(number)
             self._seen |= decoded.notes
-            if number == 0:
-                self._embedded.compare(decoded.renderings[0])
+            self._embedded.compare(number, decoded.renderings[0])
         return tuple(np.ascontiguousarray(_turned(pixels, decoded.orientation)) for pixels in decoded.renderings)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -29,6 +30,9 @@ _HIDDEN_PIXELS = 1024
 _HIDDEN_LEVELS = 8 * BLANK_LEVELS
 """Spread of the colors under full transparency, of 255, up to which they count as one color."""
 _ROWS_AT_ONCE = 1 << 20
+_SMALL = 256
+_FAINT = 0.1
+"""Share of the other rendering's edges below which an image has vanished in its background, as black lines do in black."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +148,8 @@ def flattened(rgb: NDArray[np.uint8], alpha: Alpha | None) -> Renderings:
         alpha: its opacity; None for an opaque image.
 
     Returns:
-        The image itself where it is opaque; else on white, and on black.
+        The image itself where it is opaque; else on white, and on black. A rendering in which the image vanishes is left out: what
+        little remains, as a gray dot beside black lines on black, would match whatever else leaves the same.
     """
     if alpha is None or alpha.opaque:
         return (rgb,)
@@ -156,7 +161,18 @@ def flattened(rgb: NDArray[np.uint8], alpha: Alpha | None) -> Renderings:
         shown = rgb[rows] if alpha.premultiplied else rgb[rows] * share
         black[rows] = np.rint(shown)
         white[rows] = np.rint(np.minimum(shown + 255 * (1 - share), 255))
-    return white, black
+    edges = _edges(white), _edges(black)
+    if edges[1] < _FAINT * edges[0]:
+        return (white,)
+    return (black,) if edges[0] < _FAINT * edges[1] else (white, black)
+
+
+def _edges(rgb: NDArray[np.uint8]) -> float:
+    """How much there is to see: the sum of differences between neighbours, in a small version."""
+    height, width = rgb.shape[:2]
+    scale = min(1.0, _SMALL / max(height, width))
+    small = cv2.resize(rgb, (max(1, round(width * scale)), max(1, round(height * scale))), interpolation=cv2.INTER_AREA)
+    return float(sum(np.abs(np.diff(small.astype(np.float32), axis=axis)).sum() for axis in (0, 1)))
 
 
 def has_hidden_image(rgb: NDArray[np.uint8], alpha: Alpha | None) -> bool:

@@ -39,6 +39,8 @@ YCBCR_SUBSAMPLING = 530
 SUB_IFDS, INK_SET, EXTRA_SAMPLES, SAMPLE_FORMAT, JPEG_OFFSET, JPEG_BYTES = 330, 332, 338, 339, 513, 514
 OTHER_DIRECTORIES = (34665, 34853, 40965)
 """EXIF, GPS and interoperability: directories without images."""
+ICC_PROFILE, XMP = 34675, 700
+_PIXELS = ((STRIP_OFFSETS, STRIP_BYTES), (TILE_OFFSETS, TILE_BYTES), (JPEG_OFFSET, JPEG_BYTES))
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _MASK, _CMYK, _YCBCR, _LAB = 0, 1, 2, 3, 4, 5, 6, 8
 _COLORS = {_WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _RGB: 3, _PALETTE: 1, _MASK: 1, _CMYK: 4, _YCBCR: 3, _LAB: 3}
 _COMPRESSIONS = frozenset({1, 2, 3, 4, 5, 6, 7, 8, 32773, 32946, 34887, 34925, 50000, 50001})
@@ -199,18 +201,19 @@ class Tiff:
     Args:
         data: the file.
         limits: on what is decoded.
+        embedded: whether this is EXIF data, whose first directory need not be an image.
 
     Raises:
         PictureError: damaged or too large.
     """
 
-    def __init__(self, data: bytes, limits: Limits) -> None:
+    def __init__(self, data: bytes, limits: Limits, *, embedded: bool = False) -> None:
         self._data = data
         self._limits = limits
         self.directories = list(read_directories(data, limits.max_frames))
         self._order, self._big, self._first = _header(data)
         self._patched: bytearray | None = None
-        for directory in self.directories[:1]:
+        for directory in () if embedded else self.directories[:1]:
             if isinstance(directory, Directory):
                 self._layout(directory)
 
@@ -241,6 +244,38 @@ class Tiff:
         if layout.photometric == _YCBCR or layout.compression == _JPEG:
             changes[ORIENTATION] = 1
         return _rendered(self._samples(directory, layout, changes), layout, directory)
+
+    def spans(self) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+        """Return which parts of the file, (start, end) each, are pixels, and which are anything else that the directories name."""
+        pixels: list[tuple[int, int]] = []
+        named = [(0, 16 if self._big else 8)]
+        waiting = [directory for directory in self.directories if isinstance(directory, Directory)]
+        while waiting:
+            directory = waiting.pop()
+            named.append((directory.offset, directory.offset + directory.length))
+            named += [(start, start + length) for start, length in map(directory.span, directory.entries)]
+            for offsets, lengths in _PIXELS:
+                if {offsets, lengths} <= directory.entries.keys():
+                    starts, sizes = directory.integers(offsets), directory.integers(lengths)
+                    pixels += [(start, start + size) for start, size in zip(starts, sizes, strict=False)]
+                elif offsets in directory.entries:  # without lengths; so everything may be pixels
+                    pixels.append((0, len(self._data)))
+            for tag in OTHER_DIRECTORIES:
+                if tag in directory.entries:
+                    try:
+                        waiting.append(read_directory(self._data, self._order, self._big, directory.integer(tag, 0)))
+                    except PictureError:
+                        continue
+        return pixels, named
+
+    def values_of(self, tag: int) -> list[tuple[int, int]]:
+        """Return where a tag's values lie, (start, end) for each directory that has it."""
+        found = (directory.span(tag) for directory in self.directories if isinstance(directory, Directory))
+        return [(start, start + length) for start, length in found if length]
+
+    def packets(self) -> list[bytes]:
+        """Return the XMP packets, in which images are texts."""
+        return [self._data[start:end] for start, end in self.values_of(XMP)]
 
     def _layout(self, directory: Directory) -> _Layout:
         """Check that a directory's image can be decoded within the limits."""
