@@ -29,6 +29,7 @@ _JPEG_2000_BOXES = {b"jP  ", b"ftyp", b"jp2h", b"jp2c", b"rreq", b"free"}
 _JPEG_XL_BOXES = {b"JXL ", b"ftyp", b"jxlc", b"jxlp", b"jxll", b"jxli", b"jbrd", b"free"}
 _METADATA_BOXES = {b"Exif", b"xml ", b"uuid", b"jumb", b"brob", b"uinf", b"asoc", b"lbl "}
 _BMFF_BOXES = {b"ftyp", b"meta", b"mdat", b"free", b"skip", b"moov", b"mini"}
+_MAX_THUMBNAILS = 4
 _CODED = {b"av01", b"hvc1", b"lhv1", b"avc1", b"vvc1", b"jpeg", b"j2k1", b"grid", b"iovl", b"iden", b"tmap", b"unci", b"mski"}
 
 
@@ -41,12 +42,14 @@ class Contents:
         end: where the image ends; None where that is not known.
         unknown: bytes of parts that no standard knows.
         notes: flags.
+        thumbnails: the file once more for each thumbnail, which it then shows.
     """
 
     metadata: tuple[bytes, ...] = ()
     end: int | None = None
     unknown: int = 0
     notes: frozenset[Note] = field(default_factory=frozenset)
+    thumbnails: tuple[bytes, ...] = ()
 
 
 def png_contents(data: bytes) -> Contents:
@@ -173,87 +176,162 @@ def _unbrotlied(content: bytes) -> bytes:
         return content
 
 
-def bmff_contents(data: bytes, info: Mapping[str, Any], *, screened_tracks: bool) -> Contents:
+def bmff_contents(data: bytes, info: Mapping[str, Any], *, all_screened: bool) -> Contents:
     """Return the metadata of a HEIC or AVIF file, and flags on its further images.
 
     Args:
         info: what the decoder gives: "exif", "xmp".
-        screened_tracks: whether the decoder gives the frames of an image sequence.
+        all_screened: whether the decoder gives each image that is not hidden, but no image sequences (pi-heif for HEIC); else it
+            gives the primary image or the sequence (Pillow for AVIF).
     """
     metadata = [bytes(value) for name in ("exif", "xmp") if isinstance(value := info.get(name), bytes)]
     notes: set[Note] = set()
+    thumbnails: tuple[bytes, ...] = ()
     end, unknown = 0, 0
     for box in boxes_in(data):
         end = box.end
         if box.kind == b"meta":
-            notes |= _further_images(data, box)
-        elif box.kind == b"moov" and not screened_tracks:
+            found = _read_items(data, box)
+            if found is None:
+                notes.add(Note.EMBEDDED_IMAGE)
+                continue
+            notes |= found.notes(all_screened)
+            thumbnails = tuple(_made_primary(data, found, item) for item in found.thumbnails[:_MAX_THUMBNAILS])
+            if len(found.thumbnails) > _MAX_THUMBNAILS:
+                notes.add(Note.EMBEDDED_IMAGE)
+        elif box.kind == b"moov" and all_screened:
             notes.add(Note.EMBEDDED_IMAGE)
         elif box.kind not in _BMFF_BOXES:
             metadata.append(data[box.start : box.end])
             unknown += box.end - box.start
             if box.kind == b"mpvd":
                 notes.add(Note.APPENDED_DATA)
-    return Contents(tuple(metadata), end, unknown, frozenset(notes))
+    return Contents(tuple(metadata), end, unknown, frozenset(notes), thumbnails)
 
 
-def _further_images(data: bytes, meta: Box) -> set[Note]:
-    """Flags on images that are not the primary one, nor a part of it, nor its opacity."""
-    items: dict[int, bytes] = {}
-    primary = 0
+@dataclass(frozen=True)
+class _Items:
+    """The items of a HEIC or AVIF file.
+
+    Attributes:
+        kinds: an item's number to its type; `hidden`: those that are not to be shown.
+        links: references: their kind, from which item, to which.
+        opacities: items that are the opacity of others.
+        primary: the item that is shown; `primary_at`: where its number lies, (start, bytes).
+        link_names: where the kinds of the references lie.
+    """
+
+    kinds: Mapping[int, bytes]
+    hidden: frozenset[int]
+    links: tuple[tuple[bytes, int, tuple[int, ...]], ...]
+    opacities: frozenset[int]
+    primary: int
+    primary_at: tuple[int, int]
+    link_names: tuple[int, ...]
+
+    def _parts_of(self, items: set[int]) -> set[int]:
+        """The items and all that they are made from, as tiles of a grid."""
+        found = set(items)
+        for _ in range(8):
+            found |= {target for kind, origin, targets in self.links if kind == b"dimg" and origin in found for target in targets}
+        return found
+
+    @property
+    def thumbnails(self) -> tuple[int, ...]:
+        """Thumbnails of the primary image."""
+        return tuple(origin for kind, origin, targets in self.links if kind == b"thmb" and self.primary in targets)
+
+    def notes(self, all_screened: bool) -> set[Note]:
+        """Flags on images that are neither screened, nor a part of what is, nor its opacity, nor a thumbnail of the primary one."""
+        images = {item for item, kind in self.kinds.items() if kind in _CODED}
+        others = images - self._parts_of({self.primary}) - self._parts_of({*self.thumbnails, *self.opacities})
+        mapped = self._parts_of({item for item, kind in self.kinds.items() if kind == b"tmap"})
+        auxiliary = self._parts_of({origin for kind, origin, _ in self.links if kind == b"auxl"}) | mapped
+        rest = others - auxiliary
+        if all_screened:
+            rest -= self._parts_of(rest - self.hidden - {origin for kind, origin, _ in self.links if kind == b"thmb"})
+        found = {Note.AUXILIARY_IMAGE} if others & auxiliary else set()
+        return found | ({Note.EMBEDDED_IMAGE} if rest else set())
+
+
+def _made_primary(data: bytes, items: _Items, item: int) -> bytes:
+    """A copy of the file in which another item is the primary one, and no thumbnail."""
+    copy = bytearray(data)
+    start, length = items.primary_at
+    copy[start : start + length] = item.to_bytes(length, "big")
+    for at in items.link_names:
+        if copy[at : at + 4] == b"thmb":
+            copy[at : at + 4] = b"free"
+    return bytes(copy)
+
+
+def _read_items(data: bytes, meta: Box) -> _Items | None:
+    """Read a meta box; None if it cannot be."""
+    kinds: dict[int, bytes] = {}
+    hidden: set[int] = set()
     links: list[tuple[bytes, int, tuple[int, ...]]] = []
-    opacity = False
-    for box in boxes_in(data, meta.start + 4, meta.end):
-        content = data[box.start : box.end]
-        try:
+    names: list[int] = []
+    opacities: frozenset[int] = frozenset()
+    primary, primary_at = 0, (0, 0)
+    try:
+        for box in boxes_in(data, meta.start + 4, meta.end):
+            version = data[box.start]
             if box.kind == b"pitm":
-                primary = int.from_bytes(content[4 : 6 if content[0] == 0 else 8], "big")
+                primary_at = box.start + 4, 2 if version == 0 else 4
+                primary = int.from_bytes(data[primary_at[0] : sum(primary_at)], "big")
             elif box.kind == b"iinf":
-                items = _items(data, box)
+                for entry in boxes_in(data, box.start + (6 if version == 0 else 8), box.end):
+                    item, kind = _item(data, entry)
+                    kinds[item] = kind
+                    if data[entry.start + 3] & 1:
+                        hidden.add(item)
             elif box.kind == b"iref":
-                links = _links(data, box)
+                for entry in boxes_in(data, box.start + 4, box.end):
+                    links.append(_link(data, entry, 2 if version == 0 else 4))
+                    names.append(entry.offset + 4)
             elif box.kind == b"iprp":
-                opacity = b"auxid:1\0" in content or b":alpha\0" in content
-        except (IndexError, struct.error):
-            return {Note.EMBEDDED_IMAGE}
-    shown = {primary}
-    for _ in range(8):  # tiles of the primary image, and of what it is made from
-        shown |= {target for kind, origin, targets in links if kind == b"dimg" and origin in shown for target in targets}
-    helpers = {origin for kind, origin, targets in links if kind in (b"auxl", b"thmb") and shown.intersection(targets)}
-    derived = {target for kind, origin, targets in links if kind == b"dimg" and items.get(origin) == b"tmap" for target in targets}
-    helpers |= derived | {item for item, kind in items.items() if kind == b"tmap"}
-    helpers |= {target for kind, origin, targets in links if kind == b"dimg" and origin in helpers for target in targets}
-    notes: set[Note] = set()
-    others = {item for item, kind in items.items() if kind in _CODED} - shown
-    auxiliary = others & helpers
-    if len(auxiliary) > opacity:
-        notes.add(Note.AUXILIARY_IMAGE)
-    if others - helpers:
-        notes.add(Note.EMBEDDED_IMAGE)
-    return notes
+                opacities = _opacities(data, box)
+    except (IndexError, struct.error):
+        return None
+    return _Items(kinds, frozenset(hidden), tuple(links), opacities, primary, primary_at, tuple(names))
 
 
-def _items(data: bytes, box: Box) -> dict[int, bytes]:
-    """Items' numbers and types."""
-    start = box.start + (6 if data[box.start] == 0 else 8)
-    items: dict[int, bytes] = {}
-    for entry in boxes_in(data, start, box.end):
-        version = data[entry.start]
-        if entry.kind != b"infe" or version < 2:
-            continue
-        at = entry.start + 4
-        width = 2 if version == 2 else 4
-        items[int.from_bytes(data[at : at + width], "big")] = data[at + width + 2 : at + width + 6]
-    return items
+def _item(data: bytes, entry: Box) -> tuple[int, bytes]:
+    """An item's number and type."""
+    width = 2 if data[entry.start] < 3 else 4
+    at = entry.start + 4
+    return int.from_bytes(data[at : at + width], "big"), data[at + width + 2 : at + width + 6]
 
 
-def _links(data: bytes, box: Box) -> list[tuple[bytes, int, tuple[int, ...]]]:
-    """References: their kind, from which item, to which."""
-    form, width = (">H", 2) if data[box.start] == 0 else (">I", 4)
-    links = []
-    for entry in boxes_in(data, box.start + 4, box.end):
-        (origin,) = struct.unpack_from(form, data, entry.start)
-        (count,) = struct.unpack_from(">H", data, entry.start + width)
-        targets = struct.unpack_from(f">{count}{form[1]}", data, entry.start + width + 2)
-        links.append((entry.kind, origin, targets))
-    return links
+def _link(data: bytes, entry: Box, width: int) -> tuple[bytes, int, tuple[int, ...]]:
+    """A reference: its kind, from which item, to which."""
+    form = "H" if width == 2 else "I"
+    origin, count = struct.unpack_from(f">{form}H", data, entry.start)
+    return entry.kind, origin, struct.unpack_from(f">{count}{form}", data, entry.start + width + 2)
+
+
+def _opacities(data: bytes, iprp: Box) -> frozenset[int]:
+    """Items that a property says are the opacity of others."""
+    meant: set[int] = set()
+    found: set[int] = set()
+    for box in boxes_in(data, iprp.start, iprp.end):
+        if box.kind == b"ipco":
+            for number, prop in enumerate(boxes_in(data, box.start, box.end), 1):
+                name = data[prop.start + 4 : prop.end].partition(b"\0")[0] if prop.kind == b"auxC" else b""
+                if name.endswith((b"alpha", b"auxid:1")):
+                    meant.add(number)
+        elif box.kind == b"ipma":
+            version, flags = data[box.start], data[box.start + 3]
+            (count,) = struct.unpack_from(">I", data, box.start + 4)
+            at = box.start + 8
+            width, wide = (2 if version < 1 else 4), flags & 1
+            for _ in range(min(count, 1 << 16)):
+                item = int.from_bytes(data[at : at + width], "big")
+                properties = data[at + width]
+                at += width + 1
+                for _ in range(properties):
+                    number = int.from_bytes(data[at : at + 1 + wide], "big") & (0x7FFF if wide else 0x7F)
+                    at += 1 + wide
+                    if number in meant:
+                        found.add(item)
+    return frozenset(found)

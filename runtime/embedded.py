@@ -18,11 +18,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import PngImagePlugin
+from PIL import AvifImagePlugin, PngImagePlugin
 
 from .containers import Contents, bmff_contents, box_contents, gif_contents, png_contents, riff_contents
 from .errors import PictureError
 from .files import Kind, Limits
+from .heif import Heif
 from .jpeg import JpegFile, decode_jpeg, read_jpeg
 from .notes import PRIVATE_BYTES, Note
 from .thumbnails import shows_the_same
@@ -107,6 +108,7 @@ def find_embedded(data: bytes, kind: Kind, source: Any, limits: Limits) -> Embed
         return _of_tiff(data, source, limits)
     contents = _contents(data, kind, source)
     images = [image for blob in contents.metadata for image in _images_in(blob, limits)]
+    images += [_Image(_decoder(_shown_by(kind), blob, limits), 0) for blob in contents.thumbnails]
     notes = set(contents.notes)
     if _holds_something(data[contents.end :] if contents.end is not None else b""):
         notes.add(Note.APPENDED_DATA)
@@ -125,7 +127,7 @@ def _contents(data: bytes, kind: Kind, source: Any) -> Contents:
     if kind in (Kind.JPEG_2000, Kind.JPEG_XL):
         return box_contents(data, source.notes if kind is Kind.JPEG_XL else ())
     if kind in (Kind.HEIC, Kind.AVIF):
-        return bmff_contents(data, source.info, screened_tracks=kind is Kind.AVIF)
+        return bmff_contents(data, source.info, all_screened=kind is Kind.HEIC)
     if kind is Kind.NETPBM:
         return Contents(end=source.end)
     if kind is Kind.BMP:
@@ -200,6 +202,18 @@ def _thumbnail_of_png(blob: bytes, limits: Limits) -> NDArray[np.uint8]:
     if image.width * image.height > limits.max_pixels:
         return _undecodable()
     return np.array(image.convert("RGB"), np.uint8)
+
+
+def _shown_by(kind: Kind) -> Callable[[bytes, Limits], NDArray[np.uint8]]:
+    """What decodes a HEIC or AVIF file."""
+
+    def decode(blob: bytes, limits: Limits) -> NDArray[np.uint8]:
+        if kind is Kind.HEIC:
+            return Heif(blob, limits).decode(0).renderings[0]
+        image = AvifImagePlugin.AvifImageFile(BytesIO(blob))
+        return np.array(image.convert("RGB"), np.uint8) if image.width * image.height <= limits.max_pixels else _undecodable()
+
+    return decode
 
 
 def _undecodable() -> NDArray[np.uint8]:

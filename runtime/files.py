@@ -138,7 +138,6 @@ def sniff(head: bytes) -> Kind | None:
     if head[128:132] == b"DICM":
         return Kind.DICOM
     for mark, kind in (
-        (b"\xff\xd8\xff\xf7", Kind.JPEG_LS),
         (b"\x89PNG\r\n\x1a\n", Kind.PNG),
         (b"\xff\xd8\xff", Kind.JPEG),
         (b"II*\0", Kind.TIFF),
@@ -153,7 +152,7 @@ def sniff(head: bytes) -> Kind | None:
         (b"\xff\x0a", Kind.JPEG_XL),
     ):
         if head.startswith(mark):
-            return kind
+            return Kind.JPEG_LS if kind is Kind.JPEG and _is_jpeg_ls(head) else kind
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return Kind.WEBP
     # Two letters are too little to tell a bitmap from a text that begins with BM.
@@ -162,6 +161,14 @@ def sniff(head: bytes) -> Kind | None:
     if _NETPBM.match(head):
         return Kind.NETPBM
     return _by_brand(head) if head[4:8] == b"ftyp" else None
+
+
+def _is_jpeg_ls(head: bytes) -> bool:
+    """Whether the frame header of a JPEG file, as far as it can be seen, is that of JPEG-LS."""
+    at = 2
+    while at + 4 <= len(head) and head[at] == 0xFF and head[at + 1] not in (0xF7, 0xC0, 0xC2):
+        at += 2 + int.from_bytes(head[at + 2 : at + 4], "big")
+    return head[at : at + 2] == b"\xff\xf7"
 
 
 def _by_brand(head: bytes) -> Kind | None:

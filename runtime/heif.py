@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from io import BytesIO
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .errors import PictureError, Reason
 from .files import Limits
@@ -35,28 +37,32 @@ class Heif:
             import pi_heif
         except ImportError as error:
             raise PictureError(Reason.UNSUPPORTED, f"HEIC images need an optional package: {INSTALL}") from error
+        self._data = data
         self._limits = limits
-        self._file = pi_heif.open_heif(BytesIO(data), convert_hdr_to_8bit=False)
-        images = list(self._file)
-        for image in images:
-            check_size(*image.size, limits)
+        self._reader: Callable[..., Any] = pi_heif.open_heif
+        images = self._images()
         if len(images) > limits.max_frames:
             raise PictureError(Reason.TOO_LARGE, f"it has more than {limits.max_frames} frames")
-        first = self._file.primary_index
-        self._images = [images[first], *images[:first], *images[first + 1 :]]
-        self.frames = len(self._images)
-        self.info: dict[str, Any] = self._images[0].info
+        self.frames = len(images)
+        self.info: dict[str, Any] = images[0].info
+
+    def _images(self) -> list[Any]:
+        """The images, not yet decoded."""
+        file = self._reader(BytesIO(self._data), convert_hdr_to_8bit=False)
+        images = list(file)
+        for image in images:
+            check_size(*image.size, self._limits)
+        first = file.primary_index
+        return [images[first], *images[:first], *images[first + 1 :]]
 
     def decode(self, number: int) -> Decoded:
         """Decode one frame. libheif has turned it already."""
-        image = self._images[number]
-        values = np.asarray(image)
-        depth = int(image.info.get("bit_depth", 8))
-        mode = image.mode.partition(";")[0]
-        return Decoded((values,), 1) if mode == "?" else _rendered(values, mode, depth)
+        image = self._images()[number]  # anew, since one keeps its pixels
+        values = np.array(image, copy=True)[: image.size[1], : image.size[0]]  # the memory is pi-heif's, and rows may be longer
+        return _rendered(values, image.mode.partition(";")[0])
 
 
-def _rendered(values: Any, mode: str, depth: int) -> Decoded:
+def _rendered(values: NDArray[Any], mode: str) -> Decoded:
     top = 0xFFFF if values.dtype.itemsize == 2 else 255
     alpha = None
     if mode in ("RGBA", "LA", "RGBa"):

@@ -157,6 +157,8 @@ def decode_jpeg(data: bytes, limits: Limits, header: JpegFile | None = None) -> 
     """
     header = header or read_jpeg(data)
     check_size(*header.size, limits)
+    if header.frame and not header.size[1]:
+        raise PictureError(Reason.UNSUPPORTED, "JPEG files whose height follows the pixels (DNL) are not supported")
     if header.frame in _HIERARCHICAL or header.precision > 16:
         raise PictureError(Reason.UNSUPPORTED, f"JPEG process 0x{header.frame:02X} with {header.precision} bits is not supported")
     if header.frame == _JPEG_LS:
@@ -168,12 +170,20 @@ def decode_jpeg(data: bytes, limits: Limits, header: JpegFile | None = None) -> 
         return Decoded((np.array(image.convert("RGB"), np.uint8),), image.getexif().get(_ORIENTATION, 1))
     if header.frame == _LOSSLESS:  # libjpeg converts no colors in this process
         color = "RGB" if header.components == 3 else None
+        _check_end(header)
         values = imagecodecs.jpeg8_decode(data, colorspace=color, outcolorspace=color)
     elif header.frame:
+        _check_end(header)
         values = imagecodecs.jpeg8_decode(data)
     else:
         raise PictureError(Reason.DAMAGED, "it has no JPEG frame header")
     return _of_samples(values, header, _orientation(data, header))
+
+
+def _check_end(header: JpegFile) -> None:
+    """libjpeg fills what is cut off with grey, and imagecodecs does not tell."""
+    if header.end is None:
+        raise PictureError(Reason.DAMAGED, "its JPEG data are cut off")
 
 
 def check_size(width: int, height: int, limits: Limits) -> None:

@@ -10,6 +10,7 @@ missed. Transparent images are flattened, see `renderings`.
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -55,6 +56,7 @@ _READERS: dict[Kind, Callable[[BytesIO], ImageFile.ImageFile]] = {
     Kind.TGA: TgaImagePlugin.TgaImageFile,
 }
 _ORIENTATION = 0x0112
+logging.getLogger("imagecodecs").addHandler(logging.NullHandler())  # else its warnings about odd files go to stderr
 _NOT_SUPPORTED = re.compile(r"unsupported|not supported|unknown (pixel |tga )?mode|no decode delegate", re.IGNORECASE)
 """What Pillow says of sound files that it does not read, in exceptions that it also raises on damaged ones."""
 _OPAQUE_IF_EMPTY = {Kind.BMP, Kind.TGA}
