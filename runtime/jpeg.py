@@ -162,6 +162,7 @@ def decode_jpeg(data: bytes, limits: Limits, header: JpegFile | None = None) -> 
     if header.frame in _HIERARCHICAL or header.precision > 16:
         raise PictureError(Reason.UNSUPPORTED, f"JPEG process 0x{header.frame:02X} with {header.precision} bits is not supported")
     if header.frame == _JPEG_LS:
+        _check_end(header)
         return _of_samples(imagecodecs.jpegls_decode(data), header, _orientation(data, header))
     if header.frame in _BY_PILLOW and header.precision == 8 and header.components in (1, 3, 4):
         image = JpegImagePlugin.JpegImageFile(BytesIO(data))
@@ -181,7 +182,7 @@ def decode_jpeg(data: bytes, limits: Limits, header: JpegFile | None = None) -> 
 
 
 def _check_end(header: JpegFile) -> None:
-    """libjpeg fills what is cut off with grey, and imagecodecs does not tell."""
+    """Refuse what is cut off: libjpeg fills it with grey, and imagecodecs does not tell; CharLS looks for the rest for 20 seconds."""
     if header.end is None:
         raise PictureError(Reason.DAMAGED, "its JPEG data are cut off")
 

@@ -233,11 +233,19 @@ class _Pillow:
         if deep:
             return _deep_png(self._data, image, number, orientation)
         alpha = _alpha(image, self._data, self._kind)
-        # Transparency of a palette is in `alpha` now; left in, converting warns about it.
-        image.info.pop("transparency", None)
-        rgb = np.array(image.convert("RGB"), np.uint8)
+        rgb = _opaque(image)
         hidden = {Note.HIDDEN_PIXELS} if has_hidden_image(rgb, alpha) else set()
         return Decoded(flattened(rgb, alpha), orientation, frozenset(hidden))
+
+
+def _opaque(image: Image.Image) -> NDArray[np.uint8]:
+    """The colors alone. Converting would warn about a transparent one; the reader needs it for the next frame."""
+    key = image.info.pop("transparency", None)
+    try:
+        return np.array(image.convert("RGB"), np.uint8)
+    finally:
+        if key is not None:
+            image.info["transparency"] = key
 
 
 def _alpha(image: Image.Image, data: bytes, kind: Kind) -> Alpha | None:
