@@ -1,7 +1,7 @@
 """Compare our rendering of raster images with ImageMagick's, format by format and feature by feature.
 
-Each combination (format, mode, bits, transparency, orientation, interlacing, tiling, compression) is written by ImageMagick, Pillow,
-tifffile or imagecodecs and rendered twice: here, and by a reader that shares no code with us: ImageMagick where it reads the file,
+Each combination (format, mode, bits, transparency, orientation, interlacing, tiling, compression) is written by ImageMagick,
+Pillow, tifffile or imagecodecs and rendered twice: here, and by a reader that shares no code with us: ImageMagick where it reads the file,
 else the pixels that were written. On white both must be the same to within the noise of two decoders; an error that says so is
 counted, a silent difference is a failure. Known differences are listed in docs/formats.md, and named here.
 
@@ -20,6 +20,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,9 @@ def saved(form: str, values: Pixels, mode: str | None = None, **options: Any) ->
 def by_magick(content: bytes, suffix: str) -> Pixels:
     """ImageMagick's rendering on white: RGB, uint8."""
     command = ["convert", f"{suffix}:-[0]", "-auto-orient", "-background", "white", "-flatten", "-colorspace", "sRGB"]
-    done = subprocess.run([*command, "-depth", "8", "-type", "TrueColor", "png24:-"], input=content, capture_output=True, check=True)
+    done = subprocess.run(
+        [*command, "-depth", "8", "-type", "TrueColor", "png24:-"], input=content, capture_output=True, check=True
+    )
     return np.asarray(Image.open(io.BytesIO(done.stdout)).convert("RGB"))
 
 
@@ -238,7 +241,9 @@ def _tiff() -> Iterator[Combination]:
                     name, "tiff", magick(f"-type {kind} -depth {depth} -compress {compression} {options}", source, "tiff:-")
                 )
         yield Combination(
-            f"tiff palette {compression} {layout}", "tiff", magick(f"-type Palette -compress {compression} {options}", base(), "tiff:-")
+            f"tiff palette {compression} {layout}",
+            "tiff",
+            magick(f"-type Palette -compress {compression} {options}", base(), "tiff:-"),
         )
         yield Combination(
             f"tiff cmyk {compression} {layout}",
@@ -246,7 +251,11 @@ def _tiff() -> Iterator[Combination]:
             magick(f"-colorspace CMYK -compress {compression} {options}", base(), "tiff:-"),
         )
     for compression in ("None", "Fax", "Group4", "LZW", "RLE"):
-        for name, options in (("", ""), ("min-is-white", "-define quantum:polarity=min-is-white"), ("lsb", "-define tiff:fill-order=lsb")):
+        for name, options in (
+            ("", ""),
+            ("min-is-white", "-define quantum:polarity=min-is-white"),
+            ("lsb", "-define tiff:fill-order=lsb"),
+        ):
             write = magick(f"-monochrome {options} -compress {compression}", base(), "tiff:-")
             yield Combination(f"tiff bilevel {compression} {name}", "tiff", write)
     for sampling in ("4:4:4", "4:2:2", "4:2:0"):
@@ -285,14 +294,16 @@ def _tiff_samples() -> Iterator[Combination]:
         stored = (scaled if span is None else span.min + scaled * (float(span.max) - span.min)).astype(dtype)
         for order, compression, photometric in itertools.product("<>", (None, "zlib"), ("minisblack", "miniswhite")):
 
-            def write(stored: Any = stored, order: str = order, compression: str | None = compression, photometric: str = photometric) -> bytes:
+            def write(
+                stored: Any = stored, order: str = order, compression: str | None = compression, photometric: str = photometric
+            ) -> bytes:
                 file = io.BytesIO()
                 tifffile.imwrite(file, stored, byteorder=order, compression=compression, photometric=photometric)
                 return file.getvalue()
 
             shown = as_rgb(255 - grey() if photometric == "miniswhite" else grey())
             yield Combination(f"tiff {name} {order} {compression} {photometric}", "tiff", write, lambda shown=shown: shown)
-        if dtype.kind == "u" and dtype.itemsize <= 2 or name == "float32":
+        if (dtype.kind == "u" and dtype.itemsize <= 2) or name == "float32":
             colors = (base() / 255.0 if span is None else base().astype(np.int64) * (span.max // 255)).astype(dtype)
 
             def write_colors(colors: Any = colors) -> bytes:
@@ -319,7 +330,10 @@ def _jpeg() -> Iterator[Combination]:
         lambda: as_rgb(grey()),
     )
     yield Combination(
-        "jpeg lossless rgb", "jpeg", lambda: imagecodecs.jpeg8_encode(base(), lossless=True, colorspace="RGB", outcolorspace="RGB"), base
+        "jpeg lossless rgb",
+        "jpeg",
+        lambda: imagecodecs.jpeg8_encode(base(), lossless=True, colorspace="RGB", outcolorspace="RGB"),
+        base,
     )
     yield Combination(
         "jpeg 12 bits", "jpeg", lambda: imagecodecs.jpeg8_encode(deep, level=95, bitspersample=12), lambda: as_rgb(grey())
@@ -374,23 +388,23 @@ def _wavelets() -> Iterator[Combination]:
             write = saved("JPEG2000", source, irreversible=False, no_jp2=suffix == "j2k")
             yield Combination(f"{suffix} {name}", suffix, write, lambda shown=shown: shown)
         for name, source in (("rgb 16 bits", deep), ("grey 16 bits", deep[..., 0])):
-            write = lambda source=source, suffix=suffix: imagecodecs.jpeg2k_encode(source, codecformat=suffix, level=0)
+            write = partial(imagecodecs.jpeg2k_encode, source, codecformat=suffix, level=0)
             shown = _shown((source >> 8).astype(np.uint8))
             yield Combination(f"{suffix} {name}", suffix, write, lambda shown=shown: shown)
         yield Combination(f"{suffix} lossy", suffix, magick("-quality 90", base(), f"{suffix}:-"))
     for bits in (1, 4, 10, 12):
         values = (grey().astype(np.uint16) * ((1 << bits) - 1) // 255).astype(np.uint8 if bits <= 8 else np.uint16)
-        write = lambda values=values, bits=bits: imagecodecs.jpeg2k_encode(values, bitspersample=bits, level=0)
+        write = partial(imagecodecs.jpeg2k_encode, values, bitspersample=bits, level=0)
         shown = as_rgb(np.rint(values * (255 / ((1 << bits) - 1))).astype(np.uint8))
         yield Combination(f"jp2 grey {bits} bits", "jp2", write, lambda shown=shown: shown)
     for name, source in (("rgb", base()), ("grey", grey()), ("rgba", with_alpha), ("grey with opacity", grey_alpha)):
         for deeper in (False, True):
             values = source.astype(np.uint16) * 257 if deeper else source
-            write = lambda values=values: imagecodecs.jpegxl_encode(values, lossless=True)
+            write = partial(imagecodecs.jpegxl_encode, values, lossless=True)
             shown = _shown(source)
             yield Combination(f"jxl {name} {16 if deeper else 8} bits", "jxl", write, lambda shown=shown: shown)
     yield Combination("jxl lossy", "jxl", lambda: imagecodecs.jpegxl_encode(base(), distance=0.05), base)
-    floats = lambda: imagecodecs.jpegxl_encode((base() / 255).astype(np.float32), lossless=True)
+    floats = partial(imagecodecs.jpegxl_encode, (base() / 255).astype(np.float32), lossless=True)
     yield Combination("jxl rgb float", "jxl", floats, base)
     yield Combination(
         "jxl from jpeg", "jxl", lambda: imagecodecs.jpegxl_encode_jpeg(saved("JPEG", base(), quality=98, subsampling=0)()), base
@@ -458,10 +472,15 @@ def main() -> int:
             outcome = Outcome("not written", detail=error.stderr.decode(errors="replace")[:120])
         counts[outcome.kind] += 1
         if options.verbose or outcome.kind != "same":
-            print(f"{outcome.kind:12} {combination.name:50} {outcome.mean:7.2f} {outcome.most:6.1f}  {outcome.detail[:110]}", flush=True)
+            print(
+                f"{outcome.kind:12} {combination.name:50} {outcome.mean:7.2f} {outcome.most:6.1f}  {outcome.detail[:110]}",
+                flush=True,
+            )
         if options.keep and outcome.kind in ("different", "refused"):
             options.keep.mkdir(parents=True, exist_ok=True)
-            (options.keep / f"{combination.name.replace(' ', '_').replace('/', '_')}.{combination.suffix}").write_bytes(combination.write())
+            (options.keep / f"{combination.name.replace(' ', '_').replace('/', '_')}.{combination.suffix}").write_bytes(
+                combination.write()
+            )
     print(f"{sum(counts.values())} combinations: {', '.join(f'{count} {kind}' for kind, count in counts.most_common())}")
     return counts["different"] > 0
 

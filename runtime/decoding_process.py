@@ -146,7 +146,7 @@ def _say(control: socket.socket, words: dict[str, int]) -> None:
 def _load_decoders() -> None:
     """imagecodecs and pydicom load a codec when it is first used: here that would be in each child anew."""
     picture = np.zeros((8, 8), np.uint8)
-    for encode, decode in (
+    codecs: tuple[tuple[Any, Any], ...] = (
         (imagecodecs.jpeg8_encode, imagecodecs.jpeg8_decode),
         (imagecodecs.jpegls_encode, imagecodecs.jpegls_decode),
         (imagecodecs.jpeg2k_encode, imagecodecs.jpeg2k_decode),
@@ -154,7 +154,8 @@ def _load_decoders() -> None:
         (imagecodecs.png_encode, imagecodecs.png_decode),
         (imagecodecs.jpegxl_encode, imagecodecs.jpegxl_decode),
         (imagecodecs.brotli_encode, imagecodecs.brotli_decode),
-    ):
+    )
+    for encode, decode in codecs:
         decode(encode(picture))
     with contextlib.suppress(ImportError):
         import pi_heif  # noqa: F401

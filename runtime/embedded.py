@@ -47,7 +47,7 @@ _SAMSUNG_TRAILER = b"SEFT"
 _KNOWN_APPLICATIONS = {0xE0, 0xE1, 0xE2, 0xED, 0xEE}
 _XMP_EXTENSION = b"http://ns.adobe.com/xmp/extension/\0"
 _MULTI_PART = {0xED: (b"Photoshop 3.0\0", 14, 14), 0xE1: (_XMP_EXTENSION, 75, 75), 0xEB: (b"JP", 8, 16)}
-"""Content that is split over several segments of a marker: how each begins, and how much of the first and of the others to leave out."""
+"""Content that is split over segments of one marker: how each begins, how much of the first and of the others to leave out."""
 
 
 @dataclass(frozen=True)
@@ -187,9 +187,7 @@ def _jpeg_at(blob: bytes, start: int) -> JpegFile | None:
     return header if header.frame and min(header.size) > 0 and 1 <= header.components <= 4 else None
 
 
-def _decoder(
-    decode: Callable[[bytes, Limits], NDArray[np.uint8]], blob: bytes, limits: Limits
-) -> Callable[[], NDArray[np.uint8]]:
+def _decoder(decode: Callable[[bytes, Limits], NDArray[np.uint8]], blob: bytes, limits: Limits) -> Callable[[], NDArray[np.uint8]]:
     return lambda: decode(blob, limits)
 
 
@@ -223,7 +221,7 @@ def _undecodable() -> NDArray[np.uint8]:
 def _exif_starts(blob: bytes) -> Iterator[int]:
     """Where the TIFF structure of EXIF data may begin."""
     for mark in (b"II*\0", b"MM\0*"):
-        if 0 <= (start := blob.find(mark, 0, 16)):
+        if (start := blob.find(mark, 0, 16)) >= 0:
             yield start
 
 
@@ -246,14 +244,17 @@ def _tiff_frame(number: int) -> Callable[[bytes, Limits], NDArray[np.uint8]]:
 
 
 def _of_jpeg(data: bytes, source: Any, limits: Limits) -> Embedded:
-    spans = [(0, source.header.end), *source.others]
+    spans: list[tuple[int, int]] = []
     images: list[_Image] = []
     unknown = 0
-    for frame, (start, _) in enumerate(spans):
+    for frame, (start, end) in enumerate([(0, len(data)), *source.others]):
         header = source.header if not frame else _jpeg_at(data, start)
         if header is not None:
             images += _of_segments(data, header, limits, frame)
-            unknown += sum(s.end - s.start for s in header.segments if 0xE0 <= s.marker <= 0xEF and s.marker not in _KNOWN_APPLICATIONS)
+            applications = [one for one in header.segments if 0xE0 <= one.marker <= 0xEF and one.marker not in _KNOWN_APPLICATIONS]
+            unknown += sum(one.end - one.start for one in applications)
+            end = header.end or end  # the index may name more than the image
+        spans.append((start, end))
     notes = set()
     if unknown > PRIVATE_BYTES:
         notes.add(Note.PRIVATE_DATA)

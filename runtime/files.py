@@ -40,12 +40,10 @@ TGA_SUFFIXES = frozenset({".tga", ".icb", ".vda", ".vst"})
 """Targa files have no mark at their beginning, so a file's name decides whether it is tried as one,"""
 TGA_FOOTER = b"TRUEVISION-XFILE.\0"
 """or its last bytes, in files of the second version."""
-_SUFFIXES = DICOM_SUFFIXES | frozenset(
-    """
-    .png .apng .jpg .jpeg .jpe .jfif .tif .tiff .webp .bmp .dib .gif
-    .avif .heic .heif .jxl .jp2 .j2k .jls .pnm .pbm .pgm .ppm .tga
-    """.split()
-)
+_SUFFIXES = DICOM_SUFFIXES | {
+    *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".webp", ".bmp", ".dib", ".gif", ".avif", ".heic"),
+    *(".heif", ".jxl", ".jp2", ".j2k", ".jls", ".pnm", ".pbm", ".pgm", ".ppm", ".tga"),
+}
 _HEVC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
 _BLANKS = rb"(?:[ \t\r\n]|#[^\r\n]*[\r\n])+"
 _NETPBM = re.compile(rb"P[1-6]" + _BLANKS + rb"\d+" + _BLANKS + rb"\d+\s|P[Ff]\s+\d+\s+\d+\s|P7(\n| 332\n)")

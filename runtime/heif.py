@@ -51,7 +51,8 @@ class Heif:
         file = self._reader(BytesIO(self._data), convert_hdr_to_8bit=False)
         images = list(file)
         for image in images:
-            check_size(*image.size, self._limits)
+            width, height = image.size
+            check_size(width, height, self._limits)
         first = file.primary_index
         return [images[first], *images[:first], *images[first + 1 :]]
 

@@ -18,7 +18,7 @@ from PIL import Image, JpegImagePlugin
 
 from .errors import PictureError, Reason
 from .files import Limits
-from .renderings import Decoded, color_renderings, flattened, grey_renderings
+from .renderings import Decoded, color_renderings, converted, grey_renderings
 
 __all__ = ["JpegFile", "Segment", "decode_jpeg", "read_jpeg"]
 
@@ -182,7 +182,7 @@ def decode_jpeg(data: bytes, limits: Limits, header: JpegFile | None = None) -> 
 
 
 def _check_end(header: JpegFile) -> None:
-    """Refuse what is cut off: libjpeg fills it with grey, and imagecodecs does not tell; CharLS looks for the rest for 20 seconds."""
+    """Refuse what is cut off: libjpeg silently fills it with grey, and CharLS looks for the rest for 20 seconds."""
     if header.end is None:
         raise PictureError(Reason.DAMAGED, "its JPEG data are cut off")
 
@@ -202,8 +202,7 @@ def _of_samples(values: NDArray[Any], header: JpegFile, orientation: int) -> Dec
     if values.shape[2] == 3:
         return Decoded(color_renderings(values, top=top), orientation)
     if values.shape[2] == 4 and values.dtype == np.uint8:
-        inks = Image.frombuffer("CMYK", (values.shape[1], values.shape[0]), np.ascontiguousarray(values).data, "raw", "CMYK", 0, 1)
-        return Decoded(flattened(np.array(inks.convert("RGB")), None), orientation)
+        return Decoded((converted("CMYK", values),), orientation)
     raise PictureError(Reason.UNSUPPORTED, f"JPEG files of {values.shape[2]} components are not supported")
 
 

@@ -9,14 +9,13 @@ from typing import Any
 import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from .boxes import Box, boxes_in
 from .errors import PictureError, Reason
 from .files import Limits
 from .jpeg import check_size
 from .notes import Note
-from .renderings import Alpha, Decoded, color_renderings, flattened, grey_renderings, has_hidden_image
+from .renderings import Alpha, Decoded, color_renderings, converted, flattened, grey_renderings, has_hidden_image
 
 __all__ = ["Jpeg2000"]
 
@@ -173,11 +172,7 @@ def _rendered(values: NDArray[Any], size: _Size, colors: _Colors) -> Decoded:
     if count == 1:
         renderings = grey_renderings(np.ascontiguousarray(values[..., 0]), top=top, alpha=alpha)
     elif count == 4:
-        if values.dtype != np.uint8:
-            raise PictureError(Reason.UNSUPPORTED, f"JPEG 2000 CMYK of {bits} bits is not supported")
-        inks = np.ascontiguousarray(255 - values[..., :4])
-        rgb = Image.frombuffer("CMYK", (inks.shape[1], inks.shape[0]), inks.data, "raw", "CMYK", 0, 1).convert("RGB")
-        renderings = flattened(np.array(rgb), alpha)
+        renderings = flattened(converted("CMYK", 255 - values[..., :4]), alpha)
     else:
         renderings = color_renderings(values[..., :3], top=top, alpha=alpha)
     if alpha is not None and values.dtype == np.uint8 and has_hidden_image(values[..., :count], alpha):

@@ -174,6 +174,7 @@ def _checked(kind: str, width: int, height: int, channels: int, top: int, start:
 def _samples(data: bytes, image: _Image) -> NDArray[Any]:
     """Samples, (height, width, channels), of the machine's byte order."""
     shape = (image.height, image.width, image.channels)
+    values: NDArray[Any]
     if image.kind in "123":
         values = _plain_samples(data, image)
     elif image.kind == "4":
@@ -199,7 +200,7 @@ def _plain_samples(data: bytes, image: _Image) -> NDArray[Any]:
     if text.translate(None, b"0123456789" + _SEPARATORS):
         raise PictureError(Reason.DAMAGED, "it has something else than numbers among its samples")
     if image.kind == "1":  # digits need no space between them
-        digits = np.frombuffer(text.translate(None, _SEPARATORS), np.uint8)[:count] - ord("0")
+        digits: NDArray[Any] = np.frombuffer(text.translate(None, _SEPARATORS), np.uint8)[:count] - ord("0")
     else:
         digits = np.fromstring(text, np.int64, count=-1, sep=" ")[:count]
     if digits.size < count:

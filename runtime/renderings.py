@@ -16,13 +16,24 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from .depth import PERCENTILES, nominal_depth, stretched, to_8_bit
 from .errors import PictureError, Reason
 from .notes import Note
 from .preprocess import BLANK_LEVELS
 
-__all__ = ["Alpha", "Decoded", "Renderings", "color_renderings", "flattened", "grey_renderings", "has_hidden_image", "levels"]
+__all__ = [
+    "Alpha",
+    "Decoded",
+    "Renderings",
+    "color_renderings",
+    "converted",
+    "flattened",
+    "grey_renderings",
+    "has_hidden_image",
+    "levels",
+]
 
 Renderings = tuple[NDArray[np.uint8], ...]
 _HIDDEN_PIXELS = 1024
@@ -138,6 +149,25 @@ def color_renderings(values: NDArray[Any], *, top: int | None = None, alpha: Alp
     if values.dtype.kind == "f" and low >= 0 and high <= 1:  # as such files have it by convention
         low, high = 0.0, 1.0
     return flattened(stretched(_filled(values), low, high), alpha)
+
+
+def converted(mode: str, values: NDArray[Any]) -> NDArray[np.uint8]:
+    """Convert 8-bit colors of another space to RGB as Pillow does, without a profile.
+
+    Args:
+        mode: "CMYK", "YCbCr" or "LAB".
+        values: uint8 or int8 (height, width, channels).
+
+    Returns:
+        RGB, uint8 (height, width, 3).
+
+    Raises:
+        PictureError: unsupported; samples of another dtype.
+    """
+    if values.dtype not in (np.uint8, np.int8):
+        raise PictureError(Reason.UNSUPPORTED, f"{mode} of {values.dtype} samples is not supported")
+    size = (values.shape[1], values.shape[0])
+    return np.array(Image.frombytes(mode, size, np.ascontiguousarray(values).tobytes(), "raw", mode).convert("RGB"), np.uint8)
 
 
 def flattened(rgb: NDArray[np.uint8], alpha: Alpha | None) -> Renderings:

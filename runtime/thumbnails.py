@@ -3,8 +3,8 @@
 Nearly every photo of a camera holds a thumbnail of itself; to flag them all would hide the few that matter: those left by a program
 that cropped, redacted or replaced the image and not its thumbnail.
 
-Both are brought to a small grid, smoothed (resamplers, sharpening and JPEG differ by a pixel) and compared in blocks. Brightness and
-contrast may differ as a whole; no single block may. So a thumbnail of a redacted image differs in the block that was redacted,
+Both are brought to a small grid, smoothed (resamplers, sharpening and JPEG differ by a pixel) and compared in blocks. Brightness
+and contrast may differ as a whole; no single block may. So a thumbnail of a redacted image differs in the block that was redacted,
 however alike the two are elsewhere.
 """
 
@@ -22,7 +22,7 @@ _GRID = 96
 """Longer side of the grid on which the two are compared, in pixels."""
 _BLOCK = 6
 _SMOOTHING = 1.2
-_LEVELS = 14.0
+_LEVELS = 20.0
 """Mean difference of a block, of 255, from which on it shows something else."""
 _SLOPES = (0.6, 1.6)
 """Contrast of the thumbnail relative to the image's."""

@@ -18,13 +18,13 @@ from typing import Any
 import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, TiffImagePlugin
+from PIL import TiffImagePlugin
 
 from .errors import PictureError, Reason
 from .files import Limits
 from .jpeg import decode_jpeg
 from .notes import Note
-from .renderings import Alpha, Decoded, Renderings, color_renderings, flattened, grey_renderings, has_hidden_image
+from .renderings import Alpha, Decoded, Renderings, color_renderings, converted, flattened, grey_renderings, has_hidden_image
 
 __all__ = ["Directory", "Tiff", "read_directories"]
 
@@ -237,7 +237,7 @@ class Tiff:
         layout = self._layout(directory)
         if layout.compression == _JPEG and layout.samples > 3:
             return self._by_pillow(directory, layout)
-        # libtiff converts these colors to RGB, and turns the image while doing so: both are hidden from it where they are done here.
+        # libtiff converts these colors to RGB, and turns the image while doing so. Both are done here, and hidden from it.
         changes = {}
         if layout.photometric in (_CMYK, _LAB) or (layout.photometric == _YCBCR and layout.plain_ycbcr):
             changes[PHOTOMETRIC] = _RGB
@@ -349,7 +349,9 @@ class Tiff:
     @contextmanager
     def _pointed_at(self, directory: Directory, changes: dict[int, int]) -> Iterator[bytes | bytearray]:
         """The file with its header pointing at a directory, so that libtiff need not walk there, and with some tags changed."""
-        changed = {tag: value for tag, value in changes.items() if tag in directory.entries and directory.integer(tag, value) != value}
+        changed = {
+            tag: value for tag, value in changes.items() if tag in directory.entries and directory.integer(tag, value) != value
+        }
         if directory.offset == self._first and not changed:
             yield self._data
             return
@@ -389,18 +391,18 @@ def _rendered(values: NDArray[Any], layout: _Layout, directory: Directory) -> De
     extra = layout.extra
     # Where libtiff converts colors, it drops the channels beyond them.
     alpha = _alpha(values, layout, colors)
-    if alpha is None and extra or len(extra) > 1:
+    if (alpha is None and extra) or len(extra) > 1:
         notes.add(Note.EXTRA_CHANNELS)
     if layout.photometric in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _MASK):
         renderings = _grey(values[..., 0], layout, alpha)
     elif layout.photometric == _PALETTE:
         renderings = color_renderings(_through_palette(values[..., 0], layout, directory), alpha=alpha)
     elif layout.photometric == _LAB:
-        renderings = flattened(_converted("LAB", values[..., :3]), alpha)
+        renderings = flattened(converted("LAB", values[..., :3]), alpha)
     elif layout.photometric == _CMYK:
         renderings = flattened(_from_cmyk(values[..., :4]), alpha)
     elif layout.plain_ycbcr:
-        renderings = flattened(_converted("YCbCr", values[..., :3]), alpha)
+        renderings = flattened(converted("YCbCr", values[..., :3]), alpha)
     else:
         renderings = color_renderings(values[..., :3], alpha=alpha)
     if has_hidden_image(renderings[-1] if alpha is None else _plain(values, layout), alpha):
@@ -446,12 +448,4 @@ def _through_palette(indices: NDArray[Any], layout: _Layout, directory: Director
 
 def _from_cmyk(values: NDArray[Any]) -> NDArray[np.uint8]:
     """CMYK to RGB, without a profile."""
-    return _converted("CMYK", (values >> 8).astype(np.uint8) if values.dtype == np.uint16 else values)
-
-
-def _converted(mode: str, values: NDArray[Any]) -> NDArray[np.uint8]:
-    """Colors of a mode of Pillow's to RGB, as Pillow converts them."""
-    if values.dtype not in (np.uint8, np.int8):
-        raise PictureError(Reason.UNSUPPORTED, f"{mode} of {values.dtype} samples is not supported")
-    size = (values.shape[1], values.shape[0])
-    return np.array(Image.frombytes(mode, size, np.ascontiguousarray(values).tobytes(), "raw", mode).convert("RGB"), np.uint8)
+    return converted("CMYK", (values >> 8).astype(np.uint8) if values.dtype == np.uint16 else values)

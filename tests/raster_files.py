@@ -46,7 +46,9 @@ def animated(form: str, count: int = 3, **options: Any) -> bytes:
     return saved(frames[0], form, save_all=True, append_images=frames[1:], **options)
 
 
-def tiff_of(directories: list[dict[int, tuple[int, list[int]]]], tail: bytes = b"", children: dict[int, list[int]] | None = None) -> bytes:
+def tiff_of(
+    directories: list[dict[int, tuple[int, list[int]]]], tail: bytes = b"", children: dict[int, list[int]] | None = None
+) -> bytes:
     """A TIFF file of directories without their pixels' places: each gets one strip of `WIDTH` x `HEIGHT` grey bytes.
 
     Args:
@@ -58,7 +60,10 @@ def tiff_of(directories: list[dict[int, tuple[int, list[int]]]], tail: bytes = b
     nested = {child for group in children.values() for child in group}
     pixels = [np.roll(colors()[..., 0], 13 * number, axis=1).tobytes() for number in range(len(directories))]
     starts = np.cumsum([8, *(len(strip) for strip in pixels)]).tolist()
-    sizes = [2 + 12 * (len(entries) + 8 + (number in children)) + 4 + 4 * len(children.get(number, ())) for number, entries in enumerate(directories)]
+    sizes = [
+        2 + 12 * (len(entries) + 8 + (number in children)) + 4 + 4 * len(children.get(number, ()))
+        for number, entries in enumerate(directories)
+    ]
     places = np.cumsum([starts[-1], *sizes]).tolist()
     pages = [number for number in range(len(directories)) if number not in nested]
     out = struct.pack("<2sHI", b"II", 42, places[0]) + b"".join(pixels)

@@ -125,7 +125,9 @@ def test_sixteen_bit_pngs(channels: int) -> None:
     deep = np.dstack([colors() if channels == 4 else colors()[..., :1], opacity()]).astype(np.uint16) * 257
     deep[0, 0] = 65535
     data = imagecodecs.png_encode(deep)
-    image = Image.fromarray(np.dstack([np.broadcast_to(deep[..., :-1] >> 8, (HEIGHT, WIDTH, 3)), deep[..., -1] >> 8]).astype(np.uint8))
+    image = Image.fromarray(
+        np.dstack([np.broadcast_to(deep[..., :-1] >> 8, (HEIGHT, WIDTH, 3)), deep[..., -1] >> 8]).astype(np.uint8)
+    )
     check(data, image)
 
 
@@ -157,7 +159,9 @@ def test_each_frame_of_an_animation_is_composed(form: str) -> None:
         canvas = np.zeros((HEIGHT, WIDTH, 4), np.uint8)
         cv2.circle(canvas, (20 + 20 * number, 30), 12, (200, 40 * number, 60, 255), -1)
         frames.append(Image.fromarray(canvas))
-    options = {"lossless": True} if form == "WEBP" else {"quality": 100, "subsampling": "4:4:4"} if form == "AVIF" else {"disposal": 2}
+    options = (
+        {"lossless": True} if form == "WEBP" else {"quality": 100, "subsampling": "4:4:4"} if form == "AVIF" else {"disposal": 2}
+    )
     if form == "PNG":
         options = {"disposal": 1, "blend": 0}
     data = saved(frames[0], form, save_all=True, append_images=frames[1:], duration=100, **options)
