@@ -1,8 +1,8 @@
 """Raster images of all formats to RGB frames, and the flags on what else they hold.
 
 Pillow reads and decodes PNG, WebP, BMP, GIF, AVIF, Targa and ordinary JPEG, because it is strict: OpenCV fills what a truncated
-JPEG lacks with grey and says nothing. imagecodecs decodes the rest (`tiff`, `jpeg2000`, `jpegxl`, lossless JPEG, 16-bit PNG), pi-heif
-HEIC; `netpbm` is read here.
+JPEG lacks with grey and says nothing. imagecodecs decodes the rest (`tiff`, `jpeg2000`, `jpegxl`, lossless JPEG, 16-bit PNG), and
+pi-heif HEIC. `netpbm` is read here.
 
 An image is turned by its EXIF orientation, as viewers show it: a copy that a viewer saved again has it baked in, and would else be
 missed. Transparent images are flattened, see `renderings`.

@@ -38,9 +38,9 @@ __all__ = [
 Renderings = tuple[NDArray[np.uint8], ...]
 _HIDDEN_PIXELS = 1024
 """Fewer transparent pixels than these hold nothing that a person would recognize."""
+_LOOKED_AT = 1 << 15
 _HIDDEN_LEVELS = 8 * BLANK_LEVELS
 """Spread of the colors under full transparency, of 255, up to which they count as one color."""
-_ROWS_AT_ONCE = 1 << 20
 _SMALL = 256
 _FAINT = 0.1
 """Share of the other rendering's edges below which an image has vanished in its background, as black lines do in black."""
@@ -183,14 +183,13 @@ def flattened(rgb: NDArray[np.uint8], alpha: Alpha | None) -> Renderings:
     """
     if alpha is None or alpha.opaque:
         return (rgb,)
-    white, black = np.empty_like(rgb), np.empty_like(rgb)
-    step = max(1, _ROWS_AT_ONCE // rgb.shape[1])
-    for start in range(0, len(rgb), step):
-        rows = slice(start, start + step)
-        share = np.clip(alpha.values[rows].astype(np.float32) / np.float32(alpha.top), 0, 1)[..., None]
-        shown = rgb[rows] if alpha.premultiplied else rgb[rows] * share
-        black[rows] = np.rint(shown)
-        white[rows] = np.rint(np.minimum(shown + 255 * (1 - share), 255))
+    opacity = alpha.values
+    if alpha.top != 255:
+        opacity = np.rint(np.clip(opacity * np.float64(255 / alpha.top), 0, 255))
+    shares = cv2.merge([np.ascontiguousarray(opacity, np.uint8)] * 3)
+    colors = np.ascontiguousarray(rgb)
+    black = np.asarray(colors if alpha.premultiplied else cv2.multiply(colors, shares, scale=1 / 255), np.uint8)
+    white = np.asarray(cv2.add(black, 255 - shares), np.uint8)
     edges = _edges(white), _edges(black)
     if edges[1] < _FAINT * edges[0]:
         return (white,)
@@ -199,6 +198,8 @@ def flattened(rgb: NDArray[np.uint8], alpha: Alpha | None) -> Renderings:
 
 def _edges(rgb: NDArray[np.uint8]) -> float:
     """How much there is to see: the sum of differences between neighbours, in a small version."""
+    step = max(1, max(rgb.shape[:2]) // (2 * _SMALL))
+    rgb = np.ascontiguousarray(rgb[::step, ::step])
     height, width = rgb.shape[:2]
     scale = min(1.0, _SMALL / max(height, width))
     small = cv2.resize(rgb, (max(1, round(width * scale)), max(1, round(height * scale))), interpolation=cv2.INTER_AREA)
@@ -212,6 +213,7 @@ def has_hidden_image(rgb: NDArray[np.uint8], alpha: Alpha | None) -> bool:
     unseen = rgb[alpha.values == 0]
     if len(unseen) < _HIDDEN_PIXELS:
         return False
+    unseen = unseen[:: max(1, len(unseen) // _LOOKED_AT)]
     low, high = np.percentile(unseen, (1, 99), axis=0, method="inverted_cdf").astype(np.int16)
     return bool((high - low).max() > _HIDDEN_LEVELS)
 

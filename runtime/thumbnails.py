@@ -50,6 +50,9 @@ def shows_the_same(image: NDArray[np.uint8], thumbnail: NDArray[np.uint8]) -> bo
 def _reduced(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
     """The image with its longer side at most `side`."""
     height, width = image.shape[:2]
+    step = max(height, width) // side  # single pixels will do, since several of them are averaged again
+    image = image[::step, ::step] if step > 1 else image
+    height, width = image.shape[:2]
     scale = side / max(height, width)
     if scale >= 1:
         return image
