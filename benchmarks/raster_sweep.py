@@ -1,9 +1,9 @@
 """Compare our rendering of raster images with ImageMagick's, format by format and feature by feature.
 
 Each combination (format, mode, bits, transparency, orientation, interlacing, tiling, compression) is written by ImageMagick,
-Pillow, tifffile or imagecodecs and rendered twice: here, and by a reader that shares no code with us (ImageMagick where it reads
-the file, else the pixels that were written). On white both must be the same to within the noise of two decoders; an error that says so is
-counted, a silent difference is a failure. Known differences are listed in docs/formats.md, and named here.
+Pillow, tifffile or imagecodecs. It is rendered here, and by a reader that shares no code with us: ImageMagick where it reads the
+file, else the pixels that were written. On white both must be the same to within the noise of two decoders. An error that says so
+is counted; a silent difference is a failure. docs/formats.md lists the known differences, which are named here.
 
     python benchmarks/raster_sweep.py              # all, with a line for each that is not the same
     python benchmarks/raster_sweep.py --every 7    # each seventh

@@ -55,8 +55,8 @@ def scan(
 ) -> int:
     """Screen pictures against a gallery.
 
-    PATH is a picture, a folder (searched recursively), or '-' for a list of them on stdin: PNG, JPEG, TIFF, WebP, BMP, GIF and
-    DICOM, each frame of it.
+    PATH is an image, a folder (searched recursively), or '-' for a list of them on stdin. Each frame is screened: DICOM, PNG, JPEG,
+    JPEG-LS, JPEG 2000, JPEG XL, TIFF, WebP, AVIF, HEIC, GIF, BMP, Targa, PBM to PFM.
 
     \b
     Examples:
