@@ -31,7 +31,7 @@ class Item:
         content: its sha256; None when it could not be read.
         frames: how many frames were embedded.
         errors: what could not be, a (frame or None, reason) each; a header that no sound device writes is one as well.
-        notes: what else a DICOM object holds, and is not looked at.
+        notes: what else the file holds, and is not looked at.
     """
 
     name: str
