@@ -233,7 +233,8 @@ def graph(folder: Path, vectors: np.ndarray, queries: np.ndarray) -> None:
             verdicts = sum(bool(one.total) == bool(true.total) for one, true in zip(found, truth, strict=True))
             complete = sum(one.complete for one in found)
             print(
-                f"{how}: recall of matches {there / all_:.4f} of {all_}; verdicts right {verdicts} of {QUERIES}; exact {complete}",
+                f"{how}: recall of matches {there / all_:.4f} of {all_}; verdicts right {verdicts} of {QUERIES}; "
+                f"complete {complete}",
                 flush=True,
             )
     program = """

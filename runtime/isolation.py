@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .child_python import child_search_path, python_command
 from .decoding_process import OUT_OF_MEMORY_STATUS, Closed, receive, send
 from .errors import PictureError, Reason, UsageError
 from .files import DEFAULT_LIMITS, Kind, Limits
@@ -151,7 +152,11 @@ class Nursery:
             ours.settimeout(START_SECONDS)
             with theirs:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-I", "-c", _PROGRAM.format(package=__package__), json.dumps(sys.path), str(theirs.fileno())],
+                    [
+                        *python_command(),
+                        *("-c", _PROGRAM.format(package=__package__)),
+                        *(json.dumps(child_search_path()), str(theirs.fileno())),
+                    ],
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,

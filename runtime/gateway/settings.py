@@ -249,6 +249,10 @@ class SyslogSettings:
     port: int = 6514
     tls: TlsClient | None = field(default_factory=TlsClient)
     source_id: str = "lcmem-gateway"
+    summary_seconds: float = 60.0
+    """Clear verdicts on a study's objects are collected for so long, and sent as one message."""
+    max_lag_seconds: float = 300.0
+    """`/readyz` answers 503 when a line has waited longer for the collector. Until then it says `degraded`, with 200."""
 
 
 @dataclass(frozen=True)
