@@ -14,7 +14,7 @@ import click
 
 from ..display import printable, progress, warn
 from ..ending import FAILED, FOUND, NOTHING_FOUND, Ending, when_interrupted
-from .options import json_option, model_options, quiet_option, threshold_option
+from .options import fpir_option, json_option, model_options, quiet_option, threshold_option
 
 if TYPE_CHECKING:
     from ..runtime.audit.run import Audit, Request
@@ -36,6 +36,7 @@ GOES_ON = "interrupted: what was embedded until now is kept; the same command go
 @click.option("--holdout", type=click.Path(path_type=Path), help="Folder of pictures like the reference's that are not in it.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the report; made if need be.")
 @threshold_option
+@fpir_option
 @click.option(
     "--wanted-rate",
     default=0.01,
@@ -64,6 +65,7 @@ def audit(
     holdout: Path | None,
     out: Path,
     threshold: float | None,
+    fpir: float | None,
     wanted_rate: float,
     tta: bool,
     labels: Path | None,
@@ -96,7 +98,7 @@ def audit(
 
         raise UsageError(f"an audit needs the package {error.name}: pip install 'lcmem-onnx[audit]'") from error
 
-    request = Request(released, reference, out, holdout, threshold, wanted_rate, tta, search, top, labels)
+    request = Request(released, reference, out, holdout, threshold, wanted_rate, tta, search, top, labels, fpir=fpir)
     no_bar = quiet or (as_json and sys.stdout.isatty())
 
     def shown(items: Iterable[Any], total: int, what: str) -> Iterator[Any]:
@@ -117,6 +119,7 @@ def _command(request: Request, show_reference: bool, pictures: int, pdf: bool) -
     parts += ["--holdout HOLDOUT"] if request.holdout else []
     parts += ["--out REPORT"]
     parts += [f"--threshold {request.threshold}"] if request.threshold is not None else []
+    parts += [f"--fpir {request.fpir:g}"] if request.fpir is not None else []
     parts += [f"--wanted-rate {request.wanted:g}", f"--top {request.top}", f"--pictures {pictures}"]
     parts += ["--tta"] if request.tta else []
     parts += ["--labels LABELS"] if request.labels else []

@@ -214,7 +214,7 @@ def open_dicom(data: bytes, *, max_pixels: int, max_frames: int, max_inflated: i
         itself. Exception: whatever pydicom raises on a damaged object.
     """
     has_preamble = data[128:132] == b"DICM"
-    syntax, body = _transfer_syntax(data) if has_preamble else ("", 0)
+    syntax, body = _transfer_syntax(data, 132 if has_preamble else 0)  # a meta group may stand without a preamble
     if syntax == _DEFLATED:
         # dcmread inflates without a bound: 1.9 MB became 2 GB.
         data_set, body = _inflate(data, body, max_inflated), 0
@@ -261,9 +261,9 @@ def _refuse_doubles(data: bytes, body: int, dataset: Dataset) -> None:
         seen.add(tag)
 
 
-def _transfer_syntax(data: bytes) -> tuple[str, int]:
-    """The transfer syntax in the file meta group (explicit, little endian), "" if none; and where the group ends."""
-    at, syntax = 132, ""
+def _transfer_syntax(data: bytes, at: int) -> tuple[str, int]:
+    """The transfer syntax in the file meta group (explicit, little endian) that begins `at`, "" if none; and where it ends."""
+    syntax = ""
     while data[at : at + 2] == b"\x02\x00" and at + 8 <= len(data):
         long = data[at + 4 : at + 6] in (b"OB", b"OW", b"UN", b"UT", b"SQ")
         start = at + (12 if long else 8)

@@ -4,33 +4,52 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
 from .errors import PictureError, Reason
+from .formats import (
+    ADVICE,
+    MAY_HOLD_IMAGES,
+    UNKNOWN,
+    Format,
+    SkipReason,
+    dicomdir_format,
+    is_bare_dicom,
+    recognize,
+    uncompressed_head,
+)
 
 __all__ = [
     "DEFAULT_LIMITS",
     "DICOM_SUFFIXES",
     "HEAD",
+    "MAY_HOLD_IMAGES",
     "Found",
     "Kind",
     "Limits",
+    "SkipReason",
     "Skipped",
     "Supplied",
     "Unfound",
+    "counted",
+    "identify",
+    "in_words",
     "picture_name",
     "read_file",
+    "refusal",
     "sniff",
     "walk",
     "walk_or_supplied",
 ]
 
-HEAD = 132
-"""Bytes that `sniff` needs: a DICOM file's mark comes after a preamble of 128."""
+HEAD = 1024
+"""Bytes that `sniff` needs: a DICOM file's mark comes after a preamble of 128, and one without it is told by its elements."""
 
 DICOM_SUFFIXES = frozenset({".dcm", ".dicom", ".ima"})
 _SUFFIXES = DICOM_SUFFIXES | frozenset(
@@ -84,9 +103,10 @@ class Found:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A file in a folder that neither its name nor its first bytes make a picture."""
+    """A file in a folder that is plainly not an image, and what it is instead."""
 
     path: Path
+    reason: SkipReason
 
 
 @dataclass(frozen=True)
@@ -134,7 +154,45 @@ def sniff(head: bytes) -> Kind | None:
     # Two letters are too little to tell a bitmap from a text that begins with BM.
     if head[:2] == b"BM" and int.from_bytes(head[14:18], "little") in _BMP_HEADERS:
         return Kind.BMP
-    return None
+    return Kind.DICOM if is_bare_dicom(head) else None
+
+
+def identify(stream: BinaryIO) -> Kind | Format:
+    """Return what a file is by its content: an image that is read, or another format.
+
+    A compressed image (gzip, bzip2, xz) is an image that is not read; any other compressed file is an archive.
+
+    Args:
+        stream: the file, seekable.
+    """
+    stream.seek(0)
+    kind = sniff(stream.read(HEAD))
+    if kind is not None:
+        return (dicomdir_format(stream) if kind is Kind.DICOM else None) or kind
+    inside = uncompressed_head(stream)
+    if inside is None:
+        return recognize(stream)
+    content = sniff(inside[:HEAD]) or recognize(BytesIO(inside))
+    if isinstance(content, Kind):
+        return Format(f"compressed {content.value}", advice="uncompress it")
+    if content.skip is None and content is not UNKNOWN:
+        return Format(f"compressed {content.name}", advice=f"uncompress it and {content.advice}")
+    return Format("compressed file", SkipReason.ARCHIVE)
+
+
+def refusal(found: Format) -> PictureError:
+    """Return the error of a file that is not an image that is read: `not-a-picture` where it is plainly not one, else
+    `unsupported`."""
+    if found.skip is not None:
+        return PictureError(Reason.NOT_A_PICTURE, f"it is not an image ({found.name}); supported formats are {', '.join(Kind)}")
+    if found is UNKNOWN:
+        return PictureError(Reason.UNSUPPORTED, f"its format is not known, so it may be an image; if it is one, {ADVICE}")
+    return PictureError(Reason.UNSUPPORTED, f"its format is not supported: {found.name}; {found.advice}")
+
+
+def counted(reasons: Iterable[SkipReason]) -> dict[str, int]:
+    """Count files that were skipped, by reason; the most frequent first."""
+    return {reason.value: count for reason, count in Counter(reasons).most_common()}
 
 
 def read_file(path: str | os.PathLike[str], limits: Limits = DEFAULT_LIMITS) -> bytes:
@@ -194,17 +252,18 @@ def _cannot_read(error: Exception) -> PictureError:
 def walk(paths: Iterable[str | os.PathLike[str] | Found | Skipped | Unfound]) -> Iterator[Found | Skipped | Unfound]:
     """Find pictures: a file is always tried, a folder is searched with all below it, sorted by name.
 
-    In a folder a file counts as a picture if its suffix or its first bytes say so. Links to folders are not followed,
-    so a link cannot lead in circles or out of the folder; links to files are. What is not looked at is an Unfound,
-    never left out: it may have been a picture, or hold some.
+    In a folder a file counts as an image if its suffix or its content says so. Only a file that is plainly not an image is
+    skipped, for a reason that is counted (see `formats`); one in an image format that is not read, or in a format that is not
+    known, is an Unfound. Links to folders are not followed, so a link cannot lead in circles or out of the folder; links to
+    files are. What is not looked at is an Unfound, never left out: it may have been a picture, or hold some.
 
     Args:
         paths: files and folders; items of an earlier walk pass through.
 
     Yields:
         In order, lazily: a Found or Skipped a file; an Unfound for a path that does not exist (not-found), a folder or
-        file that may not be read (no-permission, read-failed), a link to a folder met on the way (link-to-folder), and a
-        given folder that holds no picture (empty-folder).
+        file that may not be read (no-permission, read-failed), a file in a folder whose format is not read (unsupported), a
+        link to a folder met on the way (link-to-folder), and a given folder that holds no picture (empty-folder).
     """
     for path in paths:
         if isinstance(path, (Found, Skipped, Unfound)):
@@ -234,16 +293,17 @@ def walk_or_supplied(
 
 
 def _walk_given_folder(folder: Path) -> Iterator[Found | Skipped | Unfound]:
-    pictures = skipped = 0
+    pictures = 0
+    skipped: list[SkipReason] = []
     for item in _walk_folder(folder):
         if isinstance(item, Skipped):
-            skipped += 1
+            skipped.append(item.reason)
         else:
             pictures += 1
         yield item
     if not pictures:
-        others = f"; {skipped} other files were skipped" if skipped else ""
-        yield Unfound(folder, PictureError(Reason.EMPTY_FOLDER, f"the folder holds no picture{others}"))
+        others = f"; skipped: {in_words(counted(skipped))}" if skipped else ""
+        yield Unfound(folder, PictureError(Reason.EMPTY_FOLDER, f"the folder holds no image{others}"))
 
 
 def _walk_folder(folder: Path) -> Iterator[Found | Skipped | Unfound]:
@@ -263,8 +323,13 @@ def _walk_folder(folder: Path) -> Iterator[Found | Skipped | Unfound]:
         waiting += [(path / name, is_dir) for name, is_dir in inside]
 
 
+def in_words(skipped: Mapping[str, int]) -> str:
+    """Return the counts of skipped files by reason, as "3 text, 1 archive"."""
+    return ", ".join(f"{count} {reason}" for reason, count in skipped.items())
+
+
 def _judge(path: Path) -> Found | Skipped | Unfound:
-    """Whether a file in a folder is a picture. A pipe without a picture's suffix is none."""
+    """Whether a file in a folder is an image. A pipe without an image's suffix is none."""
     try:
         mode = os.stat(path).st_mode
         if stat.S_ISDIR(mode):
@@ -272,9 +337,12 @@ def _judge(path: Path) -> Found | Skipped | Unfound:
         if path.suffix.lower() in _SUFFIXES:
             return Found(path)
         if not stat.S_ISREG(mode):
-            return Skipped(path)
+            return Skipped(path, SkipReason.SPECIAL_FILE)
         with _open_regular(path) as file:
-            return Found(path) if sniff(file.read(HEAD)) else Skipped(path)
+            found = identify(file)
+        if isinstance(found, Kind):
+            return Found(path)
+        return Unfound(path, refusal(found)) if found.skip is None else Skipped(path, found.skip)
     except PictureError as error:
         return Unfound(path, error)
     except (OSError, ValueError) as error:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
@@ -28,8 +29,10 @@ from .files import (
     Limits,
     Skipped,
     Unfound,
+    identify,
     picture_name,
     read_file,
+    refusal,
     sniff,
     walk,
 )
@@ -174,7 +177,10 @@ def open_picture(data: bytes, limits: Limits = DEFAULT_LIMITS, name_hint: str = 
     if kind is None and PurePath(name_hint).suffix.lower() in DICOM_SUFFIXES:
         kind = Kind.DICOM
     if kind is None:
-        raise PictureError(Reason.NOT_A_PICTURE, f"it is no picture that can be read ({', '.join(Kind)})")
+        found = identify(BytesIO(data))
+        if not isinstance(found, Kind):
+            raise refusal(found)
+        kind = found
     with boundary():
         if kind is not Kind.DICOM:
             return Picture(kind, open_raster(data, kind, limits))

@@ -57,7 +57,8 @@ def run(*arguments: str, code: int = 0) -> str:
 
 
 def lines(*arguments: str, code: int = 0) -> list[Any]:
-    return [json.loads(line) for line in run(*arguments, code=code).splitlines()]
+    """What a command says of each image or object, without the summary that newer versions end with."""
+    return [line for line in map(json.loads, run(*arguments, code=code).splitlines()) if "summary" not in line]
 
 
 def holds(found: Any, wanted: Any, where: str = "") -> None:

@@ -23,6 +23,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lcmem_onnx.runtime.errors import PictureError, Reason
+from lcmem_onnx.runtime.files import SkipReason
 from lcmem_onnx.runtime.pictures import (
     Found,
     Kind,
@@ -254,10 +255,17 @@ def test_pillow_set_to_tolerate_damage_is_refused(monkeypatch: pytest.MonkeyPatc
     assert reason_of(lambda: open_picture(saved(Image.fromarray(noise()), "PNG")).frame(0)) is Reason.UNSUPPORTED
 
 
-@pytest.mark.parametrize("data", [b"just a text", b"BM is how this text begins, and it goes on for a while", b"\0" * 500])
-def test_other_files_are_no_pictures(data: bytes) -> None:
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"just a text", Reason.NOT_A_PICTURE),
+        (b"BM is how this text begins, and it goes on for a while", Reason.NOT_A_PICTURE),
+        (b"\0" * 500, Reason.UNSUPPORTED),  # of a format that is not known, so it may be an image
+    ],
+)
+def test_other_files_are_no_pictures(data: bytes, reason: Reason) -> None:
     assert sniff(data) is None
-    assert reason_of(lambda: open_picture(data, name_hint="a.png")) is Reason.NOT_A_PICTURE
+    assert reason_of(lambda: open_picture(data, name_hint="a.png")) is reason
     assert reason_of(lambda: open_picture(data, name_hint="a.dcm")) in (Reason.NOT_A_PICTURE, Reason.DAMAGED)
 
 
@@ -353,7 +361,7 @@ def test_walk_sorts_recurses_and_skips(tmp_path: Path) -> None:
     items = list(walk([tmp_path]))
     found = [item.path.relative_to(tmp_path).as_posix() for item in items if isinstance(item, Found)]
     assert found == ["B.jpeg", "a/deep/er/x.ima", "a/no_suffix", "a/z.dcm", "b.PNG"]
-    assert [item.path.name for item in items if isinstance(item, Skipped)] == ["c.txt"]
+    assert [item for item in items if isinstance(item, Skipped)] == [Skipped(tmp_path / "c.txt", SkipReason.TEXT)]
     assert list(walk([tmp_path / "c.txt"])) == [Found(tmp_path / "c.txt")]  # named by the user: always tried
     assert list(walk(items)) == items
 
@@ -371,7 +379,7 @@ def test_walk_follows_no_links_to_folders_and_waits_for_no_pipe(tmp_path: Path) 
     items = {item.path.name: item for item in walk([inside])}
     assert isinstance(items["file.png"], Found)
     assert isinstance(items["broken.png"], Unfound)
-    assert isinstance(items["pipe"], Skipped)
+    assert items["pipe"] == Skipped(inside / "pipe", SkipReason.SPECIAL_FILE)
     for name in ("circle", "away.png"):
         item = items[name]
         assert isinstance(item, Unfound)

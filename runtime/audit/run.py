@@ -24,6 +24,7 @@ from ..head import check_threshold
 from ..machine import cpu_limit
 from ..pictures import open_picture
 from ..screening import Screener
+from ..strangers import check_rate
 from .agreement import AGREES, agreement
 from .cache import Cache
 from .findings import Finding, Grade
@@ -66,6 +67,7 @@ class Request:
         search: how an index is searched: "auto", "exact" or "hnsw".
         top: reference pictures to list for one released picture.
         labels: CSV file with a class or data set for released pictures.
+        fpir: as `wanted`, where there is no hold-out and the bundle's strangers set the threshold; None takes 5 %.
     """
 
     released: Path
@@ -78,6 +80,7 @@ class Request:
     search: str = "auto"
     top: int = 10
     labels: Path | None = None
+    fpir: float | None = None
 
 
 @dataclass(frozen=True)
@@ -198,6 +201,8 @@ def audit(
     started = time.monotonic()
     if request.threshold is not None:
         check_threshold(request.threshold)
+    if request.fpir is not None and check_rate(request.fpir) and request.holdout:
+        raise UsageError("a hold-out sets the threshold by the wanted rate (--wanted-rate): leave --fpir away, or the hold-out")
     if request.top < 1:
         raise UsageError(f"{request.top} matches cannot be listed; ask for 1 or more")
     private = private_part(request.out)
@@ -341,7 +346,10 @@ class _Work:
         return Limit(decision.threshold, 0.0, 0.0, Basis.INDEX, decision.words, warning=warning, stored_rate=rate)
 
     def _limit(self, stored: Limit | None, scores: Doubles | None) -> Limit:
-        return choose_limit(self.bundle, self.request.wanted, given=self.request.threshold, stored=stored, holdout=scores)
+        asked, size = self.request, len(self.searchable)
+        return choose_limit(
+            self.bundle, asked.wanted, given=asked.threshold, stored=stored, holdout=scores, gallery=size, fpir=asked.fpir
+        )
 
     def _chance(self, limit: Limit, best: dict[int, _Best], scores: Doubles | None, looks: int) -> ByChance:
         found = sum(each.best.score >= limit.value for each in best.values())

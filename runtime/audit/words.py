@@ -161,6 +161,7 @@ def _chance(audit: Audit, found: int) -> str:
     by = {
         Basis.HOLDOUT: "measured on the hold-out",
         Basis.INDEX: "by the index's calibration",
+        Basis.STRANGERS: "estimated from the bundle's pairs of different images, which is an assumption about your images",
         Basis.BUNDLE: "reckoned from the model's own test pairs, which is an assumption about your pictures",
     }.get(audit.chance.basis, "")
     said = (

@@ -127,6 +127,7 @@ class ObjectScreener:
                 [Found(path) for path in paths],
                 gallery,
                 threshold=against.threshold,
+                fpir=against.fpir,
                 top=self._settings.screen.nearest,
                 search="exact",  # what is forwarded must be proven clear, and no search graph proves that
                 galleries=against.groups or None,
@@ -167,7 +168,9 @@ class ObjectScreener:
             gallery = Gallery.open(against.index, self._screener.bundle, warn=warn)
             self._galleries[against.name] = gallery
             self._files[against.name] = file
-            for line in decide_threshold(gallery, against.threshold).warnings:
+            decision = decide_threshold(gallery, against.threshold, against.fpir, against.groups or None)
+            log.info("threshold", gallery=against.name, threshold=decision.threshold, source=decision.source, detail=decision.words)
+            for line in decision.warnings:
                 log.warning("threshold", gallery=against.name, detail=line)
         return self._galleries[against.name]
 

@@ -177,7 +177,10 @@ class GallerySettings:
     name: str
     index: Path
     threshold: float | None = None
-    """If nothing is said: what `lcmem-onnx calibrate` set for the index, or else the bundle's."""
+    """If nothing is said: what `lcmem-onnx calibrate` set for the index, else what `fpir` gives, else the bundle's."""
+    fpir: float | None = None
+    """Share of strangers' images that may be flagged, above 0 and below 1, where the bundle's strangers set the threshold; .05, if
+    nothing is said."""
     groups: tuple[str, ...] = ()
     """Groups of the index (`index build --gallery`) to screen against; all, if it is empty."""
 
