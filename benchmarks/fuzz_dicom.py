@@ -1,17 +1,19 @@
 """Mutated DICOM objects, decoded here and in processes of their own: what becomes of them, and that nothing crashes or hangs.
 
-    python benchmarks/fuzz_dicom.py [--objects 2000] [--seed 0]
+    python benchmarks/fuzz_dicom.py [--objects 2000] [--seed 0] [--sweep]
 
-Each object is one of pydicom's test files with one to four mutations: bytes flipped, set to an extreme, cut out, repeated, the end
-cut off, a length or a number in the header replaced. It is opened as a scan opens it and at most three of its frames are
-rendered. An object that decodes nevertheless is no failure: a picture with a changed pixel is still a picture, and is judged as
-one. What counts: no error other than a PictureError, no frame that takes longer than the limit, and, in this process, no crash.
+Each object is one of pydicom's test files (with --sweep: one of the generated objects of dicom_sweep.py) with one to four
+mutations: bytes flipped, set to an extreme, cut out, repeated, the end cut off, a length or a number in the header replaced. It is
+opened as a scan opens it and at most three of its frames are rendered. An object that decodes nevertheless is no failure: a picture
+with a changed pixel is still a picture, and is judged as one. What counts: no error other than a PictureError, no frame that takes
+longer than the limit, and, in this process, no crash.
 """
 
 from __future__ import annotations
 
 import argparse
 import faulthandler
+import io
 import struct
 import sys
 import time
@@ -50,6 +52,21 @@ def sources() -> list[bytes]:
     return found
 
 
+def generated() -> list[bytes]:
+    """The objects of dicom_sweep.py, which have every lookup table, palette and depth; native ones and codestreams."""
+    import dicom_sweep
+
+    found = []
+    for dataset in (
+        *(feature.dataset for feature in dicom_sweep.features()),
+        *(dataset for _, dataset, _ in dicom_sweep.colour_codes()),
+    ):
+        file = io.BytesIO()
+        pydicom.dcmwrite(file, dataset, enforce_file_format=True)
+        found.append(file.getvalue())
+    return found
+
+
 def mutated(data: bytes, rng: np.random.Generator) -> bytes:
     """One to four changes, two in five of them in the first 2 KiB, where the header is."""
     changed = bytearray(data)
@@ -75,9 +92,9 @@ def mutated(data: bytes, rng: np.random.Generator) -> bytes:
     return bytes(changed)
 
 
-def objects(count: int, seed: int) -> Iterator[bytes]:
+def objects(count: int, seed: int, files: list[bytes] | None = None) -> Iterator[bytes]:
     """The same ones for the same seed."""
-    files = sources()
+    files = files or sources()
     rng = np.random.default_rng(seed)
     for _ in range(count):
         yield mutated(files[int(rng.integers(0, len(files)))], rng)
@@ -102,10 +119,10 @@ def outcome(data: bytes, opener: Callable[[bytes], Picture | IsolatedPicture]) -
     return "decoded in part" if len(reasons) < len(frames) else reasons[0]
 
 
-def run(name: str, count: int, seed: int, opener: Callable[[bytes], Picture | IsolatedPicture]) -> Counter[str]:
+def run(name: str, count: int, seed: int, files: list[bytes], opener: Callable[[bytes], Picture | IsolatedPicture]) -> Counter[str]:
     counts: Counter[str] = Counter()
     slowest, began = 0.0, time.monotonic()
-    for data in objects(count, seed):
+    for data in objects(count, seed, files):
         start = time.monotonic()
         counts[outcome(data, opener)] += 1
         slowest = max(slowest, time.monotonic() - start)
@@ -120,13 +137,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--objects", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--sweep", action="store_true", help="start from the objects of dicom_sweep.py")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     faulthandler.enable()
-    print(f"{len(sources())} files to start from")
-    here = run("in this process", arguments.objects, arguments.seed, lambda data: open_picture(data, LIMITS, "x.dcm"))
+    files = generated() if arguments.sweep else sources()
+    print(f"{len(files)} files to start from")
+    here = run("in this process", arguments.objects, arguments.seed, files, lambda data: open_picture(data, LIMITS, "x.dcm"))
     with Nursery(LIMITS) as nursery:
-        there = run("isolated", arguments.objects, arguments.seed, lambda data: nursery.open(data, "x.dcm"))
+        there = run("isolated", arguments.objects, arguments.seed, files, lambda data: nursery.open(data, "x.dcm"))
     for what in sorted(here.keys() | there.keys()):
         if here[what] != there[what]:
             print(f"differs: {what}: {here[what]} here, {there[what]} isolated")

@@ -134,7 +134,7 @@ def _is_index(path: Path) -> bool:
 
 def _report(done: Audit, written: list[Path], as_json: bool, quiet: bool) -> int:
     from ..runtime.audit.run import PRIVATE
-    from ..runtime.audit.words import answer
+    from ..runtime.audit.words import Verdict, answer
 
     found = sum(finding.found for finding in done.findings)
     unread = sum(bool(finding.reasons) for finding in done.findings) + (len(done.reference.unreadable) if done.reference else 0)
@@ -160,6 +160,6 @@ def _report(done: Audit, written: list[Path], as_json: bool, quiet: bool) -> int
                 click.echo(f"wrote {printable(str(path))}")
             page, private = printable(str(written[-1])), printable(str(done.request.out / PRIVATE))
             click.echo(f"next  open {page} in a browser; keep {private} to yourself")
-    if unread:
+    if unread or said.verdict is Verdict.INCOMPLETE:
         return FAILED
     return FOUND if found else NOTHING_FOUND

@@ -257,7 +257,7 @@ def index_verify(
         if recall:
             click.echo(
                 f"graph: {recall.found} of {recall.matches} matches of {recall.queries} pictures found, "
-                f"{recall.proven} searches proven complete"
+                f"{recall.proven} searches left to the exact search"
             )
         for problem in problems:
             say(f"error: {printable(problem)}")

@@ -104,10 +104,7 @@ def scan(
             raise
         report()
         if unproven and not quiet:
-            say(
-                f"note: of {unproven} results the search graph could not prove that no match is missing; '--search exact' leaves "
-                "no doubt"
-            )
+            say(f"note: {unproven} results come from the search graph, which may miss a match; use '--search exact' to be sure")
     if counts["error"] or unreadable:
         return FAILED
     return FOUND if counts["match"] else NOTHING_FOUND

@@ -35,7 +35,7 @@ from .files import (
 )
 from .identifiers import Identifiers
 from .notes import Note
-from .preprocess import is_blank, resize
+from .preprocess import Pixels, as_array, is_blank, resize
 from .raster import Raster, open_raster
 
 if TYPE_CHECKING:
@@ -111,6 +111,12 @@ class Picture:
         Raises:
             As for `frame`.
         """
+        shown = self._shown(number)
+        with boundary():
+            return tuple(as_array(pixels) for pixels in shown)
+
+    def _shown(self, number: int) -> tuple[Pixels, ...]:
+        """The renderings, in the form in which they were decoded."""
         if not 0 <= number < self.frames:
             raise IndexError(f"frame {number} of a picture with {self.frames}")
         with boundary():
@@ -129,12 +135,12 @@ class Picture:
         Raises:
             As for `frame`; PictureError: blank, where no rendering shows anything.
         """
-        renderings = self.renderings(number)
+        shown = self._shown(number)
         with boundary():
-            return views_of(renderings, size)
+            return views_of(shown, size)
 
 
-def views_of(renderings: Sequence[NDArray[np.uint8]], size: int) -> tuple[NDArray[np.uint8], ...]:
+def views_of(renderings: Sequence[Pixels], size: int) -> tuple[NDArray[np.uint8], ...]:
     """See `Picture.views`."""
     views: list[NDArray[np.uint8]] = []
     for rendering in renderings:

@@ -32,6 +32,7 @@ from .depth import PERCENTILES, nominal_depth, stretched, to_8_bit
 from .errors import PictureError, Reason
 from .files import Kind, Limits
 from .notes import Note
+from .preprocess import Pixels, turned
 
 __all__ = ["Raster", "open_raster"]
 
@@ -72,8 +73,8 @@ class Raster:
         """None: what these formats hold beside their frames is not looked for."""
         return ()
 
-    def renderings(self, number: int) -> tuple[NDArray[np.uint8], ...]:
-        """Decode one frame and render it: RGB, uint8 (height, width, 3) each; first as a viewer shows it.
+    def renderings(self, number: int) -> tuple[Pixels, ...]:
+        """Decode one frame and render it; first as a viewer shows it.
 
         Grey values of more than 8 bits have a second rendering, by `PERCENTILES` of them: they may be a DICOM object's stored
         values, exported without its window.
@@ -102,9 +103,9 @@ class Raster:
             orientation = 1 if self._kind is Kind.TIFF else image.getexif().get(_ORIENTATION, 1)
             if self.frames > 1:
                 self._image = image
-        return tuple(np.ascontiguousarray(_turned(pixels, orientation)) for pixels in renderings)
+        return tuple(turned(pixels, orientation) for pixels in renderings)
 
-    def _pixels(self, image: ImageFile.ImageFile, number: int, deep: bool, inverted: bool) -> tuple[NDArray[np.uint8], ...]:
+    def _pixels(self, image: ImageFile.ImageFile, number: int, deep: bool, inverted: bool) -> tuple[Pixels, ...]:
         if image.mode.startswith("I;16"):
             grey = np.asarray(image)
             shown = to_8_bit(grey, nominal_depth(int(grey.max())))
@@ -120,7 +121,9 @@ class Raster:
             return (_deep_colour(self._data, image, number, self._kind),)
         # Transparency of a palette is alpha, which is dropped; left in, converting warns about it.
         image.info.pop("transparency", None)
-        return (np.array(image.convert("RGB"), np.uint8),)
+        if image.mode in ("RGB", "L") and self.frames == 1:  # nobody changes it any more
+            return (image,)
+        return (image.convert("RGB"),)
 
 
 def open_raster(data: bytes, kind: Kind, limits: Limits) -> Raster:
@@ -189,14 +192,3 @@ def _deep_colour(data: bytes, image: Image.Image, number: int, kind: Kind) -> ND
         raise PictureError(Reason.UNSUPPORTED, "its 16-bit colour could not be read; save it with 8 bits")
     colours = np.asarray(values)[..., 2::-1]  # from blue, green, red, alpha
     return to_8_bit(colours, nominal_depth(int(colours.max())))
-
-
-def _turned(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """As EXIF's orientation, 1 to 8, says that it is to be seen; other values mean nothing."""
-    if orientation in (5, 6, 7, 8):
-        pixels = pixels.swapaxes(0, 1)
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    return pixels

@@ -70,7 +70,7 @@ class Result:
         sha256: of the file, hex; None when it could not be read.
         identities: the patients of the matches, best first.
         notes: what else a DICOM object holds that was not screened, such as overlays (see `Note`).
-        complete: False where the graph's search ended before it had reached all that may match (see `SearchResult`).
+        complete: False where the search went through the graph, so that a match may be missing (see `SearchResult`).
     """
 
     path: str

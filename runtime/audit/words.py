@@ -21,7 +21,7 @@ TOO_MANY = 0.05
 
 class Verdict(StrEnum):
     """`found`: more than chance explains, or copies that are certain. `doubtful`: no more than chance would give. `none`: nothing.
-    `incomplete`: nothing among what could be read, but not all could be."""
+    `incomplete`: nothing was found, but not everything could be read, or the search may have missed a match."""
 
     FOUND = "found"
     DOUBTFUL = "doubtful"
@@ -83,6 +83,8 @@ def answer(audit: Audit) -> Answer:
         verdict, title = Verdict.DOUBTFUL, f"{of}, no more than chance may give"
     elif unread or unread_reference:
         verdict, title = Verdict.INCOMPLETE, "No match was found, but not everything could be read"
+    elif not audit.exact:
+        verdict, title = Verdict.INCOMPLETE, "No match was found, but the search graph may have missed one"
     else:
         verdict, title = Verdict.NONE, f"No match was found among {counted(judged, 'released picture')}"
     body = (_counts(audit, counts, found, judged), _chance(audit, found), _sensitivity(audit, found, judged))
@@ -95,6 +97,8 @@ def _caveats(audit: Audit, unread: int, unread_reference: int) -> tuple[str, ...
     parts += [counted(unread_reference, "reference picture")] if unread_reference else []
     if parts:
         said.append(f"{' and '.join(parts)} could not be read, or not in full: nothing is said of what could not be seen.")
+    if not audit.exact:
+        said.append("The index was searched through its graph, which may miss a match: --search exact misses none.")
     if audit.bundle.demonstration:
         said.append(
             "The model that was used says of itself that it was never measured on several examinations of one patient: do not "

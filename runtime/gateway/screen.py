@@ -128,6 +128,7 @@ class ObjectScreener:
                 gallery,
                 threshold=against.threshold,
                 top=self._settings.screen.nearest,
+                search="exact",  # what is forwarded must be proven clear, and no search graph proves that
                 galleries=against.groups or None,
             ):
                 job = by_path[result.path]

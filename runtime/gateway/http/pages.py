@@ -56,7 +56,7 @@ WHY = {
     "timed-out": "took too long",
     "suspicious-header": "its header is not a sound object's",
     "unscreened-content": "holds more than was screened",
-    "search-incomplete": "the search did not reach its end",
+    "search-incomplete": "the search may have missed a match",
     "identity-mismatch": "names two different objects",
     "index-unavailable": "the gallery could not be opened",
 }
