@@ -44,9 +44,9 @@ def test_the_runtime_imports_only_downwards() -> None:
     """No circles: importing each module alone works, and the rooms are in the order that ARCHITECTURE gives."""
     order = [
         "errors", "syncing", "child_python", "machine", "head", "depth", "elements", "lookup_table", "files", "preprocess",
-        "codestream", "native_frames", "grey", "notes", "bundle", "providers", "variants", "timings", "identifiers", "dicom", "raster",
-        "encoder", "pictures", "decoding_process",
-        "isolation", "gallery", "outcomes", "screening", "audit", "identification", "gateway",
+        "codestream", "native_frames", "grey", "notes", "bundle", "providers", "variants", "timings", "identifiers", "dicom",
+        "raster", "encoder", "pictures", "decoding_process", "isolation", "gallery", "outcomes", "screening", "audit",
+        "identification", "gateway",
     ]  # fmt: skip
     for path in (ROOT / "runtime").glob("*.py"):
         if path.stem == "__init__":
