@@ -43,7 +43,8 @@ def test_the_runtime_is_self_contained() -> None:
 def test_the_runtime_imports_only_downwards() -> None:
     """No circles: importing each module alone works, and the rooms are in the order that ARCHITECTURE gives."""
     order = [
-        "errors", "syncing", "machine", "head", "depth", "files", "preprocess", "codestream", "grey", "notes", "bundle",
+        "errors", "syncing", "machine", "head", "depth", "files", "preprocess", "codestream", "grey", "notes", "strangers",
+        "bundle",
         "providers", "variants", "timings", "identifiers", "dicom", "raster", "encoder", "pictures", "decoding_process",
         "isolation", "gallery", "outcomes", "screening", "audit", "identification", "gateway",
     ]  # fmt: skip
