@@ -45,7 +45,7 @@ def test_the_runtime_imports_only_downwards() -> None:
     order = [
         "errors", "syncing", "machine", "head", "depth", "files", "preprocess", "codestream", "grey", "notes", "bundle",
         "providers", "variants", "timings", "identifiers", "dicom", "raster", "encoder", "pictures", "decoding_process",
-        "isolation", "gallery", "outcomes", "screening", "audit", "identification", "gateway",
+        "isolation", "gallery", "outcomes", "screening", "identification", "audit", "gateway",
     ]  # fmt: skip
     for path in (ROOT / "runtime").glob("*.py"):
         if path.stem == "__init__":

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ..head import Floats
 from .thumbnails import Alignment, oriented
 
-__all__ = ["AGREES", "agreement"]
+__all__ = ["AGREES", "NOT_COMPARABLE", "agreement"]
 
 AGREES = 0.86
 """Correlation of detail from which two pictures count as one, altered (docs/audit.md says what was measured)."""
@@ -35,6 +35,8 @@ INSIDE = 0.99
 FINE, ROUGH = 1.2, 3.0
 """Standard deviations, in pixels of `SIDE`, of the two blurs between which detail lies."""
 LEAST_OVERLAP = 0.1
+NOT_COMPARABLE = -1.0
+"""The result for two pictures of which too little shows in both, or too little that is neither black nor white."""
 CLIPPED = 0.02
 
 Pixels = NDArray[np.uint8]
@@ -76,7 +78,7 @@ def agreement(first: Pixels, second: Pixels, alignment: Alignment | None = None)
     best_half = max(alike for alike, *_ in halves)
     if best_half < HOPEFUL:
         return best_half
-    best = -1.0
+    best = NOT_COMPARABLE
     for alike, mirrored, start, matrix in halves:
         if alike < max(HOPEFUL, best_half - BEHIND):
             continue
@@ -186,7 +188,7 @@ def _correlation(one: Floats, other: Floats, inside: Mask) -> float:
     """Pearson's, over the middle, where both have something to show."""
     inside = inside & _disc(len(one))
     if inside.mean() < LEAST_OVERLAP:
-        return -1.0
+        return NOT_COMPARABLE
     a, b = one[inside], other[inside]
     a, b = a - a.mean(), b - b.mean()
     norm = float(np.sqrt((a @ a) * (b @ b)))

@@ -85,7 +85,9 @@ def _refuse_overlap(out: Path, real: Path, released: Path, kept: Mapping[str, Pa
         if not above.isdisjoint(_folders(folder, follow=False)):
             raise UsageError(f"--out {out} lies in {what} {folder}, which would mix the two. Give --out a folder outside")
         if own is not None and own in _above(Path(os.path.realpath(folder))):
-            raise UsageError(f"--out {out} holds {what} {folder}, which would be passed on with the report. Give --out another folder")
+            raise UsageError(
+                f"--out {out} holds {what} {folder}, which would be passed on with the report. Give --out another folder"
+            )
 
 
 def _place(path: Path) -> Place | None:

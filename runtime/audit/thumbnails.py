@@ -28,7 +28,7 @@ SATURATION = 1.5
 """Standard deviations of detail at which it saturates: a caption's edges must not outweigh the rest."""
 SHIFT = 2
 """Pixels that an uncropped image may be shifted by."""
-CROPS = tuple(range(SIDE - 1, 24, -1))
+CROPS = (31, 30, 29, 28, 27, 26, 25)
 """Sides, in pixels, that a crop of one image may have in the other: down to 78 % of its side."""
 AT_ONCE = 512
 """Thumbnails compared with all others at once: 20 MB for 10,000."""
@@ -97,25 +97,28 @@ def candidates(queries: Pixels, gallery: Pixels, top: int) -> NDArray[np.int64]:
     return best
 
 
-def align(first: Pixels, second: Pixels) -> Alignment:
-    """Return the best alignment of two thumbnails, uint8 (SIDE, SIDE): as they are, or one as a crop of the other."""
-    detail = _detail(second)
-    tones = _tones(second[None])[0]
-    own = _tones(first[None])[0].reshape(TONES, TONES)
+def align(first: Pixels, second: Pixels, *, crops: bool) -> Alignment:
+    """Return the best alignment of two thumbnails, uint8 (SIDE, SIDE).
+
+    Args:
+        crops: look for one as a crop of the other too, as they are and mirrored. Without it they lie over each other as a whole, in
+            the two orientations that suit their tones best.
+    """
+    theirs, mine = _detail(second), _detail(first)
+    tones, own = _tones(second[None])[0], _tones(first[None])[0].reshape(TONES, TONES)
     alike = [float(oriented(own, orientation).ravel() @ tones) for orientation in range(ORIENTATIONS)]
     likeliest = sorted(range(ORIENTATIONS), key=lambda orientation: -alike[orientation])[:2]
-    mine = _detail(first)
-    smaller = [(side, _shrunk(detail, side)) for side in CROPS]
+    smaller = [(side, _shrunk(theirs, side)) for side in CROPS] if crops else []
     best = Alignment(-1.0, 0, 1.0, (0.0, 0.0))
-    # A crop changes the tones of each place, so the two usual orientations are tried whatever the tones say.
-    for orientation in dict.fromkeys((0, 1, *likeliest)):
+    # A crop changes the tones of each place, so they do not say how it is oriented.
+    for orientation in (0, 1) if crops else likeliest:
         turned = np.asarray(oriented(mine, orientation), np.float32)
-        found, x, y = _located(detail, np.ascontiguousarray(turned[SHIFT:-SHIFT, SHIFT:-SHIFT]))
+        found, x, y = _located(theirs, np.ascontiguousarray(turned[SHIFT:-SHIFT, SHIFT:-SHIFT]))
         if found > best.correlation:
             best = Alignment(found, orientation, 1.0, ((x - SHIFT) / SIDE, (y - SHIFT) / SIDE))
         for side, small in smaller:
             scale = side / SIDE
-            found, x, y = _located(detail, _shrunk(turned, side))
+            found, x, y = _located(theirs, _shrunk(turned, side))
             if found > best.correlation:
                 best = Alignment(found, orientation, scale, (x / SIDE, y / SIDE))
             found, x, y = _located(turned, small)
@@ -135,7 +138,7 @@ def _tones(thumbnails: Pixels) -> Floats:
 def _detail(small: Pixels) -> Floats:
     gray = small.astype(np.float32) / 255.0
     detail = cv2.GaussianBlur(gray, (0, 0), SMOOTH) - cv2.GaussianBlur(gray, (0, 0), GROUND)
-    return np.tanh(detail / (SATURATION * (float(detail.std()) + LEAST_CONTRAST)))
+    return np.asarray(np.tanh(detail / (SATURATION * (float(detail.std()) + LEAST_CONTRAST))), np.float32)
 
 
 def _shrunk(detail: Floats, side: int) -> Floats:
