@@ -19,7 +19,7 @@ from .folders import PRIVATE, PRIVATE_FILE, PRIVATE_FOLDER
 
 __all__ = ["replace_together"]
 
-STAGING = ".replacing-"
+STAGING, DISCARDED = ".replacing-", ".replaced-"
 NEW, OLD, PLAN = "new", "old", "plan"
 TOKEN = "[0-9a-f]" * 16
 """What version 0.1.0 put into the names of its temporary files."""
@@ -37,6 +37,8 @@ def replace_together(out: Path, new: Mapping[str, bytes], names: Sequence[str]) 
         OSError: something cannot be written or moved; the earlier files are back.
     """
     private = out / PRIVATE
+    for left in private.glob(f"{DISCARDED}*"):
+        shutil.rmtree(left)
     for left in private.glob(f"{STAGING}*"):
         _recover(out, left)
     staging = private / f"{STAGING}{secrets.token_hex(8)}"
@@ -57,9 +59,10 @@ def replace_together(out: Path, new: Mapping[str, bytes], names: Sequence[str]) 
             sync(folder)
     except BaseException:
         if staging.exists():
-            _recover(out, staging)
+            _undo(out, staging)
+            _discard(staging)
         raise
-    shutil.rmtree(staging, ignore_errors=True)  # what is left of it, the next run removes
+    _discard(staging)
     for name in names:
         path = out / name
         for temporary in path.parent.glob(f".{path.name}.{TOKEN}{path.suffix}"):
@@ -77,15 +80,32 @@ def _is_file(path: Path, *, replaced: bool) -> bool:
 
 def _recover(out: Path, staging: Path) -> None:
     """Undo a replacement that did not come to its end. Of one that did, remove the earlier files."""
-    plan = staging / PLAN
-    new = plan.read_text(encoding="utf-8").split("\n") if plan.exists() else []
-    moved_in = [name for name in new if not (staging / NEW / _flat(name)).exists()]
-    if len(moved_in) < len(new):
-        for name in moved_in:
+    planned = _planned(staging)
+    if not planned or any((staging / NEW / _flat(name)).exists() for name in planned):
+        _undo(out, staging)
+    _discard(staging)
+
+
+def _discard(staging: Path) -> None:
+    """Remove a staging folder. It is renamed first: half removed, it would be taken for a replacement that is to be undone."""
+    discarded = staging.with_name(staging.name.replace(STAGING, DISCARDED))
+    staging.replace(discarded)
+    shutil.rmtree(discarded, ignore_errors=True)  # what is left of it, the next run removes
+
+
+def _undo(out: Path, staging: Path) -> None:
+    """Remove the new files that are in place, and move the earlier ones back."""
+    for name in _planned(staging):
+        if not (staging / NEW / _flat(name)).exists():
             (out / name).unlink(missing_ok=True)
-        for path in sorted((staging / OLD).iterdir()):
-            path.replace(out / path.name.replace("+", os.sep))
-    shutil.rmtree(staging)
+    for path in sorted((staging / OLD).iterdir()) if (staging / OLD).exists() else []:
+        path.replace(out / path.name.replace("+", os.sep))
+
+
+def _planned(staging: Path) -> list[str]:
+    """Return the names of the new files; none before the first file of the report was moved."""
+    plan = staging / PLAN
+    return plan.read_text(encoding="utf-8").split("\n") if plan.exists() else []
 
 
 def _flat(name: str) -> str:

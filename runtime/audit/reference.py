@@ -65,6 +65,8 @@ class Reference:
         self.searchable: Searchable
         self._contents: dict[str, bytes] | None
         self._items: dict[str, Item] = {}
+        self._verified: dict[str, bytes | None] = {}
+        self._closed = False
         if isinstance(source, PictureSet):
             self._items = {item.name: item for item in source.items}
             self._contents = {item.name: item.content for item in source.items if item.content}
@@ -78,11 +80,12 @@ class Reference:
     def has_keys(self) -> bool:
         return self._contents is not None
 
-    def __len__(self) -> int:
+    @property
+    def size(self) -> int:
         """How many images it has."""
-        if self.images:
+        if self.images is not None:
             return len(self.images.readable)
-        count = self.gallery.describe()["pictures"] if self.gallery else 0
+        count = self.gallery.describe()["pictures"] if self.gallery is not None else 0
         return int(str(count))
 
     def holds(self, content: bytes | None) -> bool:
@@ -105,17 +108,27 @@ class Reference:
         """A frame, RGB uint8 (height, width, 3), or None where its file is not at hand as it was indexed."""
         path = self.path_of(match.key)
         try:
-            if self.gallery and not (path.is_absolute() and path.is_file()):
+            if self.gallery is not None and not (path.is_absolute() and path.is_file()):
                 return None
             data = read_file(path, self._screener.limits)
             content = hashlib.sha256(data).digest()
             if self._contents is not None:
                 as_read = self._contents.get(match.key) == content
             else:
-                as_read = self.gallery is not None and self.gallery.status(match.key, content) is Added.KNOWN
+                as_read = self._in_index(match.key, content)
             return frame_of(self._screener, data, path.name, match.frame) if as_read else None
         except (PictureError, OSError, ValueError):
             return None
+
+    def _in_index(self, key: str, content: bytes) -> bool:
+        """Whether an index that was not read as a whole has this file under this key; once it is closed, what was asked before."""
+        if key not in self._verified and self.gallery is not None and not self._closed:
+            self._verified[key] = content if self.gallery.status(key, content) is Added.KNOWN else None
+        return self._verified.get(key) == content
+
+    def close(self) -> None:
+        """The index is being closed."""
+        self._closed = True
 
     def name_patients(self, patients: Patients | None, *, comparable: bool) -> None:
         """Add the patients that a list gives to an index's images; its own are dropped where they cannot be compared."""

@@ -230,9 +230,11 @@ def audit(
                 raise GalleryError(f"{request.reference} holds no pictures, so nothing can be found in it: add some first")
         pseudonyms = Pseudonyms(private / "pseudonyms.key")
         own_key = SiteKey(pseudonyms.secret)
-        reference = Reference(screener, gallery, request.search) if gallery else None
+        reference = Reference(screener, gallery, request.search) if gallery is not None else None
+        if reference is not None:
+            open_things.callback(reference.close)
         key = own_key
-        if gallery and reference and request.holdout and reference.patients and not request.ignore_patients:
+        if gallery is not None and reference is not None and request.holdout and reference.patients and not request.ignore_patients:
             try:
                 key = gallery.site_key()
             except UsageError as error:
@@ -456,7 +458,7 @@ class _Work:
             nearer(
                 (np.array([best[at].plain.score for at in order]), np.array([keys[best[at].plain.key] for at in order])),
                 (np.array([to_holdout[at].score for at in order]), np.array([places[to_holdout[at].key] for at in order])),
-                len(self.reference),
+                self.reference.size,
                 len(kept),
             ),
         )

@@ -24,6 +24,8 @@ ORIENTATIONS = 8
 SMOOTH, GROUND = 0.5, 1.2
 """Standard deviations, in pixels, of the two blurs between which detail lies."""
 LEAST_CONTRAST = 1e-3
+FLAT = 0.02
+"""Standard deviation of saturated detail below which there is none; usually it is about 0.5."""
 SATURATION = 1.5
 """Standard deviations of detail at which it saturates: a caption's edges must not outweigh the rest."""
 SHIFT = 2
@@ -147,6 +149,7 @@ def _shrunk(detail: Floats, side: int) -> Floats:
 
 def _located(image: Floats, part: Floats) -> tuple[float, int, int]:
     """Return the best normalized correlation of a part with the image, and the part's column and row there."""
-    found = cv2.matchTemplate(image, part, cv2.TM_CCOEFF_NORMED)
-    _, best, _, (x, y) = cv2.minMaxLoc(found)
-    return (float(best), x, y) if np.isfinite(best) else (-1.0, 0, 0)
+    if min(float(part.std()), float(image.std())) < FLAT:  # OpenCV calls what is flat equal to everything
+        return -1.0, 0, 0
+    _, best, _, (x, y) = cv2.minMaxLoc(cv2.matchTemplate(image, part, cv2.TM_CCOEFF_NORMED))
+    return float(best), x, y
