@@ -22,8 +22,9 @@ from pathlib import Path
 import click
 import cv2
 import numpy as np
-from lcmem_onnx.runtime.audit.cache import Cache
+from lcmem_onnx.runtime.audit.cache import Cache, Cached
 from lcmem_onnx.runtime.audit.run import PRIVATE
+from lcmem_onnx.runtime.audit.thumbnails import thumbnail
 from lcmem_onnx.runtime.bundle import open_bundle
 from numpy.typing import NDArray
 
@@ -64,7 +65,8 @@ def make(work: Path, pictures: int) -> int:
                 path = work / name / f"{number % 10}" / f"{number:06d}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 cv2.imwrite(str(path), picture)
-                cache.put(hashlib.sha256(path.read_bytes()).digest(), {0: embedding[None]})
+                kept = Cached({0: embedding[None]}, {0: thumbnail(picture[..., ::-1])})
+                cache.put(hashlib.sha256(path.read_bytes()).digest(), kept)
     return copies
 
 

@@ -168,7 +168,7 @@ def test_suspects_are_named_in_the_title_the_files_and_the_exit_code(sets: Path)
         return result.exit_code, result.stdout, report, (sets / "report" / "report.html").read_text()
 
     code, out, report, page = command()
-    title = "No match was found among 3 released pictures; 3 suspects in the hold-out (3 left out)"
+    title = "No match was found among 3 released pictures; 3 suspects left out of the hold-out"
     assert code == 2
     assert out.startswith(title)
     assert str((sets / "report").resolve() / "private" / "suspects.csv") in out
@@ -193,14 +193,14 @@ def test_suspects_are_named_in_the_title_the_files_and_the_exit_code(sets: Path)
     assert code == 0
     line = json.loads(out)
     assert (line["verdict"], line["suspects"], line["suspects_left_out"], line["found"]) == ("suspect", 3, 0, 0)
-    assert "3 suspects in the hold-out (3 kept)" in report["answer"]["title"]  # type: ignore[index]
+    assert "3 suspects kept in the hold-out" in report["answer"]["title"]  # type: ignore[index]
     assert report["holdout_tests"]["pictures"] == STRANGERS + 3  # type: ignore[index]
     assert "--suspects keep" in report["repeat"]["command"]  # type: ignore[index]
 
     shutil.copy(EXAMPLES / "gallery" / "camera.jpg", sets / "released")
     code, out, report, page = command("-q")
     assert code == 2  # a match, but from a hold-out that is to be mended
-    assert out.startswith("1 released picture of 4 matches the reference; 3 suspects in the hold-out (3 left out)")
+    assert out.startswith("1 released picture of 4 matches the reference; 3 suspects left out of the hold-out")
     assert '<section id="answer" class="answer found">' in page
 
 
@@ -326,8 +326,10 @@ def test_an_indexs_patients_are_compared_by_the_site_key(screener: Screener, set
 
 def test_a_list_of_patients_serves_all_sets(screener: Screener, sets: Path) -> None:
     (sets / "patients.csv").write_text(
-        "Split,id,path\nTRAIN,p1,reference/camera.jpg\nTRAIN,p2,released/other-coffee.jpg\n"
-        f"TEST,p1,holdout/stranger 01.png\nTEST,p2,{sets}/holdout/stranger 02.png\nTEST,,holdout/stranger 03.png\nTEST,p4,gone.png\n"
+        "Split,id,path\n"
+        "TRAIN,p1,reference/camera.jpg\nTRAIN,p2,released/other-coffee.jpg\n"
+        f"TEST,p1,holdout/stranger 01.png\nTEST,p2,{sets}/holdout/stranger 02.png\nTEST,,holdout/stranger 03.png\n"
+        "TEST,p4,gone.png\n"
     )
     done = run(screener, sets, patients=sets / "patients.csv")
     expected = {

@@ -35,7 +35,10 @@ def test_a_copy_in_any_orientation_is_nominated_and_laid_over_its_original(seed:
     gallery = np.stack([thumbnail(drawn(seed + number)) for number in range(20)])
     square = np.asarray(cv2.resize(drawn(seed), (96, 96)), np.uint8)
     copy = np.asarray(oriented(square, orientation), np.uint8)
-    assert candidates(thumbnail(copy)[None], gallery, 3)[0, 0] == 0
+    places, correlations = candidates(thumbnail(copy)[None], gallery, 3)
+    assert places[0, 0] == 0
+    assert correlations[0, 0] > 0.99
+    assert (np.diff(correlations[0]) <= 0).all()
     found = align(thumbnail(copy), thumbnail(square), crops=False)
     assert found.correlation > 0.99
     np.testing.assert_array_equal(oriented(copy, found.orientation), square)
@@ -76,8 +79,10 @@ def test_flat_images_resemble_nothing() -> None:
     textured = thumbnail(image("camera"))
     assert align(flat, textured, crops=True).correlation < PROMISING
     assert align(flat, flat, crops=False).correlation < PROMISING
-    assert candidates(np.stack([flat, textured]), np.stack([textured]), 5).shape == (2, 1)
-    assert candidates(np.empty((0, SIDE, SIDE), np.uint8), np.stack([textured]), 5).shape == (0, 1)
+    places, correlations = candidates(np.stack([flat, textured]), np.stack([textured]), 5)
+    assert places.tolist() == [[0], [0]]
+    assert correlations[:, 0] == pytest.approx([0, 1], abs=1e-5)
+    assert candidates(np.empty((0, SIDE, SIDE), np.uint8), np.stack([textured]), 5)[0].shape == (0, 1)
     white = np.full((64, 64, 3), 255, np.uint8)
     assert agreement(white, white, Alignment(1.0, 0, 1.0, (0.0, 0.0))) in (NOT_COMPARABLE, 0.0)
 

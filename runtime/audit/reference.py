@@ -112,16 +112,16 @@ class Reference:
                 return None
             data = read_file(path, self._screener.limits)
             content = hashlib.sha256(data).digest()
-            if self._contents is not None:
-                as_read = self._contents.get(match.key) == content
-            else:
-                as_read = self._in_index(match.key, content)
-            return frame_of(self._screener, data, path.name, match.frame) if as_read else None
+            if not self._as_read(match.key, content):
+                return None
+            return frame_of(self._screener, data, path.name, match.frame)
         except (PictureError, OSError, ValueError):
             return None
 
-    def _in_index(self, key: str, content: bytes) -> bool:
-        """Whether an index that was not read as a whole has this file under this key; once it is closed, what was asked before."""
+    def _as_read(self, key: str, content: bytes) -> bool:
+        """Whether a key had this content. An index that was not read as a whole is asked as long as it is open."""
+        if self._contents is not None:
+            return self._contents.get(key) == content
         if key not in self._verified and self.gallery is not None and not self._closed:
             self._verified[key] = content if self.gallery.status(key, content) is Added.KNOWN else None
         return self._verified.get(key) == content

@@ -39,6 +39,8 @@ BY_SCORE, BY_SCORE_OF_INDEX, BY_SCORE_ELSEWHERE = 5, 3, 2
 """Candidates that the model's score nominates: in the reference; in an index, whose images must be decoded; elsewhere."""
 BY_TONES = 2
 """Candidates that the thumbnails' tones nominate. An index has no thumbnails."""
+LIKELY = 0.8
+"""Correlation of tones from which they are candidates. Of 800 copies none was below 0.86 (brightened by a half; flipped: 1.00)."""
 PROMISING = 0.62
 """Correlation of aligned thumbnails from which the pixels are compared. Of 1,440 altered copies (recompressed, cropped to 85 to 97
 percent of the side, brightened, flipped, turned) none was below 0.65; of 500 pairs of different chest radiographs, the nearest by
@@ -47,9 +49,9 @@ COMPARED = 2
 """Promising candidates whose pixels are compared, for each image and each set."""
 OVEREXPOSED = 0.9
 """The same from which an image is a suspect that is so black or white that its pixels cannot be compared, if it matches as well."""
-PAIRS_AT_MOST = 40_000
-"""Candidates that are aligned, for each set: some 1 ms each."""
-FREELY, FREELY_AT_MOST = 0.2, 4_000
+PAIRS_AT_MOST = 20_000
+"""Candidates that are aligned, for each set: 1 ms each by score, and a quarter of that by tones. The highest scores go first."""
+FREELY, FREELY_AT_MOST = 0.2, 1_000
 """Share of the hold-out, the highest scores first, that is compared with its nearest reference image in any turn, some 16 ms each.
 The threshold depends on the highest scores alone."""
 BATCH = 256
@@ -280,16 +282,16 @@ class _Vetting:
 
     def _nominate(self, side: _Side, left: set[int]) -> tuple[dict[int, list[_Pair]], int]:
         """Candidates of each image that is left, and how many were too many."""
-        ranked: list[tuple[int, int, _Pair]] = []
-        for at, frame, matches in self._closest(side, left):
-            ranked += [(rank, at, _Pair(frame, match, match.score)) for rank, match in enumerate(matches)]
-        ranked += self._by_tones(side, left)
-        ranked = [each for each in ranked if self._earlier(side, each[1], each[2].candidate, left)]
-        ranked.sort(key=lambda each: each[:2])
         pairs: dict[int, list[_Pair]] = defaultdict(list)
-        for _, at, pair in ranked[:PAIRS_AT_MOST]:
-            pairs[at].append(pair)
-        return pairs, max(0, len(ranked) - PAIRS_AT_MOST)
+        too_many = 0
+        for nominated in (self._by_score(side, left), self._by_tones(side, left)):
+            ranked = sorted(
+                (each for each in nominated if self._earlier(side, each[1], each[2].candidate, left)), key=lambda each: -each[0]
+            )
+            too_many += max(0, len(ranked) - PAIRS_AT_MOST)
+            for _, at, pair in ranked[:PAIRS_AT_MOST]:
+                pairs[at].append(pair)
+        return pairs, too_many
 
     def _earlier(self, side: _Side, at: int, candidate: Match, left: set[int]) -> bool:
         """Whether a pair is to be looked at: within the hold-out each is, once, from its later image."""
@@ -298,8 +300,8 @@ class _Vetting:
         place = self.places[candidate.key]
         return place < at and place in left
 
-    def _closest(self, side: _Side, left: set[int]) -> Iterator[tuple[int, int, tuple[Match, ...]]]:
-        """Items with a frame and its candidates by the model's score, over all looks."""
+    def _by_score(self, side: _Side, left: set[int]) -> Iterator[tuple[float, int, _Pair]]:
+        """Scores, items, and what is to be looked at, over all looks."""
         looks = self.holdout.looks
         rows = [row for row, at in enumerate(self.holdout.of.tolist()) if at in left]
         top = side.by_score + (side.other is Other.HOLDOUT)  # itself
@@ -313,22 +315,22 @@ class _Vetting:
                     if match.key not in found or match.score > found[match.key].score:
                         found[match.key] = match
         for (at, frame), found in best.items():
-            yield at, frame, tuple(sorted(found.values(), key=lambda match: -match.score)[:top])
+            for match in sorted(found.values(), key=lambda match: -match.score)[:top]:
+                yield match.score, at, _Pair(frame, match, match.score)
 
-    def _by_tones(self, side: _Side, left: set[int]) -> list[tuple[int, int, _Pair]]:
+    def _by_tones(self, side: _Side, left: set[int]) -> Iterator[tuple[float, int, _Pair]]:
+        """The same by the tones of thumbnails, and their correlations."""
         if side.images is None:
-            return []
+            return
         asked = [row for row, (at, _) in enumerate(self.holdout.thumbnail_of.tolist()) if at in left]
         top = BY_TONES + (side.other is Other.HOLDOUT)
-        found = candidates(self.holdout.thumbnails[asked], side.images.thumbnails, top)
-        ranked = []
-        for row, near in zip(asked, found.tolist(), strict=True):
+        found, correlations = candidates(self.holdout.thumbnails[asked], side.images.thumbnails, top)
+        for row, near, alike in zip(asked, found.tolist(), correlations.tolist(), strict=True):
             at, frame = self.holdout.thumbnail_of[row].tolist()
-            for rank, place in enumerate(near):
-                other, other_frame = side.images.thumbnail_of[place].tolist()
-                match = Match(side.images.items[other].name, other_frame, 0.0)
-                ranked.append((rank, at, _Pair(frame, match, None)))
-        return ranked
+            for place, correlation in zip(near, alike, strict=True):
+                if correlation >= LIKELY:
+                    other, other_frame = side.images.thumbnail_of[place].tolist()
+                    yield correlation, at, _Pair(frame, Match(side.images.items[other].name, other_frame, 0.0), None)
 
     # -- pixels ----------------------------------------------------------------------------------------------------
 

@@ -97,11 +97,10 @@ def _suspects_in_title(audit: Audit) -> str:
     """What the title says of suspects in the hold-out, if there are any."""
     if audit.tests is None or not audit.tests.suspects:
         return ""
-    kept = len(audit.tests.kept)
-    left_out = len(audit.tests.suspects) - kept
-    parts = [f"{left_out:,} left out"] if left_out else []
-    parts += [f"{kept:,} kept"] if kept else []
-    return f"; {counted(left_out + kept, 'suspect')} in the hold-out ({', '.join(parts)})"
+    kept, left_out = len(audit.tests.kept), len(audit.tests.left_out)
+    if not left_out:
+        return f"; {counted(kept, 'suspect')} kept in the hold-out"
+    return f"; {counted(left_out, 'suspect')} left out of the hold-out" + (f", {kept:,} kept" if kept else "")
 
 
 IS_SUSPECT = {
@@ -130,12 +129,15 @@ def suspected(suspects: Sequence[Suspect]) -> str:
 
 def _suspects(tests: Tests) -> list[str]:
     said = []
-    if left_out := tests.left_out:
-        them = "it was" if len(left_out) == 1 else "they were"
-        said.append(
-            f"Of the hold-out, {suspected(left_out)}: they raise the threshold to where matches are missed, so {them} left out. "
-            "Remove them from the hold-out, look for others that were not noticed, and make the report again."
-        )
+    for other, why in (
+        (Other.REFERENCE, "such pictures raise the threshold to where matches are missed"),
+        (Other.RELEASED, "a picture on both sides proves nothing"),
+    ):
+        if these := [suspect for suspect in tests.left_out if suspect.other is other]:
+            said.append(f"Of the hold-out, {suspected(these)}: {why}, so {'it was' if len(these) == 1 else 'they were'} left out.")
+    if said:
+        said.append("Remove them from the hold-out, look for others that were not noticed, and make the report again.")
+        said = [" ".join(said)]
     if tests.kept:
         said.append(
             f"Of the hold-out, {suspected(tests.kept)}. They were counted all the same (--suspects keep): if they are copies, "
