@@ -26,6 +26,7 @@ from lcmem_onnx.runtime.audit.cache import Cache, Cached
 from lcmem_onnx.runtime.audit.run import PRIVATE
 from lcmem_onnx.runtime.audit.thumbnails import thumbnail
 from lcmem_onnx.runtime.bundle import open_bundle
+from lcmem_onnx.runtime.reader import READER_VERSION
 from numpy.typing import NDArray
 
 LATENT, SPREAD, SIDE = 10, 1.1, 96
@@ -51,7 +52,8 @@ def make(work: Path, pictures: int) -> int:
     private.mkdir(parents=True, mode=0o700)
     originals: list[NDArray[np.uint8]] = []
     latents: NDArray[np.float64] = np.empty((0, LATENT))
-    with Cache(private / "embeddings.sqlite", bundle.fingerprint, bundle.features) as cache:
+    model = f"{bundle.fingerprint}/reader{READER_VERSION}"
+    with Cache(private / "embeddings.sqlite", model, bundle.features) as cache:
         for name in ("reference", "released", "holdout"):
             latent = rng.normal(size=(pictures, LATENT))
             shown = [drawn(rng) for _ in range(pictures)]

@@ -14,7 +14,7 @@ import click
 
 from ..display import printable, progress, warn
 from ..ending import FAILED, FOUND, NOTHING_FOUND, Ending, when_interrupted
-from .options import json_option, model_options, quiet_option, threshold_option
+from .options import fpir_option, json_option, model_options, quiet_option, threshold_option
 
 if TYPE_CHECKING:
     from ..runtime.audit.run import Audit, Request
@@ -36,6 +36,7 @@ GOES_ON = "interrupted: what was embedded until now is kept; the same command go
 @click.option("--holdout", type=click.Path(path_type=Path), help="Folder of pictures like the reference's that are not in it.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the report; made if need be.")
 @threshold_option
+@fpir_option
 @click.option(
     "--wanted-rate",
     default=0.01,
@@ -77,6 +78,7 @@ def audit(
     holdout: Path | None,
     out: Path,
     threshold: float | None,
+    fpir: float | None,
     wanted_rate: float,
     tta: bool,
     labels: Path | None,
@@ -113,7 +115,20 @@ def audit(
         raise UsageError(f"an audit needs the package {error.name}: pip install 'lcmem-onnx[audit]'") from error
 
     request = Request(
-        released, reference, out, holdout, threshold, wanted_rate, tta, search, top, labels, patients, ignore_patients, suspects
+        released,
+        reference,
+        out,
+        holdout,
+        threshold,
+        wanted_rate,
+        tta,
+        search,
+        top,
+        labels,
+        fpir=fpir,
+        patients=patients,
+        ignore_patients=ignore_patients,
+        suspects=suspects,
     )
     no_bar = quiet or (as_json and sys.stdout.isatty())
 
@@ -135,6 +150,7 @@ def _command(request: Request, show_reference: bool, pictures: int, pdf: bool) -
     parts += ["--holdout HOLDOUT"] if request.holdout else []
     parts += ["--out REPORT"]
     parts += [f"--threshold {request.threshold}"] if request.threshold is not None else []
+    parts += [f"--fpir {request.fpir:g}"] if request.fpir is not None else []
     parts += [f"--wanted-rate {request.wanted:g}", f"--top {request.top}", f"--pictures {pictures}"]
     parts += ["--tta"] if request.tta else []
     parts += ["--labels LABELS"] if request.labels else []
@@ -156,7 +172,7 @@ def _is_index(path: Path) -> bool:
 def _report(done: Audit, written: list[Path], as_json: bool, quiet: bool) -> int:
     from ..runtime.audit.report import SUSPECTS
     from ..runtime.audit.run import PRIVATE
-    from ..runtime.audit.words import answer
+    from ..runtime.audit.words import Verdict, answer
 
     found = sum(finding.found for finding in done.findings)
     left_out = len(done.tests.left_out) if done.tests else 0
@@ -187,6 +203,6 @@ def _report(done: Audit, written: list[Path], as_json: bool, quiet: bool) -> int
             if left_out:
                 click.echo(f"see   {printable(str(done.request.out / SUSPECTS))} names the suspects in the hold-out")
             click.echo(f"next  open {page} in a browser; keep {private} to yourself")
-    if unread or left_out:
+    if unread or left_out or said.verdict is Verdict.INCOMPLETE:
         return FAILED
     return FOUND if found else NOTHING_FOUND

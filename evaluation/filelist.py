@@ -1,8 +1,9 @@
 """CSV file lists, for training and evaluation alike.
 
 Columns, as the reference has them: `Split` (TRAIN, VAL or TEST), `id` (identity: patient, person, object), `path` (relative to
-a base folder, or absolute), and optionally `ds_name` (data set; pairs are made within one). Other columns are ignored, and the
-order of columns is free.
+a base folder, or absolute), and optionally `ds_name` (data set; pairs are made within one), `group` (the identity made finer:
+pictures of one view, side, level or contrast, which alone are compared as the same) and `kind` (radiograph, photograph, ...). Other
+columns are ignored, and the order of columns is free.
 """
 
 from __future__ import annotations
@@ -20,19 +21,22 @@ __all__ = ["SPLITS", "Listed", "read_file_list", "write_file_list"]
 
 SPLITS = ("TRAIN", "VAL", "TEST")
 REQUIRED = ("Split", "id", "path")
+OPTIONAL = ("ds_name", "group", "kind")
 NAMED_AT_ONCE = 3
 LONGEST_SHOWN = 100
 
 
 @dataclass(frozen=True)
 class Listed:
-    """One line of a file list. `name` is the path as the list has it, `path` where it lies."""
+    """One line of a file list. `name` is the path as the list has it, `path` where it lies; what the list lacks is empty."""
 
     split: str
     identity: str
     name: str
     path: Path
     ds_name: str = ""
+    group: str = ""
+    kind: str = ""
 
 
 def read_file_list(listing: Path, base: Path | None = None) -> list[Listed]:
@@ -91,12 +95,14 @@ def write_file_list(listing: Path, rows: Iterable[Listed]) -> None:
     Raises:
         OSError: it cannot be written.
     """
+    written = list(rows)
 
     def write(path: Path) -> None:
         with path.open("w", encoding="utf-8", newline="") as lines:
             writer = csv.writer(lines)
-            writer.writerow([*REQUIRED, "ds_name"])
-            writer.writerows([row.split, row.identity, row.name, row.ds_name] for row in rows)
+            more = [column for column in OPTIONAL if column == "ds_name" or any(getattr(row, column) for row in written)]
+            writer.writerow([*REQUIRED, *more])
+            writer.writerows([row.split, row.identity, row.name, *(getattr(row, column) for column in more)] for row in written)
 
     put_whole(listing, write)
 
@@ -127,7 +133,7 @@ def _listed(row: dict[str, str | None], line: int, listing: Path, base: Path) ->
     split, identity, name = (str(row[column]).strip() for column in REQUIRED)
     if split.upper() not in SPLITS:
         raise FileListError(f"{listing} line {line} has the split {_shortened(split)!r}; TRAIN, VAL or TEST was expected")
-    return Listed(split.upper(), identity, name, base / name, (row.get("ds_name") or "").strip())
+    return Listed(split.upper(), identity, name, base / name, *((row.get(column) or "").strip() for column in OPTIONAL))
 
 
 def _some(names: list[str]) -> str:

@@ -56,9 +56,12 @@ class Found:
 
 
 class Searchable(Protocol):
-    """Something that can be searched; `exact` says whether `search` misses nothing."""
+    """Something that can be searched."""
 
-    exact: bool
+    @property
+    def exact(self) -> bool:
+        """Whether all searches until now were exact, so that no match is missing."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -176,7 +179,12 @@ class InIndex:
 
     def __init__(self, gallery: Gallery, how: str) -> None:
         self._gallery, self._how = gallery, how
-        self.exact = how == "exact"
+        self._exact = True
+
+    @property
+    def exact(self) -> bool:
+        """Whether all searches until now were exact; "auto" decides query by query."""
+        return self._exact
 
     def __len__(self) -> int:
         return len(self._gallery)
@@ -186,6 +194,7 @@ class InIndex:
         results = self._gallery.search(queries, NO_MATCH if threshold is None else threshold, top=top, how=self._how)
         found = []
         for result in results:
+            self._exact &= result.complete
             if result.nearest is None:
                 raise UsageError("there is nothing to search in")
             matches = tuple(Match(hit.key, hit.frame, hit.score) for hit in result.matches)

@@ -20,7 +20,9 @@ from ..gallery import Gallery, SiteKey
 from ..gallery.calibration import decide_threshold, stored_calibration
 from ..head import check_threshold
 from ..machine import cpu_limit
+from ..reader import READER_VERSION
 from ..screening import Screener
+from ..strangers import check_rate
 from .agreement import AGREES, agreement
 from .cache import Cache
 from .embedding import frame_of
@@ -65,6 +67,7 @@ class Request:
         search: how an index is searched: "auto", "exact" or "hnsw".
         top: reference pictures to list for one released picture.
         labels: CSV file with a class or data set for released pictures.
+        fpir: as `wanted`, where there is no hold-out and the bundle's strangers set the threshold; None takes 5 %.
         patients: CSV file with the patients of images of any set (see `Patients`).
         ignore_patients: take no notice of the patients in DICOM headers, which may be anonymous.
         suspects: "leave-out" suspects of the hold-out (see `suspects`), or "keep" those that are not certain.
@@ -80,6 +83,7 @@ class Request:
     search: str = "auto"
     top: int = 10
     labels: Path | None = None
+    fpir: float | None = None
     patients: Path | None = None
     ignore_patients: bool = False
     suspects: str = "leave-out"
@@ -212,6 +216,8 @@ def audit(
     started = time.monotonic()
     if request.threshold is not None:
         check_threshold(request.threshold)
+    if request.fpir is not None and check_rate(request.fpir) and request.holdout:
+        raise UsageError("a hold-out sets the threshold by the wanted rate (--wanted-rate): leave --fpir away, or the hold-out")
     if request.top < 1:
         raise UsageError(f"{request.top} matches cannot be listed; ask for 1 or more")
     if request.suspects not in ("leave-out", "keep"):
@@ -249,7 +255,7 @@ def audit(
             if isinstance(first, Unfound) and first.path == folder:
                 raise UsageError(f"{folder} cannot be searched for {what}: {first.error}")
             into = PictureSet(max(1, len(looks_here)), screener.bundle.features, skipped)
-            model = screener.bundle.fingerprint + (f"/tta{VERSION}" if looks_here else "")
+            model = f"{screener.bundle.fingerprint}/reader{READER_VERSION}" + (f"/tta{VERSION}" if looks_here else "")
             with Cache(private / "embeddings.sqlite", model, screener.bundle.features, key.name) as cache:
                 steps = embed_set(screener, found, folder, into, cache, looks if looks_here else (), key)
                 for _ in progress(steps, len(found), f"reading {what}"):
@@ -396,7 +402,10 @@ class _Work:
         return Limit(decision.threshold, 0.0, 0.0, Basis.INDEX, decision.words, warning=warning, stored_rate=rate)
 
     def _limit(self, stored: Limit | None, scores: Doubles | None) -> Limit:
-        return choose_limit(self.bundle, self.request.wanted, given=self.request.threshold, stored=stored, holdout=scores)
+        asked, size = self.request, len(self.searchable)
+        return choose_limit(
+            self.bundle, asked.wanted, given=asked.threshold, stored=stored, holdout=scores, gallery=size, fpir=asked.fpir
+        )
 
     def _chance(self, limit: Limit, best: dict[int, _Best], scores: Doubles | None, looks: int) -> ByChance:
         found = sum(each.best.score >= limit.value for each in best.values())

@@ -33,7 +33,7 @@ class Item:
         content: its sha256; None when it could not be read.
         frames: how many frames were embedded.
         errors: what could not be, a (frame or None, reason) each; a header that no sound device writes is one as well.
-        notes: what else a DICOM object holds, and is not looked at.
+        notes: what else the file holds, and is not looked at.
         patient: pseudonym of its patient, by its header or a list; None where none is known.
     """
 

@@ -21,8 +21,8 @@ TOO_MANY = 0.05
 
 class Verdict(StrEnum):
     """`found`: more than chance explains, or copies that are certain. `doubtful`: no more than chance would give. `none`: nothing.
-    `incomplete`: nothing among what could be read, but not all could be. `suspect`: nothing, but the hold-out holds copies of what
-    it was to be compared with."""
+    `incomplete`: nothing was found, but not everything could be read, or the search may have missed a match. `suspect`: nothing was
+    found, but the hold-out holds copies of what it is compared with."""
 
     FOUND = "found"
     DOUBTFUL = "doubtful"
@@ -86,6 +86,8 @@ def answer(audit: Audit) -> Answer:
         verdict, title = Verdict.DOUBTFUL, f"{of}, no more than chance may give{suspects}"
     elif unread or unread_reference:
         verdict, title = Verdict.INCOMPLETE, f"No match was found, but not everything could be read{suspects}"
+    elif not audit.exact:
+        verdict, title = Verdict.INCOMPLETE, f"No match was found, but the search graph may have missed one{suspects}"
     else:
         verdict = Verdict.SUSPECT if suspects else Verdict.NONE
         title = f"No match was found among {counted(judged, 'released picture')}{suspects}"
@@ -153,6 +155,8 @@ def _caveats(audit: Audit, unread: int, unread_reference: int) -> tuple[str, ...
     parts += [counted(unread_reference, "reference picture")] if unread_reference else []
     if parts:
         said.append(f"{' and '.join(parts)} could not be read, or not in full: nothing is said of what could not be seen.")
+    if not audit.exact:
+        said.append("The index was searched through its graph, which may miss a match: --search exact misses none.")
     if audit.bundle.demonstration:
         said.append(
             "The model that was used says of itself that it was never measured on several examinations of one patient: do not "
@@ -215,6 +219,7 @@ def _chance(audit: Audit, found: int) -> str:
     by = {
         Basis.HOLDOUT: "measured on the hold-out",
         Basis.INDEX: "by the index's calibration",
+        Basis.STRANGERS: "estimated from the bundle's pairs of different images, which is an assumption about your images",
         Basis.BUNDLE: "reckoned from the model's own test pairs, which is an assumption about your pictures",
     }.get(audit.chance.basis, "")
     said = (
