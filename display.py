@@ -121,11 +121,11 @@ def print_results(
     results: list[Result],
     size: int,
     counts: dict[str, int],
-    skipped: int,
+    skipped: str,
     decision: Decision,
     stopped: str | None = None,
 ) -> None:
-    """A table, and below it the counts, the gallery's size in frames and the threshold.
+    """A table, and below it the counts, the gallery's size in frames, what was `skipped`, and the threshold.
 
     `stopped` says how far a scan came that did not come to its end.
     """
@@ -139,12 +139,12 @@ def print_results(
             unfolded = console.measure(table, options=console.options.update_width(UNBOUNDED)).maximum
             table = table if unfolded <= console.width else _stacked(rows)
         console.print(table)
-    others = f" {skipped} other files skipped." if skipped else ""
+    others = f"\n{skipped}" if skipped else ""
     verdicts = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
     if stopped:
         console.print(Text(printable(stopped), STYLES["error"]))
     console.print(Text(f"{verdicts}, against {size} in the gallery.{others}"))
-    console.print(Text(f"threshold {decision.threshold:.4g}: {decision.words}", "dim"))
+    console.print(Text(f"threshold {decision.threshold:.4g}: {printable(decision.words)}", "dim"))
 
 
 def _row(result: Result) -> Row:
@@ -159,6 +159,8 @@ def _row(result: Result) -> Row:
             about += f" and {result.total - 1} more"
         if not result.matches:
             about = f"nearest: {about}"
+    if result.notes:
+        about += f" (not screened: {', '.join(note.value for note in result.notes)})"
     return (
         Text(result.verdict.value, STYLES[result.verdict.value]),
         Text(name),
@@ -178,6 +180,8 @@ def _shortened(key: str) -> str:
 def print_comparison(comparison: Comparison, first: Path, second: Path, bundle: Bundle, *, given: bool) -> None:
     from rich.text import Text
 
+    from .runtime.gallery.calibration import decide_pair_threshold
+
     console = _console(sys.stdout)
     frames = f" (frames {comparison.frames[0]} and {comparison.frames[1]})" if any(comparison.frames) else ""
     verdict = comparison.verdict.value
@@ -188,8 +192,8 @@ def print_comparison(comparison: Comparison, first: Path, second: Path, bundle: 
             f"  {printable(str(first))} and {printable(str(second))}{frames}: {words}, by a score of {comparison.score:.4f}",
         )
     )
-    source = "given with --threshold" if given else bundle.threshold.source
-    console.print(Text(f"threshold {comparison.threshold:.4g}: {source}", "dim"))
+    words = decide_pair_threshold(bundle, comparison.threshold if given else None).words
+    console.print(Text(f"threshold {comparison.threshold:.4g}: {printable(words)}", "dim"))
 
 
 def print_calibration(

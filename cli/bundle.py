@@ -35,6 +35,8 @@ def bundle_info(bundle: Path | None, as_json: bool) -> int:
       lcmem-onnx bundle info --bundle lcmem-bundle
     """
     from ..runtime.bundle import open_bundle
+    from ..runtime.gallery.calibration import percent
+    from ..runtime.strangers import DEFAULT_FPIR
 
     opened = open_bundle(bundle)
     if as_json:
@@ -54,6 +56,14 @@ def bundle_info(bundle: Path | None, as_json: bool) -> int:
         "license": manifest["license"],
         "fingerprint": opened.fingerprint,
     }
+    if opened.strangers is not None:
+        facts["strangers"] = opened.strangers.data
+        for size in (1, 100, 2_000, 20_000):
+            found = opened.strangers.threshold_for(DEFAULT_FPIR, size)
+            facts[f"  in a gallery of {size:,}"] = (
+                f"threshold {found.threshold:.4g}: at most about {percent(found.fpir)} of strangers' images flagged, worst "
+                f"{found.kind}{' (extrapolated)' if found.extrapolated else ''}"
+            )
     for variant, parity in manifest["parity"].items():
         facts[f"proof of {variant}"] = (
             f"{parity['pictures']} pictures, batches of {', '.join(map(str, parity['batch_sizes']))}: embeddings within "

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = [
     "bundle_option",
     "filling_options",
+    "fpir_option",
     "index_option",
     "index_threshold_option",
     "json_option",
@@ -110,6 +111,15 @@ def _checked_threshold(context: click.Context, option: click.Parameter, value: f
     return check_threshold(value)
 
 
+def _checked_rate(context: click.Context, option: click.Parameter, value: float | None) -> float | None:
+    """Refuse a wrong one here, as `_checked_threshold` does."""
+    if value is None:
+        return None
+    from ..runtime.strangers import check_rate
+
+    return check_rate(value)
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="JSON on stdout, and nothing else there.")
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="No progress and no notes on stderr, errors only.")
 null_option = click.option("-0", "--null", is_flag=True, help="With '-': names on stdin end in NUL, not newline.")
@@ -125,11 +135,17 @@ index_option = click.option(
 threshold_option = click.option(
     "--threshold", type=float, callback=_checked_threshold, help="Score for a match.  [default: the bundle's]"
 )
+fpir_option = click.option(
+    "--fpir",
+    type=float,
+    callback=_checked_rate,
+    help="Share of strangers' images that may be flagged, where the bundle's strangers set the threshold.  [default: 0.05]",
+)
 index_threshold_option = click.option(
     "--threshold",
     type=float,
     callback=_checked_threshold,
-    help="Score for a match.  [default: what 'lcmem-onnx calibrate' set for the index, else the bundle's]",
+    help="Score for a match.  [default: what 'lcmem-onnx calibrate' set for the index, else --fpir's, else the bundle's]",
 )
 
 

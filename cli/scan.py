@@ -13,8 +13,17 @@ import click
 
 from ..display import print_comparison, print_results, printable, progress, say, warn
 from ..ending import FAILED, FOUND, NOTHING_FOUND
-from .inputs import inputs, say_skipped, walk
-from .options import index_threshold_option, json_option, model_options, null_option, paths_argument, quiet_option, threshold_option
+from .inputs import inputs, say_skipped, skipped_in_words, walk
+from .options import (
+    fpir_option,
+    index_threshold_option,
+    json_option,
+    model_options,
+    null_option,
+    paths_argument,
+    quiet_option,
+    threshold_option,
+)
 
 if TYPE_CHECKING:
     from ..runtime.gallery import Gallery
@@ -32,6 +41,7 @@ SHOW_ALL_UP_TO = 40
 @click.option("--against", type=click.Path(path_type=Path), help="Folder or picture to screen against, indexed for this once.")
 @click.option("--gallery", "names", multiple=True, help="Screen against this group of the index; may be repeated.  [default: all]")
 @index_threshold_option
+@fpir_option
 @click.option("--top", default=5, show_default=True, type=click.IntRange(min=1), help="Matches to list for each picture.")
 @click.option("--search", default="auto", show_default=True, type=click.Choice(["auto", "exact", "hnsw"]), help="How to search.")
 @click.option("-v", "--verbose", is_flag=True, help="Show clear pictures too, however many there are.")
@@ -45,6 +55,7 @@ def scan(
     against: Path | None,
     names: tuple[str, ...],
     threshold: float | None,
+    fpir: float | None,
     top: int,
     search: str,
     verbose: bool,
@@ -55,8 +66,9 @@ def scan(
 ) -> int:
     """Screen pictures against a gallery.
 
-    PATH is a picture, a folder (searched recursively), or '-' for a list of them on stdin: PNG, JPEG, TIFF, WebP, BMP, GIF and
-    DICOM, each frame of it.
+    PATH is an image, a folder (searched recursively), or '-' for a list of them on stdin. Each frame is screened: DICOM, PNG, JPEG,
+    JPEG-LS, JPEG 2000, JPEG XL, TIFF, WebP, AVIF, HEIC, GIF, BMP, Targa, PBM to PFM. In a folder only files that are plainly not
+    images are skipped, and counted by reason. The last line of --json is a summary.
 
     \b
     Examples:
@@ -75,10 +87,10 @@ def scan(
     with _gallery(screener, folder, against, quiet) as (gallery, unreadable):
         if as_json:
             say_skipped(skipped, quiet)
-        decision = decide_threshold(gallery, threshold)
+        size = gallery.frames(names or None)  # a mistyped name is an error now, before the first picture
+        decision = decide_threshold(gallery, threshold, fpir, names or None)
         for line in () if quiet else decision.warnings:
             warn(line)
-        size = gallery.frames(names or None)  # a mistyped name is an error now, before the first picture
         results = screener.screen(items, gallery, threshold=decision, top=top, search=search, galleries=names or None)
         no_bar = quiet or (as_json and sys.stdout.isatty())  # the lines themselves show how far it is
         counts = {"clear": 0, "match": 0, "error": 0}
@@ -87,7 +99,7 @@ def scan(
 
         def report(stopped: str | None = None) -> None:
             if not as_json:
-                print_results(kept, size, counts, skipped, decision, stopped)
+                print_results(kept, size, counts, skipped_in_words(skipped), decision, stopped)
 
         try:
             with closing(progress(results, len(items), "screening", no_bar, lambda result: result.path)) as shown:
@@ -103,11 +115,10 @@ def scan(
             report(f"{how}: these are the results until then, of {len(items)} pictures in all")
             raise
         report()
+        if as_json:
+            click.echo(json.dumps({"schema_version": 1, "summary": {**counts, "skipped": skipped}}))
         if unproven and not quiet:
-            say(
-                f"note: of {unproven} results the search graph could not prove that no match is missing; '--search exact' leaves "
-                "no doubt"
-            )
+            say(f"note: {unproven} results come from the search graph, which may miss a match; use '--search exact' to be sure")
     if counts["error"] or unreadable:
         return FAILED
     return FOUND if counts["match"] else NOTHING_FOUND
@@ -158,7 +169,7 @@ def _gallery(screener: Screener, folder: Path | None, against: Path | None, quie
     with Gallery.temporary(screener.bundle) as gallery:
         unreadable = 0
         items, skipped = walk([against] if against else [])
-        say_skipped(skipped, quiet, " of the gallery's")
+        say_skipped(skipped, quiet, " in the gallery's folder")
         for outcome in progress(screener.index(items, gallery), len(items), "indexing", quiet, lambda done: done.path):
             for frame, reason, detail in outcome.errors:
                 unreadable += 1

@@ -31,6 +31,13 @@ NEEDED = ("imagehash", "matplotlib", "pdqhash", "skimage", "sklearn")
     help="Re-identification, copy detection, or both.",
 )
 @click.option(
+    "--grid",
+    default="paper",
+    show_default=True,
+    type=click.Choice(["paper", "realistic", "all"]),
+    help="Alterations for copy detection: the paper's and six beyond, those users meet, or all.",
+)
+@click.option(
     "--baseline",
     "baselines",
     multiple=True,
@@ -72,6 +79,18 @@ NEEDED = ("imagehash", "matplotlib", "pdqhash", "skimage", "sklearn")
     type=click.IntRange(min=1),
     help="Pairs of different pictures a data set for mse, ssim and ncc; embeddings are compared in all of up to 2,000,000.",
 )
+@click.option(
+    "--no-negatives",
+    "no_negatives",
+    multiple=True,
+    metavar="DS_NAME,...",
+    help="Data sets whose pairs of different images do not count: one thing may have two identities there. May be repeated.",
+)
+@click.option(
+    "--tail",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File for the strangers' tail of the bundle, measured on VAL: 'python -m export --strangers' takes it.",
+)
 @click.option("--size", type=click.IntRange(min=32), help="Side at which pictures are altered.  [default: the bundle's input]")
 @click.option("--seed", default=42, show_default=True, type=click.IntRange(min=0), help="Of pairs, alterations and intervals.")
 @click.option("--limit", type=click.IntRange(min=2), help="Only the first so many pictures of each data set, for a try.")
@@ -81,12 +100,15 @@ def evaluate(
     listing: Path,
     base: Path | None,
     protocol: str,
+    grid: str,
     baselines: tuple[str, ...],
     baseline_values: str,
     baseline_size: int,
     rates: tuple[float, ...],
     fit_on: str,
     negatives: int,
+    no_negatives: tuple[str, ...],
+    tail: Path | None,
     size: int | None,
     seed: int,
     limit: int | None,
@@ -127,6 +149,9 @@ def evaluate(
         provider=session.requested,
         threads=session.threads,
     )
+    left_out = [name.strip() for names in no_negatives for name in names.split(",")]
+    if tail:
+        _check_writable(tail)
     with when_interrupted("interrupted: nothing was reported"), progress_bar(quiet) as progress:
         evaluation = measure(
             listing,
@@ -141,7 +166,11 @@ def evaluate(
             false_positives=rates or FALSE_POSITIVES,
             workers=session.threads,
             progress=progress,
+            grid=grid,
+            no_negatives=left_out,
         )
+        if tail:
+            _write_tail(tail, listing, base, screener, left_out, seed, session.threads, progress)
     # Before the plots: whatever becomes of them, the figures are out.
     if as_json:
         click.echo(json.dumps(evaluation.as_json(), allow_nan=False))
@@ -155,6 +184,43 @@ def evaluate(
         if not quiet:
             click.echo(f"{len(written)} plots are in {printable(str(plots))}", err=True)
     return 0
+
+
+def _check_writable(path: Path) -> None:
+    """Fail before hours of measuring."""
+    from lcmem_onnx.runtime.errors import UsageError
+
+    if not path.absolute().parent.is_dir():
+        raise UsageError(f"--tail cannot be written to {path}: {path.absolute().parent} is not a folder")
+
+
+def _write_tail(
+    path: Path,
+    listing: Path,
+    base: Path | None,
+    screener: Screener,
+    no_negatives: list[str],
+    seed: int,
+    threads: int | None,
+    progress: Callable[[str, int, int], None] | None,
+) -> None:
+    from lcmem_onnx.runtime.errors import FileListError, UsageError
+    from lcmem_onnx.runtime.machine import cpu_limit
+    from lcmem_onnx.runtime.syncing import put_whole
+
+    from .filelist import read_file_list
+    from .tail import measure_strangers
+
+    rows = [row for row in read_file_list(listing, base) if row.split == "VAL"]
+    if not rows:
+        raise FileListError(f"{listing} has no VAL pictures, and --tail measures on VAL: TEST is for the figures")
+    workers = threads or cpu_limit()
+    found = measure_strangers(screener, rows, no_negatives=no_negatives, seed=seed, workers=workers, progress=progress)
+    text = json.dumps(found.as_json(), indent=1, allow_nan=False) + "\n"
+    try:
+        put_whole(path, lambda draft: draft.write_text(text, encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"--tail cannot be written to {path}: {error.strerror or error}") from error
 
 
 def _check_installed() -> None:

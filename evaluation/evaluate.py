@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,13 @@ from .measures import (
     given_limit,
     limit_for,
     mean_interval,
+    mean_intervals,
     pairs_needed,
     placements,
     separation,
-    share_at,
 )
 from .networks import BundleScorer
-from .protocols import CELLS
+from .protocols import GRIDS, Cell
 from .reading import Unreadable
 from .scoring import Plan, Progress, Scored, Scoring, Seen, score_all
 
@@ -67,10 +67,11 @@ class ScorerFacts:
 
 @dataclass(frozen=True)
 class RecallAt:
-    """Recall of the pairs of one identity at one limit; None where there is no threshold."""
+    """Recall of the pairs of one identity at one limit, with its interval; None where there is no threshold."""
 
     limit: Limit
     recall: float | None
+    recall_interval: Interval | None
 
 
 @dataclass(frozen=True)
@@ -100,12 +101,24 @@ class Grid:
 
 @dataclass(frozen=True)
 class CopyAt:
-    """Recall of altered copies at one limit: each cell, the paper's 24, and those beyond. None where there is no threshold."""
+    """Recall of altered copies at one limit: each cell, and some of them together. None where there is no threshold.
+
+    Attributes:
+        limit: the threshold.
+        cells, cell_intervals: recall of each cell, and its bootstrap interval over identities.
+        paper: the paper's 24 cells; None also where they were not measured. So are the others.
+        beyond: those beyond the paper.
+        realistic: the realistic ones that the training of the bundled model may draw.
+        held_out: the realistic ones that it never draws.
+    """
 
     limit: Limit
     cells: Mapping[str, float] | None
     paper: Grid | None
     beyond: Grid | None
+    realistic: Grid | None = None
+    held_out: Grid | None = None
+    cell_intervals: Mapping[str, Interval] | None = None
 
 
 @dataclass(frozen=True)
@@ -115,9 +128,11 @@ class CopyDetection:
     Attributes:
         pictures: how many; each is one pair in each cell.
         negatives: pairs of different pictures.
-        auc: of the paper's cells against the negatives. Its interval is over identities, the negatives held.
+        auc: of the paper's cells against the negatives; of the realistic ones where the paper's were not measured. Its interval is
+            over identities, the negatives held.
         at: recall at each limit.
         identities: of those pictures.
+        auc_of: which cells `auc` is of, "paper" or "realistic".
     """
 
     scorer: str
@@ -128,6 +143,7 @@ class CopyDetection:
     auc_interval: Interval
     at: tuple[CopyAt, ...]
     identities: int
+    auc_of: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,6 +161,13 @@ class Evaluation:
     copy_detection: tuple[CopyDetection, ...]
     notes: tuple[str, ...]
     scoring: Scoring = field(repr=False)
+    grid: str = "paper"
+    no_negatives: tuple[str, ...] = ()
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        """What copies were made, in the order of their columns in `scoring`."""
+        return GRIDS[self.grid]
 
     def as_json(self) -> dict[str, Any]:
         """The document that `evaluate --json` prints. Fields are added in later versions, never removed or redefined."""
@@ -156,7 +179,9 @@ class Evaluation:
             "size": self.size,
             "data_sets": [asdict(seen) for seen in self.data_sets],
             "unreadable": [asdict(picture) for picture in self.unreadable],
-            "cells": [asdict(cell) | {"name": cell.name} for cell in CELLS],
+            "grid": self.grid,
+            "no_negatives": list(self.no_negatives),
+            "cells": [asdict(cell) | {"paper": cell.paper, "name": cell.name} for cell in self.cells],
             "scorers": [asdict(facts) for facts in self.scorers],
             "reidentification": [asdict(part) for part in self.reidentification],
             "copy_detection": [asdict(part) for part in self.copy_detection],
@@ -178,6 +203,8 @@ def evaluate(
     fit_on: str = "val",
     workers: int | None = None,
     progress: Progress | None = None,
+    grid: str = "paper",
+    no_negatives: Collection[str] = (),
 ) -> Evaluation:
     """Measure scorers on a file list.
 
@@ -187,25 +214,30 @@ def evaluate(
         base: what the list's paths are relative to; its own folder if not given.
         protocol: "reid", "copy" or "all".
         seed: of pairs, alterations and resampling.
-        size: working size: every picture is resized to it first, and altered at it.
+        size: working size: every picture is resized to it first, and altered at it; realistic alterations come before it.
         limit: only the first so many pictures of each split of each data set, for a try.
         pair_negatives: pairs of different pictures a data set, for scorers without embeddings.
         false_positives: rates to fit thresholds to.
         fit_on: "val" fits them on VAL where the list has enough of it, and else on TEST; "test" always on TEST.
         workers: threads that read and alter; None takes what the container allows.
         progress: is told how far it has come.
+        grid: which copies to make: "paper" (its 24 cells and six beyond), "realistic" or "all".
+        no_negatives: data sets whose pairs of different pictures do not count, because one thing may have two identities there.
+            They take the thresholds, and the false positives, of all others together.
 
     Raises:
         UsageError: a setting out of range, or two scorers of one name.
         FileListError: the list is wrong, or holds too little.
         EncodingError: a scorer gave something that is no score.
     """
-    _check_settings(scorers, protocol, size, limit, pair_negatives, false_positives, fit_on)
+    _check_settings(scorers, protocol, size, limit, pair_negatives, false_positives, fit_on, grid)
     listed = read_file_list(listing, base)
     rows = [row for row in _chosen(listed, limit) if row.split == "TEST" or fit_on == "val"]
     if not any(row.split == "TEST" for row in rows):
         raise FileListError(f"{listing} has no TEST pictures: there is nothing to measure")
-    plan = Plan(CELLS if protocol != "reid" else (), protocol != "copy", seed, size, pair_negatives, workers or cpu_limit())
+    left_out = _no_negatives(rows, no_negatives)
+    cells = GRIDS[grid] if protocol != "reid" else ()
+    plan = Plan(cells, protocol != "copy", seed, size, pair_negatives, workers or cpu_limit(), left_out)
     try:
         scoring = score_all(rows, scorers, plan, progress)
     except FileListError as error:
@@ -215,18 +247,20 @@ def evaluate(
         raise FileListError(f"{error}. --limit {limit} took {tests[0]} of {tests[1]} TEST pictures: raise it") from error
     reidentification: list[Reidentification] = []
     copy_detection: list[CopyDetection] = []
-    val_pairs = _val_pairs(scoring)
+    val_pairs = _val_pairs(scoring, left_out)
     for scorer in scorers:
         shipped = scorer.bundle.threshold.value if isinstance(scorer, BundleScorer) else None
         parts = scoring.scores[scorer.name]
-        groups: list[tuple[str | None, Scored]] = [(None, Scored.together(list(parts.values()))), *parts.items()]
-        for ds_name, scored in groups:
-            limits = _limits(scored, shipped, false_positives, val_pairs[ds_name])
-            optimal = _optimal(scored, plan)
+        whole = Scored.together(list(parts.values()))
+        groups: list[tuple[str | None, Scored]] = [(None, whole), *parts.items()]
+        for ds_name, own in groups:
+            scored = _with_negatives_of(whole, own) if ds_name in left_out else own
+            limits = _limits(scored, shipped, false_positives, val_pairs[ds_name], seed)
+            optimal = _optimal(scored, seed)
             if len(scored.same):
                 reidentification.append(_reidentification(scorer.name, ds_name, scored, limits, seed))
             if plan.cells:
-                copy_detection.append(_copy_detection(scorer.name, ds_name, scored, (*limits, *optimal), seed))
+                copy_detection.append(_copy_detection(scorer.name, ds_name, scored, (*limits, *optimal), plan))
     return Evaluation(
         listing=str(listing),
         protocol=protocol,
@@ -239,16 +273,49 @@ def evaluate(
         copy_detection=tuple(copy_detection),
         notes=tuple(_notes(scoring, plan, reidentification, copy_detection)),
         scoring=scoring,
+        grid=grid,
+        no_negatives=tuple(sorted(left_out)),
+    )
+
+
+def _no_negatives(rows: Sequence[Listed], named: Collection[str]) -> frozenset[str]:
+    """Check which data sets' pairs do not count."""
+    known = {row.ds_name for row in rows if row.split == "TEST"}
+    unknown = sorted(set(named) - known)
+    if unknown:
+        raise UsageError(
+            f"no data set of TEST is called {', '.join(map(repr, unknown))}; the list has {', '.join(map(repr, sorted(known)))}"
+        )
+    if known and known <= set(named):
+        raise UsageError("the pairs of no data set are left to count as negatives: leave one of the list's data sets in")
+    return frozenset(named)
+
+
+def _with_negatives_of(whole: Scored, scored: Scored) -> Scored:
+    """A data set whose own pairs of different pictures do not count, with those of all that do."""
+    return replace(
+        scored,
+        negatives=whole.negatives,
+        owners=whole.owners,
+        val_copies=whole.val_copies,
+        val_negatives=whole.val_negatives,
     )
 
 
 def _check_settings(
-    scorers: Sequence[Scorer], protocol: str, size: int, limit: int | None, pair_negatives: int, rates: Sequence[float], fit_on: str
+    scorers: Sequence[Scorer],
+    protocol: str,
+    size: int,
+    limit: int | None,
+    pair_negatives: int,
+    rates: Sequence[float],
+    fit_on: str,
+    grid: str,
 ) -> None:
     names = [scorer.name for scorer in scorers]
     if not names or len(set(names)) < len(names):
         raise UsageError(f"scorers need names that differ, and there must be one; these are {', '.join(names) or 'none'}")
-    for value, known in ((protocol, PROTOCOLS), (fit_on, FIT_ON)):
+    for value, known in ((protocol, PROTOCOLS), (fit_on, FIT_ON), (grid, tuple(GRIDS))):
         if value not in known:
             raise UsageError(f"{value!r} is unknown here; known are {', '.join(known)}")
     if size < 32 or pair_negatives < 1 or (limit is not None and limit < 2):
@@ -270,7 +337,7 @@ def _chosen(rows: Sequence[Listed], limit: int | None) -> list[Listed]:
     return [row for row in chosen if row.ds_name in tested]
 
 
-def _val_pairs(scoring: Scoring) -> dict[str | None, int]:
+def _val_pairs(scoring: Scoring, left_out: Collection[str]) -> dict[str | None, int]:
     """How many of VAL's pairs of different pictures a data set has for who sees most of them.
 
     Whether a threshold is fitted on VAL or on TEST goes by this, so that it goes the same way for every scorer: those that see
@@ -280,22 +347,33 @@ def _val_pairs(scoring: Scoring) -> dict[str | None, int]:
     for parts in scoring.scores.values():
         for ds_name, scored in parts.items():
             counts[ds_name] = max(counts[ds_name], 0 if scored.val_negatives is None else len(scored.val_negatives))
-    return {**counts, None: sum(counts.values()) if all(counts.values()) else 0}
+    counting = [count for ds_name, count in counts.items() if ds_name not in left_out]
+    together = sum(counting) if all(counting) else 0
+    return {**counts, **dict.fromkeys(left_out, together), None: together}
 
 
-def _limits(scored: Scored, shipped: float | None, rates: Sequence[float], val_pairs: int) -> tuple[Limit, ...]:
-    fitted = tuple(
+def _limits(scored: Scored, shipped: float | None, rates: Sequence[float], val_pairs: int, seed: int) -> tuple[Limit, ...]:
+    fitted = [
         limit_for(rate, scored.negatives, scored.val_negatives if val_pairs >= pairs_needed(rate) else None)
         for rate in dict.fromkeys(rates)
-    )
-    return fitted if shipped is None else (*fitted, given_limit(shipped, scored.negatives))
+    ]
+    given = [] if shipped is None else [given_limit(shipped, scored.negatives)]
+    return tuple(_with_interval(limit, scored, seed) for limit in (*fitted, *given))
 
 
-def _optimal(scored: Scored, plan: Plan) -> tuple[Limit, ...]:
+def _with_interval(limit: Limit, scored: Scored, seed: int) -> Limit:
+    """Give the measured false-positive rate its interval."""
+    if limit.threshold is None:
+        return limit
+    reached = len(scored.negatives) - int(np.searchsorted(scored.negatives, limit.threshold, "left"))
+    return replace(limit, false_positive_interval=scored.owners.share_interval(reached, seed))
+
+
+def _optimal(scored: Scored, seed: int) -> tuple[Limit, ...]:
     """The paper's other threshold for copy detection, where VAL has what it takes. Never TEST's own: that would flatter."""
-    if not plan.cells or scored.val_copies is None or scored.val_negatives is None:
+    if scored.val_copies is None or scored.val_negatives is None or not scored.val_copies.size:
         return ()
-    return (best_f1_limit(scored.negatives, scored.val_copies, scored.val_negatives),)
+    return (_with_interval(best_f1_limit(scored.negatives, scored.val_copies, scored.val_negatives), scored, seed),)
 
 
 def _reidentification(scorer: str, ds_name: str | None, scored: Scored, limits: tuple[Limit, ...], seed: int) -> Reidentification:
@@ -304,39 +382,58 @@ def _reidentification(scorer: str, ds_name: str | None, scored: Scored, limits: 
         ds_name=ds_name,
         pairs=separation(scored.same, scored.different, scored.clusters, seed=seed),
         identities=int(scored.clusters.max()) + 1,
-        at=tuple(RecallAt(limit, None if limit.threshold is None else share_at(scored.same, limit.threshold)) for limit in limits),
+        at=tuple(_recall_at(scored, limit, seed) for limit in limits),
     )
 
 
-def _copy_detection(scorer: str, ds_name: str | None, scored: Scored, limits: tuple[Limit, ...], seed: int) -> CopyDetection:
-    paper = np.asarray([cell.paper for cell in CELLS])
-    on_paper = scored.copies[:, paper]
+def _recall_at(scored: Scored, limit: Limit, seed: int) -> RecallAt:
+    if limit.threshold is None:
+        return RecallAt(limit, None, None)
+    found = (scored.same >= limit.threshold).astype(np.float64)
+    return RecallAt(limit, float(found.mean()), mean_interval(found, scored.clusters, seed))
+
+
+def _copy_detection(scorer: str, ds_name: str | None, scored: Scored, limits: tuple[Limit, ...], plan: Plan) -> CopyDetection:
+    auc_of = "paper" if any(cell.paper for cell in plan.cells) else "realistic"
+    copies = scored.copies[:, np.asarray([cell.grid == auc_of for cell in plan.cells])]
     return CopyDetection(
         scorer=scorer,
         ds_name=ds_name,
         pictures=len(scored.copies),
         negatives=len(scored.negatives),
-        auc=auc(on_paper.reshape(-1), scored.negatives),
-        auc_interval=mean_interval(placements(on_paper, scored.negatives).mean(axis=1), scored.identities, seed),
-        at=tuple(_copy_at(scored, limit, paper, seed) for limit in limits),
+        auc=auc(copies.reshape(-1), scored.negatives),
+        auc_interval=mean_interval(placements(copies, scored.negatives).mean(axis=1), scored.identities, plan.seed),
+        at=tuple(_copy_at(scored, limit, plan) for limit in limits),
         identities=int(scored.identities.max()) + 1,
+        auc_of=auc_of,
     )
 
 
-def _copy_at(scored: Scored, limit: Limit, paper: NDArray[np.bool_], seed: int) -> CopyAt:
+def _copy_at(scored: Scored, limit: Limit, plan: Plan) -> CopyAt:
     if limit.threshold is None:
         return CopyAt(limit, None, None, None)
     found = scored.copies >= limit.threshold
-    cells = {cell.name: float(found[:, column].mean()) for column, cell in enumerate(CELLS)}
-    return CopyAt(limit, cells, _grid(found, paper, scored, seed), _grid(found, ~paper, scored, seed))
+    spread = mean_intervals(found, scored.identities, plan.seed)
+    return CopyAt(
+        limit,
+        cells={cell.name: float(found[:, column].mean()) for column, cell in enumerate(plan.cells)},
+        paper=_grid(found, [cell.paper for cell in plan.cells], scored, plan),
+        beyond=_grid(found, [cell.grid == "beyond" for cell in plan.cells], scored, plan),
+        realistic=_grid(found, [cell.realistic and not cell.held_out for cell in plan.cells], scored, plan),
+        held_out=_grid(found, [cell.held_out for cell in plan.cells], scored, plan),
+        cell_intervals={cell.name: interval for cell, interval in zip(plan.cells, spread, strict=True)},
+    )
 
 
-def _grid(found: NDArray[np.bool_], columns: NDArray[np.bool_], scored: Scored, seed: int) -> Grid:
-    chosen = found[:, columns]
+def _grid(found: NDArray[np.bool_], taken: Sequence[bool], scored: Scored, plan: Plan) -> Grid | None:
+    """Mean and worst of some cells; None where none of them was measured."""
+    if not any(taken):
+        return None
+    chosen = found[:, np.asarray(taken)]
     recalls = chosen.mean(axis=0)
     worst = int(recalls.argmin())
-    names = [cell.name for cell, taken in zip(CELLS, columns, strict=True) if taken]
-    spread = mean_interval(chosen.mean(axis=1), scored.identities, seed)
+    names = [cell.name for cell, chosen_one in zip(plan.cells, taken, strict=True) if chosen_one]
+    spread = mean_interval(chosen.mean(axis=1), scored.identities, plan.seed)
     return Grid(float(recalls.mean()), spread, float(recalls[worst]), names[worst])
 
 
@@ -366,6 +463,11 @@ def _notes(
     notes += [f"{problem} ({', '.join(dict.fromkeys(names))})" for problem, names in problems.items()]
     if copy_detection:
         notes.append("95 % intervals of copy detection draw identities; pairs of different pictures and thresholds are held")
+        if any(cell.held_out for cell in plan.cells):
+            notes.append("held out: cells that the training of the bundled model never draws, nor anything that looks the same")
+    if plan.no_negatives:
+        named = ", ".join(map(repr, sorted(plan.no_negatives)))
+        notes.append(f"pairs of different pictures of {named} do not count; thresholds and false positives there are the others'")
     few: dict[str | None, int] = {}
     drawn = [(part.ds_name, part.identities) for part in reidentification]
     drawn += [(part.ds_name, part.identities) for part in copy_detection]

@@ -18,6 +18,7 @@ __all__ = [
     "BestF1",
     "Interval",
     "Limit",
+    "PairOwners",
     "Separation",
     "auc",
     "best_f1",
@@ -25,6 +26,7 @@ __all__ = [
     "given_limit",
     "limit_for",
     "mean_interval",
+    "mean_intervals",
     "pairs_needed",
     "placements",
     "separation",
@@ -34,6 +36,8 @@ __all__ = [
 Doubles = NDArray[np.float64]
 RESAMPLES = 1000
 COVERAGE = 0.95
+MOST_REACHED = 5000
+"""Pairs at or above a threshold that the interval of their share is drawn from: more of them move it by 1 % of itself."""
 GIVEN = "bundle"
 """`Limit.source` of a threshold that was not fitted."""
 
@@ -48,12 +52,14 @@ class Interval:
 
 @dataclass(frozen=True)
 class AtRecall:
-    """Precision and false-positive rate at the highest threshold that reaches a wanted recall."""
+    """Precision and false-positive rate at the highest threshold that reaches a wanted recall, each with its interval."""
 
     recall: float
     threshold: float
     precision: float
     false_positive_rate: float
+    precision_interval: Interval
+    false_positive_interval: Interval
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,7 @@ class Separation:
     Attributes:
         same, different: how many pairs there were of each.
         auc: area under the ROC curve, with its interval.
-        precision, recall, threshold: where F1 is best, and `f1` itself.
+        precision, recall, threshold: where F1 is best, and `f1` itself; intervals choose that threshold anew in each resample.
         at_recall: precision and false-positive rate at wanted recalls.
     """
 
@@ -86,6 +92,88 @@ class Separation:
     recall: float
     threshold: float
     at_recall: tuple[AtRecall, ...]
+    f1_interval: Interval
+    precision_interval: Interval
+    recall_interval: Interval
+
+
+@dataclass(frozen=True, eq=False)
+class PairOwners:
+    """Whose pictures pairs of different pictures show, for a bootstrap that draws identities.
+
+    Attributes:
+        first, second: identity of each side, int32 (pairs,), from 0 over all data sets.
+        pictures: for each data set the number of pictures of each of its identities, (identities,); in the order of numbering.
+        pairs: for each data set how many of the pairs are its own.
+    """
+
+    first: NDArray[np.int32]
+    second: NDArray[np.int32]
+    pictures: tuple[NDArray[np.int64], ...]
+    pairs: tuple[int, ...]
+
+    @staticmethod
+    def of(identities: NDArray[np.int64], first: NDArray[np.int64], second: NDArray[np.int64]) -> PairOwners:
+        """Make the owners of one data set's pairs; `identities` are of its pictures, from 0."""
+        return PairOwners(first.astype(np.int32), second.astype(np.int32), (np.bincount(identities),), (len(first),))
+
+    @staticmethod
+    def together(parts: Sequence[PairOwners]) -> PairOwners:
+        """Join several data sets: identities of one are not those of another."""
+        offsets = np.cumsum([0, *(sum(map(len, part.pictures)) for part in parts)])
+        return PairOwners(
+            np.concatenate([part.first + np.int32(offset) for part, offset in zip(parts, offsets, strict=False)]),
+            np.concatenate([part.second + np.int32(offset) for part, offset in zip(parts, offsets, strict=False)]),
+            tuple(counts for part in parts for counts in part.pictures),
+            tuple(count for part in parts for count in part.pairs),
+        )
+
+    def ordered(self, order: NDArray[np.int64]) -> PairOwners:
+        """Return the same pairs in another order."""
+        return PairOwners(self.first[order], self.second[order], self.pictures, self.pairs)
+
+    def share_interval(self, reached: int, seed: int = 42) -> Interval | None:
+        """Bootstrap interval of the share of the last `reached` pairs among all of them.
+
+        Identities are drawn; a pair counts as often as its two identities were drawn together. How many pairs there are in all is
+        then known from the pictures of the identities drawn (where pairs are a sample, in proportion).
+
+        Args:
+            reached: how many of the pairs, the last ones, reach the threshold.
+            seed: of the bootstrap.
+
+        Returns:
+            None where no pair reaches it.
+        """
+        if not reached:
+            return None
+        rng = np.random.default_rng(seed)
+        taken = np.arange(len(self.first) - reached, len(self.first))
+        if reached > MOST_REACHED:
+            taken = rng.choice(taken, MOST_REACHED, replace=False)
+        first, second = self.first[taken], self.second[taken]
+        counts = np.concatenate(self.pictures).astype(np.float64)
+        begins = np.cumsum([0, *map(len, self.pictures[:-1])])
+        # A data set without pairs has a part of length 0, or one identity: it takes no part.
+        parts = [
+            (slice(begin, begin + len(own)), pairs)
+            for begin, own, pairs in zip(begins.tolist(), self.pictures, self.pairs, strict=True)
+            if pairs
+        ]
+        scales = [pairs / _pair_count(counts[part]) for part, pairs in parts]
+        shares = []
+        for _ in range(RESAMPLES):
+            weight = np.bincount(rng.integers(0, len(counts), len(counts)), minlength=len(counts)).astype(np.float64)
+            weighted = weight * counts
+            every = sum(scale * _pair_count(weighted[part]) for (part, _), scale in zip(parts, scales, strict=True))
+            if every:
+                shares.append(float(weight[first] @ weight[second]) * (reached / len(taken)) / every)
+        return interval(np.asarray(shares))
+
+
+def _pair_count(pictures: Doubles) -> float:
+    """How many pairs of pictures of different identities there are."""
+    return float((pictures.sum() ** 2 - (pictures**2).sum()) / 2)
 
 
 @dataclass(frozen=True)
@@ -100,6 +188,8 @@ class Limit:
         false_positive_rate: measured on TEST's negatives.
         negatives: how many those are.
         problem: why there is no threshold, in words.
+        false_positive_interval: of that rate, over identities; None where no negative reaches the threshold, of which resampling
+            tells nothing.
     """
 
     wanted: float | None
@@ -109,6 +199,7 @@ class Limit:
     false_positive_rate: float | None
     negatives: int
     problem: str | None = None
+    false_positive_interval: Interval | None = None
 
     @property
     def given(self) -> bool:
@@ -169,39 +260,67 @@ def separation(
     truth, scores = _together(same, different)
     best = best_f1(same, different)
     false, true, edges = roc_curve(truth, scores, drop_intermediate=False)
+    spread = _resampled(same, different, clusters, recalls, seed)
     at_recall = []
-    for wanted in recalls:
+    for number, wanted in enumerate(recalls):
         at = int(np.argmax(true >= wanted - 1e-12))
         found, wrong = true[at] * len(same), false[at] * len(different)
-        at_recall.append(AtRecall(wanted, float(edges[at]), float(found / (found + wrong)), float(false[at])))
+        precision = float(found / (found + wrong))
+        at_recall.append(
+            AtRecall(wanted, float(edges[at]), precision, float(false[at]), spread[4 + 2 * number], spread[5 + 2 * number])
+        )
     return Separation(
         same=len(same),
         different=len(different),
         auc=auc(same, different),
-        auc_interval=_auc_interval(same, different, clusters, seed),
+        auc_interval=spread[0],
         f1=best.f1,
         precision=best.precision,
         recall=best.recall,
         threshold=best.threshold,
         at_recall=tuple(at_recall),
+        f1_interval=spread[1],
+        precision_interval=spread[2],
+        recall_interval=spread[3],
     )
 
 
-def _auc_interval(same: Doubles, different: Doubles, clusters: NDArray[np.int64], seed: int) -> Interval:
-    """Weighted AUCs, a pair's weight being how often its identity was drawn; one sort serves all resamples."""
-    levels, rank = np.unique(np.concatenate([same, different]), return_inverse=True)
+def _resampled(
+    same: Doubles, different: Doubles, clusters: NDArray[np.int64], recalls: Sequence[float], seed: int
+) -> list[Interval]:
+    """Intervals of AUC, best F1, its precision and recall, then precision and false-positive rate at each wanted recall.
+
+    A pair's weight is how often its identity was drawn; one sort serves all resamples. Same and different pairs have the same
+    total weight, since the n-th of both have the same identity.
+    """
+    levels, rank = np.unique(-np.concatenate([same, different]), return_inverse=True)
     rank_same, rank_different = rank[: len(same)], rank[len(same) :]
     rng = np.random.default_rng(seed)
     many = int(clusters.max()) + 1
-    values = []
+    rows = []
     for _ in range(RESAMPLES):
         weight = np.bincount(rng.integers(0, many, many), minlength=many)[clusters].astype(np.float64)
-        below = np.bincount(rank_different, weight, len(levels))
-        beaten = np.cumsum(below) - below / 2
         total = weight.sum()
-        if total:
-            values.append(float(weight @ beaten[rank_same]) / total**2)
-    return interval(np.asarray(values))
+        if not total:
+            continue
+        # Shares at or above each level, the highest level first.
+        wrong = np.bincount(rank_different, weight, len(levels))
+        true = np.cumsum(np.bincount(rank_same, weight, len(levels))) / total
+        false = np.cumsum(wrong) / total
+        beaten = 1.0 - false + wrong / (2 * total)
+        precision = true / np.maximum(true + false, 1e-300)
+        best = int(np.argmax(true / (true + false + 1.0)))
+        row = [
+            float(weight @ beaten[rank_same]) / total,
+            2 * true[best] / (true[best] + false[best] + 1.0),
+            precision[best],
+            true[best],
+        ]
+        for wanted in recalls:
+            at = int(np.searchsorted(true, wanted - 1e-12))
+            row += [precision[at], false[at]]
+        rows.append(row)
+    return [interval(column) for column in np.asarray(rows).T]
 
 
 def interval(values: Doubles) -> Interval:
@@ -219,13 +338,27 @@ def mean_interval(values: Doubles, clusters: NDArray[np.int64] | None = None, se
             pictures are drawn.
         seed: of the bootstrap.
     """
-    sums, counts = (values, np.ones(len(values))) if clusters is None else (np.bincount(clusters, values), np.bincount(clusters))
+    return mean_intervals(values[:, None], clusters, seed)[0]
+
+
+def mean_intervals(values: NDArray[np.generic], clusters: NDArray[np.int64] | None = None, seed: int = 42) -> list[Interval]:
+    """Bootstrap intervals of several means over the same pictures, from the same draws.
+
+    Args:
+        values: (pictures, means), one a picture and mean.
+        clusters, seed: as for `mean_interval`.
+    """
+    which = np.arange(len(values)) if clusters is None else clusters
+    many = int(which.max()) + 1
+    sums = np.zeros((many, values.shape[1]))
+    np.add.at(sums, which, values.astype(np.float64))
+    counts = np.bincount(which, minlength=many).astype(np.float64)
     rng = np.random.default_rng(seed)
-    means = []
-    for _ in range(RESAMPLES):
-        drawn = rng.integers(0, len(sums), len(sums))
-        means.append(sums[drawn].sum() / counts[drawn].sum())
-    return interval(np.asarray(means))
+    means = np.empty((RESAMPLES, values.shape[1]))
+    for row in means:
+        weight = np.bincount(rng.integers(0, many, many), minlength=many).astype(np.float64)
+        row[:] = (weight @ sums) / (weight @ counts)
+    return [interval(column) for column in means.T]
 
 
 def placements(scores: Doubles, negatives: Doubles) -> Doubles:

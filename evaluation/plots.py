@@ -18,7 +18,7 @@ from sklearn.metrics import roc_curve
 
 from .evaluate import CopyAt, Evaluation
 from .measures import Limit
-from .protocols import CELLS
+from .protocols import CELLS, Cell
 from .scoring import Scored
 
 __all__ = ["FORMATS", "prepare_folder", "write_plots"]
@@ -77,9 +77,11 @@ def write_plots(evaluation: Evaluation, folder: Path, kind: str = "png") -> list
             pairs, "Re-identification", ("one identity", "different identities"), shipped
         )
     if evaluation.copy_detection:
-        paper = np.asarray([cell.paper for cell in CELLS])
-        pairs = {name: (scored.copies[:, paper].reshape(-1), scored.negatives) for name, scored in scores.items()}
-        figures["copy-detection-roc"] = _roc(pairs, "Copy detection, the paper's 24 cells")
+        of = evaluation.copy_detection[0].auc_of
+        chosen = np.asarray([cell.grid == of for cell in evaluation.cells])
+        pairs = {name: (scored.copies[:, chosen].reshape(-1), scored.negatives) for name, scored in scores.items()}
+        those = "the paper's 24 cells" if of == "paper" else "the realistic cells"
+        figures["copy-detection-roc"] = _roc(pairs, f"Copy detection, {those}")
         figures["copy-detection-scores"] = _histograms(pairs, "Copy detection", ("altered copies", "different pictures"), shipped)
         figures |= _recalls(evaluation)
     try:
@@ -152,7 +154,11 @@ def _recalls(evaluation: Evaluation) -> dict[str, Figure]:
     for name in dict.fromkeys(at.limit.name for part in overall for at in part.at):
         reached = {part.scorer: at for part in overall for at in part.at if at.limit.name == name and at.cells}
         if reached:
-            figures[f"copy-detection-recall-{_file_part(next(iter(reached.values())).limit)}"] = _recall_figure(reached)
+            part = _file_part(next(iter(reached.values())).limit)
+            if any(cell.paper for cell in evaluation.cells):
+                figures[f"copy-detection-recall-{part}"] = _recall_figure(reached)
+            if realistic := [cell for cell in evaluation.cells if cell.realistic]:
+                figures[f"copy-detection-realistic-{part}"] = _realistic_figure(reached, realistic)
     return figures
 
 
@@ -175,7 +181,7 @@ def _recall_figure(reached: dict[str, CopyAt]) -> Figure:
         axes.set_xlabel(UNITS[transform])
         axes.set_title(transform, fontsize="medium")
     axes = figure.add_subplot(grid[2, :])
-    beyond = [cell.name for cell in CELLS if not cell.paper]
+    beyond = [cell.name for cell in CELLS if cell.grid == "beyond"]
     places = np.arange(len(beyond))
     width = 0.8 / len(reached)
     for number, (name, at) in enumerate(reached.items()):
@@ -185,6 +191,37 @@ def _recall_figure(reached: dict[str, CopyAt]) -> Figure:
     axes.set(ylim=(0, 1.03), ylabel="recall")
     axes.set_title("beyond the paper", fontsize="medium")
     figure.legend(*axes.get_legend_handles_labels(), fontsize="small", loc="outside lower center", ncols=min(len(reached), 6))
+    return figure
+
+
+def _realistic_figure(reached: dict[str, CopyAt], cells: Sequence[Cell]) -> Figure:
+    """Recall of each realistic cell with its interval, a dot a scorer; held-out cells last."""
+    ordered = sorted(cells, key=lambda cell: cell.held_out)
+    figure = Figure(figsize=(8, 1.6 + 0.24 * len(ordered)), layout="constrained")
+    axes = figure.subplots()
+    limit = next(iter(reached.values())).limit
+    figure.suptitle(f"Recall of realistic copies at {limit.title}\nin brackets the false positives measured on TEST")
+    places = np.arange(len(ordered), dtype=np.float64)
+    for number, (name, at) in enumerate(reached.items()):
+        found, spread = at.cells or {}, at.cell_intervals or {}
+        values = np.asarray([found[cell.name] for cell in ordered])
+        ends = np.asarray([[spread[cell.name].low, spread[cell.name].high] for cell in ordered])
+        style = _style(number)
+        axes.errorbar(
+            values,
+            places + (number + 0.5) / len(reached) * 0.7 - 0.35,
+            xerr=np.maximum(0.0, [values - ends[:, 0], ends[:, 1] - values]),
+            fmt="o",
+            markersize=4,
+            elinewidth=1,
+            color=style["color"],
+            zorder=style["zorder"],
+            label=_measured(name, at),
+        )
+    axes.set_yticks(places, [f"{cell.name} (held out)" if cell.held_out else cell.name for cell in ordered], fontsize="small")
+    axes.set(xlim=(-0.02, 1.02), xlabel="recall, with its 95 % interval", ylim=(len(ordered) - 0.4, -0.6))
+    axes.grid(alpha=0.3)
+    figure.legend(fontsize="small", loc="outside lower center", ncols=min(len(reached), 3))
     return figure
 
 

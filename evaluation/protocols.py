@@ -13,15 +13,29 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
+from lcmem_onnx.runtime.preprocess import resize
 from numpy.typing import NDArray
 
 from .alterations import BEYOND_THE_PAPER, PAPER_GRID, alter
+from .realistic import HELD_OUT, REALISTIC, alter_realistically
 
-__all__ = ["CELLS", "Cell", "Pairs", "altered", "cell_rng", "different_pairs", "reidentification_pairs"]
+__all__ = [
+    "CELLS",
+    "GRIDS",
+    "REALISTIC_CELLS",
+    "Cell",
+    "Pairs",
+    "altered",
+    "cell_rng",
+    "different_pairs",
+    "realistically_altered",
+    "reidentification_pairs",
+]
 
 Indices = NDArray[np.int64]
 Pixels = NDArray[np.uint8]
@@ -31,24 +45,55 @@ ENUMERATE_UP_TO = 20_000_000
 
 @dataclass(frozen=True)
 class Cell:
-    """One transform at one strength; `paper` tells the paper's 24 from those beyond it."""
+    """One transform at one strength.
+
+    Attributes:
+        transform: its name.
+        strength: its strength, in units of the transform's own; 1 where there is none to choose.
+        grid: "paper", "beyond" or "realistic".
+        held_out: whether the training of the bundled model never draws it.
+    """
 
     transform: str
     strength: float
-    paper: bool
+    grid: str = "paper"
+    held_out: bool = False
+
+    @property
+    def paper(self) -> bool:
+        """Whether it is one of the paper's 24."""
+        return self.grid == "paper"
+
+    @property
+    def realistic(self) -> bool:
+        """Whether it belongs to the realistic grid, whose cells alter an image at its own resolution."""
+        return self.grid == "realistic"
 
     @property
     def name(self) -> str:
         """As tables show it: "blur 0.1"; a transform that has no strength to choose stands alone."""
-        return f"{self.transform} {self.strength:g}" if self.strength != 1 or self.paper else self.transform
+        return f"{self.transform} {self.strength:g}" if self.strength != 1 or self.paper or self._has_strengths else self.transform
+
+    @property
+    def _has_strengths(self) -> bool:
+        return self.realistic and len(REALISTIC[self.transform]) > 1
 
 
-CELLS = tuple(
-    Cell(transform, strength, paper)
-    for grid, paper in ((PAPER_GRID, True), (BEYOND_THE_PAPER, False))
-    for transform, strengths in grid.items()
-    for strength in strengths
+def _cells(grid: str, table: Mapping[str, tuple[float, ...]]) -> tuple[Cell, ...]:
+    return tuple(
+        Cell(transform, strength, grid, grid == "realistic" and transform in HELD_OUT)
+        for transform, strengths in table.items()
+        for strength in strengths
+    )
+
+
+CELLS = _cells("paper", PAPER_GRID) + _cells("beyond", BEYOND_THE_PAPER)
+"""The paper's 24 cells and six beyond them."""
+REALISTIC_CELLS = _cells("realistic", REALISTIC)
+GRIDS: Mapping[str, tuple[Cell, ...]] = MappingProxyType(
+    {"paper": CELLS, "realistic": REALISTIC_CELLS, "all": CELLS + REALISTIC_CELLS}
 )
+"""Cells by the names that `evaluate --grid` takes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +107,9 @@ class Pairs:
         return len(self.first)
 
 
-def reidentification_pairs(identities: Sequence[str], rng: random.Random | None = None) -> tuple[Pairs, Pairs]:
+def reidentification_pairs(
+    identities: Sequence[str], rng: random.Random | None = None, groups: Sequence[str] | None = None
+) -> tuple[Pairs, Pairs]:
     """The pairs of one data set: those of one identity, and as many of different ones, picture by picture.
 
     The reference's draw: identities are counted in sorted order (as numbers, if all are numbers, since it reads its list with
@@ -71,10 +118,12 @@ def reidentification_pairs(identities: Sequence[str], rng: random.Random | None 
     Args:
         identities: of each picture, in the list's order.
         rng: draws the other identities; `random.Random(42)` if not given.
+        groups: of each picture: which of an identity's pictures are comparable (same view, level, contrast). A pair of the same
+            identity is then of one group: the next picture of that group, cyclic; a picture alone in its group has no pair.
 
     Returns:
         Pairs of the same identity and pairs of different ones; the n-th of both have the same first picture. Both are empty
-        when no identity has two pictures, or when there is only one identity.
+        when no identity (no group) has two pictures, or when there is only one identity.
     """
     rng = rng or random.Random(42)
     pictures: dict[str, list[int]] = {}
@@ -84,16 +133,27 @@ def reidentification_pairs(identities: Sequence[str], rng: random.Random | None 
     same: list[tuple[int, int]] = []
     different: list[tuple[int, int]] = []
     for own, identity in enumerate(everyone):
-        numbers = pictures[identity]
-        if len(numbers) < 2 or len(everyone) < 2:
+        if len(everyone) < 2:
             continue
-        for place, number in enumerate(numbers):
-            same.append((number, numbers[(place + 1) % len(numbers)]))
+        for number, following in _comparable(pictures[identity], groups):
+            same.append((number, following))
             other = own
             while other == own:
                 other = rng.randint(0, len(everyone) - 1)
             different.append((number, pictures[everyone[other]][0]))
     return _pairs(same), _pairs(different)
+
+
+def _comparable(numbers: Sequence[int], groups: Sequence[str] | None) -> Iterator[tuple[int, int]]:
+    """Each of an identity's pictures with the next one of its group, cyclic."""
+    members: dict[str, list[int]] = {}
+    for number in numbers:
+        members.setdefault("" if groups is None else groups[number], []).append(number)
+    place = {number: index for each in members.values() for index, number in enumerate(each)}
+    for number in numbers:
+        group = members["" if groups is None else groups[number]]
+        if len(group) > 1:
+            yield number, group[(place[number] + 1) % len(group)]
 
 
 def different_pairs(identities: Sequence[str], most: int, seed: int = 42) -> Pairs:
@@ -137,17 +197,42 @@ def cell_rng(seed: int, name: str, cell: Cell) -> np.random.Generator:
 
 
 def altered(picture: Pixels, name: str, seed: int, cells: Sequence[Cell] = CELLS) -> Pixels:
-    """One picture in every cell.
+    """Alter one picture in every cell of the paper's grid and beyond it; the size stays.
 
     Args:
         picture: RGB, uint8 (height, width, 3).
         name: the picture's name in its file list.
         seed: of the evaluation.
+        cells: none of the realistic grid.
 
     Returns:
         uint8 (cells, height, width, 3).
     """
     return np.stack([alter(picture, cell.transform, cell.strength, cell_rng(seed, name, cell)) for cell in cells])
+
+
+def realistically_altered(
+    image: Pixels, name: str, seed: int, size: int, cells: Sequence[Cell] = REALISTIC_CELLS, other: Pixels | None = None
+) -> Pixels:
+    """Alter one image in every cell of the realistic grid at its own resolution, then resize as the runtime does.
+
+    Args:
+        image: RGB, uint8 (height, width, 3), not resized.
+        name: the image's name in its file list.
+        seed: of the evaluation.
+        size: side of what is returned, in pixels.
+        cells: of the realistic grid.
+        other: RGB, uint8, any size: an image of another identity, for collages.
+
+    Returns:
+        uint8 (cells, size, size, 3).
+    """
+    return np.stack(
+        [
+            resize(alter_realistically(image, cell.transform, cell.strength, cell_rng(seed, name, cell), other), size)
+            for cell in cells
+        ]
+    )
 
 
 def _pairs(pairs: Sequence[tuple[int, int]]) -> Pairs:

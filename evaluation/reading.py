@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import hashlib
 import tempfile
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -9,13 +11,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-from lcmem_onnx.runtime.errors import PictureError, Reason, UsageError
+from lcmem_onnx.runtime.errors import FileListError, PictureError, Reason, UsageError
 from lcmem_onnx.runtime.pictures import DEFAULT_LIMITS, Limits, open_picture, read_file
 from lcmem_onnx.runtime.preprocess import is_blank, resize
 
 from .compare import Pixels
 from .filelist import Listed
-from .protocols import Cell, altered
+from .protocols import Cell, altered, realistically_altered
+from .realistic import NEEDS_OTHER
 
 __all__ = ["Store", "Unreadable", "Versions", "read_ahead", "read_picture"]
 
@@ -45,14 +48,58 @@ def read_picture(row: Listed, size: int, limits: Limits = DEFAULT_LIMITS) -> Pix
     Raises:
         PictureError: it cannot be read, or shows nothing.
     """
+    return _read(row, size, limits)[1]
+
+
+def _read(row: Listed, size: int, limits: Limits = DEFAULT_LIMITS) -> tuple[Pixels, Pixels]:
+    """First frame of a listed picture at its own resolution, and resized."""
     try:
         opened = open_picture(read_file(row.path, limits), limits, row.path.name)
-        picture = resize(opened.frame(0), size)
+        frame = opened.frame(0)
+        picture = resize(frame, size)
     except MemoryError as error:
         raise PictureError(Reason.OUT_OF_MEMORY, "there was not enough memory to read it") from error
     if is_blank(picture):
         raise PictureError(Reason.BLANK, "it shows nothing: every pixel is the same, so it would match any other blank picture")
-    return picture
+    return frame, picture
+
+
+class _Partners:
+    """Finds the other image of a collage: of the same data set and split, of another identity.
+
+    All images of a split lie on a ring, at places that the seed and their names give; the partner is the next one of another
+    identity. So it does not depend on the order of the list, and an image more changes the partner of its neighbours alone.
+    """
+
+    def __init__(self, rows: Sequence[Listed], seed: int) -> None:
+        self._seed = seed
+        self._rings: dict[tuple[str, str], list[tuple[bytes, str, Listed]]] = {}
+        for row in rows:
+            self._rings.setdefault((row.ds_name, row.split), []).append((self._place(row.name), row.name, row))
+        for ring in self._rings.values():
+            ring.sort(key=lambda entry: entry[:2])
+
+    def read(self, row: Listed, size: int) -> Pixels:
+        """The partner's first frame at its own resolution; partners that cannot be read are passed over.
+
+        Raises:
+            FileListError: no other identity of the split can be read.
+        """
+        ring = self._rings[row.ds_name, row.split]
+        begin = bisect.bisect_right(ring, (self._place(row.name), row.name), key=lambda entry: entry[:2])
+        for step in range(len(ring)):
+            partner = ring[(begin + step) % len(ring)][2]
+            if partner.identity == row.identity:
+                continue
+            try:
+                return _read(partner, size)[0]
+            except PictureError:
+                continue
+        of = f"{row.split} of {row.ds_name!r}" if row.ds_name else row.split
+        raise FileListError(f"{of} has 1 identities that can be read; it takes two or more to have pairs of different pictures")
+
+    def _place(self, name: str) -> bytes:
+        return hashlib.sha256(f"{self._seed}\0{name}\0partner".encode("utf-8", "surrogateescape")).digest()
 
 
 def read_ahead(
@@ -62,21 +109,28 @@ def read_ahead(
 
     Args:
         rows: what to read.
-        size: working size; alterations are made at it.
-        cells: what to make of each picture; of VAL's the paper's alone, for nothing is fitted on the others.
+        size: working size. The paper's alterations and those beyond are made at it, realistic ones at the picture's own size.
+        cells: what to make of each picture, realistic ones last; of VAL's the paper's alone, for nothing is fitted on the others.
         seed: of the alterations.
         workers: threads.
     """
 
+    plain = [cell for cell in cells if not cell.realistic]
+    realistic = [cell for cell in cells if cell.realistic]
+    partners = _Partners(rows, seed) if any(cell.transform in NEEDS_OTHER for cell in realistic) else None
+
     def versions(row: Listed) -> Versions | Unreadable:
         try:
-            picture = read_picture(row, size)
+            frame, picture = _read(row, size)
         except PictureError as error:
             return Unreadable(row.name, row.ds_name, row.split, error.reason.value, str(error))
-        chosen = [cell for cell in cells if cell.paper or row.split != "VAL"]
-        if not chosen:
-            return Versions(picture, np.empty((0, *picture.shape), np.uint8))
-        return Versions(picture, altered(picture, row.name, seed, chosen))
+        copies = [np.empty((0, *picture.shape), np.uint8)]
+        if chosen := [cell for cell in plain if cell.paper or row.split != "VAL"]:
+            copies.append(altered(picture, row.name, seed, chosen))
+        if realistic and row.split != "VAL":
+            other = None if partners is None else partners.read(row, size)
+            copies.append(realistically_altered(frame, row.name, seed, size, realistic, other))
+        return Versions(picture, np.concatenate(copies))
 
     waiting: deque[Future[Versions | Unreadable]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="lcmem-evaluate")

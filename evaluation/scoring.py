@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from .compare import Embedder, Pixels, Scorer
 from .filelist import Listed
+from .measures import PairOwners
 from .protocols import Cell, Pairs, different_pairs, reidentification_pairs
 from .reading import Store, Unreadable, Versions, read_ahead
 
@@ -33,11 +34,13 @@ class Plan:
 
     Attributes:
         cells: alterations for copy detection; empty when it is not wanted. VAL's pictures are altered in the paper's alone.
+            Those of the realistic grid come last.
         reidentification: whether its pairs are wanted.
         seed: of pairs and alterations.
         size: working size.
         pair_negatives: pairs of different pictures for scorers without embeddings, a data set.
         workers: threads that read.
+        no_negatives: data sets whose pairs of different pictures do not count: one thing may stand under two identities there.
     """
 
     cells: tuple[Cell, ...]
@@ -46,6 +49,7 @@ class Plan:
     size: int
     pair_negatives: int
     workers: int
+    no_negatives: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +61,8 @@ class Scored:
         identities: (pictures,), which identity each shows, from 0.
         same, different: of re-identification's pairs, float64 (pairs,).
         clusters: (pairs,), which identity the pairs' first picture shows, from 0.
-        negatives: of pairs of different pictures of TEST, float64, sorted.
+        negatives: of pairs of different pictures of TEST, float64, sorted; empty where they do not count (`Plan.no_negatives`).
+        owners: whose those pictures are.
         val_copies: as `copies`, of VAL, in the paper's cells alone; None when VAL has no pairs of different pictures.
         val_negatives: as `negatives`, of VAL, or None.
     """
@@ -68,6 +73,7 @@ class Scored:
     different: Doubles
     clusters: NDArray[np.int64]
     negatives: Doubles
+    owners: PairOwners
     val_copies: Doubles | None
     val_negatives: Doubles | None
 
@@ -75,17 +81,21 @@ class Scored:
     def together(parts: Sequence[Scored]) -> Scored:
         """Several data sets as one: pairs stay within each."""
         # A threshold for all of TEST cannot come from a VAL that lacks some of its data sets.
-        copies = [part.val_copies for part in parts if part.val_copies is not None]
-        vals = [part.val_negatives for part in parts if part.val_negatives is not None]
+        counting = [part for part in parts if len(part.negatives)]
+        copies = [part.val_copies for part in counting if part.val_copies is not None]
+        vals = [part.val_negatives for part in counting if part.val_negatives is not None]
+        negatives = np.concatenate([part.negatives for part in parts])
+        order = np.argsort(negatives, kind="stable")
         return Scored(
             np.concatenate([part.copies for part in parts]),
             _renumbered([part.identities for part in parts]),
             np.concatenate([part.same for part in parts]),
             np.concatenate([part.different for part in parts]),
             _renumbered([part.clusters for part in parts]),
-            np.sort(np.concatenate([part.negatives for part in parts])),
-            np.concatenate(copies) if len(copies) == len(parts) else None,
-            np.sort(np.concatenate(vals)) if len(vals) == len(parts) else None,
+            negatives[order],
+            PairOwners.together([part.owners for part in parts]).ordered(order),
+            np.concatenate(copies) if len(copies) == len(counting) else None,
+            np.sort(np.concatenate(vals)) if len(vals) == len(counting) else None,
         )
 
 
@@ -215,7 +225,9 @@ def score_all(rows: Sequence[Listed], scorers: Sequence[Scorer], plan: Plan, pro
         rng = random.Random(plan.seed)
         drawn = {
             data_set.ds_name: reidentification_pairs(
-                [rows[number].identity for number in read[data_set.ds_name, "TEST"]] if plan.reidentification else [], rng
+                [rows[number].identity for number in read[data_set.ds_name, "TEST"]] if plan.reidentification else [],
+                rng,
+                [rows[number].group for number in read[data_set.ds_name, "TEST"]] if plan.reidentification else [],
             )
             for data_set in seen
         }
@@ -262,23 +274,30 @@ def _scored(
     plan: Plan,
 ) -> Scored:
     most = MOST_NEGATIVES if isinstance(bench.scorer, Embedder) else plan.pair_negatives
+    counted = ds_name not in plan.no_negatives
 
-    def negatives(split: str) -> Doubles:
-        chosen = read.get((ds_name, split), [])
-        return np.sort(bench.pairs(chosen, different_pairs([rows[number].identity for number in chosen], most, plan.seed)))
+    def negatives(split: str) -> tuple[Doubles, PairOwners]:
+        chosen = read.get((ds_name, split), []) if counted else []
+        whose = [rows[number].identity for number in chosen]
+        pairs = different_pairs(whose, most, plan.seed)
+        scores = bench.pairs(chosen, pairs)
+        order = np.argsort(scores, kind="stable")
+        codes = _numbered(whose)
+        return scores[order], PairOwners.of(codes, codes[pairs.first], codes[pairs.second]).ordered(order)
 
     numbers = read[ds_name, "TEST"]
     identities = [rows[number].identity for number in numbers]
     same, different = drawn
     firsts = [identities[number] for number in same.first.tolist()]
-    val = negatives("VAL")
+    (scores, owners), (val, _) = negatives("TEST"), negatives("VAL")
     return Scored(
         copies=np.stack([bench.copies[number] for number in numbers]),
         identities=_numbered(identities),
         same=bench.pairs(numbers, same),
         different=bench.pairs(numbers, different),
         clusters=_numbered(firsts),
-        negatives=negatives("TEST"),
+        negatives=scores,
+        owners=owners,
         val_copies=np.stack([bench.copies[number] for number in read[ds_name, "VAL"]]) if len(val) else None,
         val_negatives=val if len(val) else None,
     )

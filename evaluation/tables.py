@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from .evaluate import CopyAt, Evaluation, Grid, RecallAt, Reidentification
     from .measures import Limit
+    from .protocols import Cell
 
 __all__ = ["print_evaluation", "progress_bar"]
 
@@ -26,7 +27,9 @@ NAME_WIDTH = 16
 """A scorer's name is folded beyond it, unless its numbers are as wide."""
 UNBOUNDED = 100_000
 SHOW_UNREADABLE = 10
-BARS = {"pictures": "reading and scoring pictures", "pairs": "comparing pictures"}
+GRID_LABELS = {"paper": "the paper's 24", "beyond": "beyond the paper", "realistic": "realistic", "held_out": "held out"}
+"""What tables call the kinds of cells, in the order in which they are shown."""
+BARS = {"pictures": "reading and scoring pictures", "pairs": "comparing pictures", "tail": "measuring the strangers' tail"}
 
 
 @contextmanager
@@ -107,29 +110,32 @@ def _add_recalls(sheet: _Sheet, parts: Sequence[Reidentification], indent: str, 
     for limit in _limits([at.limit for part in parts for at in part.at]):
         reached = [_at(part.at, limit) for part in parts]
         sheet.row(f"{indent}recall at {_short(limit)}", (_figure(at.recall if at else None) for at in reached), style)
+        if style:
+            spreads = [at.recall_interval if at else None for at in reached]
+            sheet.row("  95 % from", (_figure(spread.low if spread else None) for spread in spreads))
+            sheet.row("  to", (_figure(spread.high if spread else None) for spread in spreads))
         sheet.row(f"{indent}  false positives", (_rate(at.limit.false_positive_rate if at else None) for at in reached))
 
 
 def _print_copy_detection(evaluation: Evaluation, console: Console) -> None:
-    from .protocols import CELLS
-
     overall = [part for part in evaluation.copy_detection if part.ds_name is None]
     for limit in _limits([at.limit for part in overall for at in part.at]):
         reached = {part.scorer: at for part in overall if (at := _at(part.at, limit)) and at.cells}
         sheet = _Sheet("cell", list(reached))
         cells = [at.cells or {} for at in reached.values()]
-        for paper, label, grids in (
-            (True, "the paper's 24", [at.paper for at in reached.values()]),
-            (False, "beyond the paper", [at.beyond for at in reached.values()]),
-        ):
-            for cell in CELLS:
-                if cell.paper is paper:
-                    sheet.row(cell.name, (_figure(recalls[cell.name]) for recalls in cells))
-            _add_grid(sheet, label, grids)
+        for kind, label in GRID_LABELS.items():
+            for cell in evaluation.cells:
+                if _kind(cell) == kind:
+                    held_out = " (held out)" if cell.held_out else ""
+                    sheet.row(f"{cell.name}{held_out}", (_figure(recalls[cell.name]) for recalls in cells))
+            _add_grid(sheet, label, [_grid_of(at, kind) for at in reached.values()])
         for ds_name in _data_sets(evaluation):
             there = {part.scorer: part for part in evaluation.copy_detection if part.ds_name == ds_name}
             found = [_at(there[scorer].at, limit) for scorer in reached]
-            _add_grid(sheet, printable(ds_name), [at.paper if at else None for at in found], "")
+            for kind, label in GRID_LABELS.items():
+                if kind != "beyond":
+                    title = printable(ds_name) if kind == "paper" else f"{printable(ds_name)}, {label}"
+                    _add_grid(sheet, title, [_grid_of(at, kind) if at else None for at in found], "")
             _add_threshold(sheet, "  ", [at.limit if at and at.cells else None for at in found])
             sheet.section()
         _add_threshold(sheet, "", [at.limit for at in reached.values()])
@@ -139,12 +145,29 @@ def _print_copy_detection(evaluation: Evaluation, console: Console) -> None:
     sheet.row("AUC", (f"{part.auc:.4f}" for part in overall), "bold")
     sheet.row("  95 % from", (f"{part.auc_interval.low:.4f}" for part in overall))
     sheet.row("  to", (f"{part.auc_interval.high:.4f}" for part in overall))
-    sheet.show(console, "Copy detection, the paper's 24 cells together, whatever the threshold")
+    those = "the paper's 24" if overall[0].auc_of == "paper" else "the realistic"
+    sheet.show(console, f"Copy detection, {those} cells together, whatever the threshold")
+
+
+def _kind(cell: Cell) -> str:
+    """A key of `GRID_LABELS`."""
+    return "held_out" if cell.held_out else cell.grid
+
+
+def _grid_of(at: CopyAt, kind: str) -> Grid | None:
+    """One of the grids of `GRID_LABELS`; None where it was not measured."""
+    return {"paper": at.paper, "beyond": at.beyond, "realistic": at.realistic, "held_out": at.held_out}[kind]
 
 
 def _add_grid(sheet: _Sheet, label: str, grids: Sequence[Grid | None], style: str = "bold") -> None:
+    """Mean and worst of a grid, the mean over all data sets (in bold) with its interval; nothing where it was not measured."""
+    if not any(grids):
+        return
     sheet.section()
     sheet.row(f"{label}: mean", (_figure(grid.mean if grid else None) for grid in grids), style)
+    if style:
+        sheet.row("  95 % from", (_figure(grid.mean_interval.low if grid else None) for grid in grids))
+        sheet.row("  to", (_figure(grid.mean_interval.high if grid else None) for grid in grids))
     sheet.row("  worst", (_figure(grid.worst if grid else None) for grid in grids), style)
     if style:
         sheet.section()

@@ -38,6 +38,7 @@ class Export(Ending):
 )
 @click.option("--allow-drift", is_flag=True, help="Write variants that do not pass their gates, too; the manifest says so.")
 @click.option("--threshold", type=float, help="Decision threshold on scores.  [default: the checkpoint's, or 0.5]")
+@click.option("--strangers", type=FILE, help="Strangers' tail, as 'evaluate --tail' writes it.  [default: the checkpoint's]")
 @click.option("--pictures", type=FILE, help="Folder of pictures for the proof.  [default: those of the package, and drawn ones]")
 @click.option("--name", help="What the model is called.  [default: the checkpoint's file name]")
 @click.option("--license", "licence", help="Licence of the weights, for the manifest.")
@@ -53,6 +54,7 @@ def main(
     int8_exclude: str,
     allow_drift: bool,
     threshold: float | None,
+    strangers: Path | None,
     pictures: Path | None,
     name: str | None,
     licence: str | None,
@@ -96,6 +98,7 @@ def main(
             name=name,
             licence=licence,
             replace=force,
+            strangers=strangers,
         ),
         say,
     )

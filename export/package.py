@@ -11,16 +11,27 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnxruntime
 import torch
 from lcmem_onnx.display import printable
 from lcmem_onnx.models.checkpoint import Loaded, load_lcmem
 from lcmem_onnx.models.lcmem import LCMem
-from lcmem_onnx.runtime.bundle import FORMAT, FORMAT_VERSION, FORMULA, MANIFEST, fingerprint, open_bundle, seal
+from lcmem_onnx.runtime.bundle import (
+    FORMAT,
+    FORMAT_VERSION,
+    FORMULA,
+    MANIFEST,
+    WITHOUT_STRANGERS,
+    fingerprint,
+    open_bundle,
+    seal,
+)
 from lcmem_onnx.runtime.errors import ExportError, UsageError
-from lcmem_onnx.runtime.head import check_threshold
+from lcmem_onnx.runtime.head import check_threshold, sigmoid
 from lcmem_onnx.runtime.preprocess import PREPROCESSING
+from lcmem_onnx.runtime.strangers import read_strangers
 
 from .drift import measured_in_torch
 from .parity import Parity, choose_pictures, prove
@@ -57,6 +68,7 @@ class Request:
     name: str | None = None
     licence: str | None = None
     replace: bool = False
+    strangers: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -82,7 +94,7 @@ def export_bundle(request: Request, say: Callable[[str], None] = lambda line: No
         say: is told each step, a line each.
 
     Raises:
-        UsageError: the output exists, or an option's value is out of range.
+        UsageError: the output exists, an option's value is out of range, or the strangers' tail cannot be used.
         CheckpointError: the checkpoint or VAE cannot be loaded.
         ExportError: a check failed, torch and onnxruntime disagree, no variant passed its gates, or the disk is full.
     """
@@ -192,10 +204,12 @@ def _manifest(request: Request, loaded: Loaded, image_size: int, draft: Path) ->
         if request.threshold is not None
         else loaded.threshold or REFERENCE_THRESHOLD
     )
+    own = fingerprint(weights, _sha256(draft / HEAD), image_size, PREPROCESSING)
+    strangers = _strangers(request, loaded, own)
     sources: dict[str, Path] = {"checkpoint": request.checkpoint} | ({"vae": request.vae} if request.vae else {})
     return {
         "format": FORMAT,
-        "format_version": FORMAT_VERSION,
+        "format_version": FORMAT_VERSION if strangers else WITHOUT_STRANGERS,
         "name": printable(request.name or request.checkpoint.stem),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "producer": {
@@ -204,7 +218,7 @@ def _manifest(request: Request, loaded: Loaded, image_size: int, draft: Path) ->
             "onnx": _version("onnx"),
             "onnxruntime": onnxruntime.__version__,
         },
-        "fingerprint": fingerprint(weights, _sha256(draft / HEAD), image_size, PREPROCESSING),
+        "fingerprint": own,
         "input": {
             "name": INPUT,
             "dtype": "uint8",
@@ -218,6 +232,7 @@ def _manifest(request: Request, loaded: Loaded, image_size: int, draft: Path) ->
         "embedding": {"name": OUTPUT, "dtype": "float32", "size": loaded.network.features, "range": [0.0, 1.0]},
         "head": {"file": HEAD, "formula": FORMULA},
         "threshold": {"value": float(threshold["value"]), "source": str(threshold["source"])},
+        **({"strangers": strangers} if strangers else {}),
         "checkpoint": {
             "description": loaded.description,
             "weights_sha256": weights,
@@ -229,6 +244,26 @@ def _manifest(request: Request, loaded: Loaded, image_size: int, draft: Path) ->
         "license": printable(request.licence or "") or (loaded.card or {}).get("license") or UNKNOWN_LICENCE,
         "card": loaded.card or {"summary": "Exported from a checkpoint that carries no model card."},
     }
+
+
+def _strangers(request: Request, loaded: Loaded, own: str) -> dict[str, Any] | None:
+    """The strangers' tail of the option, or else of the checkpoint, checked against the fingerprint that the bundle will have."""
+    where, content = request.checkpoint, loaded.strangers
+    if request.strangers is not None:
+        where = request.strangers
+        try:
+            content = json.loads(where.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UsageError(f"the strangers' tail {where} cannot be read: {error.strerror}") from error
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"the strangers' tail {where} is not JSON, as 'evaluate --tail' writes it: {error}") from error
+    if content is None:
+        return None
+    bias = float(loaded.network.fc_end.bias.detach()[0])
+    try:
+        return read_strangers(content, own, float(sigmoid(np.asarray(bias)))).as_json()
+    except ValueError as error:
+        raise UsageError(f"the strangers' tail of {where} cannot be used: {error}") from error
 
 
 def _weights_sha256(network: LCMem) -> str:

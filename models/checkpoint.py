@@ -52,6 +52,7 @@ class Loaded:
     image_size: int
     threshold: dict[str, Any] | None
     card: dict[str, Any] | None
+    strangers: dict[str, Any] | None = None
 
 
 def load_lcmem(checkpoint: Path, vae: Path | None = None) -> Loaded:
@@ -69,7 +70,9 @@ def load_lcmem(checkpoint: Path, vae: Path | None = None) -> Loaded:
     state = _network_state(content, checkpoint)
     backbone = _backbone_shape(_below(state, "model."), checkpoint)
     beside = {} if _entry(content) is None else content
-    image_size, threshold, card = _image_size(beside, checkpoint), _threshold(beside, checkpoint), _card(beside, checkpoint)
+    image_size, threshold = _image_size(beside, checkpoint), _threshold(beside, checkpoint)
+    card = _plain_dict(beside, "card", "model card", checkpoint)
+    strangers = _plain_dict(beside, "strangers", "strangers' tail", checkpoint)
 
     vae_state = _below(state, "vae.")
     groups = _groups(beside.get("vae_config"), checkpoint)
@@ -104,6 +107,7 @@ def load_lcmem(checkpoint: Path, vae: Path | None = None) -> Loaded:
         image_size=(VAE_IMAGE_SIZE if shape else SIAMESE_IMAGE_SIZE) if image_size is None else image_size,
         threshold=threshold,
         card=card,
+        strangers=strangers,
     )
 
 
@@ -142,13 +146,15 @@ def save_lcmem(
     with_vae: bool = True,
     threshold: Mapping[str, Any] | None = None,
     card: Mapping[str, Any] | None = None,
+    strangers: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a checkpoint in the reference's key layout: stage 2, or, without the VAE, stage 1.
 
     What the reference's files leave to the command line stands beside the weights, under `state_dict` as its
     `*_checkpoint.pth` files have it: the VAE's GroupNorm groups, the picture size, and, if given, a decision threshold with its
-    source and a model card. A network for which the reference's own values hold is written flat, as its `*_best_network.pth`
-    files are. Plain Python values only, so that the file loads with `weights_only=True`.
+    source, a model card and the strangers' tail (`runtime.strangers.Strangers.as_json`). A network for which the reference's own
+    values hold is written flat, as its `*_best_network.pth` files are. Plain Python values only, so that the file loads with
+    `weights_only=True`.
     """
     state = {key: value for key, value in network.state_dict().items() if with_vae or not key.startswith("vae.")}
     content: dict[str, Any] = {"state_dict": state, "image_size": image_size}
@@ -168,8 +174,11 @@ def save_lcmem(
         content["threshold"] = dict(threshold)
     if card is not None:
         content["card"] = dict(card)
+    if strangers is not None:
+        content["strangers"] = dict(strangers)
     usual = VAE_IMAGE_SIZE if shape else SIAMESE_IMAGE_SIZE
-    plain = threshold is None and card is None and image_size == usual and (shape is None or shape.groups == DEFAULT_GROUPS)
+    bare = threshold is None and card is None and strangers is None
+    plain = bare and image_size == usual and (shape is None or shape.groups == DEFAULT_GROUPS)
     write_state(state if plain else content, path)
 
 
@@ -243,17 +252,17 @@ def _threshold(beside: Mapping[str, Any], path: Path) -> dict[str, Any] | None:
     return {"value": float(value), "source": source}
 
 
-def _card(beside: Mapping[str, Any], path: Path) -> dict[str, Any] | None:
-    """A model card as the manifest can hold it."""
-    card = beside.get("card")
-    if card is None:
+def _plain_dict(beside: Mapping[str, Any], name: str, called: str, path: Path) -> dict[str, Any] | None:
+    """The model card, or the strangers' tail, as the manifest can hold it."""
+    content = beside.get(name)
+    if content is None:
         return None
     try:
-        plain = json.loads(json.dumps(card, allow_nan=False))
+        plain = json.loads(json.dumps(content, allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} has a model card that is not plain JSON ({error})") from error
+        raise CheckpointError(f"{path} has a {called} that is not plain JSON ({error})") from error
     if not isinstance(plain, dict):
-        raise CheckpointError(f"{path} has a {type(card).__name__} for a model card; a dict of names and texts was expected")
+        raise CheckpointError(f"{path} has a {type(content).__name__} for a {called}; a dict of names and values was expected")
     return plain
 
 

@@ -101,6 +101,7 @@ def _generated(out: Path, amounts: Mapping[str, Amounts], size: int, firsts: Map
                 "choose another folder, or remove this one"
             )
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    os.environ["PYTHONSAFEPATH"] = "1"  # the processes are started with `-c`, which would search the working directory first
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as processes:
         for _ in tqdm(processes.map(_draw, todo, chunksize=BUNCH), total=len(todo), desc="pictures", disable=None):
             pass

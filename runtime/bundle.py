@@ -1,6 +1,6 @@
 """A bundle: the folder in which an exported model lives, described by `bundle.json` and checked against it.
 
-Version 1 of the format holds
+Version 2 of the format holds
 
 * `bundle.json`, the manifest: what the model takes and gives, its threshold and where that comes from, sha256 and size of
   every other file, sha256 of the checkpoint, the figures of the export's proof, licence and model card;
@@ -8,6 +8,9 @@ Version 1 of the format holds
   precisions that were exported;
 * `preprocess.onnx`, a picture of any size to what the encoder takes, for programs that cannot use this package;
 * `head.json`, the head's weight and bias as decimal numbers that give back the same float32.
+
+Version 1 has no strangers' tail in its manifest (see `strangers`), and is the same otherwise. A bundle without a tail is written as
+version 1, so that older programs can read it.
 
 The sums protect against damage and mix-ups, not against somebody who can rewrite the folder: whoever can do that can
 replace the model, manifest and all.
@@ -27,8 +30,9 @@ from typing import Any
 import numpy as np
 
 from .errors import BundleError
-from .head import Head
+from .head import Head, sigmoid
 from .preprocess import PREPROCESSING
+from .strangers import Strangers, read_strangers
 
 __all__ = [
     "BUNDLED",
@@ -37,6 +41,7 @@ __all__ = [
     "FORMULA",
     "MANIFEST",
     "SEAL",
+    "WITHOUT_STRANGERS",
     "Bundle",
     "Threshold",
     "Variant",
@@ -46,7 +51,9 @@ __all__ = [
 ]
 
 FORMAT = "lcmem-onnx-bundle"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+WITHOUT_STRANGERS = 1
+"""The format version of a bundle without a strangers' tail."""
 FORMULA = "score = sigmoid(bias + sum(weight * abs(e1 - e2)))"
 """The head, as manifests state it."""
 MANIFEST = "bundle.json"
@@ -106,6 +113,7 @@ class Bundle:
         fingerprint: sha256 (hex) of what embeddings depend on. Embeddings of bundles with equal fingerprints compare.
         demonstration: true when the model's own card says that it must not be relied on.
         manifest: all of `bundle.json`.
+        strangers: how high images of different things score; None in a bundle that does not say.
     """
 
     path: Path
@@ -118,6 +126,7 @@ class Bundle:
     fingerprint: str
     demonstration: bool
     manifest: Mapping[str, Any]
+    strangers: Strangers | None = None
 
 
 def fingerprint(checkpoint_sha256: str, head_sha256: str, image_size: int, preprocessing: Mapping[str, Any]) -> str:
@@ -170,6 +179,7 @@ def open_bundle(path: str | os.PathLike[str] | None = None, *, unproven: bool = 
             fingerprint=str(manifest["fingerprint"]),
             demonstration=bool(manifest["card"].get("demonstration", False)),
             manifest=MappingProxyType(manifest),
+            strangers=_strangers(folder, manifest, head),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BundleError(f"{folder / MANIFEST} lacks or garbles an entry ({error!r}): export the model again") from error
@@ -180,6 +190,17 @@ def open_bundle(path: str | os.PathLike[str] | None = None, *, unproven: bool = 
     if not 1 <= bundle.image_size <= MAX_IMAGE_SIZE:
         raise BundleError(f"{folder / MANIFEST} gives a picture size of {bundle.image_size}: export the model again")
     return bundle
+
+
+def _strangers(folder: Path, manifest: Mapping[str, Any], head: Head) -> Strangers | None:
+    """The strangers' tail, where there is one."""
+    content = manifest.get("strangers")
+    if content is None:
+        return None
+    try:
+        return read_strangers(content, str(manifest["fingerprint"]), float(sigmoid(np.asarray(head.bias))))
+    except ValueError as error:
+        raise BundleError(f"{folder / MANIFEST}: the strangers' tail cannot be used: {error}. Export the model again") from error
 
 
 def _check_meaning(folder: Path, manifest: Mapping[str, Any]) -> None:
@@ -238,9 +259,9 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise BundleError(f"{path} does not describe an {FORMAT}")
     version = manifest.get("format_version")
-    if type(version) is not int or version != FORMAT_VERSION:
+    if type(version) is not int or not WITHOUT_STRANGERS <= version <= FORMAT_VERSION:
         raise BundleError(
-            f"{path} has format version {version!r}; this lcmem-onnx reads version {FORMAT_VERSION}. "
+            f"{path} has format version {version!r}; this lcmem-onnx reads versions {WITHOUT_STRANGERS} to {FORMAT_VERSION}. "
             "Update lcmem-onnx, or export the model again with this version"
         )
     if seal(manifest)[SEAL] != manifest.get(SEAL):

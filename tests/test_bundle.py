@@ -58,7 +58,7 @@ def test_a_changed_manifest_is_noticed(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.update(format_version=2), "format version 2"),
+        (lambda m: m.update(format_version=3), "format version 3"),
         (lambda m: m.update(format="something"), "does not describe"),
         (lambda m: m.update(parity={}), "never finished"),
         (lambda m: m.pop("head"), "lacks or garbles"),

@@ -25,7 +25,17 @@ from lcmem_onnx.evaluation.filelist import Listed, write_file_list
 from lcmem_onnx.evaluation.hashes import PHash
 from lcmem_onnx.evaluation.networks import BundleScorer, OnnxScorer
 from lcmem_onnx.evaluation.pixelwise import Mse
-from lcmem_onnx.evaluation.protocols import CELLS, altered, cell_rng, different_pairs, reidentification_pairs
+from lcmem_onnx.evaluation.protocols import (
+    CELLS,
+    GRIDS,
+    REALISTIC_CELLS,
+    altered,
+    cell_rng,
+    different_pairs,
+    realistically_altered,
+    reidentification_pairs,
+)
+from lcmem_onnx.evaluation.reading import _Partners, _read
 from lcmem_onnx.runtime.head import sigmoid
 from PIL import Image
 
@@ -89,6 +99,24 @@ def test_re_identification_pairs_are_those_of_the_description(identities: list[s
     assert (list(zip(same.first, same.second, strict=True)), list(zip(different.first, different.second, strict=True))) == expected
     assert all(identities[a] == identities[b] and a != b for a, b in zip(same.first, same.second, strict=True))
     assert all(identities[a] != identities[b] for a, b in zip(different.first, different.second, strict=True))
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from("123")), max_size=20))
+def test_pairs_of_one_identity_are_within_its_groups(pictures: list[tuple[str, str]]) -> None:
+    identities, groups = [name for name, _ in pictures], [name + group for name, group in pictures]
+    same, different = reidentification_pairs(identities, random.Random(1), groups)
+    assert same.first.tolist() == different.first.tolist()
+    assert all(groups[a] == groups[b] and a != b for a, b in zip(same.first, same.second, strict=True))
+    counts = Counter(groups)
+    paired = [number for number, group in enumerate(groups) if counts[group] > 1 and len(set(identities)) > 1]
+    # Each picture of a group of several once as first and once as second.
+    assert sorted(same.first.tolist()) == sorted(same.second.tolist()) == paired
+    everyone = ["" for _ in pictures]
+    alone = reidentification_pairs(identities, random.Random(1))
+    together = reidentification_pairs(identities, random.Random(1), everyone)
+    assert [part.tolist() for pairs in alone for part in (pairs.first, pairs.second)] == [
+        part.tolist() for pairs in together for part in (pairs.first, pairs.second)
+    ]
 
 
 @given(NAMES, st.integers(1, 60), st.booleans())
@@ -227,6 +255,152 @@ def test_more_pictures_than_can_be_paired_are_sampled(listing: Path, monkeypatch
     assert [part.negatives for part in measured.copy_detection] == [14, 7, 7]
 
 
+def test_every_recall_and_rate_carries_its_interval(evaluation: Evaluation) -> None:
+    for part in evaluation.copy_detection:
+        for at in part.at:
+            if at.cells is None:
+                assert at.cell_intervals is None
+                continue
+            assert at.cell_intervals is not None
+            assert all(at.cell_intervals[name].low <= recall <= at.cell_intervals[name].high for name, recall in at.cells.items())
+            spread, rate = at.limit.false_positive_interval, at.limit.false_positive_rate
+            assert rate is not None
+            assert (spread is None) == (rate == 0)
+            assert spread is None or spread.low <= rate <= spread.high
+    for reid in evaluation.reidentification:
+        for at in reid.at:
+            assert (at.recall is None) == (at.recall_interval is None)
+            assert at.recall is None or at.recall_interval is None or at.recall_interval.low <= at.recall <= at.recall_interval.high
+
+
+# -- the realistic grid -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def everything(listing: Path) -> Evaluation:
+    return evaluate(listing, [PHash()], size=64, false_positives=(0.1,), grid="all")
+
+
+def test_realistic_copies_are_made_of_the_file_and_scored_as_the_others(listing: Path, tiny_bundle: Path) -> None:
+    ours = BundleScorer(Screener(tiny_bundle))
+    found = evaluate(listing, [ours], size=64, protocol="copy", false_positives=(0.1,), grid="realistic")
+    scored = found.scoring.scores[ours.name]["others"]
+    image = np.asarray(Image.open(listing.parent / "others-TEST-3-1.png").convert("RGB"))
+    cells = [cell for cell in REALISTIC_CELLS if cell.transform != "collage"]
+    copies = realistically_altered(image, "others-TEST-3-1.png", 42, 64, cells)
+    original = ours.embed(np.asarray(Image.fromarray(image).resize((64, 64), Image.Resampling.BILINEAR))[None])[0]
+    expected = ours.compare(original, ours.embed(copies))
+    columns = [column for column, cell in enumerate(REALISTIC_CELLS) if cell in cells]
+    assert scored.copies[7, columns] == pytest.approx(expected, rel=1e-3, abs=1e-6)
+    (whole, *_) = found.copy_detection
+    assert whole.auc_of == "realistic"
+    for at in whole.at:
+        assert (at.paper, at.beyond) == (None, None)
+        assert at.realistic
+        assert at.held_out
+        held_out = [at.cells[cell.name] for cell in REALISTIC_CELLS if cell.held_out] if at.cells else []
+        assert at.held_out.mean == pytest.approx(np.mean(held_out))
+        assert at.held_out.mean_interval.low <= at.held_out.mean <= at.held_out.mean_interval.high
+    # Nothing of VAL is altered, so there is no best F1 of its copies.
+    assert {at.limit.name for part in found.copy_detection for at in part.at} == {"10 % false positives", "the bundle's threshold"}
+
+
+def test_all_cells_are_the_papers_and_the_realistic_ones(everything: Evaluation, listing: Path) -> None:
+    paper = evaluate(listing, [PHash()], size=64, false_positives=(0.1,))
+    ours, both = paper.copy_detection[0], everything.copy_detection[0]
+    assert (both.auc, both.auc_of) == (ours.auc, "paper")
+    for one, other in zip(ours.at, both.at, strict=True):
+        assert (other.paper, other.beyond) == (one.paper, one.beyond)
+        assert one.realistic is None
+        assert other.cells is not None
+        assert one.cells is not None
+        assert {name: other.cells[name] for name in one.cells} == one.cells
+        assert list(other.cells) == [cell.name for cell in GRIDS["all"]]
+
+
+def test_documents_tables_and_plots_name_what_is_held_out(
+    everything: Evaluation, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from lcmem_onnx.evaluation.plots import write_plots
+
+    document = json.loads(json.dumps(everything.as_json(), allow_nan=False))
+    assert document["grid"] == "all"
+    told = {cell["name"]: (cell["grid"], cell["paper"], cell["held_out"]) for cell in document["cells"]}
+    assert told["blur 0.1"] == ("paper", True, False)
+    assert told["mirror"] == ("beyond", False, False)
+    assert told["clahe 2"] == ("realistic", False, False)
+    assert told["heat map 0.4"] == told["page figure"] == ("realistic", False, True)
+    assert document["copy_detection"][0]["at"][0]["held_out"]["worst_cell"] in told
+    tables.print_evaluation(everything)
+    printed = capsys.readouterr().out
+    assert "page figure (held out)" in printed
+    assert "clahe 2 (held out)" not in printed
+    assert "held out: mean" in printed
+    assert "grids, realistic: mean" in printed
+    written = {path.name for path in write_plots(everything, tmp_path)}
+    assert {"copy-detection-recall-0.1.png", "copy-detection-realistic-0.1.png"} <= written
+
+
+def test_a_collages_partner_is_another_identity_whatever_the_order(listing: Path) -> None:
+    folder = listing.parent
+    rows = [
+        Listed("TEST", str(i), f"grids-TEST-{i}-{v}.png", folder / f"grids-TEST-{i}-{v}.png", "d") for i in range(5) for v in (0, 1)
+    ]
+    frames = {row.name: _read(row, 32)[0] for row in rows}
+    found = {row.name: _Partners(rows, 3).read(row, 32) for row in rows}
+    for row in rows:
+        own = {name for name, frame in frames.items() if np.array_equal(frame, found[row.name])}
+        assert own
+        assert not own & {other.name for other in rows if other.identity == row.identity}
+        assert np.array_equal(found[row.name], _Partners(rows[::-1], 3).read(row, 32))
+    # What cannot be read is passed over, and at last it is said that nothing is left.
+    broken = [Listed("TEST", f"x{number}", "broken.png", folder / "broken.png", "d") for number in range(3)]
+    assert _Partners([rows[0], rows[2], *broken], 3).read(rows[0], 32).shape == frames[rows[2].name].shape
+    with pytest.raises(FileListError, match="TEST of 'd' has 1 identities that can be read"):
+        _Partners([rows[0], rows[1], *broken], 3).read(rows[0], 32)
+
+
+# -- data sets whose pairs do not count -------------------------------------------------------------------------------
+
+
+def test_pairs_of_a_named_data_set_do_not_count(listing: Path) -> None:
+    """Its own figures are then taken at the others' threshold, and it moves none."""
+    everyone = evaluate(listing, [PHash()], size=48, false_positives=(0.1,))
+    without = evaluate(listing, [PHash()], size=48, false_positives=(0.1,), no_negatives=["others"])
+    counted = {part.ds_name: part for part in without.copy_detection}
+    assert [counted[name].negatives for name in (None, "grids", "others")] == [40, 40, 40]
+    own = {part.ds_name: part for part in everyone.copy_detection}["grids"]
+    for name in (None, "grids", "others"):
+        # "grids" has VAL, and nothing else is needed any more.
+        assert [at.limit for at in counted[name].at] == [at.limit for at in own.at]
+    assert counted["others"].at[0].cells != counted["grids"].at[0].cells
+    assert without.as_json()["no_negatives"] == ["others"]
+    assert any("'others' do not count" in note for note in without.notes)
+    # Re-identification pairs are the protocol's own, as before.
+    assert [part.pairs for part in without.reidentification] == [part.pairs for part in everyone.reidentification]
+
+
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [(["other"], "no data set of TEST is called 'other'; .* 'grids', 'others'"), (["grids", "others"], "left")],
+)
+def test_data_sets_that_are_unknown_or_all_of_them_are_refused(listing: Path, named: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        evaluate(listing, [PHash()], no_negatives=named)
+
+
+def test_groups_of_a_list_limit_the_pairs_of_an_identity(listing: Path) -> None:
+    folder = listing.parent
+    rows = [
+        Listed("TEST", str(i), f"grids-TEST-{i}-{v}.png", folder / f"grids-TEST-{i}-{v}.png", "d", f"{i}{v if i else ''}")
+        for i in range(4)
+        for v in (0, 1)
+    ]
+    write_file_list(folder / "grouped.csv", rows)
+    found = evaluate(folder / "grouped.csv", [PHash()], size=48, protocol="reid")
+    assert [(part.pairs.same, part.identities) for part in found.reidentification] == [(2, 1)] * 2
+
+
 # -- bad input --------------------------------------------------------------------------------------------------------
 
 
@@ -262,7 +436,15 @@ def test_single_pictures_are_enough_for_copy_detection(listing: Path) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"protocol": "both"}, {"size": 8}, {"pair_negatives": 0}, {"limit": 1}, {"false_positives": (1.0,)}, {"fit_on": "train"}],
+    [
+        {"protocol": "both"},
+        {"grid": "real"},
+        {"size": 8},
+        {"pair_negatives": 0},
+        {"limit": 1},
+        {"false_positives": (1.0,)},
+        {"fit_on": "train"},
+    ],
 )
 def test_settings_out_of_range_are_refused(listing: Path, settings: dict[str, object]) -> None:
     with pytest.raises(UsageError):
@@ -296,6 +478,19 @@ def test_the_command_prints_one_document_and_draws_curves(listing: Path, tiny_bu
         "copy-detection-recall-0.05.svg", "copy-detection-recall-bundle-threshold.svg",
     }  # fmt: skip
     assert all(path.read_text(encoding="utf-8").rstrip().endswith("</svg>") for path in curves.iterdir())
+
+
+def test_the_command_measures_the_realistic_grid(listing: Path, tiny_bundle: Path) -> None:
+    given = ("--list", listing, "--bundle", tiny_bundle, "--grid", "realistic", "--protocol", "copy", "--limit", "4", "-q")
+    done = run(*given, "--json", "--no-negatives", "others", "--false-positives", "0.5")
+    assert (done.exit_code, done.stderr) == (0, "")
+    document = json.loads(done.stdout)
+    assert len(document["cells"]) == len(document["copy_detection"][0]["at"][0]["cells"]) == len(REALISTIC_CELLS)
+    assert document["no_negatives"] == ["others"]
+    done = run(*given, "--no-negatives", "grids,nothing")
+    assert done.exit_code == 2
+    assert done.stderr.count("\n") == 1
+    assert "'nothing'" in done.stderr
 
 
 def test_the_tables_fit_in_a_hundred_columns(listing: Path, tiny_bundle: Path) -> None:

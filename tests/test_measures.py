@@ -7,18 +7,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from lcmem_onnx.evaluation.measures import (
+    PairOwners,
     auc,
     best_f1,
     best_f1_limit,
     given_limit,
     limit_for,
     mean_interval,
+    mean_intervals,
     pairs_needed,
     placements,
     separation,
     share_at,
 )
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import precision_recall_curve, roc_auc_score, roc_curve
 
 SCORES = st.lists(st.integers(0, 8), min_size=1, max_size=60).map(lambda values: np.asarray(values, np.float64) / 8)
 
@@ -154,3 +156,73 @@ def test_a_wanted_rate_is_called_one() -> None:
     assert limit_for(0.05, test).title == "a wanted 5 % false positives (fitted on TEST)"
     assert limit_for(0.05, test, test).title.endswith("(fitted on VAL)")
     assert given_limit(0.5, test).title == "the bundle's threshold"
+
+
+def test_intervals_of_several_means_are_those_of_each() -> None:
+    rng = np.random.default_rng(2)
+    values, clusters = rng.random((60, 4)) < [0.1, 0.5, 0.9, 1.0], np.arange(60) // 3
+    for column, found in enumerate(mean_intervals(values, clusters, 9)):
+        own = mean_interval(values[:, column].astype(np.float64), clusters, 9)
+        assert (found.low, found.high) == pytest.approx((own.low, own.high))
+
+
+def test_intervals_of_f1_and_of_rates_at_a_recall_are_scikit_learns_on_drawn_identities() -> None:
+    rng = np.random.default_rng(3)
+    clusters = np.repeat(np.arange(15), 2)
+    same, different = rng.normal(1, 1, 30).round(1), rng.normal(0, 1, 30).round(1)
+    found = separation(same, different, clusters, recalls=(0.8,), seed=5)
+    draws, rows = np.random.default_rng(5), []
+    for _ in range(1000):
+        chosen = np.concatenate([np.flatnonzero(clusters == identity) for identity in draws.integers(0, 15, 15)])
+        truth, scores = np.r_[np.ones(len(chosen)), np.zeros(len(chosen))], np.r_[same[chosen], different[chosen]]
+        precisions, recalls, _ = precision_recall_curve(truth, scores)
+        f1 = (2 * precisions * recalls / np.maximum(precisions + recalls, 1e-300)).max()
+        false, true, _ = roc_curve(truth, scores, drop_intermediate=False)
+        at = int(np.argmax(true >= 0.8 - 1e-12))
+        rows.append((f1, true[at] / (true[at] + false[at]), false[at]))
+    expected = np.quantile(np.asarray(rows), [0.025, 0.975], axis=0)
+    (reached,) = found.at_recall
+    for column, interval in enumerate((found.f1_interval, reached.precision_interval, reached.false_positive_interval)):
+        assert (interval.low, interval.high) == pytest.approx(tuple(expected[:, column]))
+    assert found.precision_interval.low <= found.precision <= found.precision_interval.high
+    assert found.recall_interval.low <= found.recall <= found.recall_interval.high
+
+
+def test_the_interval_of_a_false_positive_rate_draws_both_identities_of_a_pair() -> None:
+    """Against counting the pairs of every resample one by one, of two data sets whose identities are not the same."""
+    rng = np.random.default_rng(4)
+    parts, scores, listed = [], [], []
+    for offset, identities in ((0, rng.integers(0, 9, 30)), (9, rng.integers(0, 7, 20))):
+        _, identities = np.unique(identities, return_inverse=True)
+        first, second = np.triu_indices(len(identities), 1)
+        differ = identities[first] != identities[second]
+        first, second = identities[first[differ]], identities[second[differ]]
+        parts.append(PairOwners.of(identities, first, second))
+        scores.append(rng.random(len(first)))
+        listed += list(zip(first + offset, second + offset, strict=True))
+    score = np.concatenate(scores)
+    order = np.argsort(score)
+    owners = PairOwners.together(parts).ordered(order)
+    reached = int((score >= 0.9).sum())
+    found = owners.share_interval(reached, 6)
+    draws, shares = np.random.default_rng(6), []
+    pairs = np.asarray(listed)
+    for _ in range(1000):
+        weight = np.bincount(draws.integers(0, 16, 16), minlength=16)
+        weights = weight[pairs[:, 0]] * weight[pairs[:, 1]]
+        shares.append(weights[score >= 0.9].sum() / weights.sum())
+    assert found is not None
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(shares, [0.025, 0.975])))
+    assert owners.share_interval(0) is None
+
+
+def test_very_many_pairs_at_a_threshold_are_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    identities = np.arange(120)
+    first, second = np.triu_indices(120, 1)
+    owners = PairOwners.of(identities, first, second)
+    whole = owners.share_interval(4000)
+    monkeypatch.setattr("lcmem_onnx.evaluation.measures.MOST_REACHED", 1500)
+    sampled = owners.share_interval(4000)
+    assert whole is not None
+    assert sampled is not None
+    assert (sampled.low, sampled.high) == pytest.approx((whole.low, whole.high), rel=0.1)

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 
 from ..bundle import Bundle
 from ..errors import UsageError
+from ..gallery.calibration import decide_size_threshold
+from ..strangers import flagged
 from .statistics import (
     Excess,
     Interval,
@@ -49,6 +51,7 @@ class Basis(StrEnum):
     GIVEN = "given"
     INDEX = "index"
     HOLDOUT = "holdout"
+    STRANGERS = "strangers"
     BUNDLE = "bundle"
     NOTHING = "nothing"
 
@@ -95,14 +98,28 @@ class ByChance:
     p: float | None = None
 
 
-def choose_limit(bundle: Bundle, wanted: float, *, given: float | None, stored: Limit | None, holdout: Doubles | None) -> Limit:
-    """The threshold: one that was given, the index's own, one that the hold-out sets, or the bundle's, in this order.
+def choose_limit(
+    bundle: Bundle,
+    wanted: float,
+    *,
+    given: float | None,
+    stored: Limit | None,
+    holdout: Doubles | None,
+    gallery: int = 1,
+    fpir: float | None = None,
+) -> Limit:
+    """Choose the threshold.
+
+    In this order: one that was given, the index's own, one that the hold-out sets, one for the gallery's size by the bundle's
+    strangers, or the bundle's.
 
     Args:
         wanted: share of pictures without a copy that may reach it, in (0, 0.5].
         given: the user's, if any.
         stored: the index's calibration, if any.
         holdout: best scores of the hold-out's pictures, (m,); None without one.
+        gallery: reference images that each picture is compared with.
+        fpir: the same share as `wanted`, for the bundle's strangers; None takes `DEFAULT_FPIR`.
     """
     if not 0.0 < wanted <= 0.5:
         raise UsageError(f"a wanted false-positive rate of {wanted} makes no sense: give one above 0 and up to 0.5, such as 0.01")
@@ -112,7 +129,11 @@ def choose_limit(bundle: Bundle, wanted: float, *, given: float | None, stored: 
         return _with_near(stored, wanted, holdout)
     own = Limit(bundle.threshold.value, 0.0, 0.0, Basis.BUNDLE, f"the bundle's, for pairs: {bundle.threshold.source}")
     if holdout is None or not len(holdout):
-        return _with_near(own, wanted, None)
+        if bundle.strangers is None and fpir is None:
+            return _with_near(own, wanted, None)
+        decision = decide_size_threshold(bundle, fpir, gallery)
+        warning = " ".join(decision.warnings) or None
+        return _with_near(Limit(decision.threshold, 0.0, 0.0, Basis.STRANGERS, decision.words, warning=warning), wanted, None)
     ordered = np.sort(holdout)[::-1]
     rank = max(1, math.floor(wanted * (len(holdout) + 1)))
     value = min(float(ordered[rank - 1]), math.nextafter(1.0, 0.0))
@@ -170,6 +191,15 @@ def by_chance(
             "it was made with." + more
         )
         return ByChance(by_rate(pictures, low, middle, high), middle, Interval(low, high), Basis.INDEX, assumption)
+    if limit.basis is Basis.STRANGERS and bundle.strangers is not None:
+        low, middle, high = (flagged(rate, gallery) for rate in bundle.strangers.rates(limit.value))
+        high = 1 - (1 - high) ** looks
+        assumption = (
+            f"No hold-out was given, so this is estimated from the bundle's pairs of different images: {100 * low:.2g} % to "
+            f"{100 * high:.2g} % of strangers' images are flagged, by kind of image. Yours may be of another kind. A hold-out "
+            "(--holdout) would measure it." + more
+        )
+        return ByChance(by_rate(pictures, low, middle, high), middle, Interval(low, high), Basis.STRANGERS, assumption)
     rates = _card_rates(bundle) if limit.basis is Basis.BUNDLE else None
     if rates is None:
         return ByChance(

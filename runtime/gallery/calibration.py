@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -23,9 +23,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bundle import seal
+from ..bundle import Bundle, seal
 from ..errors import GalleryError, UsageError
 from ..head import check_threshold
+from ..strangers import DEFAULT_FPIR, check_rate
 from .gallery import Gallery
 from .growth import Growth
 from .intervals import Interval, clopper_pearson, order_interval, supported_rate
@@ -40,6 +41,8 @@ __all__ = [
     "ThresholdSource",
     "calibrate",
     "check_rate",
+    "decide_pair_threshold",
+    "decide_size_threshold",
     "decide_threshold",
     "forecasts",
     "forget_calibration",
@@ -63,10 +66,15 @@ SIZES = (1, 2, 5, 10)
 
 
 class ThresholdSource(StrEnum):
-    """Where a threshold comes from: `given` by who asked, set for the `index` by a calibration, or the `bundle`'s, for pairs."""
+    """Where a threshold comes from.
+
+    `given` by the user, set for the `index` by a calibration, taken from the bundle's `strangers` for the gallery's size, or the
+    `bundle`'s, for pairs.
+    """
 
     GIVEN = "given"
     INDEX = "index"
+    STRANGERS = "strangers"
     BUNDLE = "bundle"
 
 
@@ -159,30 +167,21 @@ class Forecast:
 
 @dataclass(frozen=True)
 class Decision:
-    """The threshold of a scan, its source in a code and in words, and what should be said of it."""
+    """The threshold of a scan, its source in a code and in words, and what should be said of it.
+
+    `fpir` is the rate that the user asked for, so that an index that takes the place of this one is decided on the same way.
+    """
 
     threshold: float
     source: ThresholdSource
     words: str
     warnings: tuple[str, ...] = ()
+    fpir: float | None = None
 
 
 def percent(share: float) -> str:
     """A share for people: 0.0123 is '1.23 %'."""
     return f"{100 * share:.3g} %"
-
-
-def check_rate(rate: float) -> float:
-    """Return `rate`, a wanted FPIR.
-
-    Raises:
-        UsageError: it is not strictly between 0 and 1. Nothing finite shows a rate of 0.
-    """
-    if not 0.0 < rate < 1.0:
-        raise UsageError(
-            f"a false-positive identification rate of {rate} cannot be set: give a share between 0 and 1, such as 0.01 for 1 %"
-        )
-    return rate
 
 
 def calibrate(tops: Doubles, size: int, rate: float, fingerprint: str, *, witnesses: int | None = None) -> Calibration:
@@ -347,25 +346,45 @@ def _parsed(content: Mapping[str, Any]) -> Calibration:
     )
 
 
-def decide_threshold(gallery: Gallery, given: float | None = None) -> Decision:
-    """The threshold to screen an index with: the given one, else that of the index's calibration, else the bundle's.
+def decide_threshold(
+    gallery: Gallery, given: float | None = None, fpir: float | None = None, galleries: Collection[str] | None = None
+) -> Decision:
+    """Choose the threshold to screen an index with.
 
-    Every way to screen asks here, so that a gateway and a scan of the same index decide alike.
+    In this order: the given one; that of the index's calibration; that for a wanted FPIR at the index's size, by the bundle's
+    strangers' tail; the bundle's, for pairs. Every way to screen asks here, so that a gateway and a scan of the same index decide
+    alike.
+
+    Args:
+        gallery: the index.
+        given: a score in (0, 1).
+        fpir: wanted false-positive identification rate; None takes `DEFAULT_FPIR`.
+        galleries: the groups of the index to be searched; None searches all.
 
     Raises:
-        UsageError: the given one is out of range.
+        UsageError: the given threshold or rate is out of range, a rate is asked of a bundle without a tail, or there is no such
+            group.
         GalleryError: the calibration of the index is damaged.
     """
+    if fpir is not None:
+        check_rate(fpir)
     if given is not None:
-        return Decision(check_threshold(given), ThresholdSource.GIVEN, "given with --threshold")
+        return Decision(check_threshold(given), ThresholdSource.GIVEN, "given with --threshold", fpir=fpir)
     size = gallery.vectors()
     calibration = stored_calibration(gallery)
     if calibration is None:
+        if gallery.bundle.strangers is not None or fpir is not None:
+            return decide_size_threshold(gallery.bundle, fpir, _searched(gallery, size, galleries))
         pairs = gallery.bundle.threshold
         note = f"it is a threshold for pairs, and this gallery holds {size:,}: 'lcmem-onnx calibrate' sets one for it"
         return Decision(pairs.value, ThresholdSource.BUNDLE, pairs.source, (note,) if size >= LARGE else ())
     warnings = []
     then, growth = calibration.growth.size, calibration.growth
+    if fpir is not None:
+        warnings.append(
+            f"a false-positive identification rate of {percent(fpir)} is not used: the index is calibrated, for "
+            f"{percent(calibration.wanted)}. Calibrate again with --fpir, or forget the calibration"
+        )
     if size > WELL_BEYOND * then:
         warnings.append(
             f"the index was calibrated with {then:,} vectors and holds {size:,}: expect {percent(growth.expected(size))} of the "
@@ -376,4 +395,50 @@ def decide_threshold(gallery: Gallery, given: float | None = None) -> Decision:
         warnings.append(
             f"the index was calibrated with {then:,} vectors and holds {size:,}: a lower threshold would do. Calibrate again"
         )
-    return Decision(calibration.threshold, ThresholdSource.INDEX, calibration.in_words(), tuple(warnings))
+    return Decision(calibration.threshold, ThresholdSource.INDEX, calibration.in_words(), tuple(warnings), fpir)
+
+
+def decide_pair_threshold(bundle: Bundle, given: float | None = None) -> Decision:
+    """Choose the threshold to compare two images with: the given one; that for a gallery of one; the bundle's, for pairs.
+
+    Raises:
+        UsageError: the given one is out of range.
+    """
+    if given is not None:
+        return Decision(check_threshold(given), ThresholdSource.GIVEN, "given with --threshold")
+    if bundle.strangers is not None:
+        return decide_size_threshold(bundle, None, 1)
+    return Decision(bundle.threshold.value, ThresholdSource.BUNDLE, bundle.threshold.source)
+
+
+def _searched(gallery: Gallery, vectors: int, galleries: Collection[str] | None) -> int:
+    """About how many distinct vectors the groups hold that are searched, 1 or more."""
+    frames = len(gallery)
+    part = gallery.frames(galleries) / frames if galleries and frames else 1.0
+    return max(1, round(part * vectors))
+
+
+def decide_size_threshold(bundle: Bundle, fpir: float | None, size: int) -> Decision:
+    """Choose the threshold for a gallery of `size` images by the bundle's strangers' tail; `fpir` None takes `DEFAULT_FPIR`.
+
+    Raises:
+        UsageError: the bundle has no tail, or the rate is out of range.
+    """
+    if bundle.strangers is None:
+        raise UsageError(
+            f"{bundle.name} has no strangers' tail, so a false-positive identification rate cannot set its threshold: give "
+            "--threshold, or calibrate the index ('lcmem-onnx calibrate')"
+        )
+    found = bundle.strangers.threshold_for(DEFAULT_FPIR if fpir is None else fpir, size)
+    tail = bundle.strangers.kinds[found.kind]
+    beyond = f", extrapolated from {tail.pairs:,} pairs" if found.extrapolated else ""
+    words = (
+        f"at most about {percent(found.fpir)} of strangers' images flagged in a gallery of {size:,}, by the bundle's pairs of "
+        f"different images (worst kind: {found.kind}{beyond})"
+    )
+    warning = (
+        f"the bundle's strangers' tail ends at a pair rate of {tail.rates[-1]:g}: at most about {percent(found.fpir)} of "
+        f"strangers' images are flagged in a gallery of {size:,}, where {percent(found.wanted)} was wanted. "
+        "'lcmem-onnx calibrate' sets a threshold for it"
+    )
+    return Decision(found.threshold, ThresholdSource.STRANGERS, words, (warning,) if found.beyond else (), fpir)

@@ -100,6 +100,7 @@ def _galleries(settings: Settings) -> Iterator[Finding]:
     """The model, and each index with it."""
     from ..bundle import open_bundle
     from ..gallery import Gallery
+    from ..gallery.calibration import decide_threshold
 
     try:
         bundle = open_bundle(settings.model.bundle)
@@ -109,13 +110,19 @@ def _galleries(settings: Settings) -> Iterator[Finding]:
     yield Finding("model", f"{bundle.name} ({bundle.fingerprint[:12]})")
     for gallery in settings.gallery:
 
-        def look(index: Path = gallery.index, groups: tuple[str, ...] = gallery.groups) -> str:
+        def look(
+            index: Path = gallery.index,
+            groups: tuple[str, ...] = gallery.groups,
+            threshold: float | None = gallery.threshold,
+            fpir: float | None = gallery.fpir,
+        ) -> str:
             with Gallery.open(index, bundle) as opened:
                 if missing := sorted(set(groups) - set(opened.galleries())):
                     raise GatewayError(f"{index} has no group {missing[0]!r}; it has {', '.join(opened.galleries()) or 'none'}")
                 if not len(opened):
                     raise GatewayError(f"{index} holds no pictures: everything screened against it would go to quarantine")
-                return f"{index}, {len(opened)} frames"
+                decision = decide_threshold(opened, threshold, fpir, groups or None)
+                return f"{index}, {len(opened)} frames; threshold {decision.threshold:.4g}: {decision.words}"
 
         yield _look(f"gallery {gallery.name}", look)
 

@@ -111,8 +111,9 @@ class _Reader:
             return
         if name == "port" and not 0 <= value <= 65535:
             raise self.error(place, f"a port is between 0 and 65535, not {value}")
-        if name == "threshold" and not 0 < value < 1:
-            raise self.error(place, f"a score is between 0 and 1, not {value}")
+        if name in ("threshold", "fpir") and not 0 < value < 1:
+            what = "a score" if name == "threshold" else "a share of strangers' images"
+            raise self.error(place, f"{what} is between 0 and 1, not {value}")
         if any(part in name for part in _POSITIVE) and not 0 < value < 1e9:
             raise self.error(place, f"it must be above 0, and is {value}")
 
