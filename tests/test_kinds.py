@@ -381,6 +381,10 @@ def test_starts_that_do_not_fit_are_refused(folder: Path, tmp_path: Path) -> Non
         network_for(replace(config_of(folder), network=without))
     with pytest.raises(CheckpointError, match="not an EfficientNet-Lite0"):
         network_for(config_of(folder, "out", f'network.trunk="{folder / "start.safetensors"}"'))
+    with pytest.raises(TrainingError, match=r"training\.small_size is 16, and this network needs images of 32 x 32 at least"):
+        network_for(
+            config_of(folder, "out", "network.stem=2", "training.small_size=16", f'network.vae="{folder}/start.safetensors"')
+        )
     save_file({"a": torch.zeros(1)}, tmp_path / "bad.safetensors", metadata={"lcmem": "{"})
     with pytest.raises(CheckpointError, match=r"bad\.safetensors has metadata 'lcmem' that is not JSON"):
         load_state(tmp_path / "bad.safetensors")
