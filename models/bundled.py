@@ -93,8 +93,7 @@ def make(images: Path, out: Path, trunk: Path, further: Sequence[Path], settings
         export_bundle(Request(trained, unmeasured, name=NAME, variants=VARIANTS))
         bundle = open_bundle(unmeasured)
         say("measuring the strangers' tail on the VAL split")
-        present = {row.ds_name for row in rows if row.split == "TEST"}
-        uncertain = [name for name, source in sources.items() if not source.distinct and name in present]
+        uncertain = [name for name, source in sources.items() if not source.distinct]
         strangers = measure_strangers(
             Screener(bundle),
             [row for row in rows if row.split == "VAL"],
@@ -105,7 +104,9 @@ def make(images: Path, out: Path, trunk: Path, further: Sequence[Path], settings
         say(f"threshold {threshold.value:.4f}: {threshold.source}")
         say("measuring the TEST split")
         scorer = BundleScorer(Screener(replace(bundle, threshold=threshold)))
-        measured = evaluate(images / "list.csv", [scorer], fit_on="test", grid="all", no_negatives=uncertain)
+        measured_sets = {row.ds_name for row in rows if row.split == "TEST"}
+        left_out = [name for name in uncertain if name in measured_sets]
+        measured = evaluate(images / "list.csv", [scorer], fit_on="test", grid="all", no_negatives=left_out)
     (out / "measured.json").write_text(json.dumps(measured.as_json(), indent=1) + "\n", encoding="utf-8")
     checkpoint, card = out / f"{NAME}.pth", _card(configs, rows, sources, measured)
     _save(load_lcmem(trained), checkpoint, threshold=asdict(threshold), strangers=strangers.as_json(), card=card)
