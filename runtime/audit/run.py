@@ -23,6 +23,7 @@ from ..gallery.schema import DATABASE
 from ..head import check_threshold
 from ..machine import cpu_limit
 from ..pictures import open_picture
+from ..reader import READER_VERSION
 from ..screening import Screener
 from ..strangers import check_rate
 from .agreement import AGREES, agreement
@@ -217,7 +218,7 @@ def audit(
             if isinstance(first, Unfound) and first.path == folder:
                 raise UsageError(f"{folder} cannot be searched for {what}: {first.error}")
             into = PictureSet(max(1, len(looks_here)), screener.bundle.features, skipped)
-            model = screener.bundle.fingerprint + (f"/tta{VERSION}" if looks_here else "")
+            model = f"{screener.bundle.fingerprint}/reader{READER_VERSION}" + (f"/tta{VERSION}" if looks_here else "")
             with Cache(private / "embeddings.sqlite", model, screener.bundle.features) as cache:
                 steps = embed_set(screener, found, folder, into, cache, looks if looks_here else ())
                 for _ in progress(steps, len(found), f"reading {what}"):
