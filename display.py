@@ -159,6 +159,8 @@ def _row(result: Result) -> Row:
             about += f" and {result.total - 1} more"
         if not result.matches:
             about = f"nearest: {about}"
+    if result.notes:
+        about += f" (not screened: {', '.join(note.value for note in result.notes)})"
     return (
         Text(result.verdict.value, STYLES[result.verdict.value]),
         Text(name),

@@ -1,18 +1,20 @@
-"""Mutated files of every format, decoded under `--isolate`: nothing crashes, hangs, grows or prints.
+"""Decode mutated files of every format under `--isolate`: nothing crashes, hangs, grows or prints.
 
-    python benchmarks/fuzz.py [--mutations 10000] [--minutes M] [--only TEXT] [--every N] [--keep FOLDER] [FILE or FOLDER ...]
+    python benchmarks/fuzz.py [--mutations 10000] [--minutes M] [--here] [--pydicom] [--only TEXT] [--every N] [--keep FOLDER]
+                              [FILE or FOLDER ...]
 
 The fixtures are generated: one for each raster format and feature (`raster_sweep`), and one for each DICOM feature, transfer syntax
 and color code (`dicom_sweep`); programs that are not installed leave theirs out. Files and folders on the command line are fixtures
-too. Each is changed by one to four mutations: bits flipped, bytes set to extremes, parts cut out, repeated, overwritten or replaced
-by parts of another fixture, the end cut off; and fields of the format itself, where a decoder believes what it reads: lengths,
-sizes and counts of DICOM elements, PNG chunks (whose CRC is made right again), JPEG segments, TIFF directories, boxes and RIFF
-chunks.
+too, and with --pydicom pydicom's test files. Each is changed by one to four mutations: bits flipped, bytes set to extremes, parts
+cut out, repeated, overwritten or replaced by parts of another fixture, the end cut off; and fields of the format itself, where a
+decoder believes what it reads: lengths, sizes and counts of DICOM elements, PNG chunks (whose CRC is made right again), JPEG
+segments, TIFF directories, boxes and RIFF chunks.
 
-A mutated file may decode: a changed pixel is still a picture. A fault is whatever is neither frames nor a PictureError with a
-stable reason and a message of one line; an answer that comes later than the limit on time; a decoding process that takes more
-memory than its limit; growth of this process; a byte on stderr. Decoders that crashed or were ended are no faults, since that is
-what the isolation is for, but they are counted, and kept with the faults in --keep.
+A mutated file may decode: a changed pixel is still an image. A fault is whatever is neither frames nor a PictureError with a
+stable reason and a message of one line; an answer of the decoding process that is not one; an answer that comes later than the
+limit on time; a decoding process that takes more memory than its limit; growth of this process; a byte on stderr. With --here each
+file is decoded in this process too, where a crash ends the run, and both must come to the same. Decoders that crashed or were ended
+are not faults, since that is what the isolation is for, but they are counted, and kept with the faults in --keep.
 
 Exit codes: 0 no fault, 1 a fault.
 """
@@ -20,6 +22,7 @@ Exit codes: 0 no fault, 1 a fault.
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import os
 import re
 import resource
@@ -28,6 +31,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -39,6 +43,7 @@ import numpy as np
 from lcmem_onnx.runtime.errors import PictureError, Reason
 from lcmem_onnx.runtime.files import Limits
 from lcmem_onnx.runtime.isolation import WALL_FACTOR, IsolatedPicture, Nursery
+from lcmem_onnx.runtime.pictures import Picture, open_picture
 
 LIMITS = Limits(max_pixels=1 << 22, max_frames=256, max_inflated_bytes=1 << 24, max_seconds=5, max_memory_bytes=1 << 30)
 SIZE = 64
@@ -52,6 +57,12 @@ HEADER = 1024
 EXTREMES = (0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 64, 127, 128, 255, 256, 32767, 32768, 65535, 65536, 0x7FFFFFFF, 0x80000000,
             0xFFFFFFFE, 0xFFFFFFFF)  # fmt: skip
 ENDED = (Reason.DECODER_FAILED, Reason.TIMED_OUT)
+LIMITED = (*ENDED, Reason.OUT_OF_MEMORY)
+"""What only a decoding process comes to, by its limits on time and memory."""
+NO_ANSWER = "its decoder answered with something"
+"""What the parent says of answers that are not valid: then the child, which is our own code, has a fault."""
+PYDICOM_BYTES = 1 << 20
+"""Larger ones of pydicom's test files are left out."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +116,20 @@ def _dicom(every: int) -> Iterator[Fixture]:
             path = Path(folder) / "code.dcm"
             dicom_sweep.write(dataset, path)
             yield Fixture(f"dicom {name}", "x.dcm", path.read_bytes())
+
+
+def pydicom_files() -> Iterator[Fixture]:
+    """pydicom's test files with pixels."""
+    import pydicom
+
+    for path in sorted(path for path in (Path(pydicom.__file__).parent / "data").rglob("*") if path.is_file()):
+        data = path.read_bytes()
+        if len(data) <= PYDICOM_BYTES and path.suffix not in (".py", ".pyc", ".txt"):
+            try:
+                open_picture(data, LIMITS, "x.dcm")
+            except PictureError:
+                continue
+            yield Fixture(f"pydicom {path.name}", "x.dcm", data)
 
 
 def given(paths: Iterable[Path]) -> Iterator[Fixture]:
@@ -271,19 +296,22 @@ class Tally:
     """The most memory that a decoding process had, above what it began with."""
 
 
-def tried(nursery: Nursery, data: bytes, name: str) -> tuple[str, str, float]:
+Opener = Callable[[bytes, str], Picture | IsolatedPicture]
+
+
+def tried(opener: Opener, data: bytes, name: str) -> tuple[str, str, float]:
     """Open a file and ask for some of its frames.
 
     Returns:
         What became of it: "decoded", "decoded in part" or a reason; what is wrong with that, or ""; the memory that was taken, MB.
     """
-    picture: IsolatedPicture | None = None
+    picture: Picture | IsolatedPicture | None = None
     memory = 0.0
     errors: list[PictureError] = []
     wrong = ""
     asked = 1
     try:
-        picture = nursery.open(data, name)
+        picture = opener(data, name)
         frames = sorted({0, picture.frames // 2, picture.frames - 1})[:FRAMES]
         asked = len(frames)
         for number in frames:
@@ -304,14 +332,16 @@ def tried(nursery: Nursery, data: bytes, name: str) -> tuple[str, str, float]:
     for error in errors:
         if not isinstance(error.reason, Reason) or "\n" in str(error) or not str(error):
             wrong = f"an error that is not one line: {error!r}"
+        elif str(error).startswith(NO_ANSWER):
+            wrong = str(error)
     if not errors:
         return "decoded", wrong, memory
     return ("decoded in part" if len(errors) < asked else str(errors[0].reason.value)), wrong, memory
 
 
-def _memory_of(picture: IsolatedPicture) -> float:
-    """The most address space that a picture's process has had, MB."""
-    child = picture._child
+def _memory_of(picture: Picture | IsolatedPicture) -> float:
+    """The most address space that a picture's process has had, MB; 0 where it has none of its own."""
+    child = getattr(picture, "_child", None)
     try:
         status = Path(f"/proc/{child.process}/status").read_text(encoding="ascii") if child else ""
     except OSError:  # it ended
@@ -328,8 +358,13 @@ def run(
     keep: Path | None = None,
     say: Callable[[str], None] = lambda line: None,
     limits: Limits = LIMITS,
+    here: bool = False,
 ) -> dict[str, Tally]:
     """Try mutations of each fixture in turn: a round of a few for each at a time, until there are enough or the time is up."""
+
+    def opened_here(data: bytes, name: str) -> Picture:
+        return open_picture(data, limits, name)
+
     tallies = {fixture.name: Tally() for fixture in fixtures}
     generators = {fixture.name: np.random.default_rng([seed, number]) for number, fixture in enumerate(fixtures)}
     began, round_size = time.monotonic(), min(50, mutations)
@@ -343,8 +378,13 @@ def run(
                     other = fixtures[(number + int(rng.integers(-3, 4))) % len(fixtures)]
                     data = mutated(fixture.data, other.data, rng)
                     start = time.monotonic()
-                    outcome, wrong, memory = tried(nursery, data, fixture.file)
+                    outcome, wrong, memory = tried(nursery.open, data, fixture.file)
                     taken = time.monotonic() - start
+                    if here:
+                        its_outcome, its_wrong, _ = tried(opened_here, data, fixture.file)
+                        wrong = wrong or its_wrong
+                        if its_outcome != outcome and outcome not in LIMITED:
+                            wrong = wrong or f"{outcome} in a process of its own, {its_outcome} here"
                     tally.outcomes[outcome] += 1
                     tally.slowest = max(tally.slowest, taken)
                     tally.most_mb = max(tally.most_mb, memory - base_mb)
@@ -417,15 +457,27 @@ def main() -> int:
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE or FOLDER", help="further fixtures")
     parser.add_argument("--mutations", type=int, default=10_000, help="of each fixture")
     parser.add_argument("--minutes", type=float, help="stop after so many, with what is done")
+    parser.add_argument("--here", action="store_true", help="decode in this process too, and compare")
+    parser.add_argument("--pydicom", action="store_true", help="pydicom's test files as fixtures too")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="fixtures whose name contains this")
     parser.add_argument("--every", type=int, default=1, help="each so many of the generated fixtures")
     parser.add_argument("--keep", type=Path, help="folder for files that are faults, or that ended their decoder")
     options = parser.parse_args()
-    fixtures = [*generated(options.every), *given(options.files)]
+    warnings.simplefilter("ignore")
+    faulthandler.enable()
+    fixtures = [*generated(options.every), *(pydicom_files() if options.pydicom else ()), *given(options.files)]
     fixtures = list({one.name: one for one in fixtures if options.only in one.name}.values())
     print(f"{len(fixtures)} fixtures, seed {options.seed}", flush=True)
-    tallies = run(fixtures, options.mutations, options.seed, options.minutes, options.keep, lambda line: print(line, flush=True))
+    tallies = run(
+        fixtures,
+        options.mutations,
+        options.seed,
+        options.minutes,
+        options.keep,
+        lambda line: print(line, flush=True),
+        here=options.here,
+    )
     print("\n| fixture | mutations | decoded | errors, by reason | slowest, s | memory, MB | faults |\n" + "| --- " * 7 + "|")
     for name, tally in tallies.items():
         reasons = ", ".join(f"{count} {what}" for what, count in tally.outcomes.most_common() if what != "decoded")

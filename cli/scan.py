@@ -66,9 +66,9 @@ def scan(
 ) -> int:
     """Screen pictures against a gallery.
 
-    PATH is a picture, a folder (searched recursively), or '-' for a list of them on stdin: PNG, JPEG, TIFF, WebP, BMP, GIF and
-    DICOM, each frame of it. In a folder only files that are plainly not images are skipped, and counted by reason. The last
-    line of --json is a summary.
+    PATH is an image, a folder (searched recursively), or '-' for a list of them on stdin. Each frame is screened: DICOM, PNG, JPEG,
+    JPEG-LS, JPEG 2000, JPEG XL, TIFF, WebP, AVIF, HEIC, GIF, BMP, Targa, PBM to PFM. In a folder only files that are plainly not
+    images are skipped, and counted by reason. The last line of --json is a summary.
 
     \b
     Examples:

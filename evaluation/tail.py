@@ -1,10 +1,11 @@
 """The strangers' tail of a bundle, measured on a file list: how high images of different identities score, by kind of image.
 
 Pairs are of different identities of one data set. A kind is what the list's column `kind` says, or else the data set; pairs of
-its data sets count together. Rates that ten pairs or more reach are measured. Below, the tail is extrapolated: the logits of the
-highest scores are taken to be exponentially distributed above a level (so that the logarithm of the rate falls linearly with the
-logit), with the mean excess of the highest hundred over it. It ends where a threshold would come near what an image scores with
-itself: copies would be missed there.
+its data sets count together. Rates that ten pairs or more reach are measured. Below, the tail is extrapolated by a law for the
+smallest distances: a pair's logit falls short of an image's with itself (the head's bias) by a weighted distance d, and the share
+of pairs nearer than d falls as a power of d near 0 (the Weibull case of extreme values; the power is the number of dimensions in
+which images differ). Its exponent is Hill's estimate from the hundred nearest pairs. The tail ends where a threshold would come
+near what an image scores with itself: copies would be missed there.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ LEAST_PAIRS = 3000
 LEAST_REACHED = 10
 """Pairs that must reach a threshold for its rate to count as measured."""
 FITTED = 100
-"""Highest scores whose mean excess the extrapolation takes; a hundredth of all where there are fewer than 10,000."""
+"""Nearest pairs that the extrapolation goes by; a hundredth of all where there are fewer than 10,000."""
 FEWEST_FITTED = 30
 COPY_SHARE = 0.2
 """Of the distance in logits from the threshold of the highest rate to an image's score with itself, the part nearest to the latter
@@ -97,24 +98,27 @@ def _tail(sample: Sample, weights: Doubles, bias: float) -> Tail:
             break
         thresholds.append(threshold)
         measured.append(rate)
+    copies = FileListError(
+        "too many pairs of different images score as an image does with itself: is one image listed under several identities?"
+    )
     if not measured:
-        raise FileListError(
-            "more than 1 % of the pairs of different images score as an image does with itself: is one image listed under several "
-            "identities?"
-        )
-    last = logit(thresholds[-1])
+        raise copies
     fitted = min(FITTED, max(FEWEST_FITTED, len(scores) // 100))
     highest = np.minimum(scores[: fitted + 1], np.nextafter(1.0, 0.0))
-    logits = np.log(highest) - np.log1p(-highest)
-    excess = float(np.mean(logits[:fitted] - logits[fitted]))
-    ceiling = bias - COPY_SHARE * (bias - logit(thresholds[0]))
+    distances = bias - (np.log(highest) - np.log1p(-highest))
     rates = list(measured)
-    for rate in RATES[len(measured) :]:
-        beyond = last + excess * np.log(measured[-1] / rate)
-        if beyond >= ceiling:
-            break
-        rates.append(rate)
-        thresholds.append(float(1.0 / (1.0 + np.exp(-beyond))))
+    if distances[0] > 0.0 and distances[fitted] > distances[0]:  # else copies are among them, and nothing can be said
+        dimensions = 1.0 / float(np.mean(np.log(distances[fitted] / distances[:fitted])))
+        last = bias - logit(thresholds[-1])
+        nearest = COPY_SHARE * (bias - logit(thresholds[0]))
+        for rate in RATES[len(measured) :]:
+            distance = last * (rate / measured[-1]) ** (1.0 / dimensions)
+            if distance <= nearest:
+                break
+            rates.append(rate)
+            thresholds.append(float(1.0 / (1.0 + np.exp(distance - bias))))
+    if len(rates) < 2:
+        raise copies
     return Tail(tuple(rates), tuple(thresholds), measured[-1], len(scores), sample.images, sample.identities)
 
 

@@ -1,5 +1,6 @@
 """What runs in the hospital: a bundle on disk, pictures in, verdicts out. No torch, no onnx, no network.
 
-Rooms, from the ground up: `errors`, `machine`, `depth`, `files`, `preprocess`; `head`, `bundle`, `providers`; `codestream`,
-`identifiers`, `dicom`, `raster`, `pictures`; `encoder`; `gallery`; `screening`. A room imports only from those before it.
+Rooms, from the ground up: `errors`, `machine`, `depth`, `files`, `preprocess`; `head`, `strangers`, `bundle`, `providers`;
+`codestream`, `identifiers`, `dicom`, `raster`, `pictures`; `encoder`; `gallery`; `screening`. A room imports only from those before
+it.
 """

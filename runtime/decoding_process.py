@@ -8,6 +8,7 @@ one thread for each numeric library, and decodes nothing itself.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import json
@@ -145,12 +146,19 @@ def _say(control: socket.socket, words: dict[str, int]) -> None:
 def _load_decoders() -> None:
     """imagecodecs and pydicom load a codec when it is first used: here that would be in each child anew."""
     picture = np.zeros((8, 8), np.uint8)
-    for encode, decode in (
+    codecs: tuple[tuple[Any, Any], ...] = (
         (imagecodecs.jpeg8_encode, imagecodecs.jpeg8_decode),
         (imagecodecs.jpegls_encode, imagecodecs.jpegls_decode),
         (imagecodecs.jpeg2k_encode, imagecodecs.jpeg2k_decode),
-    ):
+        (imagecodecs.tiff_encode, imagecodecs.tiff_decode),
+        (imagecodecs.png_encode, imagecodecs.png_decode),
+        (imagecodecs.jpegxl_encode, imagecodecs.jpegxl_decode),
+        (imagecodecs.brotli_encode, imagecodecs.brotli_decode),
+    )
+    for encode, decode in codecs:
         decode(encode(picture))
+    with contextlib.suppress(ImportError):
+        import pi_heif  # noqa: F401
 
 
 # -- a child, for one picture ------------------------------------------------------------------------------------------
@@ -197,7 +205,8 @@ def _serve(channel: socket.socket) -> None:
         except PictureError as error:
             _send_error(channel, error)
             continue
-        send(channel, {"shapes": [one.shape for one in pictures]}, *(np.ascontiguousarray(one).data.cast("B") for one in pictures))
+        words = {"shapes": [one.shape for one in pictures], "notes": picture.notes}
+        send(channel, words, *(np.ascontiguousarray(one).data.cast("B") for one in pictures))
 
 
 def _send_error(channel: socket.socket, error: PictureError) -> None:

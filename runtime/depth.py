@@ -42,5 +42,8 @@ def stretched(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8
     """Values to uint8 of the same shape, black at `low` and below, white at `high` and above; all black if the two are equal."""
     if not high > low:
         return np.zeros(values.shape, np.uint8)
-    share = (values.astype(np.float64) - low) / (high - low)
+    exact = values.astype(np.float64)
+    if not np.isfinite(high - low):  # the difference of two large doubles is beyond their range
+        exact, low, high = exact / 4, low / 4, high / 4
+    share = (exact - low) / (high - low)
     return np.rint(255 * np.clip(share, 0, 1)).astype(np.uint8)

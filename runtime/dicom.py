@@ -105,7 +105,7 @@ class Dicom:
         (PS3.3 C.7.6.19) has its colours in the first, and is grey in the second, as viewers without such palettes show it.
 
         Raises:
-            PictureError: the frame is missing, of another size than the header says, or not finite.
+            PictureError: the frame is missing, of another size than the header says, without a finite value or a palette.
             Exception: whatever pydicom or a decoder raises on a damaged frame.
         """
         expected = self._expected
@@ -117,13 +117,12 @@ class Dicom:
         if expected.samples == 3:
             return (to_8_bit(values, expected.bits_stored),)
         tags = merged_groups(self._dataset, number)
-        greys = [_as_rgb(grey) for grey in render_grey(values, tags, expected)]
+        greys = tuple(_as_rgb(grey) for grey in render_grey(values, tags, expected))
         if self._palette is None or values.dtype.kind == "f":
-            return tuple(greys)
-        start = self._palette.start(expected.signed, float(values.min()), float(values.max()))
-        coloured = values >= start
+            return greys
+        coloured = values >= self._palette.start(expected.signed, float(values.min()), float(values.max()))
         if not coloured.any():
-            return tuple(greys)
+            return greys
         first = _as_rgb(render_grey(values, tags, expected, coloured)[0])
         first[coloured] = self._palette.colours(values[coloured], expected.signed)
         return first, greys[-1]

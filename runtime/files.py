@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -30,6 +31,8 @@ __all__ = [
     "DICOM_SUFFIXES",
     "HEAD",
     "MAY_HOLD_IMAGES",
+    "TGA_FOOTER",
+    "TGA_SUFFIXES",
     "Found",
     "Kind",
     "Limits",
@@ -49,12 +52,21 @@ __all__ = [
 ]
 
 HEAD = 1024
-"""Bytes that `sniff` needs: a DICOM file's mark comes after a preamble of 128, and one without it is told by its elements."""
+"""Bytes that `sniff` needs: a DICOM file's mark comes after a preamble of 128, one without it is told by its elements, and a Netpbm
+file's size comes after comments."""
 
 DICOM_SUFFIXES = frozenset({".dcm", ".dicom", ".ima"})
-_SUFFIXES = DICOM_SUFFIXES | frozenset(
-    ".png .apng .jpg .jpeg .jpe .jfif .tif .tiff .webp .bmp .dib .gif".split()  # noqa: SIM905  # one line, not twelve
-)
+TGA_SUFFIXES = frozenset({".tga", ".icb", ".vda", ".vst"})
+"""Targa files have no mark at their beginning, so a file's name decides whether it is tried as one,"""
+TGA_FOOTER = b"TRUEVISION-XFILE.\0"
+"""or its last bytes, in files of the second version."""
+_SUFFIXES = DICOM_SUFFIXES | {
+    *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".webp", ".bmp", ".dib", ".gif", ".avif", ".heic"),
+    *(".heif", ".jxl", ".jp2", ".j2k", ".jls", ".pnm", ".pbm", ".pgm", ".ppm", ".tga"),
+}
+_HEVC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
+_BLANKS = rb"(?:[ \t\r\n]|#[^\r\n]*[\r\n])+"
+_NETPBM = re.compile(rb"P[1-6]" + _BLANKS + rb"\d+" + _BLANKS + rb"\d+\s|P[Ff]\s+\d+\s+\d+\s|P7(\n| 332\n)")
 _BMP_HEADERS = {12, 16, 40, 52, 56, 64, 108, 124}
 
 
@@ -91,6 +103,13 @@ class Kind(StrEnum):
     WEBP = "webp"
     BMP = "bmp"
     GIF = "gif"
+    AVIF = "avif"
+    HEIC = "heic"
+    JPEG_XL = "jpeg-xl"
+    JPEG_2000 = "jpeg-2000"
+    JPEG_LS = "jpeg-ls"
+    NETPBM = "netpbm"
+    TGA = "tga"
     DICOM = "dicom"
 
 
@@ -146,15 +165,43 @@ def sniff(head: bytes) -> Kind | None:
         (b"MM\0+", Kind.TIFF),
         (b"GIF87a", Kind.GIF),
         (b"GIF89a", Kind.GIF),
+        (b"\xff\x4f\xff\x51", Kind.JPEG_2000),
+        (b"\0\0\0\x0cjP  \r\n\x87\n", Kind.JPEG_2000),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", Kind.JPEG_XL),
+        (b"\xff\x0a", Kind.JPEG_XL),
     ):
         if head.startswith(mark):
-            return kind
+            return Kind.JPEG_LS if kind is Kind.JPEG and _is_jpeg_ls(head) else kind
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return Kind.WEBP
     # Two letters are too little to tell a bitmap from a text that begins with BM.
     if head[:2] == b"BM" and int.from_bytes(head[14:18], "little") in _BMP_HEADERS:
         return Kind.BMP
+    if _NETPBM.match(head):
+        return Kind.NETPBM
+    if head[4:8] == b"ftyp":
+        return _by_brand(head)
     return Kind.DICOM if is_bare_dicom(head) else None
+
+
+def _is_jpeg_ls(head: bytes) -> bool:
+    """Whether the frame header of a JPEG file, as far as it can be seen, is that of JPEG-LS."""
+    at = 2
+    while at + 4 <= len(head) and head[at] == 0xFF and head[at + 1] not in (0xF7, 0xC0, 0xC2):
+        at += 2 + int.from_bytes(head[at + 2 : at + 4], "big")
+    return head[at : at + 2] == b"\xff\xf7"
+
+
+def _by_brand(head: bytes) -> Kind | None:
+    """HEIC or AVIF, by the brands of an ISO base media file: the major one, else what it is compatible with."""
+    end = min(int.from_bytes(head[:4], "big"), len(head) - len(head) % 4)
+    brands = [head[8:12], *(head[at : at + 4] for at in range(16, end, 4))]
+    for brand in brands:
+        if brand in (b"avif", b"avis"):
+            return Kind.AVIF
+        if brand in _HEVC_BRANDS:
+            return Kind.HEIC
+    return Kind.HEIC if brands[0] in (b"mif1", b"msf1") else None
 
 
 def identify(stream: BinaryIO) -> Kind | Format:

@@ -292,7 +292,18 @@ class IsolatedPicture:
                 self._open()
             most = 4 * 3 * (size * size if size else self._limits.max_pixels)
             words, pixels = self._exchange({"frame": number, "size": size}, most)
+            self.notes = self._notes_after(words)
             return self._arrays(words, pixels, size)
+
+    def _notes_after(self, words: dict[str, Any]) -> tuple[Note, ...]:
+        """The flags, of which decoding a frame shows some: hidden pixels, or that a thumbnail is no other image."""
+        if "notes" not in words:
+            return self.notes
+        try:
+            now = {Note(note) for note in words["notes"]}
+        except (TypeError, ValueError) as error:
+            raise PictureError(Reason.DECODER_FAILED, "its decoder answered with something that is no answer") from error
+        return tuple(sorted(now | (set(self.notes) - {Note.EMBEDDED_IMAGE})))
 
     def _arrays(self, words: dict[str, Any], pixels: bytearray, size: int) -> tuple[NDArray[np.uint8], ...]:
         arrays, at = [], 0

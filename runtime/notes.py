@@ -1,4 +1,4 @@
-"""What a DICOM object holds besides the pixels that are screened: told, and left to the caller's rules.
+"""Flags on what a file holds besides the pixels that are screened: told, and left to the caller's rules.
 
 A verdict is on the frames. An overlay is drawn over them by viewers but is not in them; an icon, and pixels in a sequence or in
 private elements, are pictures of their own. None of them is rendered here, so that a verdict `clear` does not vouch for them.
@@ -69,6 +69,16 @@ class Note(StrEnum):
     """A modality or VOI LUT is empty, or gives one value for all: it is left out."""
     SUPPLEMENTAL_PALETTE = "supplemental-palette"
     """Some values of a grayscale image have colors, which many viewers do not show. Frames are screened in color and in gray."""
+    EMBEDDED_IMAGE = "embedded-image"
+    """A thumbnail or preview in the metadata of a raster image that does not show what the image shows, or cannot be compared."""
+    AUXILIARY_IMAGE = "auxiliary-image"
+    """A depth map, gain map or another image of a HEIC, AVIF, JPEG 2000 or JPEG XL file that viewers do not show."""
+    APPENDED_DATA = "appended-data"
+    """Data after the end of a raster image, or between its parts: another image, a video, an archive."""
+    HIDDEN_PIXELS = "hidden-pixels"
+    """Fully transparent pixels whose colors vary: an image that shows once the transparency is dropped."""
+    EXTRA_CHANNELS = "extra-channels"
+    """Channels beyond color and transparency."""
 
 
 SUSPICIOUS = frozenset(

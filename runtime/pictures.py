@@ -24,6 +24,8 @@ from .files import (
     DEFAULT_LIMITS,
     DICOM_SUFFIXES,
     HEAD,
+    TGA_FOOTER,
+    TGA_SUFFIXES,
     Found,
     Kind,
     Limits,
@@ -85,7 +87,7 @@ class Picture:
 
     @property
     def notes(self) -> tuple[Note, ...]:
-        """What else a DICOM object holds, and is not screened."""
+        """What else the file holds, and is not screened. Of a raster image some show in decoding only: ask after the frames."""
         return self._source.notes
 
     @property
@@ -106,10 +108,11 @@ class Picture:
         return self.renderings(number)[0]
 
     def renderings(self, number: int) -> tuple[NDArray[np.uint8], ...]:
-        """Frame `number` as a viewer shows it and, of more than 8 bits or a DICOM object's grey, also by its values alone.
+        """Frame `number` as a viewer shows it on white; where it is transparent also on black; of more than 8 bits or a DICOM
+        object's grey also by its values alone.
 
         Returns:
-            One or two, RGB, uint8 (height, width, 3).
+            One to four, RGB, uint8 (height, width, 3).
 
         Raises:
             As for `frame`.
@@ -133,7 +136,7 @@ class Picture:
             size: the side, in pixels.
 
         Returns:
-            One or two, uint8 (size, size, 3).
+            One to four, uint8 (size, size, 3).
 
         Raises:
             As for `frame`; PictureError: blank, where no rendering shows anything.
@@ -166,7 +169,7 @@ def open_picture(data: bytes, limits: Limits = DEFAULT_LIMITS, name_hint: str = 
         data: the file's content.
         limits: what may be decoded.
         name_hint: the file's name. It only serves DICOM objects without a preamble, which are tried as such when their
-            suffix is .dcm, .dicom or .ima.
+            suffix is .dcm, .dicom or .ima, and Targa files, which have no mark at their beginning.
 
     Raises:
         PictureError: empty-file, not-a-picture, unsupported, no-pixels, too-large, damaged, out-of-memory.
@@ -174,8 +177,11 @@ def open_picture(data: bytes, limits: Limits = DEFAULT_LIMITS, name_hint: str = 
     if not data:
         raise PictureError(Reason.EMPTY_FILE, "it is empty: it has 0 bytes")
     kind = sniff(data[:HEAD])
-    if kind is None and PurePath(name_hint).suffix.lower() in DICOM_SUFFIXES:
+    suffix = PurePath(name_hint).suffix.lower()
+    if kind is None and suffix in DICOM_SUFFIXES:
         kind = Kind.DICOM
+    if kind is None and (suffix in TGA_SUFFIXES or data.endswith(TGA_FOOTER)):
+        kind = Kind.TGA
     if kind is None:
         found = identify(BytesIO(data))
         if not isinstance(found, Kind):

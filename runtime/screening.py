@@ -69,7 +69,7 @@ class Result:
         nearest: the best gallery picture, match or not.
         sha256: of the file, hex; None when it could not be read.
         identities: the patients of the matches, best first.
-        notes: what else a DICOM object holds that was not screened, such as overlays (see `Note`).
+        notes: what else the file holds that was not screened, such as overlays and thumbnails (see `Note`).
         complete: False where the search went through the graph, so that a match may be missing (see `SearchResult`).
     """
 
@@ -494,9 +494,10 @@ class Screener:
                 else self._one_frame(prepared.picture, number)
             )
             last = number == prepared.frames - 1
+            notes = prepared.notes if prepared.picture is None else prepared.picture.notes  # some show in decoding only
             if last and prepared.picture is not None:
                 prepared.picture.close()
-            yield _Frame(path, key, prepared.content, prepared.frames, number, last, value, prepared.identifiers, prepared.notes)
+            yield _Frame(path, key, prepared.content, prepared.frames, number, last, value, prepared.identifiers, notes)
 
     def _embedded(self, frames: Iterable[_Frame]) -> Iterator[_Frame]:
         """The same frames in the same order, pixels replaced by embeddings, in batches across pictures."""

@@ -277,20 +277,6 @@ def test_a_calibrated_indexs_threshold_and_promise_are_used(sets: Path, screener
     assert (given.limit.basis, given.limit.value) == (Basis.GIVEN, 0.9)
 
 
-def test_a_holdout_that_holds_the_reference_is_told(sets: Path, screener: Screener, tmp_path: Path) -> None:
-    holdout = Path(shutil.copytree(sets / "holdout", tmp_path / "holdout"))
-    shutil.copy(EXAMPLES / "gallery" / "camera.jpg", holdout / "same.jpg")
-    camera = cv2.imread(str(EXAMPLES / "gallery" / "camera.jpg"))
-    cv2.imwrite(str(holdout / "copy.png"), alter(camera, "brightness", 1.2, np.random.default_rng(0)))
-    done = audit(screener, request_of(sets, tmp_path / "out", holdout=holdout, labels=None))
-    assert done.tests is not None
-    assert (done.tests.pictures, done.tests.also_reference, done.tests.agreeing) == (13, 1, ("copy.png",))
-    write_report(done, Shown())
-    page = (tmp_path / "out" / "report.html").read_text()
-    assert "A hold-out must not hold copies of the reference" in page
-    assert "copy.png" not in page
-
-
 @pytest.mark.parametrize(
     ("change", "error", "says"),
     [

@@ -40,18 +40,20 @@ def judged(fuzz: Any, mutations: int, every: int) -> None:
     pytest.importorskip("dicom_sweep")
     fixtures = list({one.name: one for one in fuzz.generated(every)}.values())
     assert len(fixtures) >= 10
-    tallies = fuzz.run(fixtures, mutations, seed=1)
+    tallies = fuzz.run(fixtures, mutations, seed=1, here=True)
     assert {name: tally.faults for name, tally in tallies.items() if tally.faults} == {}
     assert all(tally.outcomes.total() == mutations for tally in tallies.values())
     everything = sum((tally.outcomes for tally in tallies.values()), start=next(iter(tallies.values())).outcomes.__class__())
     assert min(everything["decoded"], everything["damaged"]) > 0, "the mutations are too weak, or too strong"
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_mutated_files_end_in_frames_or_in_one_line(fuzz: ModuleType) -> None:
     judged(fuzz, mutations=5, every=29)
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
 def test_many_mutated_files_end_in_frames_or_in_one_line(fuzz: ModuleType) -> None:
     judged(fuzz, mutations=20, every=7)
 
@@ -95,6 +97,10 @@ def _printed() -> Any:
     [
         (lambda: _raised(ValueError("odd")), "ValueError: odd"),
         (lambda: _raised(PictureError(Reason.DAMAGED, "two\nlines")), "not one line"),
+        (
+            lambda: _raised(PictureError(Reason.DECODER_FAILED, "its decoder answered with something that is no answer")),
+            "no answer",
+        ),
         (lambda: np.zeros((64, 63, 3), np.uint8), "another shape"),
         (_printed, "on stderr: b'libtiff: an error"),
     ],
@@ -106,6 +112,14 @@ def test_a_fault_is_told_and_kept(fuzz: Any, tmp_path: Path, monkeypatch: pytest
     assert len(tallies["png"].faults) == 3
     assert told in tallies["png"].faults[0]
     assert 1 <= len(list((tmp_path / "kept").iterdir())) <= 3
+
+
+def test_what_comes_out_otherwise_here_is_a_fault(fuzz: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fuzz.Nursery, "open", lambda self, data, name: _Picture(1, lambda: np.zeros((64, 64, 3), np.uint8)))
+    monkeypatch.setattr(fuzz, "_baseline", lambda nursery, fixtures: 0.0)
+    monkeypatch.setattr(fuzz, "open_picture", lambda data, limits, name: _raised(PictureError(Reason.DAMAGED, "damaged")))
+    (fault,) = fuzz.run([png(fuzz)], 1, seed=0, here=True)["png"].faults
+    assert fault == "decoded in a process of its own, damaged here"
 
 
 def test_memory_and_time_beyond_the_limits_are_faults(fuzz: Any, monkeypatch: pytest.MonkeyPatch) -> None:

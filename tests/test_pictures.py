@@ -111,8 +111,6 @@ MODES = {
 @pytest.mark.parametrize(("form", "mode"), [(form, mode) for form, modes in MODES.items() for mode in modes])
 def test_eight_bit_pictures_are_what_pillow_makes_of_them(form: str, mode: str) -> None:
     image = Image.fromarray(noise()).convert(mode)
-    if mode == "RGBA":
-        image.putalpha(Image.fromarray(noise(seed=3)[..., 0]))
     data = saved(image, form)
     picture = open_picture(data)
     assert (picture.kind, picture.frames) == (Kind(form.lower()), 1)
@@ -149,6 +147,8 @@ def test_orientation_of_deep_tiffs(orientation: int) -> None:
 def test_sixteen_bit_pictures_by_nominal_depth(bits: int, suffix: str, channels: int) -> None:
     values = np.random.default_rng(bits).integers(0, 2**bits, (20, 30, channels)).astype(np.uint16)
     values[0, 0] = 2**bits - 1
+    if channels == 4:
+        values[..., 3] = 0xFFFF
     data = cv2.imencode(suffix, values)[1].tobytes()
     colours = values[..., 2::-1] if channels > 1 else np.repeat(values, 3, axis=2)
     expected = colours.astype(float) * 255 / (2**bits - 1)
@@ -172,11 +172,29 @@ def test_values_without_a_depth_are_stretched(dtype: str) -> None:
     assert np.abs(open_picture(tiff(values)).frame(0)[..., 1] - expected).max() <= 0.5 + 1e-6
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize(("bad", "shown"), [(np.nan, 0), (np.inf, 255), (-np.inf, 0)])
+def test_the_finite_part_is_rendered(bad: float, shown: int, dtype: str) -> None:
+    values = np.random.default_rng(3).uniform(-5, 9, (20, 30)).astype(dtype)
+    whole = open_picture(tiff(values)).renderings(0)
+    values[0, :5] = np.sort(values, axis=None)[2]  # neither the smallest nor the largest goes with the margin
+    expected = open_picture(tiff(values)).renderings(0)
+    values[0, :5] = bad
+    for rendering, finite in zip(open_picture(tiff(values)).renderings(0), expected, strict=True):
+        assert (rendering[0, :5] == shown).all()
+        assert np.abs(rendering[1:].astype(int) - finite[1:]).max() <= 3
+    assert len(whole) == 2
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_values_that_are_not_finite_are_refused(bad: float) -> None:
-    values = np.ones((20, 30), np.float32)
-    values[3, 4] = bad
-    assert reason_of(lambda: open_picture(tiff(values)).frame(0)) is Reason.NOT_FINITE
+def test_an_image_without_a_finite_value_is_refused(bad: float) -> None:
+    assert reason_of(lambda: open_picture(tiff(np.full((20, 30), bad, np.float32))).frame(0)) is Reason.NOT_FINITE
+
+
+def test_doubles_whose_range_is_beyond_theirs() -> None:
+    values = (np.linspace(-1, 1, 600) * 1.7e308).reshape(20, 30)
+    frame = open_picture(tiff(values)).frame(0)
+    np.testing.assert_allclose(frame[..., 0].ravel(), np.linspace(0, 255, 600), atol=0.51)
 
 
 @pytest.mark.parametrize("form", ["GIF", "TIFF", "WEBP", "PNG"])

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sqlite3
 import sys
 from contextlib import closing
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -210,25 +208,3 @@ def test_scan_isolated(pictures: Path, tiny_bundle: Path) -> None:
     arguments = ["scan", queries, "--against", str(pictures), "--bundle", str(tiny_bundle), "--provider", "cpu", "--json", "-q"]
     here, there = (CliRunner().invoke(main, [*arguments, *more], standalone_mode=False) for more in ([], ["--isolate"]))
     assert here.stdout == there.stdout != ""
-
-
-def fuzzer() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("fuzz_dicom", ROOT / "benchmarks" / "fuzz_dicom.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@linux
-@pytest.mark.filterwarnings("ignore")
-def test_sixty_mutated_objects_here_and_isolated() -> None:
-    """`benchmarks/fuzz_dicom.py` in short: any error but a PictureError, here or there, fails it."""
-    fuzz = fuzzer()
-    objects = list(fuzz.objects(60, seed=1))
-    here = [fuzz.outcome(data, lambda data: fuzz.open_picture(data, fuzz.LIMITS, "x.dcm")) for data in objects]
-    with fuzz.Nursery(fuzz.LIMITS) as nursery:
-        there = [fuzz.outcome(data, lambda data: nursery.open(data, "x.dcm")) for data in objects]
-    assert here == there
-    assert {"decoded", "damaged"} <= set(here)

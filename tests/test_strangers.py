@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from lcmem_onnx.cli import main
 from lcmem_onnx.evaluation.filelist import Listed, write_file_list
@@ -26,15 +28,12 @@ from lcmem_onnx.runtime.screening import Screener
 from lcmem_onnx.runtime.strangers import Strangers, Tail, flagged, pair_rate, read_strangers
 from PIL import Image
 
-LOGIT_SLOPE = 1.5
-"""Of the drawn tails: logits rise by so much while the rate falls by a factor of e."""
-
 
 def score_of(logit: float) -> float:
     return float(sigmoid(np.asarray(logit)))
 
 
-def straight(at_first: float, slope: float = LOGIT_SLOPE, rates: tuple[float, ...] = RATES, measured_to: float = 1e-4) -> Tail:
+def straight(at_first: float, slope: float, rates: tuple[float, ...] = RATES, measured_to: float = 1e-4) -> Tail:
     """A tail whose logit rises in a straight line over the logarithm of the rate, from `at_first` at the highest rate."""
     thresholds = tuple(score_of(at_first + slope * math.log(rates[0] / rate)) for rate in rates)
     return Tail(rates, thresholds, measured_to, 500_000, 1000, 900)
@@ -139,35 +138,41 @@ def test_a_share_that_is_none_is_refused(fpir: float) -> None:
 # -- made of scores ---------------------------------------------------------------------------------------------------
 
 
-def exponential(count: int, seed: int, first: float = -7.0, scale: float = 1.0) -> Sample:
-    logits = first + np.random.default_rng(seed).exponential(scale, count)
-    return Sample(np.sort(sigmoid(logits)), int(math.sqrt(2 * count)), int(math.sqrt(count)))
+BIAS, DIMENSIONS = 8.0, 12.0
 
 
-def test_measured_rates_are_counted_and_lower_ones_lie_on_the_exponentials_line() -> None:
-    sample = exponential(200_000, 1)
-    tail = make_strangers({"a": sample}, "f", 40.0, "test").kinds["a"]
+def logits_drawn(shape: int | tuple[int, int], seed: int, farthest: float = 18.0) -> np.ndarray:
+    """Logits of different images whose distances are uniform in a ball of 12 dimensions: P(distance < d) = (d / farthest)^12."""
+    return BIAS - farthest * np.random.default_rng(seed).random(shape) ** (1 / DIMENSIONS)
+
+
+def drawn(count: int, seed: int, farthest: float = 18.0) -> Sample:
+    return Sample(np.sort(sigmoid(logits_drawn(count, seed, farthest))), int(math.sqrt(2 * count)), int(math.sqrt(count)))
+
+
+def test_measured_rates_are_counted_and_lower_ones_follow_the_law_of_smallest_distances() -> None:
+    sample = drawn(200_000, 1)
+    tail = make_strangers({"a": sample}, "f", BIAS, "test").kinds["a"]
     assert tail.rates == RATES
     assert tail.measured_to == 1e-4  # twenty pairs; of 3e-5 there are six
     for rate, threshold in zip(tail.rates, tail.thresholds, strict=True):
         if rate >= tail.measured_to:
             assert (sample.scores >= threshold).sum() == math.floor(rate * 200_000 + 1e-6)
-        # The true one: P(logit >= t) = exp(-(t + 7)).
-        assert math.log(threshold / (1 - threshold)) == pytest.approx(-7.0 - math.log(rate), abs=1.0)
+        assert BIAS - math.log(threshold / (1 - threshold)) == pytest.approx(18.0 * rate ** (1 / DIMENSIONS), rel=0.1)
 
 
 def test_a_threshold_of_the_tail_flags_the_wanted_share_of_a_gallerys_strangers() -> None:
     """Scores of fresh pairs, two kinds, a gallery of 2,000: extrapolated from 31,000 pairs, as much as VAL has."""
-    made = make_strangers({"a": exponential(31_000, 2), "b": exponential(31_000, 3, -9.0)}, "f", 40.0, "test")
+    made = make_strangers({"a": drawn(31_000, 2), "b": drawn(31_000, 3, 20.0)}, "f", BIAS, "test")
     found = made.threshold_for(0.05, 2000)
     assert (found.kind, found.extrapolated, found.beyond) == ("a", True, False)
-    fresh = np.random.default_rng(4).exponential(1.0, (4000, 2000)).max(axis=1) - 7.0
+    fresh = logits_drawn((4000, 2000), 4).max(axis=1)
     assert (sigmoid(fresh) >= found.threshold).mean() == pytest.approx(0.05, abs=0.03)
 
 
 def test_kinds_weigh_the_same_in_the_pool_and_small_ones_are_left_out_and_named() -> None:
-    samples = {"many": exponential(90_000, 5), "few": exponential(9_000, 6, -5.0), "none": exponential(200, 7)}
-    made = make_strangers(samples, "f", 40.0, "test")
+    samples = {"many": drawn(90_000, 5), "few": drawn(9_000, 6, 15.0), "none": drawn(200, 7)}
+    made = make_strangers(samples, "f", BIAS, "test")
     assert set(made.kinds) == {"many", "few"}
     assert made.data == "test; too few pairs: none has 200"
     for rate, threshold in zip(made.pooled.rates, made.pooled.thresholds, strict=True):
@@ -175,27 +180,34 @@ def test_kinds_weigh_the_same_in_the_pool_and_small_ones_are_left_out_and_named(
             shares = [(samples[kind].scores >= threshold).mean() for kind in made.kinds]
             assert np.mean(shares) == pytest.approx(rate, rel=0.02, abs=1 / 9_000)
     with pytest.raises(FileListError, match="needs 3,000 pairs .*none has 200"):
-        make_strangers({"none": samples["none"]}, "f", 40.0, "test")
+        make_strangers({"none": samples["none"]}, "f", BIAS, "test")
 
 
 def test_a_tail_ends_before_copies_would_be_missed() -> None:
-    made = make_strangers({"a": exponential(100_000, 8)}, "f", 4.0, "test").kinds["a"]
+    few_dimensions = Sample(np.sort(sigmoid(BIAS - 18.0 * np.random.default_rng(8).random(100_000) ** (1 / 3))), 450, 300)
+    made = make_strangers({"a": few_dimensions}, "f", BIAS, "test").kinds["a"]
     assert made.rates[-1] > 1e-6
     highest, first = (math.log(score / (1 - score)) for score in (made.thresholds[-1], made.thresholds[0]))
-    assert highest < 4.0 - 0.2 * (4.0 - first)
-    copies = Sample(np.full(10_000, 0.999), 142, 100)
+    assert highest < BIAS - 0.2 * (BIAS - first)
+
+
+def test_copies_among_the_strangers_end_a_tail_or_are_refused() -> None:
+    scores = drawn(100_000, 9).scores
+    some = np.sort(np.concatenate([scores[:-40], np.full(40, score_of(BIAS))]))
+    tail = make_strangers({"a": Sample(some, 450, 300)}, "f", BIAS, "test").kinds["a"]
+    assert tail.rates[-1] == tail.measured_to == 1e-3  # a hundred pairs: of 3e-4 all thirty are copies
     with pytest.raises(FileListError, match="several identities"):
-        make_strangers({"a": copies}, "f", 4.0, "test")
+        make_strangers({"a": Sample(np.full(10_000, score_of(BIAS)), 142, 100)}, "f", BIAS, "test")
 
 
-@given(st.integers(3_000, 20_000), st.integers(0, 5), st.floats(0.2, 3.0), st.booleans())
-def test_what_is_made_can_be_read(count: int, seed: int, scale: float, tied: bool) -> None:
-    sample = exponential(count, seed, scale=scale)
+@given(st.integers(3_000, 20_000), st.integers(0, 5), st.floats(9.0, 40.0), st.booleans())
+@settings(max_examples=30, deadline=None)
+def test_what_is_made_can_be_read(count: int, seed: int, farthest: float, tied: bool) -> None:
+    sample = drawn(count, seed, farthest)
     if tied:
         sample = Sample(np.round(sample.scores, 3).clip(0.001, 0.999), sample.images, sample.identities)
-    made = make_strangers({"a": sample}, "f", 6.0, "test") if score_of(6.0) > sample.scores[-count // 100] else None
-    if made is not None and len(made.kinds["a"].rates) > 1:
-        assert read_strangers(json.loads(json.dumps(made.as_json())), "f", score_of(6.0)) == made
+    made = make_strangers({"a": sample}, "f", BIAS, "test")
+    assert read_strangers(json.loads(json.dumps(made.as_json())), "f", score_of(BIAS)) == made
 
 
 # -- read -------------------------------------------------------------------------------------------------------------
@@ -578,3 +590,45 @@ def test_a_tail_that_cannot_be_measured_or_written_is_one_line(listing: Path, ti
     done = lcmem("evaluate", "--list", listing, *common, tmp_path / "nowhere" / "tail.json")
     assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
     assert "is not a folder" in done.stderr
+
+
+# -- documentation ----------------------------------------------------------------------------------------------------
+
+DOCS = (Path(__file__).parent.parent / "docs" / "bundle.md").read_text(encoding="utf-8")
+ASKED = [(0.05, 1), (0.05, 30), (0.01, 2000), (0.3, 700), (0.05, 50_000), (0.05, 10_000_000)]
+
+
+def documented(language: str) -> str:
+    (program,) = [block for block in re.findall(rf"```{language}\n(.*?)```", DOCS, re.S) if "hresholdFor(" in block]
+    return program
+
+
+@pytest.fixture(scope="module")
+def wanted() -> list[float]:
+    return [strangers().threshold_for(fpir, size).threshold for fpir, size in ASKED]
+
+
+def test_the_documented_javascript_gives_the_same_thresholds(wanted: list[float], tmp_path: Path) -> None:
+    node = shutil.which("node") or pytest.skip("Node.js is not installed")
+    program = f"{documented('js')}\nconst tail = {json.dumps(strangers().as_json())};\n"
+    program += f"console.log(JSON.stringify({json.dumps(ASKED)}.map(([fpir, size]) => thresholdFor(tail, fpir, size))));\n"
+    (tmp_path / "tail.js").write_text(program, encoding="utf-8")
+    done = subprocess.run([node, tmp_path / "tail.js"], capture_output=True, text=True, check=True, timeout=60)
+    assert json.loads(done.stdout) == pytest.approx(wanted, rel=1e-9)
+
+
+def test_the_documented_java_gives_the_same_thresholds(wanted: list[float], tmp_path: Path) -> None:
+    java = (shutil.which("javac") and shutil.which("java")) or pytest.skip("a JDK is not installed")
+    tails = strangers().kinds.values()
+
+    def rows(name: str) -> str:
+        return "{" + ", ".join("{" + ", ".join(map(repr, getattr(tail, name))) + "}" for tail in tails) + "}"
+
+    calls = "".join(f"System.out.println(thresholdFor(rates, thresholds, {fpir}, {size}));" for fpir, size in ASKED)
+    (tmp_path / "Tail.java").write_text(
+        f"public class Tail {{ {documented('java')} public static void main(String[] args) {{"
+        f" double[][] rates = {rows('rates')}, thresholds = {rows('thresholds')}; {calls} }} }}",
+        encoding="utf-8",
+    )
+    done = subprocess.run([java, tmp_path / "Tail.java"], capture_output=True, text=True, check=True, timeout=60)
+    assert [float(line) for line in done.stdout.splitlines()] == pytest.approx(wanted, rel=1e-9)

@@ -67,6 +67,8 @@ class Searchable(Protocol):
 
     def search(self, queries: Floats, threshold: float | None, top: int) -> list[Found]: ...
 
+    def closest(self, queries: Floats, top: int) -> list[tuple[Match, ...]]: ...
+
 
 class InMemory:
     """Embeddings in memory, searched exactly.
@@ -129,6 +131,28 @@ class InMemory:
             found.append(self._found(query, candidates, logits, threshold, top))
         return found
 
+    def closest(self, queries: Floats, top: int) -> list[tuple[Match, ...]]:
+        """For each query, float32 (n, features), up to `top` pictures that score high, best first.
+
+        They are the best of those that are near by their rounded embeddings: the very best is among them, others may be missing.
+        """
+        starts = range(0, len(queries), AT_ONCE)
+        with ThreadPoolExecutor(min(cpu_limit(), max(1, len(starts))), thread_name_prefix="lcmem-nearest") as pool:
+            found = pool.map(lambda start: self._closest_of(queries[start : start + AT_ONCE], top), starts)
+            return [each for some in found for each in some]
+
+    def _closest_of(self, queries: Floats, top: int) -> list[tuple[Match, ...]]:
+        count = min(max(CANDIDATES, 2 * top), len(self._embeddings))
+        _, places = cv2.batchDistance(self._round(queries)[0], self._rounded, cv2.CV_32S, normType=cv2.NORM_L1, K=count)
+        closest = []
+        for query, near in zip(queries, places, strict=True):
+            scores = 1.0 / (1.0 + np.exp(-self._head.logits(query, self._embeddings[near])))
+            best: dict[str, Match] = {}
+            for at in np.argsort(-scores, kind="stable"):
+                best.setdefault(self._keys[near[at]], self._match(near[at], scores[at]))
+            closest.append(tuple(best.values())[:top])
+        return closest
+
     def _logits(self, query: Floats) -> NDArray[np.float64]:
         """Of everything."""
         every = self._embeddings
@@ -176,3 +200,8 @@ class InIndex:
             matches = tuple(Match(hit.key, hit.frame, hit.score) for hit in result.matches)
             found.append(Found(matches, result.total, Match(result.nearest.key, result.nearest.frame, result.nearest.score)))
         return found
+
+    def closest(self, queries: Floats, top: int) -> list[tuple[Match, ...]]:
+        """As `InMemory.closest`: those that match by the bundle's threshold, or else the nearest."""
+        found = self.search(queries, self._gallery.bundle.threshold.value, top)
+        return [each.matches or (each.nearest,) for each in found]
