@@ -83,7 +83,7 @@ def _texts(kind: bytes, content: bytes) -> list[bytes]:
         return []
     digits = _HEX_PROFILE.match(text)
     if digits:
-        packed_digits = digits[1].translate(None, b" \t\r\n")
+        packed_digits = re.sub(rb"\s", b"", digits[1])
         return [text, bytes.fromhex(packed_digits[: len(packed_digits) // 2 * 2].decode())]
     return [text]
 

@@ -103,6 +103,13 @@ def find_embedded(data: bytes, kind: Kind, source: Any, limits: Limits) -> Embed
         source: its reader, whose headers have passed.
         limits: on what is decoded.
     """
+    try:
+        return _found(data, kind, source, limits)
+    except Exception:  # noqa: BLE001  # on hostile metadata the image itself is still screened, and the flag tells of the rest
+        return Embedded({Note.EMBEDDED_IMAGE})
+
+
+def _found(data: bytes, kind: Kind, source: Any, limits: Limits) -> Embedded:
     if kind in (Kind.JPEG, Kind.JPEG_LS):
         return _of_jpeg(data, source, limits)
     if kind is Kind.TIFF:
