@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import AvifImagePlugin, PngImagePlugin
 
-from .containers import Contents, bmff_contents, box_contents, gif_contents, png_contents, riff_contents
+from .containers import Contents, bmff_contents, box_contents, gif_contents, png_contents, riff_contents, targa_contents
 from .errors import PictureError
 from .files import Kind, Limits
 from .heif import Heif
@@ -140,7 +140,7 @@ def _contents(data: bytes, kind: Kind, source: Any) -> Contents:
         return Contents(end=source.end)
     if kind is Kind.BMP:
         return Contents(end=_bitmap_end(data))
-    return Contents()
+    return targa_contents(data) if kind is Kind.TGA else Contents()
 
 
 def _bitmap_end(data: bytes) -> int | None:
