@@ -59,7 +59,8 @@ _READERS: dict[Kind, Callable[[BytesIO], ImageFile.ImageFile]] = {
 _ORIENTATION = 0x0112
 logging.getLogger("imagecodecs").addHandler(logging.NullHandler())  # else its warnings about odd files go to stderr
 _NOT_SUPPORTED = re.compile(
-    r"unsupported|not supported|not implemented|unknown (pixel |tga )?mode|no decode delegate|MAX_TEXT_(CHUNK|MEMORY)", re.IGNORECASE
+    r"unsupported|not supported|not implemented|unknown (pixel |tga )?mode|no decode delegate|MAX_TEXT_(CHUNK|MEMORY)",
+    re.IGNORECASE,
 )
 """What Pillow says of sound files that it does not read, in exceptions that it also raises on damaged ones."""
 _OPAQUE_IF_EMPTY = {Kind.BMP, Kind.TGA}

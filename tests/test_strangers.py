@@ -209,9 +209,9 @@ def test_what_is_made_can_be_read(count: int, seed: int, farthest: float, tied: 
     try:
         made = make_strangers({"a": sample}, "f", BIAS, "test")
     except FileListError as error:
-        assert "are all the same" in str(error)
-        assert sample.scores[-1] == sample.scores[-30]
-        return
+        if "are all the same" in str(error) and sample.scores[-1] == sample.scores[-30]:
+            return
+        raise
     assert read_strangers(json.loads(json.dumps(made.as_json())), "f", score_of(BIAS)) == made
 
 
