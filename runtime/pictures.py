@@ -187,14 +187,16 @@ def open_picture(data: bytes, limits: Limits = DEFAULT_LIMITS, name_hint: str = 
             raise refusal(found)
         kind = found
     with boundary():
-        if kind is not Kind.DICOM:
-            return Picture(kind, open_raster(data, kind, limits))
-        from .dicom import open_dicom  # with pydicom, which takes longer to import than a picture to scan
+        opened = _open_dicom(data, limits) if kind is Kind.DICOM else open_raster(data, kind, limits)
+    if opened.frames < 1:
+        raise PictureError(Reason.DAMAGED, f"it is damaged: a {kind.value} file without an image")
+    return Picture(kind, opened)
 
-        opened = open_dicom(
-            data, max_pixels=limits.max_pixels, max_frames=limits.max_frames, max_inflated=limits.max_inflated_bytes
-        )
-        return Picture(kind, opened)
+
+def _open_dicom(data: bytes, limits: Limits) -> Dicom:
+    from .dicom import open_dicom  # with pydicom, which takes longer to import than a picture to scan
+
+    return open_dicom(data, max_pixels=limits.max_pixels, max_frames=limits.max_frames, max_inflated=limits.max_inflated_bytes)
 
 
 @contextmanager

@@ -45,7 +45,7 @@ _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _MASK, _CMYK, _YCBCR, _LAB = 0, 
 _COLORS = {_WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _RGB: 3, _PALETTE: 1, _MASK: 1, _CMYK: 4, _YCBCR: 3, _LAB: 3}
 _COMPRESSIONS = frozenset({1, 2, 3, 4, 5, 6, 7, 8, 32773, 32946, 34887, 34925, 50000, 50001})
 """Those that libtiff decodes here; an error in another one says that it is not supported, not that the file is damaged."""
-_JPEG = 7
+_OLD_JPEG, _JPEG = 6, 7
 _REFUSED = re.compile(r"not configured|can not handle|not supported|not implemented|unsupported", re.IGNORECASE)
 _ASSOCIATED, _UNASSOCIATED = 1, 2
 _MAX_SAMPLES = 8
@@ -235,14 +235,17 @@ class Tiff:
         if JPEG_OFFSET in directory.entries and not {STRIP_OFFSETS, TILE_OFFSETS} & directory.entries.keys():
             return self._interchange_jpeg(directory)
         layout = self._layout(directory)
-        if layout.compression == _JPEG and layout.samples > 3:
-            return self._by_pillow(directory, layout)
+        if layout.compression in (_OLD_JPEG, _JPEG):
+            return self._jpeg_compressed(directory, layout)
         # libtiff converts these colors to RGB, and turns the image while doing so. Both are done here, and hidden from it.
         changes = {}
         if layout.photometric in (_CMYK, _LAB) or (layout.photometric == _YCBCR and layout.plain_ycbcr):
             changes[PHOTOMETRIC] = _RGB
-        if layout.photometric == _YCBCR or layout.compression == _JPEG:
+        if layout.photometric == _YCBCR:
             changes[ORIENTATION] = 1
+        colors = _COLORS[layout.photometric]
+        if layout.planar and layout.samples > colors and not {_ASSOCIATED, _UNASSOCIATED} & set(layout.extra):
+            changes |= {SAMPLES: colors}  # planes of no known meaning may be missing
         return _rendered(self._samples(directory, layout, changes), layout, directory)
 
     def spans(self) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
@@ -286,10 +289,11 @@ class Tiff:
             raise PictureError(Reason.DAMAGED, f"its TIFF directory says {width} x {height} pixels")
         if width * height > self._limits.max_pixels:
             raise PictureError(Reason.TOO_LARGE, f"it is {width} x {height} pixels, more than {self._limits.max_pixels}")
-        samples = directory.integer(SAMPLES, 1)
         bits = directory.integers(BITS) or (1,)
+        samples = directory.integer(SAMPLES, len(bits))
+        bits = bits[:samples] or bits
         formats = directory.integers(SAMPLE_FORMAT) or (1,)
-        photometric = directory.integer(PHOTOMETRIC, _BLACK_IS_ZERO)
+        photometric = directory.integer(PHOTOMETRIC, _WHITE_IS_ZERO)
         colors = _COLORS.get(photometric)
         if colors is None:
             raise PictureError(Reason.UNSUPPORTED, f"TIFF photometric interpretation {photometric} is not supported")
@@ -339,7 +343,7 @@ class Tiff:
                 raise
             what = f"TIFF compression {layout.compression} with {layout.bits} bits a sample"
             raise PictureError(Reason.UNSUPPORTED, f"{what} is not supported ({str(error)[:80]})") from error
-        if layout.planar and layout.samples > 1 and values.ndim == 3 and values.shape[0] == layout.samples:
+        if layout.planar and values.ndim == 3 and values.shape[0] == changes.get(SAMPLES, layout.samples):
             values = np.moveaxis(values, 0, -1)
         values = values.reshape(values.shape[0], values.shape[1], -1) if values.ndim >= 2 else values
         if values.shape[:2] != (layout.height, layout.width):
@@ -369,14 +373,20 @@ class Tiff:
                 start, length = directory.span(tag)
                 self._patched[start : start + length] = self._data[start : start + length]
 
-    def _by_pillow(self, directory: Directory, layout: _Layout) -> Decoded:
-        """JPEG of four or more components, which imagecodecs converts to RGB without the fourth."""
-        self._samples(directory, layout, {})  # Pillow's libtiff prints on stderr what is damaged
+    def _jpeg_compressed(self, directory: Directory, layout: _Layout) -> Decoded:
+        """JPEG by Pillow: imagecodecs converts it to RGB without a fourth component, and enlarges chroma otherwise.
+
+        imagecodecs comes first all the same, since Pillow's libtiff prints on stderr what is damaged; it does not read each
+        old-style JPEG.
+        """
+        if layout.compression == _JPEG:
+            self._samples(directory, layout, {})
         with self._pointed_at(directory, {}) as data:
             image = TiffImagePlugin.TiffImageFile(BytesIO(data))
             image.load()
         alpha = Alpha(np.asarray(image.getchannel("A")), 255) if image.mode == "RGBA" else None
-        return Decoded(flattened(np.array(image.convert("RGB"), np.uint8), alpha))  # it has turned it
+        notes = {Note.EXTRA_CHANNELS} if layout.extra and alpha is None else set()
+        return Decoded(flattened(np.array(image.convert("RGB"), np.uint8), alpha), 1, frozenset(notes))  # it has turned it
 
     def _interchange_jpeg(self, directory: Directory) -> Decoded:
         """A JPEG file in the TIFF, as thumbnails and camera raw files have it."""
@@ -428,7 +438,7 @@ def _alpha(values: NDArray[Any], layout: _Layout, colors: int) -> Alpha | None:
 
 
 def _grey(values: NDArray[Any], layout: _Layout, alpha: Alpha | None) -> Renderings:
-    inverted = layout.photometric == _WHITE_IS_ZERO and layout.compression != _JPEG  # libtiff has inverted that
+    inverted = layout.photometric == _WHITE_IS_ZERO
     if values.dtype.kind == "b" or layout.bits == 1:
         values = values.astype(np.uint8)
     top = (1 << layout.bits) - 1 if values.dtype.kind == "u" and layout.bits < 8 else None

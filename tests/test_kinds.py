@@ -22,7 +22,6 @@ from lcmem_onnx.evaluation.filelist import Listed, write_file_list  # noqa: E402
 from lcmem_onnx.models.autoencoder import AutoencoderShape  # noqa: E402
 from lcmem_onnx.models.checkpoint import load_lcmem, load_state  # noqa: E402
 from lcmem_onnx.models.convnext import ConvNeXtShape  # noqa: E402
-from lcmem_onnx.models.efficientnet_lite import BATCH_NORM_EPS, EfficientNetLite, TrunkShape  # noqa: E402
 from lcmem_onnx.models.lcmem import LCMem  # noqa: E402
 from lcmem_onnx.models.losses import nt_xent, pooled_bce  # noqa: E402
 from lcmem_onnx.models.train import loop  # noqa: E402
@@ -55,7 +54,7 @@ skipped = 0.01
 [network]
 image_size = 64
 start = "{folder}/start.safetensors"
-trunk = "{folder}/lite0.pth"
+trunk = "{lite0}"
 trunk_features = 10
 features = 6
 new_embedding = true
@@ -95,37 +94,8 @@ validation_pairs = 16
 """
 
 
-def public_weights() -> dict[str, torch.Tensor]:
-    """Random EfficientNet-Lite0 weights in the public file's layout."""
-    torch.manual_seed(0)
-    state = {}
-    for own, value in EfficientNetLite(TrunkShape(1)).state_dict().items():
-        layer, _, key = own.rpartition(".")
-        if layer == "projection":
-            continue
-        part = layer.rpartition(".")[2]
-        first_norm = 0 if part in ("stem", "expand") else 1
-        if part == "depthwise":
-            convolution, norm = "_depthwise_conv", f"_bn{first_norm}"
-        else:
-            convolution, norm = {
-                "stem": ("_conv_stem", "_bn0"),
-                "head": ("_conv_head", "_bn1"),
-                "expand": ("_expand_conv", "_bn0"),
-                "project": ("_project_conv", "_bn2"),
-            }[part]
-        block = "".join(f"_blocks.{number}." for number in layer.split(".") if number.isdigit())
-        if key == "weight":
-            state[f"{block}{convolution}.weight"] = value
-            state[f"{block}{norm}.running_mean"] = torch.zeros(len(value))
-            state[f"{block}{norm}.running_var"] = torch.full((len(value),), 1.0 - BATCH_NORM_EPS)
-        else:
-            state[f"{block}{norm}.{'weight' if key == 'scale' else 'bias'}"] = value
-    return state
-
-
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, lite0_weights: Path) -> Path:
     """Images (each of one gray of its own, with a little noise), their list, and both branches' starts."""
     folder = tmp_path_factory.mktemp("kinds")
     rng = np.random.default_rng(0)
@@ -147,17 +117,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             image(split, "shop", f"{split}-{number}")
             image(split, "garden", f"{split}-{number}")
     write_file_list(folder / "list.csv", rows)
-    torch.save(public_weights(), folder / "lite0.pth")
     torch.manual_seed(1)
     start = LCMem(ConvNeXtShape(4, (8, 16), (1, 1), 1, 20), AutoencoderShape(48, (8, 16), 1, 4, 4, middle_attention=False))
     about = {"image_size": 64, "vae_config": {"norm_num_groups": 4}}
     tensors = {key: value.half().contiguous() for key, value in start.state_dict().items()}
     save_file(tensors, folder / "start.safetensors", metadata={"lcmem": json.dumps(about)})
+    (folder / "settings.toml").write_text(SETTINGS.format(folder=folder, lite0=lite0_weights), encoding="utf-8")
     return folder
 
 
 def config_of(folder: Path, out: str = "out", *settings: str) -> Config:
-    (folder / "settings.toml").write_text(SETTINGS.format(folder=folder), encoding="utf-8")
     return read_config(folder / "settings.toml", (f'out="{folder / out}"', *settings))
 
 
@@ -388,7 +357,7 @@ def test_each_part_has_its_own_rate_and_decay(folder: Path) -> None:
         assert found[name] == expected
 
 
-def test_a_network_of_two_branches_starts_from_both_and_with_a_new_embedding(folder: Path) -> None:
+def test_a_network_of_two_branches_starts_from_both_and_with_a_new_embedding(folder: Path, lite0_weights: Path) -> None:
     network = network_for(config_of(folder))
     start = load_state(folder / "start.safetensors")
     own = network.state_dict()
@@ -396,7 +365,7 @@ def test_a_network_of_two_branches_starts_from_both_and_with_a_new_embedding(fol
     assert network.vae.shape.groups == 4, "from the metadata of the safetensors file"
     taken = [key for key in start if not key.startswith(("model.classifier.2.", "fc_end."))]
     assert all(torch.equal(own[key], start[key]) for key in taken)
-    assert torch.allclose(own["trunk.stem.weight"], public_weights()["_conv_stem.weight"])
+    assert torch.allclose(own["trunk.stem.weight"], torch.load(lite0_weights)["_conv_stem.weight"])
     assert own["trunk.projection.weight"].std() == pytest.approx(0.05, rel=0.05)
     assert (own["trunk.projection.bias"] == 0).all()
     assert (own["fc_end.weight"] == -0.3).all()
@@ -412,6 +381,10 @@ def test_starts_that_do_not_fit_are_refused(folder: Path, tmp_path: Path) -> Non
         network_for(replace(config_of(folder), network=without))
     with pytest.raises(CheckpointError, match="not an EfficientNet-Lite0"):
         network_for(config_of(folder, "out", f'network.trunk="{folder / "start.safetensors"}"'))
+    with pytest.raises(TrainingError, match=r"training\.small_size is 16, and this network needs images of 32 x 32 at least"):
+        network_for(
+            config_of(folder, "out", "network.stem=2", "training.small_size=16", f'network.vae="{folder}/start.safetensors"')
+        )
     save_file({"a": torch.zeros(1)}, tmp_path / "bad.safetensors", metadata={"lcmem": "{"})
     with pytest.raises(CheckpointError, match=r"bad\.safetensors has metadata 'lcmem' that is not JSON"):
         load_state(tmp_path / "bad.safetensors")
@@ -492,7 +465,6 @@ def test_100000_files_are_listed_and_drawn_from_in_little_memory(folder: Path, t
         lines.append(f"{split},{split}-{number // 2},{name},{'chest' if number % 4 < 2 else 'shop'}")
     lines.append(f"TRAIN,garden,{folder / '1.png'},garden")
     (tmp_path / "list.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    config_of(folder)
     program = f"""
 import resource
 from pathlib import Path

@@ -85,6 +85,8 @@ def network_for(config: Config) -> LCMem:
         raise TrainingError("this network has no VAE to freeze")
     vae.load_state_dict(vae_state)
     vae.requires_grad_(False)
+    for name, side in (("network.image_size", wanted.image_size), ("training.small_size", config.training.small_size)):
+        _check_side(name, side, shape.downscale, network.convnext.shape)
     _initialize(network, wanted)
     if config.stage == "last-layers":
         network.convnext.features[: wanted.frozen].requires_grad_(False)
@@ -99,6 +101,13 @@ def network_for(config: Config) -> LCMem:
         optional = (*(NEW_EMBEDDING if wanted.new_embedding else ()), *pretrained)
         _start(network, began, wanted.start, optional)
     return network
+
+
+def _check_side(name: str, side: int, downscale: int, shape: ConvNeXtShape) -> None:
+    """Raise a TrainingError if the backbone's last map would be empty."""
+    factor = downscale * shape.stem * 2 ** (len(shape.dims) - 1)
+    if 0 < side < factor:
+        raise TrainingError(f"{name} is {side}, and this network needs images of {factor} x {factor} at least")
 
 
 def _initialize(network: LCMem, wanted: Network) -> None:
