@@ -95,10 +95,7 @@ def _others(skip: SkipReason, *rows: tuple[int, bytes, str]) -> list[tuple[int, 
 
 
 _ISO_BRANDS = {
-    b"avif": Format("AVIF"),
-    b"avis": Format("AVIF sequence"),
-    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"mif2"), Format("HEIF (HEIC)")),
-    b"jp2 ": Format("JPEG 2000"),
+    b"mif2": Format("HEIF"),
     b"crx ": Format("Canon raw (CR3)"),
     b"M4A ": Format("MPEG-4 audio", SkipReason.AUDIO),
     b"M4B ": Format("MPEG-4 audio", SkipReason.AUDIO),
@@ -120,10 +117,6 @@ _IFF = {
 
 _STRONG = [
     *_images(
-        (0, b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
-        (0, b"\xff\x0a", "JPEG XL codestream"),
-        (0, b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"),
-        (0, b"\xff\x4f\xff\x51", "JPEG 2000 codestream"),
         (0, b"II\xbc\x01", "JPEG XR"),
         (0, b"8BPS", "Photoshop (PSD)"),
         (0, b"gimp xcf", "GIMP (XCF)"),
@@ -282,7 +275,6 @@ _QUICKTIME = re.compile(rb"\0\0..(?:moov|mdat|wide|free|skip|pnot)", re.DOTALL)
 _EMF = re.compile(rb"\x01\0\0\0.{36} EMF", re.DOTALL)
 _ICO = re.compile(rb"\0\0[\x01\x02]\0[^\0]\0.{3}\0", re.DOTALL)
 _PCX = re.compile(rb"\n[\0\x02-\x05][\0\x01][\x01\x02\x04\x08]")
-_PNM = re.compile(rb"P(?:[1-6]\s(?:\s|#[^\n]*\n)*\d+\s+\d+\s|7\nWIDTH|7 332\n|[Ff]\n\d+ \d+\n)")
 _MGH = re.compile(rb"\0\0\0\x01(?:\0\0..){4}\0\0\0[\0\x01\x03\x04]", re.DOTALL)
 _NPY = re.compile(rb"\x93NUMPY[\x01-\x03].{3,5}\{.*'shape': \((\d*),?\)", re.DOTALL)
 """A NumPy array of no dimension or one."""
@@ -296,7 +288,6 @@ _BINARY_IMAGES = (
     (_ICO, "Windows icon or cursor"),
     (_EMF, "Windows metafile (EMF)"),
     (_PCX, "PCX"),
-    (_PNM, "portable anymap"),
     (_MGH, "FreeSurfer (MGH)"),
 )
 

@@ -24,7 +24,6 @@ from .files import (
     DEFAULT_LIMITS,
     DICOM_SUFFIXES,
     HEAD,
-    TGA_FOOTER,
     TGA_SUFFIXES,
     Found,
     Kind,
@@ -180,7 +179,7 @@ def open_picture(data: bytes, limits: Limits = DEFAULT_LIMITS, name_hint: str = 
     suffix = PurePath(name_hint).suffix.lower()
     if kind is None and suffix in DICOM_SUFFIXES:
         kind = Kind.DICOM
-    if kind is None and (suffix in TGA_SUFFIXES or data.endswith(TGA_FOOTER)):
+    if kind is None and suffix in TGA_SUFFIXES:
         kind = Kind.TGA
     if kind is None:
         found = identify(BytesIO(data))

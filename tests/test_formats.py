@@ -96,6 +96,12 @@ def test_an_image_of_imagemagick_is_read_or_an_error_whatever_its_name(form: str
     assert isinstance(found, Kind) or found.skip is None
 
 
+def tga() -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(SMOOTH).save(stream, "TGA")
+    return stream.getvalue()
+
+
 def png() -> bytes:
     stream = io.BytesIO()
     Image.fromarray(SMOOTH).save(stream, "PNG")
@@ -217,6 +223,7 @@ IMAGES: dict[str, bytes] = {
     "Ogg video": b"OggS\0\2" + bytes(22) + b"\x80theora" + bytes(100),
     "MPEG transport stream": (b"\x47\x40\0\x10" + bytes(184)) * 3,
     "raw of Fujifilm": b"FUJIFILMCCD-RAW 0201" + bytes(200),
+    "Targa without its name": tga(),
     "no known format": np.random.default_rng(5).bytes(3000),
     "zeros": bytes(3000),
 }
