@@ -100,7 +100,7 @@ def _alike(image: NDArray[np.uint8], thumbnail: NDArray[np.uint8]) -> bool:
     rows, columns = (round(_MARGIN * side) for side in ones.shape[:2])
     ones, others = (pixels[rows : len(pixels) - rows, columns : pixels.shape[1] - columns] for pixels in (ones, others))
     matched = _matched(ones, others)
-    # In place first, then with blocks moved a little: cameras cut their thumbnails from the sensor's image otherwise than the photo.
+    # In place first, then with blocks moved a little: cameras cut photo and thumbnail differently from the sensor's image.
     nearest = _differences(matched, others)
     if nearest.max() >= _LEVELS:
         for shift in _SHIFTS:
