@@ -12,17 +12,15 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from io import BytesIO
 from typing import Any
 
 import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
-from PIL import TiffImagePlugin
 
 from .errors import PictureError, Reason
 from .files import Limits
-from .jpeg import decode_jpeg
+from .jpeg import check_size, decode_jpeg, read_jpeg
 from .notes import Note
 from .renderings import Alpha, Decoded, Renderings, color_renderings, converted, flattened, grey_renderings, has_hidden_image
 
@@ -33,13 +31,13 @@ _INTEGERS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 1
 _MAX_ENTRIES = 4096
 _MAX_VALUES = 1 << 22
 WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 256, 257, 258, 259, 262
-STRIP_OFFSETS, ORIENTATION, SAMPLES, STRIP_BYTES, PLANAR = 273, 274, 277, 279, 284
+STRIP_OFFSETS, ORIENTATION, SAMPLES, STRIP_ROWS, STRIP_BYTES, PLANAR = 273, 274, 277, 278, 279, 284
 COLOR_MAP, TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_BYTES = 320, 322, 323, 324, 325
 YCBCR_SUBSAMPLING = 530
 SUB_IFDS, INK_SET, EXTRA_SAMPLES, SAMPLE_FORMAT, JPEG_OFFSET, JPEG_BYTES = 330, 332, 338, 339, 513, 514
 OTHER_DIRECTORIES = (34665, 34853, 40965)
 """EXIF, GPS and interoperability: directories without images."""
-ICC_PROFILE, XMP = 34675, 700
+ICC_PROFILE, XMP, JPEG_TABLES = 34675, 700, 347
 _PIXELS = ((STRIP_OFFSETS, STRIP_BYTES), (TILE_OFFSETS, TILE_BYTES), (JPEG_OFFSET, JPEG_BYTES))
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _MASK, _CMYK, _YCBCR, _LAB = 0, 1, 2, 3, 4, 5, 6, 8
 _COLORS = {_WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _RGB: 3, _PALETTE: 1, _MASK: 1, _CMYK: 4, _YCBCR: 3, _LAB: 3}
@@ -235,13 +233,13 @@ class Tiff:
         if JPEG_OFFSET in directory.entries and not {STRIP_OFFSETS, TILE_OFFSETS} & directory.entries.keys():
             return self._interchange_jpeg(directory)
         layout = self._layout(directory)
-        if layout.compression in (_OLD_JPEG, _JPEG):
-            return self._jpeg_compressed(directory, layout)
+        if layout.compression == _JPEG:
+            return _rendered(self._jpeg_samples(directory, layout), layout, directory)
         # libtiff converts these colors to RGB, and turns the image while doing so. Both are done here, and hidden from it.
         changes = {}
         if layout.photometric in (_CMYK, _LAB) or (layout.photometric == _YCBCR and layout.plain_ycbcr):
             changes[PHOTOMETRIC] = _RGB
-        if layout.photometric == _YCBCR:
+        if layout.photometric == _YCBCR or layout.compression == _OLD_JPEG:
             changes[ORIENTATION] = 1
         colors = _COLORS[layout.photometric]
         if layout.planar and layout.samples > colors and not {_ASSOCIATED, _UNASSOCIATED} & set(layout.extra):
@@ -293,7 +291,8 @@ class Tiff:
         samples = directory.integer(SAMPLES, len(bits))
         bits = bits[:samples] or bits
         formats = directory.integers(SAMPLE_FORMAT) or (1,)
-        photometric = directory.integer(PHOTOMETRIC, _WHITE_IS_ZERO)
+        # The tag is required. Without it, readers take bytes and bits for white is zero, and deeper samples for black is zero.
+        photometric = directory.integer(PHOTOMETRIC, _WHITE_IS_ZERO if bits[0] <= 8 else _BLACK_IS_ZERO)
         colors = _COLORS.get(photometric)
         if colors is None:
             raise PictureError(Reason.UNSUPPORTED, f"TIFF photometric interpretation {photometric} is not supported")
@@ -373,20 +372,50 @@ class Tiff:
                 start, length = directory.span(tag)
                 self._patched[start : start + length] = self._data[start : start + length]
 
-    def _jpeg_compressed(self, directory: Directory, layout: _Layout) -> Decoded:
-        """JPEG by Pillow: imagecodecs converts it to RGB without a fourth component, and enlarges chroma otherwise.
+    def _jpeg_samples(self, directory: Directory, layout: _Layout) -> NDArray[Any]:
+        """The samples of strips or tiles that are JPEG images, (height, width, samples); YCbCr as RGB.
 
-        imagecodecs comes first all the same, since Pillow's libtiff prints on stderr what is damaged; it does not read each
-        old-style JPEG.
+        libtiff is not asked: imagecodecs has it convert to RGB without a fourth component, and go on where data are damaged.
         """
-        if layout.compression == _JPEG:
-            self._samples(directory, layout, {})
-        with self._pointed_at(directory, {}) as data:
-            image = TiffImagePlugin.TiffImageFile(BytesIO(data))
-            image.load()
-        alpha = Alpha(np.asarray(image.getchannel("A")), 255) if image.mode == "RGBA" else None
-        notes = {Note.EXTRA_CHANNELS} if layout.extra and alpha is None else set()
-        return Decoded(flattened(np.array(image.convert("RGB"), np.uint8), alpha), 1, frozenset(notes))  # it has turned it
+        tiled = TILE_OFFSETS in directory.entries
+        width = directory.integer(TILE_WIDTH, 0) if tiled else layout.width
+        height = directory.integer(TILE_HEIGHT, 0) if tiled else min(directory.integer(STRIP_ROWS, layout.height), layout.height)
+        offsets, sizes = (directory.integers(tag) for tag in _PIXELS[tiled])
+        if min(width, height) < 1:
+            raise PictureError(Reason.DAMAGED, f"its TIFF strips or tiles are {width} x {height} pixels")
+        across, down = -(-layout.width // width), -(-layout.height // height)
+        planes = layout.samples if layout.planar else 1
+        if min(len(offsets), len(sizes)) < across * down * planes:
+            raise PictureError(Reason.DAMAGED, f"it has {len(offsets)} TIFF strips or tiles instead of {across * down * planes}")
+        start, length = directory.span(JPEG_TABLES)
+        tables = self._data[start : start + length] or None
+        values = np.zeros((layout.height, layout.width, layout.samples), np.uint8 if layout.bits <= 8 else np.uint16)
+        for number in range(across * down * planes):
+            plane, place = divmod(number, across * down)
+            row, column = divmod(place, across)
+            piece = self._jpeg_piece(offsets[number], sizes[number], tables, layout)
+            target = values[row * height : (row + 1) * height, column * width : (column + 1) * width]
+            target = target[..., plane : plane + 1] if layout.planar else target
+            if piece.shape[2] != target.shape[2] or piece.shape[0] < target.shape[0] or piece.shape[1] < target.shape[1]:
+                raise PictureError(Reason.DAMAGED, f"a TIFF strip or tile is an array of {piece.shape}")
+            target[:] = piece[: target.shape[0], : target.shape[1]]
+        return values
+
+    def _jpeg_piece(self, begin: int, size: int, tables: bytes | None, layout: _Layout) -> NDArray[Any]:
+        """One strip or tile, (height, width, components)."""
+        header = read_jpeg(self._data, begin)
+        check_size(*header.size, self._limits)
+        if header.end is None or header.end > begin + size:
+            raise PictureError(Reason.DAMAGED, "a TIFF strip or tile of JPEG data is cut off")
+        spaces = {1: (None, None), 3: ("RGB", "RGB"), 4: ("CMYK", "CMYK")}
+        if header.components not in spaces:
+            raise PictureError(Reason.UNSUPPORTED, f"JPEG of {header.components} components in TIFF is not supported")
+        color, out = spaces[header.components]
+        if layout.photometric == _YCBCR and header.components == 3:
+            color = "YCBCR"
+        data = self._data[begin : begin + size]
+        piece = imagecodecs.jpeg8_decode(data, tables=tables, colorspace=color, outcolorspace=out)
+        return piece[..., None] if piece.ndim == 2 else piece
 
     def _interchange_jpeg(self, directory: Directory) -> Decoded:
         """A JPEG file in the TIFF, as thumbnails and camera raw files have it."""
