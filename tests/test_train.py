@@ -487,7 +487,7 @@ def test_a_full_disk_ends_an_autoencoders_training_in_one_line(folder: Path, mon
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr(AutoencoderKL, "save_pretrained", full)
-    with pytest.raises(TrainingError, match=r"cannot be written: .*No space left.*the epoch before stand"):
+    with pytest.raises(TrainingError, match=r"cannot be written: .*No space left.*The checkpoint before stands"):
         train(config_of(folder, "autoencoder", "full"))
 
 
