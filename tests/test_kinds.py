@@ -234,6 +234,8 @@ def test_lists_that_do_not_fit_the_kinds_are_refused(folder: Path) -> None:
         ("training.small_epochs=0", r"training\.small_size and training\.small_epochs go together"),
         ('training.optimizer="adam"', r"training\.weight_decay needs training\.optimizer = 'adamw'"),
         ("training.average=1.0", r"training\.average must be below 1"),
+        ("training.alterations={blurr = 2}", r"training\.alterations has 'blurr'; there are rotation, shift"),
+        ("training.alterations={blur = -1}", r"training\.alterations is \{'blur': -1\.0\}; it must be 0 or more"),
         ("training.memory=-1", r"training\.memory is -1; it must be 0 or more"),
     ],
 )
@@ -424,6 +426,10 @@ def test_training_ends_in_the_averaged_network_and_goes_on_after_a_kill(folder: 
         assert list(csv.DictReader(lines))[-1]["best"] == "True"
     assert torch.equal(loaded.network.state_dict()["trunk.stem.weight"], average)
     assert (checkpoint["module"]["memory.identities"] >= 0).any()
+
+    config = config_of(folder, "next", f'network.start="{best}"', "network.new_embedding=false")
+    again = network_for(replace(config, network=replace(config.network, trunk=None)))
+    assert all(torch.equal(value, loaded.network.state_dict()[key]) for key, value in again.state_dict().items())
 
     taken, original = [], loop.run
 

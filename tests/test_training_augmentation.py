@@ -66,6 +66,13 @@ def test_noise_and_recompression_come_before_and_after_resizing(photograph: np.n
     assert np.mean([shape == (64, 64) for shape in seen]) == pytest.approx(0.6, abs=0.12)
 
 
+def test_weights_say_what_is_drawn(photograph: np.ndarray) -> None:
+    alone = dict.fromkeys(ALTERATIONS, 0.0) | {"mirror": 1.0}
+    copies = [altered_copy(photograph, 64, np.random.default_rng(seed), at_once=(1,), weights=alone) for seed in range(12)]
+    mirrored = {resize(np.ascontiguousarray(each), 64).tobytes() for each in (photograph[:, ::-1], photograph[::-1])}
+    assert {copy.tobytes() for copy in copies} == mirrored
+
+
 def test_a_collage_shows_the_other_image(photograph: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(realistic, "ALTERATIONS", {"collage": ALTERATIONS["collage"], "mirror": (1e-9, ALTERATIONS["mirror"][1])})
     red = np.zeros((40, 80, 3), np.uint8)

@@ -15,6 +15,7 @@ from lcmem_onnx.runtime.errors import TrainingError
 
 from ..augment import AUGMENTATIONS
 from ..convnext import CONVNEXT_NAMES
+from ..realistic import ALTERATIONS
 
 __all__ = ["Config", "Kind", "read_config"]
 
@@ -183,6 +184,8 @@ class Training:
     average: float = 0.0
     """Decay of an exponential moving average of the weights, which is then what is validated and kept; 0 keeps none."""
     augmentation: str = "paper"
+    alterations: Mapping[str, float] = field(default_factory=dict)
+    """Of the augmentation "realistic": how often an alteration of `models/realistic.py` is drawn, where that is not as usual."""
     small_size: int = 0
     small_epochs: int = 0
     """With kinds: the first epochs train on images of this side, which takes less time; validation never does."""
@@ -366,6 +369,7 @@ _RANGES: Mapping[str, _Range] = types.MappingProxyType(
         "training.floor": _SHARE,
         "training.accumulate": _FROM_1,
         "training.memory": _FROM_0,
+        "training.alterations": _FROM_0,
         "training.branch_share": _SHARE,
         "training.average": _SHARE,
         "training.small_size": _FROM_0,
@@ -397,14 +401,20 @@ def _check_kinds(config: Config, path: Path) -> None:
     usual = Data()
     set_besides = [key for key in _WITHOUT_KINDS if getattr(data, key) != getattr(usual, key)]
     has_kinds, trunk = bool(data.kinds), network.trunk_features > 0
+    unknown = [name for name in training.alterations if name not in ALTERATIONS]
+    usually = {name: weight for name, (weight, _) in ALTERATIONS.items()}
     wrong = {
         "data.kinds is for stage 2 alone": has_kinds and config.stage != "2",
         f"data.{set_besides[0] if set_besides else ''} has no meaning with data.kinds": has_kinds and bool(set_besides),
         f"data.kinds, training.augmentation = {REALISTIC!r} and training.negatives = {POOLED!r} go together: set all or none": (
             len({has_kinds, training.augmentation == REALISTIC, training.negatives == POOLED}) > 1
         ),
-        "data.first_altered, training.memory and training.small_size need data.kinds": (
-            not has_kinds and bool(data.first_altered or training.memory or training.small_size)
+        "data.first_altered, training.memory, training.small_size and training.alterations need data.kinds": (
+            not has_kinds and bool(data.first_altered or training.memory or training.small_size or training.alterations)
+        ),
+        f"training.alterations has {', '.join(map(repr, unknown))}; there are {', '.join(ALTERATIONS)}": bool(unknown),
+        "training.alterations leaves fewer than four alterations to draw": (
+            sum(weight > 0 for weight in {**usually, **training.alterations}.values()) < 4
         ),
         "training.small_size and training.small_epochs go together": bool(training.small_size) != bool(training.small_epochs),
         "training.small_size must be 16 or more": 0 < training.small_size < 16,

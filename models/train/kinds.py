@@ -111,23 +111,26 @@ class KindBatches(Dataset[tuple[Tensor, Tensor, Tensor, Tensor]]):
     def _pair(self, kind: Kind, group: Identity, rng: np.random.Generator) -> tuple[Pixels, Pixels]:
         """Two images of one identity: the first mostly as it is, the second an altered copy or another image."""
         data, pictures, size = self._config.data, self._pictures, self.size
+        weights = self._config.training.alterations
         number = int(rng.choice(group.pictures))
         image = pictures.working(number)
-        first = altered_copy(image, size, rng, at_once=(1,)) if rng.random() < data.first_altered else resize(image, size)
+        first = resize(image, size)
+        if rng.random() < data.first_altered:
+            first = altered_copy(image, size, rng, at_once=(1,), weights=weights)
         if len(group.pictures) > 1 and rng.random() < kind.other_image:
             image = pictures.working(int(rng.choice([other for other in group.pictures if other != number])))
             if rng.random() < data.unaltered:
                 return first, resize(image, size)
             if rng.random() < SIMULATED:
                 return first, another_examination(image, size, rng)
-            return first, altered_copy(image, size, rng, at_once=(1,))
+            return first, altered_copy(image, size, rng, at_once=(1,), weights=weights)
         if rng.random() < kind.examination:
             return first, another_examination(image, size, rng)
 
         def another() -> Pixels:
             return pictures.working(int(rng.integers(len(pictures))))
 
-        return first, altered_copy(image, size, rng, another=another)
+        return first, altered_copy(image, size, rng, another=another, weights=weights)
 
 
 def training_batches(config: Config, rows: Sequence[Listed]) -> KindBatches:

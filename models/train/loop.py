@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -120,7 +121,7 @@ class _Stepped:
 
 def accelerator_for(config: Config) -> Accelerator:
     """An accelerator, or the CPU, in the precision that the configuration asks for."""
-    torch.set_num_threads(cpu_limit())
+    torch.set_num_threads(max(1, cpu_limit() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     precision = config.training.precision
     if precision == "auto":
         cuda = torch.cuda.is_available()
