@@ -121,11 +121,11 @@ def print_results(
     results: list[Result],
     size: int,
     counts: dict[str, int],
-    skipped: int,
+    skipped: str,
     decision: Decision,
     stopped: str | None = None,
 ) -> None:
-    """A table, and below it the counts, the gallery's size in frames and the threshold.
+    """A table, and below it the counts, the gallery's size in frames, what was `skipped`, and the threshold.
 
     `stopped` says how far a scan came that did not come to its end.
     """
@@ -139,7 +139,7 @@ def print_results(
             unfolded = console.measure(table, options=console.options.update_width(UNBOUNDED)).maximum
             table = table if unfolded <= console.width else _stacked(rows)
         console.print(table)
-    others = f" {skipped} other files skipped." if skipped else ""
+    others = f"\n{skipped}" if skipped else ""
     verdicts = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
     if stopped:
         console.print(Text(printable(stopped), STYLES["error"]))
@@ -159,6 +159,8 @@ def _row(result: Result) -> Row:
             about += f" and {result.total - 1} more"
         if not result.matches:
             about = f"nearest: {about}"
+    if result.notes:
+        about += f" (not screened: {', '.join(note.value for note in result.notes)})"
     return (
         Text(result.verdict.value, STYLES[result.verdict.value]),
         Text(name),

@@ -22,9 +22,11 @@ from pathlib import Path
 import click
 import cv2
 import numpy as np
-from lcmem_onnx.runtime.audit.cache import Cache
+from lcmem_onnx.runtime.audit.cache import Cache, Cached
 from lcmem_onnx.runtime.audit.run import PRIVATE
+from lcmem_onnx.runtime.audit.thumbnails import thumbnail
 from lcmem_onnx.runtime.bundle import open_bundle
+from lcmem_onnx.runtime.reader import READER_VERSION
 from numpy.typing import NDArray
 
 LATENT, SPREAD, SIDE = 10, 1.1, 96
@@ -50,7 +52,8 @@ def make(work: Path, pictures: int) -> int:
     private.mkdir(parents=True, mode=0o700)
     originals: list[NDArray[np.uint8]] = []
     latents: NDArray[np.float64] = np.empty((0, LATENT))
-    with Cache(private / "embeddings.sqlite", bundle.fingerprint, bundle.features) as cache:
+    model = f"{bundle.fingerprint}/reader{READER_VERSION}"
+    with Cache(private / "embeddings.sqlite", model, bundle.features) as cache:
         for name in ("reference", "released", "holdout"):
             latent = rng.normal(size=(pictures, LATENT))
             shown = [drawn(rng) for _ in range(pictures)]
@@ -64,7 +67,8 @@ def make(work: Path, pictures: int) -> int:
                 path = work / name / f"{number % 10}" / f"{number:06d}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 cv2.imwrite(str(path), picture)
-                cache.put(hashlib.sha256(path.read_bytes()).digest(), {0: embedding[None]})
+                kept = Cached({0: embedding[None]}, {0: thumbnail(picture[..., ::-1])})
+                cache.put(hashlib.sha256(path.read_bytes()).digest(), kept)
     return copies
 
 

@@ -1,12 +1,10 @@
-"""The bundled model on the held-out test split, cell by cell, beside pHash, PDQ and any ONNX embedder.
+"""The bundled model on the TEST split of its images, cell by cell, next to pHash, PDQ and any ONNX embedder.
 
-python -m lcmem_onnx.models.bundled --out bundled          # first: pictures, file lists, and the model
-python benchmarks/bundled_model.py bundled [--bundle DIR] [--baseline sscd_distilled.onnx --baseline sscd.onnx] [--json FILE]
+python benchmarks/bundled_model.py images/list.csv [--bundle DIR] [--baseline sscd_distilled.onnx] [--json FILE]
 
-Two groups, each with its own negatives and thresholds: the photographs, and the medical-like pictures, whose negatives are pairs
-of one kind. The second threshold of a group is just above the highest of its negatives: of 44,840 pairs, half a one would be
-0.001 %.
-Every scorer sees the same arrays. SSCD: docs/evaluation.md says where it comes from.
+One table a kind of image (the list's column `kind`, or its data sets), each with its own negatives, pairs of different identities
+of one data set, and its own thresholds. The second threshold of a kind is just above the highest of its negatives.
+Every scorer sees the same arrays. SSCD: docs/evaluation.md says where it comes from. models.image_folder rebuilds the images.
 """
 
 from __future__ import annotations
@@ -30,14 +28,13 @@ from lcmem_onnx.evaluation.scoring import Plan, Scored, score_all
 from lcmem_onnx.runtime.machine import cpu_limit, cpu_name
 
 PHOTOGRAPH = Path(__file__).parent.parent / "examples" / "pictures" / "gallery" / "astronaut.jpg"
-NOT_MEDICAL = ("scenes", "photographs")
 PAPER = np.array([cell.paper for cell in CELLS])
 Cells = dict[str, float]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("made", type=Path, help="what models.bundled made")
+    parser.add_argument("list", type=Path, help="list.csv of the images")
     parser.add_argument("--bundle", type=Path, help="another bundle than the one of the package")
     parser.add_argument("--baseline", action="append", default=[], help="besides phash and pdq")
     parser.add_argument("--json", type=Path, help="all figures")
@@ -46,14 +43,14 @@ def main() -> None:
     size = sum(path.stat().st_size for path in screener.bundle.path.rglob("*")) / 1e6
     print(f"{screener.bundle.name}, {size:.1f} MB; {cpu_name()}, {cpu_limit()} threads, {time.strftime('%Y-%m-%d')}\n")
     print(f"one picture, file to embedding: {_milliseconds(screener):.1f} ms\n")
-    print(_identified(options.made / "identities.csv", screener), flush=True)
+    print(_identified(options.list, screener), flush=True)
 
-    rows = [row for row in read_file_list(options.made / "copies.csv") if row.split == "TEST"]
+    groups: dict[str, list[Listed]] = {}
+    for row in read_file_list(options.list):
+        if row.split == "TEST":
+            groups.setdefault(row.kind or row.ds_name or "images", []).append(row)
     figures: dict[str, Any] = {}
-    for group, chosen in {
-        "photographs": [row for row in rows if row.ds_name == "photographs"],
-        "medical-like pictures": [row for row in rows if row.ds_name not in NOT_MEDICAL],
-    }.items():
+    for group, chosen in groups.items():
         figures[group] = _copies(chosen, screener, options.baseline)
         print(_table(group, figures[group]), flush=True)
     if options.json:
@@ -114,8 +111,8 @@ def _table(group: str, figures: dict[str, Any]) -> str:
     scorers = figures["scorers"]
     columns = [(name, rate) for rate in ("0.1 %", "none") for name in scorers if rate in scorers[name]]
     lines = [
-        f"{figures['pictures']} {group}, {figures['negatives']} pairs of different ones; recall at thresholds that 0.1 % and "
-        "none of them reach",
+        f"{group}: {figures['pictures']} images, {figures['negatives']} pairs of different ones; recall at thresholds that 0.1 % "
+        "and none of them reach",
         "",
         "| cell | " + " | ".join(f"{name}, {rate}" for name, rate in columns) + " |",
         "| --- |" + " --- |" * len(columns),

@@ -231,9 +231,10 @@ def graph(folder: Path, vectors: np.ndarray, queries: np.ndarray) -> None:
             truth = gallery.search(queries, limit, how="exact")
             there, all_ = sum(one.total for one in found), sum(true.total for true in truth)
             verdicts = sum(bool(one.total) == bool(true.total) for one, true in zip(found, truth, strict=True))
-            proven = sum(one.complete for one in found)
+            complete = sum(one.complete for one in found)
             print(
-                f"{how}: recall of matches {there / all_:.4f} of {all_}; verdicts right {verdicts} of {QUERIES}; proven {proven}",
+                f"{how}: recall of matches {there / all_:.4f} of {all_}; verdicts right {verdicts} of {QUERIES}; "
+                f"complete {complete}",
                 flush=True,
             )
     program = """

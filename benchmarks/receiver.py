@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
+from lcmem_onnx.runtime.child_python import module_command
 from lcmem_onnx.runtime.gateway.parts import Order, write_order
 from lcmem_onnx.runtime.gateway.privacy import create_site_key
 from lcmem_onnx.runtime.gateway.settings import ReceiveSettings, Settings, SpoolSettings
@@ -20,8 +20,9 @@ def start_receiver(folder: Path, receive: ReceiveSettings) -> tuple[subprocess.P
     create_site_key(folder / "site.key")
     settings = Settings(spool=SpoolSettings(folder / "spool", min_free_mb=64), site_key=folder / "site.key", receive=receive)
     with open(folder / "log", "wb") as log:
-        command = [sys.executable, "-m", "lcmem_onnx.runtime.gateway.parts"]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
+        process = subprocess.Popen(
+            module_command("lcmem_onnx.runtime.gateway.parts"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log
+        )
     assert process.stdin
     assert process.stdout
     write_order(Order("receive", settings, "benchmark"), process.stdin)

@@ -19,6 +19,7 @@ from .index import index
 from .interchange import index_export, index_import, index_merge
 from .options import json_option, model_options, quiet_option
 from .scan import compare, scan
+from .upgrade import index_upgrade
 
 __all__ = ["main"]
 
@@ -36,6 +37,6 @@ def main() -> None:
 
 for command in (scan, compare, audit, index, calibrate, gateway, bundle, doctor):
     main.add_command(command)
-for command in (index_export, index_import, index_merge):
+for command in (index_export, index_import, index_merge, index_upgrade):
     index.add_command(command)
 main.command()(model_options(quiet_option(json_option(evaluate))))

@@ -100,12 +100,13 @@ def fill_from(
         opened: opens or makes the gallery; called when the options have proved good.
         name: the group within the index that is filled.
         graph: also keep a search graph.
-        as_json: a line of JSON an object, on stdout.
-        quiet: no progress, no summary.
+        as_json: a line of JSON an object, and a summary as the last one, on stdout.
+        quiet: no progress, no summary in words.
     """
     from ..runtime.archive.connection import Connection, Pace, Server, read_credentials
     from ..runtime.archive.listing import parse_query
     from ..runtime.archive.pull import Pull, open_source
+    from ..runtime.errors import Reason
 
     credentials = read_credentials(archive.credentials, warn=warn)
     server = Server(archive.url, credentials, archive.ca, archive.certificate, archive.certificate_key, archive.plain_http)
@@ -116,5 +117,5 @@ def fill_from(
         pull = Pull(source, connection, screener, gallery, name=name, again=archive.again)
         filling.follow(pull, None, "fetching")
         gallery.update_caches(graph=graph)
-        others = f", {pull.counts.without_picture} objects without a picture"
-        return filling.summed_up(gallery, known=pull.counts.known, others=others)
+        without = pull.counts.without_picture
+        return filling.summed_up(gallery, {Reason.NO_PIXELS.value: without} if without else {}, known=pull.counts.known)

@@ -45,6 +45,19 @@ GOES_ON = "interrupted: what was embedded until now is kept; the same command go
 )
 @click.option("--tta", is_flag=True, help="Look at released pictures mirrored and turned too; the best score counts.")
 @click.option("--labels", type=click.Path(path_type=Path), help="CSV file with path and class or ds_name of released pictures.")
+@click.option(
+    "--patients",
+    type=click.Path(path_type=Path),
+    help="CSV file with path and patient (or id) of reference, hold-out and released pictures.",
+)
+@click.option("--ignore-patients", is_flag=True, help="Ignore the patients in DICOM headers, which may be anonymous.")
+@click.option(
+    "--suspects",
+    type=click.Choice(["leave-out", "keep"]),
+    default="leave-out",
+    show_default=True,
+    help="What to do with hold-out pictures that look like copies. 'keep' counts them; certain copies never count.",
+)
 @click.option("--show-reference", is_flag=True, help="Show reference pictures. The report is personal data then.")
 @click.option(
     "--pictures", default=200, show_default=True, type=click.IntRange(min=0), help="Pairs to show with pictures, worst first."
@@ -69,6 +82,9 @@ def audit(
     wanted_rate: float,
     tta: bool,
     labels: Path | None,
+    patients: Path | None,
+    ignore_patients: bool,
+    suspects: str,
     show_reference: bool,
     pictures: int,
     top: int,
@@ -98,7 +114,22 @@ def audit(
 
         raise UsageError(f"an audit needs the package {error.name}: pip install 'lcmem-onnx[audit]'") from error
 
-    request = Request(released, reference, out, holdout, threshold, wanted_rate, tta, search, top, labels, fpir=fpir)
+    request = Request(
+        released,
+        reference,
+        out,
+        holdout,
+        threshold,
+        wanted_rate,
+        tta,
+        search,
+        top,
+        labels,
+        fpir=fpir,
+        patients=patients,
+        ignore_patients=ignore_patients,
+        suspects=suspects,
+    )
     no_bar = quiet or (as_json and sys.stdout.isatty())
 
     def shown(items: Iterable[Any], total: int, what: str) -> Iterator[Any]:
@@ -123,6 +154,9 @@ def _command(request: Request, show_reference: bool, pictures: int, pdf: bool) -
     parts += [f"--wanted-rate {request.wanted:g}", f"--top {request.top}", f"--pictures {pictures}"]
     parts += ["--tta"] if request.tta else []
     parts += ["--labels LABELS"] if request.labels else []
+    parts += ["--patients PATIENTS"] if request.patients else []
+    parts += ["--ignore-patients"] if request.ignore_patients else []
+    parts += [f"--suspects {request.suspects}"] if request.suspects != "leave-out" else []
     parts += [f"--search {request.search}"] if _is_index(request.reference) else []
     parts += ["--show-reference"] if show_reference else []
     parts += ["--pdf"] if pdf else []
@@ -136,10 +170,12 @@ def _is_index(path: Path) -> bool:
 
 
 def _report(done: Audit, written: list[Path], as_json: bool, quiet: bool) -> int:
+    from ..runtime.audit.report import SUSPECTS
     from ..runtime.audit.run import PRIVATE
-    from ..runtime.audit.words import answer
+    from ..runtime.audit.words import Verdict, answer
 
     found = sum(finding.found for finding in done.findings)
+    left_out = len(done.tests.left_out) if done.tests else 0
     unread = sum(bool(finding.reasons) for finding in done.findings) + (len(done.reference.unreadable) if done.reference else 0)
     said = answer(done)
     if as_json:
@@ -151,6 +187,8 @@ def _report(done: Audit, written: list[Path], as_json: bool, quiet: bool) -> int
                     "released": len(done.findings),
                     "found": found,
                     "not_read": unread,
+                    "suspects": len(done.tests.suspects) if done.tests else 0,
+                    "suspects_left_out": left_out,
                     "threshold": done.limit.value,
                     "files": [str(path) for path in written],
                 }
@@ -162,7 +200,9 @@ def _report(done: Audit, written: list[Path], as_json: bool, quiet: bool) -> int
             for path in written:
                 click.echo(f"wrote {printable(str(path))}")
             page, private = printable(str(written[-1])), printable(str(done.request.out / PRIVATE))
+            if left_out:
+                click.echo(f"see   {printable(str(done.request.out / SUSPECTS))} names the suspects in the hold-out")
             click.echo(f"next  open {page} in a browser; keep {private} to yourself")
-    if unread:
+    if unread or left_out or said.verdict is Verdict.INCOMPLETE:
         return FAILED
     return FOUND if found else NOTHING_FOUND

@@ -176,7 +176,7 @@ def _refuse(judged: Negatives, as_json: bool) -> None:
 def _embedded(screener: Screener, paths: list[Path], what: str, quiet: bool) -> tuple[list[Embedded], int]:
     """Embed pictures, say which cannot be read, and how many those are."""
     items, skipped = walk(paths)
-    say_skipped(skipped, quiet, f" of the {what}'")
+    say_skipped(skipped, quiet, f" among the {what}")
     pictures: list[Embedded] = []
     unreadable = 0
     for picture in progress(screener.embeddings(items), len(items), what, quiet, lambda done: done.path):

@@ -142,6 +142,7 @@ def gateway_status(context: click.Context, config: Path | None, as_json: bool) -
     import time
 
     from ..runtime.gateway.deliveries import Deliveries
+    from ..runtime.gateway.health import export_check, trail_check
     from ..runtime.gateway.locking import running_facts
 
     with opened_spool(context, config) as spool:
@@ -153,7 +154,10 @@ def gateway_status(context: click.Context, config: Path | None, as_json: bool) -
             **{f"waiting for {name}": count for name, count in Deliveries(spool).pending().items()},
             "oldest unscreened, seconds": round(time.time() - oldest, 1) if oldest else 0,
             "free MB": spool.files.free_bytes() >> 20,
+            "audit trail": trail_check(spool.database).text,
         }
+        if syslog := spool.settings.audit.syslog:
+            facts["audit collector"] = export_check(spool.database, syslog).text
     print_facts(facts, as_json)
     return NOTHING_FOUND
 
@@ -171,7 +175,7 @@ def gateway_requeue(context: click.Context, objects: tuple[str, ...], everything
       lcmem-onnx gateway requeue --all
     """
     from ..runtime.gateway.deliveries import Deliveries
-    from ..runtime.gateway.quarantine import current_user
+    from ..runtime.gateway.quarantine import current_user, this_machine
     from ..runtime.gateway.spool import State
 
     if everything == bool(objects):
@@ -179,7 +183,7 @@ def gateway_requeue(context: click.Context, objects: tuple[str, ...], everything
     with opened_spool(context, config) as spool:
         ids = [item.id for item in spool.list([State.DEAD], 1_000_000)] if everything else list(objects)
         for object_id in ids:
-            Deliveries(spool).requeue(object_id, current_user())
+            Deliveries(spool).requeue(object_id, current_user(), address=this_machine())
         spool.audit.flush()
     click.echo(f"{len(ids)} objects will be tried again")
     return NOTHING_FOUND

@@ -36,16 +36,18 @@ def quarantine() -> None:
 @json_option
 @click.pass_context
 def quarantine_list(context: click.Context, reason: str | None, limit: int, kept: bool, config: Path | None, as_json: bool) -> int:
-    """List what is in quarantine, the newest first.
+    """List what is in quarantine, the newest first. The audit trail says that you looked at the details of --json.
 
     \b
     Example:
       lcmem-onnx gateway quarantine list --reason at-or-above-threshold
     """
-    from ..runtime.gateway.quarantine import Quarantine
+    from ..runtime.gateway.quarantine import Quarantine, View, current_user, this_machine
 
     with opened_spool(context, config) as spool:
         items = Quarantine(spool).list(limit, reason, kept=kept)
+        if as_json:  # which names the gallery's images, and their names may name patients
+            Quarantine(spool).view(items, current_user(), View.DETAILS, address=this_machine())
     for item in items:
         if as_json:
             click.echo(json.dumps(_facts(item)))
@@ -64,14 +66,17 @@ def quarantine_list(context: click.Context, reason: str | None, limit: int, kept
 def quarantine_show(context: click.Context, object_id: str, config: Path | None, as_json: bool) -> int:
     """Show why an object is held, what it is near to, and where its bytes are. The beginning of an ID will do.
 
+    The audit trail says that you looked at it. Where the trail cannot be written, nothing is shown.
+
     \b
     Example:
       lcmem-onnx gateway quarantine show 3f2a
     """
-    from ..runtime.gateway.quarantine import Quarantine
+    from ..runtime.gateway.quarantine import Quarantine, View, current_user, this_machine
 
     with opened_spool(context, config) as spool:
         item = Quarantine(spool).show(object_id)
+        Quarantine(spool).view([item], current_user(), View.DETAILS, address=this_machine())
         facts = _facts(item) | {"file": str(spool.files.path(item.id))}
     if as_json:
         click.echo(json.dumps(facts))
@@ -95,11 +100,11 @@ def quarantine_release(context: click.Context, objects: tuple[str, ...], destina
     Example:
       lcmem-onnx gateway quarantine release 3f2a --to archive
     """
-    from ..runtime.gateway.quarantine import Quarantine, current_user
+    from ..runtime.gateway.quarantine import Quarantine, current_user, this_machine
 
     with opened_spool(context, config) as spool:
         for object_id in objects:
-            item = Quarantine(spool).release(object_id, current_user(), destinations)
+            item = Quarantine(spool).release(object_id, current_user(), destinations, address=this_machine())
             click.echo(f"{item.id} will be forwarded")
         spool.audit.flush()
     return NOTHING_FOUND
@@ -116,11 +121,11 @@ def quarantine_discard(context: click.Context, objects: tuple[str, ...], config:
     Example:
       lcmem-onnx gateway quarantine discard 3f2a
     """
-    from ..runtime.gateway.quarantine import Quarantine, current_user
+    from ..runtime.gateway.quarantine import Quarantine, current_user, this_machine
 
     with opened_spool(context, config) as spool:
         for object_id in objects:
-            item = Quarantine(spool).discard(object_id, current_user())
+            item = Quarantine(spool).discard(object_id, current_user(), address=this_machine())
             click.echo(f"{item.id} is gone")
         spool.audit.flush()
     return NOTHING_FOUND
@@ -138,7 +143,7 @@ def quarantine_rescreen(context: click.Context, objects: tuple[str, ...], reason
     Example:
       lcmem-onnx gateway quarantine rescreen --reason index-unavailable
     """
-    from ..runtime.gateway.quarantine import Quarantine, current_user
+    from ..runtime.gateway.quarantine import Quarantine, current_user, this_machine
 
     if bool(objects) == bool(reason):
         raise click.UsageError("give either the ids of objects, or --reason")
@@ -146,7 +151,7 @@ def quarantine_rescreen(context: click.Context, objects: tuple[str, ...], reason
         held = Quarantine(spool)
         ids = list(objects) or [item.id for item in held.list(1_000_000, reason)]
         for object_id in ids:
-            held.screen_again(object_id, current_user())
+            held.screen_again(object_id, current_user(), address=this_machine())
         spool.audit.flush()
     click.echo(f"{len(ids)} objects will be screened again")
     return NOTHING_FOUND
@@ -179,9 +184,11 @@ def audit_verify(context: click.Context, config: Path | None, as_json: bool) -> 
         database.close()
     for problem in checked.problems:
         if not as_json:
-            click.echo(f"error: {problem.file} line {problem.line}: {problem.what}", err=True)
+            click.echo(f"error: {problem.file} line {problem.line}, byte {problem.byte}: {problem.what}", err=True)
     if as_json:
-        problems = [{"file": problem.file, "line": problem.line, "what": problem.what} for problem in checked.problems]
+        problems = [
+            {"file": problem.file, "line": problem.line, "byte": problem.byte, "what": problem.what} for problem in checked.problems
+        ]
         facts = {
             "schema_version": 1,
             "whole": checked.whole,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -129,11 +129,15 @@ def index_info(folder: Path, as_json: bool, bundle: Path | None) -> int:
 
     with Gallery.open(folder, open_bundle(bundle), warn=warn) as gallery:
         facts = gallery.describe() | {"calibration": _calibration(gallery, as_json)}
+        older = facts["frames_of_older_readers"]
         if not as_json:
             facts |= {"site_key": facts["site_key"] or "none yet"}
             groups = facts.pop("galleries")
             facts |= {f"gallery {name}": _counted(counts) for name, counts in groups.items()}  # type: ignore[attr-defined]
         print_facts(facts, as_json)
+        if older and not as_json:
+            of = f" --bundle {printable(str(bundle))}" if bundle else ""  # without it, the upgrade is one to the package's bundle
+            click.echo(f"next  lcmem-onnx index upgrade {printable(str(folder))}{of}")
     return NOTHING_FOUND
 
 
@@ -169,6 +173,7 @@ def index_remove(
     """
     from ..runtime.bundle import open_bundle
     from ..runtime.gallery import Gallery
+    from ..runtime.gallery.gallery import SITE_KEY
 
     if issuer is not None and patient_id is None:
         raise click.UsageError("--issuer goes with --patient")
@@ -180,6 +185,8 @@ def index_remove(
         patient = gallery.site_key().patient(patient_id, issuer) if patient_id is not None else patient_pseudonym
         study = gallery.site_key().study(study_uid) if study_uid is not None else None
         removed = gallery.remove(key=key, patient=patient, study=study, gallery=name)
+        if not removed and key is not None and gallery.setting(SITE_KEY):  # imported under a pseudonym of this key
+            removed = gallery.remove(key=gallery.site_key().key(key), patient=patient, study=study, gallery=name)
         left = len(gallery)
     if as_json:
         click.echo(json.dumps({"schema_version": 1, "removed": removed, "frames_left": left}))
@@ -257,7 +264,7 @@ def index_verify(
         if recall:
             click.echo(
                 f"graph: {recall.found} of {recall.matches} matches of {recall.queries} pictures found, "
-                f"{recall.proven} searches proven complete"
+                f"{recall.proven} searches left to the exact search"
             )
         for problem in problems:
             say(f"error: {printable(problem)}")
@@ -294,7 +301,7 @@ def _fill(
     screener: Screener,
     gallery: Gallery,
     items: list[Found | Unfound],
-    skipped: int,
+    skipped: Mapping[str, int],
     name: str,
     graph: bool,
     as_json: bool,
@@ -305,4 +312,4 @@ def _fill(
     gallery.update_caches(graph=graph)
     if as_json:
         say_skipped(skipped, quiet)
-    return filling.summed_up(gallery, others=f", {skipped} other files skipped" if skipped else "")
+    return filling.summed_up(gallery, skipped)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ import click
 if TYPE_CHECKING:
     from ..runtime.files import Found, Unfound
 
-__all__ = ["inputs", "say_skipped", "walk"]
+__all__ = ["inputs", "say_skipped", "skipped_in_words", "walk"]
 
 
 def inputs(paths: Iterable[str], null: bool) -> list[Path]:
@@ -34,21 +34,35 @@ def inputs(paths: Iterable[str], null: bool) -> list[Path]:
     return inputs
 
 
-def walk(paths: Iterable[Path]) -> tuple[list[Found | Unfound], int]:
-    """All pictures to be read, and how many other files lay among them. Walked once: the progress bar needs the count."""
-    from ..runtime.files import Skipped, walk
+def walk(paths: Iterable[Path]) -> tuple[list[Found | Unfound], dict[str, int]]:
+    """Return all images to be read, and how many files were skipped for which reason.
+
+    Folders are walked once, before the work: the progress bar needs the count.
+    """
+    from ..runtime.files import Skipped, SkipReason, counted, walk
 
     found: list[Found | Unfound] = []
-    skipped = 0
+    skipped: list[SkipReason] = []
     for item in walk(paths):
         if isinstance(item, Skipped):
-            skipped += 1
+            skipped.append(item.reason)
         else:
             found.append(item)
-    return found, skipped
+    return found, counted(skipped)
 
 
-def say_skipped(skipped: int, quiet: bool, whose: str = "") -> None:
-    """Also where stdout is for programs: among what was skipped may be a picture that no one can tell from its first bytes."""
+def skipped_in_words(skipped: Mapping[str, int]) -> str:
+    """Return the counts of skipped files by reason, and a warning where such files may hold images; empty where there are none."""
+    from ..runtime.files import MAY_HOLD_IMAGES, in_words
+
+    if not skipped:
+        return ""
+    containers = " and ".join(reason for reason in skipped if reason in MAY_HOLD_IMAGES)
+    warning = f" ({containers} files may hold images, which were not looked for)" if containers else ""
+    return f"skipped: {in_words(skipped)}{warning}"
+
+
+def say_skipped(skipped: Mapping[str, int], quiet: bool, whose: str = "") -> None:
+    """Print a note on stderr about files that were skipped; `whose` says in which folder, where that is not plain."""
     if skipped and not quiet:
-        click.echo(f"note: {skipped}{whose} files are no pictures and were skipped", err=True)
+        click.echo(f"note: {skipped_in_words(skipped)}{whose}", err=True)

@@ -34,13 +34,18 @@ without_patients_option = click.option(
 @index_option
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="File to write; its name ends in .parquet or .npz.")
 @click.option("--gallery", "names", multiple=True, help="Group of the index to write; may be repeated.  [default: all]")
+@click.option("--with-paths", is_flag=True, help="Write keys (file names) as they are, also where patients are known.")
 @bundle_option
 @json_option
 @quiet_option
-def index_export(folder: Path, out: Path, names: tuple[str, ...], bundle: Path | None, as_json: bool, quiet: bool) -> int:
+def index_export(
+    folder: Path, out: Path, names: tuple[str, ...], with_paths: bool, bundle: Path | None, as_json: bool, quiet: bool
+) -> int:
     """Write an index to a file, for a back-up or a move: embeddings, keys, sums, pseudonyms.
 
-    A threshold that was set for the index is not in it.
+    Where the index knows patients, keys become pseudonyms under the site key, since file names may tell who they are; images
+    under such keys cannot be read again by 'index upgrade'. --with-paths writes the keys themselves. A threshold that was set
+    for the index is not in the file.
 
     \b
     Example:
@@ -51,12 +56,18 @@ def index_export(folder: Path, out: Path, names: tuple[str, ...], bundle: Path |
     from ..runtime.gallery.interchange import export_gallery
 
     with Gallery.open(folder, open_bundle(bundle), warn=warn) as gallery:
-        made = export_gallery(gallery, out, names or None, _watch(len(gallery), "exporting", quiet))
+        watch = _watch(len(gallery), "exporting", quiet)
+        made = export_gallery(gallery, out, names or None, watch, with_paths=with_paths)
     if as_json:
         click.echo(json.dumps({"schema_version": 1, "path": str(out), **asdict(made)}))
     elif not quiet:
         click.echo(f"{made.rows:,} embeddings in {printable(str(out))}")
         click.echo(f"next  lcmem-onnx index import {printable(str(out))} --index DIR")
+    if not quiet and made.rows:
+        if made.keys == "hashed":
+            say("note: keys are pseudonyms under the site key; --with-paths writes the file names")
+        else:
+            say("note: the file holds the names of the indexed files with their folders")
     return NOTHING_FOUND
 
 

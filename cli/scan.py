@@ -13,7 +13,7 @@ import click
 
 from ..display import print_comparison, print_results, printable, progress, say, warn
 from ..ending import FAILED, FOUND, NOTHING_FOUND
-from .inputs import inputs, say_skipped, walk
+from .inputs import inputs, say_skipped, skipped_in_words, walk
 from .options import (
     fpir_option,
     index_threshold_option,
@@ -66,8 +66,9 @@ def scan(
 ) -> int:
     """Screen pictures against a gallery.
 
-    PATH is a picture, a folder (searched recursively), or '-' for a list of them on stdin: PNG, JPEG, TIFF, WebP, BMP, GIF and
-    DICOM, each frame of it.
+    PATH is an image, a folder (searched recursively), or '-' for a list of them on stdin. Each frame is screened: DICOM, PNG, JPEG,
+    JPEG-LS, JPEG 2000, JPEG XL, TIFF, WebP, AVIF, HEIC, GIF, BMP, Targa, PBM to PFM. In a folder only files that are plainly not
+    images are skipped, and counted by reason. The last line of --json is a summary.
 
     \b
     Examples:
@@ -98,7 +99,7 @@ def scan(
 
         def report(stopped: str | None = None) -> None:
             if not as_json:
-                print_results(kept, size, counts, skipped, decision, stopped)
+                print_results(kept, size, counts, skipped_in_words(skipped), decision, stopped)
 
         try:
             with closing(progress(results, len(items), "screening", no_bar, lambda result: result.path)) as shown:
@@ -114,11 +115,10 @@ def scan(
             report(f"{how}: these are the results until then, of {len(items)} pictures in all")
             raise
         report()
+        if as_json:
+            click.echo(json.dumps({"schema_version": 1, "summary": {**counts, "skipped": skipped}}))
         if unproven and not quiet:
-            say(
-                f"note: of {unproven} results the search graph could not prove that no match is missing; '--search exact' leaves "
-                "no doubt"
-            )
+            say(f"note: {unproven} results come from the search graph, which may miss a match; use '--search exact' to be sure")
     if counts["error"] or unreadable:
         return FAILED
     return FOUND if counts["match"] else NOTHING_FOUND
@@ -169,7 +169,7 @@ def _gallery(screener: Screener, folder: Path | None, against: Path | None, quie
     with Gallery.temporary(screener.bundle) as gallery:
         unreadable = 0
         items, skipped = walk([against] if against else [])
-        say_skipped(skipped, quiet, " of the gallery's")
+        say_skipped(skipped, quiet, " in the gallery's folder")
         for outcome in progress(screener.index(items, gallery), len(items), "indexing", quiet, lambda done: done.path):
             for frame, reason, detail in outcome.errors:
                 unreadable += 1

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from lcmem_onnx.models.lcmem import LCMem
+from lcmem_onnx.runtime.child_python import module_command
 from lcmem_onnx.runtime.errors import ExportError, PictureError, UsageError
 from lcmem_onnx.runtime.files import read_file
 from lcmem_onnx.runtime.pictures import open_picture
@@ -144,7 +144,7 @@ def run_afresh(module: str, arguments: Sequence[Path], what: str) -> None:
     """
     answer = arguments[-1]
     answer.unlink(missing_ok=True)
-    command = [sys.executable, "-m", f"lcmem_onnx.export.{module}", *map(str, arguments)]
+    command = module_command(f"lcmem_onnx.export.{module}", *map(str, arguments))
     with held() as lifeline:
         finished = subprocess.run(
             command, stdin=lifeline, capture_output=True, text=True, encoding="utf-8", errors="replace", check=False

@@ -46,7 +46,7 @@ class PictureEncoder(nn.Module):
         pixels = pictures.permute(0, 3, 1, 2).to(torch.float32) / 255.0
         if self.network.vae is None:
             return self.network.embed(pixels)
-        return self.network.embed_latents(normalise_samples(self.network.vae.moments(pixels)))
+        return self.network.embed_latents(normalise_samples(self.network.vae.moments(pixels)), pixels)
 
 
 def _with_means_alone(network: LCMem) -> LCMem:

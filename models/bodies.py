@@ -12,9 +12,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import click
 import cv2
 import numpy as np
-from lcmem_onnx.evaluation.filelist import Listed, write_file_list
+from lcmem_onnx.ending import Ending
+from lcmem_onnx.evaluation.filelist import Listed, read_file_list, write_file_list
 from lcmem_onnx.runtime.errors import TrainingError
 from numpy.typing import NDArray
 from tqdm import tqdm
@@ -76,3 +78,22 @@ def bodies(slices: Sequence[Listed], out: Path, count: int, first: int = 0) -> l
     except OSError as error:
         raise TrainingError(f"{out} cannot be written: {error}") from error
     return rows
+
+
+@click.command(cls=Ending)
+@click.option(
+    "--slices",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    help="A file list, later.csv of models.photographs say; its data set 'slices' is deformed.",
+)
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder for images and list.csv.")
+@click.option("--count", type=click.IntRange(1, 100), default=14, show_default=True, help="Bodies of each slice.")
+def main(slices: Path, out: Path, count: int) -> None:
+    """Deform slices of real volumes into those of people who never were."""
+    rows = bodies([row for row in read_file_list(slices) if row.ds_name == "slices"], out, count)
+    click.echo(f"{len(rows)} images are in {out}", err=True)
+
+
+if __name__ == "__main__":
+    main()

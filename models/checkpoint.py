@@ -23,6 +23,7 @@ from torch import Tensor
 
 from .autoencoder import DEFAULT_GROUPS, AutoencoderShape, modern_attention_keys
 from .convnext import ConvNeXtShape
+from .efficientnet_lite import TrunkShape
 from .lcmem import LCMem
 from .resnet import ResNetShape
 from .weights_file import read_weights
@@ -91,13 +92,18 @@ def load_lcmem(checkpoint: Path, vae: Path | None = None) -> Loaded:
     if vae_state:
         shape, vae_state = _encoder(vae_state, groups, vae or checkpoint)
         _check_vae(shape, backbone, checkpoint, vae)
-    network = LCMem(backbone, shape)
+    trunk_state = _below(state, "trunk.")
+    with _shapes_of(checkpoint):
+        trunk = TrunkShape.from_state(trunk_state) if trunk_state else None
+    if trunk is not None and shape is None:
+        raise CheckpointError(f"{checkpoint} has a trunk but no VAE: a network with two branches needs both in one file")
+    network = LCMem(backbone, shape, trunk)
     parameters = {key: value for key, value in state.items() if not key.startswith("vae.")}
     parameters |= {f"vae.{key}": value for key, value in vae_state.items()}
     _load_strictly(network, parameters, checkpoint if vae is None else f"{checkpoint} with {vae}")
     return Loaded(
         network=network.eval(),
-        description=_describe(backbone, shape),
+        description=_describe(backbone, shape, trunk),
         image_size=(VAE_IMAGE_SIZE if shape else SIAMESE_IMAGE_SIZE) if image_size is None else image_size,
         threshold=threshold,
         card=card,
@@ -374,12 +380,13 @@ def _listed(keys: Iterable[str]) -> str:
     return ", ".join(keys[:LISTED_KEYS]) + more
 
 
-def _describe(backbone: ConvNeXtShape | ResNetShape, shape: AutoencoderShape | None) -> str:
+def _describe(backbone: ConvNeXtShape | ResNetShape, shape: AutoencoderShape | None, trunk: TrunkShape | None) -> str:
     if shape is None:
         return f"{backbone.name} on RGB, {backbone.features} features"
     widths = "/".join(map(str, shape.block_out_channels))
     unshuffled = f", pixel-unshuffle {shape.unshuffle}" if shape.unshuffle > 1 else ""
+    second = f"; EfficientNet-Lite0, {trunk.features} features" if trunk else ""
     return (
         f"AutoencoderKL encoder {widths}{unshuffled}, {shape.latent_channels} latent channels; "
-        f"{backbone.name}, {backbone.features} features"
+        f"{backbone.name}, {backbone.features} features{second}"
     )

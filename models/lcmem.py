@@ -1,4 +1,9 @@
-"""LCMem as one torch module: VAE encoder, sample-wise normalisation, siamese backbone, head (arXiv 2512.14421, section 3)."""
+"""LCMem as one torch module: VAE encoder, sample-wise normalisation, siamese backbone, head (arXiv 2512.14421, section 3).
+
+A network may have a second branch, `trunk`: a pretrained convolutional network that reads the image itself. Its numbers follow the
+backbone's in the embedding, and one head weighs them all: search and bundle see one embedding. On real images the two branches miss
+different alterations (docs/bundled-model.md).
+"""
 
 from __future__ import annotations
 
@@ -7,6 +12,7 @@ from torch import Tensor, nn
 
 from .autoencoder import Autoencoder, AutoencoderShape
 from .convnext import ConvNeXt, ConvNeXtShape
+from .efficientnet_lite import EfficientNetLite, TrunkShape
 from .resnet import ResNet, ResNetShape
 
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "LCMem", "normalise_samples"]
@@ -35,11 +41,14 @@ class LCMem(nn.Module):
     ImageNet-normalised pictures, or a stage-1 network that is given latents (`embed_latents`).
     """
 
-    def __init__(self, backbone: ConvNeXtShape | ResNetShape, autoencoder: AutoencoderShape | None) -> None:
+    def __init__(
+        self, backbone: ConvNeXtShape | ResNetShape, autoencoder: AutoencoderShape | None, trunk: TrunkShape | None = None
+    ) -> None:
         super().__init__()
         self.vae = Autoencoder(autoencoder) if autoencoder else None
         self.model: ConvNeXt | ResNet = ConvNeXt(backbone) if isinstance(backbone, ConvNeXtShape) else ResNet(backbone)
-        self.fc_end = nn.Linear(backbone.features, 1)
+        self.trunk = EfficientNetLite(trunk) if trunk else None
+        self.fc_end = nn.Linear(self.features, 1)
         self.register_buffer("imagenet_mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("imagenet_std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
 
@@ -56,8 +65,8 @@ class LCMem(nn.Module):
 
     @property
     def features(self) -> int:
-        """Length of an embedding."""
-        return self.model.shape.features
+        """Length of an embedding: the backbone's numbers and, where there is one, the trunk's."""
+        return self.model.shape.features + (self.trunk.shape.features if self.trunk is not None else 0)
 
     def latents(self, pixels: Tensor) -> Tensor:
         """(B, 3, S, S) in [0, 1] to what the backbone reads: normalised latents, or the ImageNet-normalised picture."""
@@ -66,13 +75,34 @@ class LCMem(nn.Module):
             return (pixels - self.imagenet_mean) / self.imagenet_std  # type: ignore[operator]
         return normalise_samples(self.vae(pixels))
 
-    def embed_latents(self, latents: Tensor) -> Tensor:
-        """(B, C, H, W), normalised, to embeddings (B, features) in (0, 1)."""
-        return torch.sigmoid(self.model(latents))
+    def project(self, latents: Tensor, pixels: Tensor | None = None) -> Tensor:
+        """Both branches' features side by side, before the sigmoid, (B, features). Arguments and errors are `embed_latents`'s."""
+        features = self.model(latents)
+        if self.trunk is None:
+            return features  # type: ignore[no-any-return]
+        if pixels is None:
+            raise ValueError("this network has a trunk, which reads pixels: latents alone give no embedding")
+        return torch.cat([features, self.trunk(pixels)], dim=1)
+
+    def embed_latents(self, latents: Tensor, pixels: Tensor | None = None) -> Tensor:
+        """Embed what `latents` gives.
+
+        Args:
+            latents: (B, C, H, W), normalised.
+            pixels: (B, 3, S, S) float in [0, 1], which a trunk reads besides.
+
+        Returns:
+            Embeddings (B, features) in (0, 1).
+
+        Raises:
+            ValueError: the network has a trunk and there are no pixels.
+        """
+        return torch.sigmoid(self.project(latents, pixels))
 
     def embed(self, pixels: Tensor) -> Tensor:
         """(B, 3, S, S) float in [0, 1] to embeddings (B, features) in (0, 1)."""
-        return self.embed_latents(self.latents(pixels))
+        pixels = pixels.clamp(0.0, 1.0)
+        return self.embed_latents(self.latents(pixels), pixels)
 
     def logit(self, first: Tensor, second: Tensor) -> Tensor:
         """Two batches of embeddings (B, features) to logits (B,); their sigmoid is the probability of "same"."""

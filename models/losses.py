@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["ALPHA", "TEMPERATURE", "hardest_bce", "nt_xent", "pair_loss", "rolled_bce", "tail_bce"]
+__all__ = ["ALPHA", "TEMPERATURE", "hardest_bce", "nt_xent", "pair_loss", "pooled_bce", "rolled_bce", "tail_bce"]
 
 ALPHA = 0.8
 TEMPERATURE = 0.07
@@ -16,18 +16,31 @@ Logit = Callable[[Tensor, Tensor], Tensor]
 """The head: two (..., features) to (...,) after flattening."""
 
 
-def nt_xent(first: Tensor, second: Tensor, temperature: float = TEMPERATURE, *, centred: bool = False) -> Tensor:
+def nt_xent(
+    first: Tensor,
+    second: Tensor,
+    temperature: float = TEMPERATURE,
+    *,
+    centred: bool = False,
+    identities: Tensor | None = None,
+) -> Tensor:
     """NT-Xent of Chen et al. (arXiv 2002.05709) over all 2B embeddings, (B, features) each in (0, 1).
 
-    `centred` subtracts 0.5 first: after a sigmoid all embeddings point the same way, and cosines hardly tell them apart.
+    Args:
+        centred: subtract 0.5 first. After a sigmoid all embeddings point the same way, and cosines hardly tell them apart.
+        identities: of each pair, int64 (B,); two pairs of one identity are not each other's negatives.
     """
     count = len(first)
     both = torch.cat([first, second])
     unit = functional.normalize(both - 0.5 if centred else both, dim=1)
     cosines = unit @ unit.T / temperature
-    cosines = cosines.masked_fill(torch.eye(2 * count, dtype=torch.bool, device=cosines.device), float("-inf"))
     partner = torch.arange(2 * count, device=cosines.device).roll(count)
-    return functional.cross_entropy(cosines, partner)
+    left_out = torch.eye(2 * count, dtype=torch.bool, device=cosines.device)
+    if identities is not None:
+        owner = identities.repeat(2)
+        left_out = owner[:, None] == owner[None, :]
+        left_out[torch.arange(2 * count, device=cosines.device), partner] = False
+    return functional.cross_entropy(cosines.masked_fill(left_out, float("-inf")), partner)
 
 
 def rolled_bce(first: Tensor, second: Tensor, logit: Logit) -> Tensor:
@@ -81,6 +94,50 @@ def tail_bce(first: Tensor, second: Tensor, logit: Logit, every: Logit, tail: fl
             highest = every(first, other).masked_fill(left_out, float("-inf")).flatten().topk(max(1, round(tail * pairs))).indices
         loss = loss + 0.5 * functional.softplus(logit(first[highest // count], other[highest % count])).mean()
     return 0.5 * loss
+
+
+def pooled_bce(
+    first: Tensor,
+    second: Tensor,
+    identities: Tensor,
+    remembered: tuple[Tensor, Tensor],
+    logit: Logit,
+    every: Logit,
+    *,
+    tail: float,
+    skipped: float = 0.0,
+) -> Tensor:
+    """Binary cross-entropy with each pair as a positive, and as negatives the highest of all pairs of different identities.
+
+    Candidates are the pairs of two firsts, of a first and another pair's second, and of a first and an embedding remembered from
+    an earlier batch (cross-batch memory, Wang et al., arXiv 1912.06798): all of one kind, so that a batch of a few pairs still
+    meets the hardest of thousands. Positives and negatives weigh the same.
+
+    Args:
+        first, second: embeddings (B, features).
+        identities: of each pair, int64 (B,). Two pairs of one identity are not each other's negatives.
+        remembered: embeddings (M, features) without a gradient and their identities (M,); M may be 0.
+        logit: the head, of two aligned batches.
+        every: the head, of (A, features) and (C, features) to (A, C).
+        tail: share of the candidates that count, in (0, 1]; half as many as there are pairs at least.
+        skipped: share of the candidates, the highest, that are left out first: where identities are not certain, these may show
+            one thing under two names.
+    """
+    positives = functional.softplus(-logit(first, second)).mean()
+    apart = identities[:, None] != identities[None, :]
+    sides = [(first, apart.tril(-1)), (second, apart), (remembered[0], identities[:, None] != remembered[1][None, :])]
+    others = torch.cat([side for side, _ in sides])
+    allowed = torch.cat([mask for _, mask in sides], dim=1)
+    count = int(allowed.sum())
+    if not count:
+        return 0.5 * positives
+    with torch.no_grad():
+        scores = every(first, others).masked_fill(~allowed, float("-inf")).flatten()
+        skip = min(round(skipped * count), count - 1)
+        wanted = min(max(len(first) // 2, round(tail * count), 1), count - skip)
+        highest = scores.topk(skip + wanted).indices[skip:]
+    negatives = functional.softplus(logit(first[highest // len(others)], others[highest % len(others)])).mean()
+    return 0.5 * (positives + negatives)
 
 
 def pair_loss(

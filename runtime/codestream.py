@@ -28,9 +28,20 @@ _HTJ2K = {uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.HTJ2K}
 COMPRESSED: frozenset[str] = frozenset(str(syntax) for syntax in _JPEG | _JPEG_LS | _JPEG_2000 | _HTJ2K)
 """Transfer syntaxes that `decode_codestream` reads."""
 
+_LOSSLESS = {
+    uid.JPEGLossless,
+    uid.JPEGLosslessSV1,
+    uid.JPEGLSLossless,
+    uid.JPEG2000Lossless,
+    uid.HTJ2KLossless,
+    uid.HTJ2KLosslessRPCL,
+}
 _LOSSLESS_FRAME = 0xC3
 _JPEG_LS_FRAME = 0xF7
 _FRAMES = {0xC0, 0xC1, 0xC2, _LOSSLESS_FRAME, _JPEG_LS_FRAME}
+_CODING_STYLE, _START_OF_DATA = 0x52, 0x93
+_SYCC = b"colr\x01\0\0\0\0\0\x12"
+"""A JP2 file's box that says its colors are sYCC."""
 _STAND_ALONE = {0x01, *range(0xD0, 0xD9)}
 
 
@@ -45,11 +56,16 @@ class Expected:
     signed: bool
     photometric: str
     high_bit: int
+    bits_allocated: int
 
 
 @dataclass(frozen=True)
 class _Header:
-    """What a codestream says of itself. `ycc`: whether its markers say YCbCr (True), RGB (False) or nothing (None)."""
+    """What a codestream says of itself.
+
+    Attributes:
+        ycc: whether its samples, as the decoder gives them, are YCbCr (True) or RGB (False); None where it does not say.
+    """
 
     rows: int
     columns: int
@@ -83,14 +99,17 @@ def decode_codestream(source: bytes, syntax: str, expected: Expected) -> NDArray
     elif syntax in _JPEG_LS:
         values = _to_rgb(imagecodecs.jpegls_decode(source), expected)
     else:  # OpenJPEG reads HTJ2K too
-        values = _to_rgb(imagecodecs.jpeg2k_decode(source), expected)
+        values = imagecodecs.jpeg2k_decode(source)
+        if expected.samples == 3 and header.ycc is None:
+            values = _to_rgb(values, expected)
     if values.shape != (wanted if expected.samples > 1 else wanted[:2]):
         raise PictureError(Reason.DAMAGED, f"its codestream gave an array of {values.shape} instead of {_size(wanted)}")
     bits = header.precision
-    # A codestream of more bits than are stored holds whole words: the sign is where the header has it, or repeated
-    # above it.
-    if expected.signed or header.lossless:
-        bits = min(bits, expected.bits_stored)
+    # A codestream of more bits than are stored holds whole words: the stored bits are where the header has them, and the sign is
+    # the highest of them, or repeated above it.
+    if bits > expected.bits_stored and (expected.signed or syntax in _LOSSLESS or header.lossless):
+        values = values >> max(expected.high_bit + 1 - expected.bits_stored, 0)
+        bits = expected.bits_stored
     return _stored(values, bits, expected.signed)
 
 
@@ -110,7 +129,7 @@ def _decode_jpeg(source: bytes, header: _Header, expected: Expected) -> NDArray[
 
 
 def _to_rgb(values: NDArray[Any], expected: Expected) -> NDArray[Any]:
-    """YBR_ICT and YBR_RCT come out of the decoder as RGB already, YBR_FULL does not."""
+    """What a codestream that does not say its colors holds: YCbCr if the header says YBR_FULL, else RGB."""
     if expected.photometric in ("YBR_FULL", "YBR_FULL_422"):
         return convert_color_space(values, "YBR_FULL", "RGB")
     return values
@@ -146,13 +165,13 @@ def _jpeg_header(source: bytes) -> _Header:
         body = source[at + 4 : at + 2 + length]
         if marker in _FRAMES and len(body) >= 6:
             precision, rows, columns, samples = struct.unpack(">BHHB", body[:6])
-            ids = body[6::3][:samples]
+            ids, sampling = body[6::3][:samples], body[7::3][:samples]
             ycc: bool | None = None
             if adobe is not None:
                 ycc = adobe != 0
             elif ids.upper() == b"RGB":
                 ycc = False
-            elif jfif:
+            elif jfif or len(set(sampling)) > 1:  # RGB is never coded with fewer samples of one color than of another
                 ycc = True
             return _Header(rows, columns, samples, precision, marker == _LOSSLESS_FRAME, ycc)
         if marker == 0xEE and body[:5] == b"Adobe" and len(body) >= 12:
@@ -173,4 +192,16 @@ def _jpeg2000_header(source: bytes) -> _Header:
     samples = int.from_bytes(segment[40:42], "big")
     if not tile_columns or not tile_rows:
         raise PictureError(Reason.DAMAGED, "its JPEG 2000 codestream has tiles of no size")
-    return _Header(bottom - top, right - left, samples, (segment[42] & 0x7F) + 1)
+    # The decoder undoes the transform, and converts what a JP2 file says is YCbCr: then it gives RGB, whatever DICOM's header says.
+    rgb = _SYCC in source[:start] or _component_transform(source, start + 2)
+    return _Header(bottom - top, right - left, samples, (segment[42] & 0x7F) + 1, ycc=False if rgb else None)
+
+
+def _component_transform(source: bytes, at: int) -> bool:
+    """Whether a JPEG 2000 codestream's components are transformed, by its coding style (COD), its first tile's if that has one."""
+    transformed = False
+    while at + 9 <= len(source) and source[at] == 0xFF and source[at + 1] != _START_OF_DATA:
+        if source[at + 1] == _CODING_STYLE:
+            transformed = source[at + 8] == 1
+        at += 2 + max(int.from_bytes(source[at + 2 : at + 4], "big"), 2)
+    return transformed

@@ -8,6 +8,7 @@ one thread for each numeric library, and decodes nothing itself.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import json
@@ -19,6 +20,7 @@ import socket
 import struct
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ import numpy as np
 from . import dicom  # noqa: F401  # loaded before the fork, else each child would load it
 from .errors import PictureError, Reason
 from .files import Limits
+from .notes import Note
 from .pictures import boundary, open_picture
 
 __all__ = ["OUT_OF_MEMORY_STATUS", "Closed", "nurse", "receive", "send"]
@@ -145,12 +148,19 @@ def _say(control: socket.socket, words: dict[str, int]) -> None:
 def _load_decoders() -> None:
     """imagecodecs and pydicom load a codec when it is first used: here that would be in each child anew."""
     picture = np.zeros((8, 8), np.uint8)
-    for encode, decode in (
+    codecs: tuple[tuple[Any, Any], ...] = (
         (imagecodecs.jpeg8_encode, imagecodecs.jpeg8_decode),
         (imagecodecs.jpegls_encode, imagecodecs.jpegls_decode),
         (imagecodecs.jpeg2k_encode, imagecodecs.jpeg2k_decode),
-    ):
+        (imagecodecs.tiff_encode, imagecodecs.tiff_decode),
+        (imagecodecs.png_encode, imagecodecs.png_decode),
+        (imagecodecs.jpegxl_encode, imagecodecs.jpegxl_decode),
+        (imagecodecs.brotli_encode, imagecodecs.brotli_decode),
+    )
+    for encode, decode in codecs:
         decode(encode(picture))
+    with contextlib.suppress(ImportError):
+        import pi_heif  # noqa: F401
 
 
 # -- a child, for one picture ------------------------------------------------------------------------------------------
@@ -195,13 +205,16 @@ def _serve(channel: socket.socket) -> None:
             with boundary():
                 pictures = picture.views(number, size) if size else picture.renderings(number)
         except PictureError as error:
-            _send_error(channel, error)
+            _send_error(channel, error, picture.notes)
             continue
-        send(channel, {"shapes": [one.shape for one in pictures]}, *(np.ascontiguousarray(one).data.cast("B") for one in pictures))
+        words = {"shapes": [one.shape for one in pictures], "notes": picture.notes}
+        send(channel, words, *(np.ascontiguousarray(one).data.cast("B") for one in pictures))
 
 
-def _send_error(channel: socket.socket, error: PictureError) -> None:
-    send(channel, {"reason": error.reason, "message": str(error)[:1000]})
+def _send_error(channel: socket.socket, error: PictureError, notes: Sequence[Note] | None = None) -> None:
+    """Send an error, with the file's flags where it could be opened."""
+    words = {"reason": error.reason, "message": str(error)[:1000]}
+    send(channel, words if notes is None else {**words, "notes": notes})
 
 
 def _confine(limits: Limits) -> None:

@@ -22,20 +22,24 @@ from pydicom import dcmread, uid
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, generate_fragments, generate_frames
 from pydicom.filereader import data_element_generator, read_dataset
-from pydicom.pixels.decoders.base import get_decoder
-from pydicom.pixels.processing import apply_color_lut
 
 from .codestream import COMPRESSED, Expected, decode_codestream
-from .depth import nominal_depth, to_8_bit
+from .depth import to_8_bit
+from .elements import first_number, value_of
 from .errors import PictureError, Reason
-from .grey import first_number, largest_entry, merged_groups, render_grey
+from .grey import merged_groups, render_grey
 from .identifiers import identifiers_of
+from .lookup_table import Palette, read_palette
+from .native_frames import decode_native, frame_bits, unpack_rle_bits
 from .notes import Note, notes_of
 
 __all__ = ["Dicom", "open_dicom"]
 
 _NATIVE = {uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian}
 _DEFLATED = str(uid.DeflatedExplicitVRLittleEndian)
+_DEFLATED_FRAMES = "1.2.840.10008.1.2.8.1"
+_READ = {*_NATIVE, *COMPRESSED, uid.RLELossless, _DEFLATED_FRAMES}
+"""Transfer syntaxes that are decoded, without deflate, which is undone first."""
 _SAMPLES = {
     "MONOCHROME1": 1,
     "MONOCHROME2": 1,
@@ -86,6 +90,9 @@ class Dicom:
         self._dataset = dataset
         self._syntax = syntax
         self._expected = expected
+        if "NumberOfFrames" in dataset:
+            dataset.NumberOfFrames = frames  # pydicom takes the element's own word for it
+        self._palette = _palette_of(dataset, expected)
         self._encoded: list[bytes] | None = None
         if syntax not in _NATIVE:
             self._encoded = _encoded_frames(dataset, frames)
@@ -94,39 +101,76 @@ class Dicom:
     def renderings(self, number: int) -> tuple[NDArray[np.uint8], ...]:
         """Decode one frame and render it: RGB, uint8 (rows, columns, 3) each; first as a viewer shows it.
 
-        Grey frames have two renderings, see `grey`. Colours have no window, so one.
+        Grey frames have two renderings, see `grey`. Colours have no window, so one. A grey frame with a supplemental palette
+        (PS3.3 C.7.6.19) has its colours in the first, and is grey in the second, as viewers without such palettes show it.
 
         Raises:
-            PictureError: the frame is missing, of another size than the header says, or not finite.
+            PictureError: the frame is missing, of another size than the header says, without a finite value or a palette.
             Exception: whatever pydicom or a decoder raises on a damaged frame.
         """
-        photometric = self._expected.photometric
+        expected = self._expected
         values = self._values(number)
-        if photometric == "PALETTE COLOR":
-            colours = apply_color_lut(values, self._dataset)[..., :3]
-            # Some tables keep 8-bit entries in 16 bits, so the table's own largest entry tells its depth.
-            deep = colours.dtype != np.uint8
-            return (to_8_bit(colours, nominal_depth(_largest_of_palette(self._dataset)) if deep else 8),)
-        if self._expected.samples == 3:
-            return (to_8_bit(values, self._expected.bits_stored),)
-        greys = render_grey(values, merged_groups(self._dataset, number), self._expected)
-        return tuple(np.repeat(grey[..., None], 3, axis=2) for grey in greys)
+        if expected.photometric == "PALETTE COLOR":
+            if self._palette is None:
+                raise PictureError(Reason.DAMAGED, "its header says PALETTE COLOR, but it has no palette")
+            return (self._palette.colours(values, expected.signed),)
+        if expected.samples == 3:
+            return (to_8_bit(values, expected.bits_stored),)
+        tags = merged_groups(self._dataset, number)
+        greys = tuple(_as_rgb(grey) for grey in render_grey(values, tags, expected))
+        if self._palette is None or values.dtype.kind == "f":
+            return greys
+        coloured = values >= self._palette.start(expected.signed, float(values.min()), float(values.max()))
+        if not coloured.any():
+            return greys
+        first = _as_rgb(render_grey(values, tags, expected, coloured)[0])
+        first[coloured] = self._palette.colours(values[coloured], expected.signed)
+        return first, greys[-1]
 
     def _values(self, number: int) -> NDArray[Any]:
         """Stored values, or RGB."""
+        expected = self._expected
         if self._encoded is None:
-            return _decoded(self._dataset, self._syntax, number, self._expected)
+            return decode_native(self._dataset, self._syntax, number, expected)
         if number >= len(self._encoded):
             held = len(self._encoded)
             raise PictureError(Reason.DAMAGED, f"its header says {self.frames} frames, but it holds {held}")
+        frame = self._encoded[number]
         if self._syntax in COMPRESSED:
-            return decode_codestream(self._encoded[number], self._syntax, self._expected)
+            return decode_codestream(frame, self._syntax, expected)
         alone = Dataset()  # pydicom would look for the frame from the first one on, each time
         for keyword in _PIXEL_MODULE:
             if keyword in self._dataset:
                 alone[keyword] = self._dataset[keyword]
-        alone.PixelData = encapsulate([self._encoded[number]])
-        return _decoded(alone, self._syntax, 0, self._expected)
+        if self._syntax == _DEFLATED_FRAMES:
+            alone.add_new("PixelData", "OB", _inflate(frame, 0, -(-frame_bits(expected) // 8) + 1))
+        elif expected.bits_allocated == 1:
+            alone.add_new("PixelData", "OB", unpack_rle_bits(frame, expected))
+        else:
+            alone.PixelData = encapsulate([frame])
+            return decode_native(alone, self._syntax, 0, expected)
+        return decode_native(alone, uid.ExplicitVRLittleEndian, 0, expected)
+
+
+def _as_rgb(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.repeat(grey[..., None], 3, axis=2)
+
+
+def _palette_of(dataset: Dataset, expected: Expected) -> Palette | None:
+    """The palette, of PALETTE COLOR or a supplemental one; None where it does not apply.
+
+    A supplemental palette applies where Pixel Presentation says that there are colours; a damaged one is left out.
+    """
+    if expected.samples != 1:
+        return None
+    if expected.photometric == "PALETTE COLOR":
+        return read_palette(dataset)
+    if str(value_of(dataset, "PixelPresentation") or "MONOCHROME").strip().upper() == "MONOCHROME":
+        return None
+    try:
+        return read_palette(dataset)
+    except PictureError:
+        return None
 
 
 def _encoded_frames(dataset: Dataset, frames: int) -> list[bytes]:
@@ -155,20 +199,6 @@ def _digest(parts: list[bytes]) -> bytes:
     return digest.digest()
 
 
-def _decoded(dataset: Dataset, syntax: str, number: int, expected: Expected) -> NDArray[Any]:
-    """One frame of native or RLE pixels by pydicom, which takes the lowest bits to be those that are stored."""
-    above = expected.high_bit + 1 - expected.bits_stored
-    decoder = get_decoder(uid.UID(syntax))
-    if above <= 0:
-        return decoder.as_array(dataset, index=number)[0]
-    # As ACR-NEMA allowed: unused bits below the stored ones.
-    options: Any = {"correct_unused_bits": False}
-    values = decoder.as_array(dataset, index=number, **options)[0].astype(np.int64) >> above
-    sign = 1 << (expected.bits_stored - 1)
-    low = values & ((sign << 1) - 1)
-    return (low ^ sign) - sign if expected.signed else low
-
-
 def open_dicom(data: bytes, *, max_pixels: int, max_frames: int, max_inflated: int) -> Dicom:
     """Read an object's header and decide whether its frames may be decoded.
 
@@ -183,7 +213,7 @@ def open_dicom(data: bytes, *, max_pixels: int, max_frames: int, max_inflated: i
         itself. Exception: whatever pydicom raises on a damaged object.
     """
     has_preamble = data[128:132] == b"DICM"
-    syntax, body = _transfer_syntax(data) if has_preamble else ("", 0)
+    syntax, body = _transfer_syntax(data, 132 if has_preamble else 0)  # a meta group may stand without a preamble
     if syntax == _DEFLATED:
         # dcmread inflates without a bound: 1.9 MB became 2 GB.
         data_set, body = _inflate(data, body, max_inflated), 0
@@ -199,7 +229,7 @@ def open_dicom(data: bytes, *, max_pixels: int, max_frames: int, max_inflated: i
     _refuse_doubles(data_set, body, dataset)
     if not syntax:
         syntax = _guessed_syntax(dataset)
-    if syntax not in _NATIVE and syntax not in COMPRESSED and syntax != uid.RLELossless:
+    if syntax not in _READ:
         name = uid.UID(syntax).name
         raise PictureError(Reason.UNSUPPORTED, f"its transfer syntax is not one that is decoded: {name[:100]!r}")
     expected, frames = _check_header(dataset, max_pixels, max_frames)
@@ -230,9 +260,9 @@ def _refuse_doubles(data: bytes, body: int, dataset: Dataset) -> None:
         seen.add(tag)
 
 
-def _transfer_syntax(data: bytes) -> tuple[str, int]:
-    """The transfer syntax in the file meta group (explicit, little endian), "" if none; and where the group ends."""
-    at, syntax = 132, ""
+def _transfer_syntax(data: bytes, at: int) -> tuple[str, int]:
+    """The transfer syntax in the file meta group (explicit, little endian) that begins `at`, "" if none; and where it ends."""
+    syntax = ""
     while data[at : at + 2] == b"\x02\x00" and at + 8 <= len(data):
         long = data[at + 4 : at + 6] in (b"OB", b"OW", b"UN", b"UT", b"SQ")
         start = at + (12 if long else 8)
@@ -266,9 +296,7 @@ def _inflate(data: bytes, start: int, limit: int) -> bytes:
 def _check_length(dataset: Dataset, expected: Expected, frames: int) -> None:
     """Raise a PictureError if native pixels would fill more frames than the header tells of: those would go unseen."""
     keyword = next(word for word in _PIXEL_KEYWORDS if word in dataset)
-    bits = expected.rows * expected.columns * expected.samples * int(dataset.BitsAllocated)
-    if expected.photometric == "YBR_FULL_422":
-        bits = bits * 2 // 3
+    bits = frame_bits(expected)
     surplus = 8 * len(dataset[keyword].value or b"") - frames * bits
     if surplus >= max(bits, 16):
         size = f"{expected.columns} x {expected.rows} pixels"
@@ -283,20 +311,23 @@ def _check_header(dataset: Dataset, max_pixels: int, max_frames: int) -> tuple[E
     """
 
     def whole(keyword: str, default: int | None = None) -> int:
-        number = first_number(dataset.get(keyword))
-        if number is None and default is not None:
+        value = dataset.get(keyword)
+        if default is not None and value in (None, "", b""):
             return default
+        number = first_number(value)
         if number is None or number != int(number):
             raise PictureError(Reason.DAMAGED, f"its header has no usable {keyword}")
         return int(number)
 
     rows, columns, samples = whole("Rows"), whole("Columns"), whole("SamplesPerPixel", 1)
-    allocated, frames = whole("BitsAllocated"), whole("NumberOfFrames", 1)
+    allocated = whole("BitsAllocated")
+    # 0 and less as DCMTK takes it; if there are more frames in the pixels, it is refused for that.
+    frames = max(whole("NumberOfFrames", 1), 1)
     stored, signed = whole("BitsStored", allocated), whole("PixelRepresentation", 0)
-    high_bit = whole("HighBit", stored - 1)
+    high_bit = 0 if allocated == 1 else whole("HighBit", stored - 1)
     photometric = str(dataset.get("PhotometricInterpretation") or "").strip()
-    if rows < 1 or columns < 1 or frames < 1:
-        raise PictureError(Reason.DAMAGED, f"its header says {frames} frames of {columns} x {rows} pixels")
+    if rows < 1 or columns < 1:
+        raise PictureError(Reason.DAMAGED, f"its header says {columns} x {rows} pixels")
     if rows * columns > max_pixels:
         raise PictureError(Reason.TOO_LARGE, f"its frames are {columns} x {rows} pixels, more than {max_pixels}")
     if frames > max_frames:
@@ -308,15 +339,9 @@ def _check_header(dataset: Dataset, max_pixels: int, max_frames: int) -> tuple[E
     if allocated not in (1, 8, 16, 32, 64) or not 1 <= stored <= allocated or signed not in (0, 1):
         figures = f"{stored} bits stored in {allocated}, representation {signed}"
         raise PictureError(Reason.DAMAGED, f"its header says {figures}")
+    if allocated == 1 and samples > 1:
+        raise PictureError(Reason.UNSUPPORTED, "its colors have 1 bit a sample")
     if high_bit >= allocated or (samples == 3 and high_bit >= stored):
         figures = f"{stored} bits stored in {allocated}, the highest of them at {high_bit}"
         raise PictureError(Reason.DAMAGED, f"its header says {figures}")
-    return Expected(rows, columns, samples, stored, signed == 1, photometric, high_bit), frames
-
-
-def _largest_of_palette(dataset: Dataset) -> int:
-    """Largest entry of a 16-bit palette; the top of its depth where it is segmented, which is not expanded here."""
-    words = [f"{colour}PaletteColorLookupTableData" for colour in ("Red", "Green", "Blue")]
-    if not all(word in dataset for word in words):
-        return 0xFFFF
-    return max(largest_entry(dataset[word].value) for word in words)
+    return Expected(rows, columns, samples, stored, signed == 1, photometric, high_bit, allocated), frames

@@ -3,39 +3,70 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
 from .errors import PictureError, Reason
+from .formats import (
+    ADVICE,
+    MAY_HOLD_IMAGES,
+    UNKNOWN,
+    Format,
+    SkipReason,
+    dicomdir_format,
+    is_bare_dicom,
+    recognize,
+    uncompressed_head,
+)
 
 __all__ = [
     "DEFAULT_LIMITS",
     "DICOM_SUFFIXES",
     "HEAD",
+    "MAY_HOLD_IMAGES",
+    "TGA_FOOTER",
+    "TGA_SUFFIXES",
     "Found",
     "Kind",
     "Limits",
+    "SkipReason",
     "Skipped",
     "Supplied",
     "Unfound",
+    "counted",
+    "identify",
+    "in_words",
     "picture_name",
     "read_file",
+    "refusal",
     "sniff",
     "walk",
     "walk_or_supplied",
 ]
 
-HEAD = 132
-"""Bytes that `sniff` needs: a DICOM file's mark comes after a preamble of 128."""
+HEAD = 1024
+"""Bytes that `sniff` needs: a DICOM file's mark comes after a preamble of 128, one without it is told by its elements, and a Netpbm
+file's size comes after comments."""
 
 DICOM_SUFFIXES = frozenset({".dcm", ".dicom", ".ima"})
-_SUFFIXES = DICOM_SUFFIXES | frozenset(
-    ".png .apng .jpg .jpeg .jpe .jfif .tif .tiff .webp .bmp .dib .gif".split()  # noqa: SIM905  # one line, not twelve
-)
+TGA_SUFFIXES = frozenset({".tga", ".icb", ".vda", ".vst"})
+"""Targa files have no mark at their beginning, so a file's name decides whether it is tried as one,"""
+TGA_FOOTER = b"TRUEVISION-XFILE.\0"
+"""or its last bytes, in files of the second version."""
+_SUFFIXES = DICOM_SUFFIXES | {
+    *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".webp", ".bmp", ".dib", ".gif", ".avif", ".heic"),
+    *(".heif", ".jxl", ".jp2", ".j2k", ".jls", ".pnm", ".pbm", ".pgm", ".ppm", ".tga"),
+}
+_HEVC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
+_BLANKS = rb"(?:[ \t\r\n]|#[^\r\n]*[\r\n])+"
+_NETPBM = re.compile(rb"P[1-6]" + _BLANKS + rb"\d+" + _BLANKS + rb"\d+\s|P[Ff]\s+\d+\s+\d+\s|P7(\n| 332\n)")
 _BMP_HEADERS = {12, 16, 40, 52, 56, 64, 108, 124}
 
 
@@ -72,6 +103,13 @@ class Kind(StrEnum):
     WEBP = "webp"
     BMP = "bmp"
     GIF = "gif"
+    AVIF = "avif"
+    HEIC = "heic"
+    JPEG_XL = "jpeg-xl"
+    JPEG_2000 = "jpeg-2000"
+    JPEG_LS = "jpeg-ls"
+    NETPBM = "netpbm"
+    TGA = "tga"
     DICOM = "dicom"
 
 
@@ -84,9 +122,10 @@ class Found:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A file in a folder that neither its name nor its first bytes make a picture."""
+    """A file in a folder that is plainly not an image, and what it is instead."""
 
     path: Path
+    reason: SkipReason
 
 
 @dataclass(frozen=True)
@@ -126,15 +165,85 @@ def sniff(head: bytes) -> Kind | None:
         (b"MM\0+", Kind.TIFF),
         (b"GIF87a", Kind.GIF),
         (b"GIF89a", Kind.GIF),
+        (b"\xff\x4f\xff\x51", Kind.JPEG_2000),
+        (b"\0\0\0\x0cjP  \r\n\x87\n", Kind.JPEG_2000),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", Kind.JPEG_XL),
+        (b"\xff\x0a", Kind.JPEG_XL),
     ):
         if head.startswith(mark):
-            return kind
+            return Kind.JPEG_LS if kind is Kind.JPEG and _is_jpeg_ls(head) else kind
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return Kind.WEBP
     # Two letters are too little to tell a bitmap from a text that begins with BM.
     if head[:2] == b"BM" and int.from_bytes(head[14:18], "little") in _BMP_HEADERS:
         return Kind.BMP
-    return None
+    if _NETPBM.match(head):
+        return Kind.NETPBM
+    if head[4:8] == b"ftyp":
+        return _by_brand(head)
+    return Kind.DICOM if is_bare_dicom(head) else None
+
+
+def _is_jpeg_ls(head: bytes) -> bool:
+    """Whether the frame header of a JPEG file, as far as it can be seen, is that of JPEG-LS."""
+    at = 2
+    while at + 4 <= len(head) and head[at] == 0xFF and head[at + 1] not in (0xF7, 0xC0, 0xC2):
+        at += 2 + int.from_bytes(head[at + 2 : at + 4], "big")
+    return head[at : at + 2] == b"\xff\xf7"
+
+
+def _by_brand(head: bytes) -> Kind | None:
+    """HEIC or AVIF, by the brands of an ISO base media file: the major one, else what it is compatible with."""
+    end = min(int.from_bytes(head[:4], "big"), len(head) - len(head) % 4)
+    brands = [head[8:12], *(head[at : at + 4] for at in range(16, end, 4))]
+    for brand in brands:
+        if brand in (b"avif", b"avis"):
+            return Kind.AVIF
+        if brand in _HEVC_BRANDS:
+            return Kind.HEIC
+    return Kind.HEIC if brands[0] in (b"mif1", b"msf1") else None
+
+
+def identify(stream: BinaryIO) -> Kind | Format:
+    """Return what a file is by its content: an image that is read, or another format.
+
+    A compressed image (gzip, bzip2, xz) is an image that is not read; any other compressed file is an archive.
+
+    Args:
+        stream: the file, seekable.
+    """
+    stream.seek(0)
+    kind = sniff(stream.read(HEAD))
+    if kind is not None:
+        return (dicomdir_format(stream) if kind is Kind.DICOM else None) or kind
+    if stream.seek(0, os.SEEK_END) > len(TGA_FOOTER):
+        stream.seek(-len(TGA_FOOTER), os.SEEK_END)
+        if stream.read() == TGA_FOOTER:
+            return Kind.TGA
+    inside = uncompressed_head(stream)
+    if inside is None:
+        return recognize(stream)
+    content = sniff(inside[:HEAD]) or recognize(BytesIO(inside))
+    if isinstance(content, Kind):
+        return Format(f"compressed {content.value}", advice="uncompress it")
+    if content.skip is None and content is not UNKNOWN:
+        return Format(f"compressed {content.name}", advice=f"uncompress it and {content.advice}")
+    return Format("compressed file", SkipReason.ARCHIVE)
+
+
+def refusal(found: Format) -> PictureError:
+    """Return the error of a file that is not an image that is read: `not-a-picture` where it is plainly not one, else
+    `unsupported`."""
+    if found.skip is not None:
+        return PictureError(Reason.NOT_A_PICTURE, f"it is not an image ({found.name}); supported formats are {', '.join(Kind)}")
+    if found is UNKNOWN:
+        return PictureError(Reason.UNSUPPORTED, f"its format is not known, so it may be an image; if it is one, {ADVICE}")
+    return PictureError(Reason.UNSUPPORTED, f"its format is not supported: {found.name}; {found.advice}")
+
+
+def counted(reasons: Iterable[SkipReason]) -> dict[str, int]:
+    """Count files that were skipped, by reason; the most frequent first."""
+    return {reason.value: count for reason, count in Counter(reasons).most_common()}
 
 
 def read_file(path: str | os.PathLike[str], limits: Limits = DEFAULT_LIMITS) -> bytes:
@@ -194,17 +303,18 @@ def _cannot_read(error: Exception) -> PictureError:
 def walk(paths: Iterable[str | os.PathLike[str] | Found | Skipped | Unfound]) -> Iterator[Found | Skipped | Unfound]:
     """Find pictures: a file is always tried, a folder is searched with all below it, sorted by name.
 
-    In a folder a file counts as a picture if its suffix or its first bytes say so. Links to folders are not followed,
-    so a link cannot lead in circles or out of the folder; links to files are. What is not looked at is an Unfound,
-    never left out: it may have been a picture, or hold some.
+    In a folder a file counts as an image if its suffix or its content says so. Only a file that is plainly not an image is
+    skipped, for a reason that is counted (see `formats`); one in an image format that is not read, or in a format that is not
+    known, is an Unfound. Links to folders are not followed, so a link cannot lead in circles or out of the folder; links to
+    files are. What is not looked at is an Unfound, never left out: it may have been a picture, or hold some.
 
     Args:
         paths: files and folders; items of an earlier walk pass through.
 
     Yields:
         In order, lazily: a Found or Skipped a file; an Unfound for a path that does not exist (not-found), a folder or
-        file that may not be read (no-permission, read-failed), a link to a folder met on the way (link-to-folder), and a
-        given folder that holds no picture (empty-folder).
+        file that may not be read (no-permission, read-failed), a file in a folder whose format is not read (unsupported), a
+        link to a folder met on the way (link-to-folder), and a given folder that holds no picture (empty-folder).
     """
     for path in paths:
         if isinstance(path, (Found, Skipped, Unfound)):
@@ -234,16 +344,17 @@ def walk_or_supplied(
 
 
 def _walk_given_folder(folder: Path) -> Iterator[Found | Skipped | Unfound]:
-    pictures = skipped = 0
+    pictures = 0
+    skipped: list[SkipReason] = []
     for item in _walk_folder(folder):
         if isinstance(item, Skipped):
-            skipped += 1
+            skipped.append(item.reason)
         else:
             pictures += 1
         yield item
     if not pictures:
-        others = f"; {skipped} other files were skipped" if skipped else ""
-        yield Unfound(folder, PictureError(Reason.EMPTY_FOLDER, f"the folder holds no picture{others}"))
+        others = f"; skipped: {in_words(counted(skipped))}" if skipped else ""
+        yield Unfound(folder, PictureError(Reason.EMPTY_FOLDER, f"the folder holds no image{others}"))
 
 
 def _walk_folder(folder: Path) -> Iterator[Found | Skipped | Unfound]:
@@ -263,8 +374,13 @@ def _walk_folder(folder: Path) -> Iterator[Found | Skipped | Unfound]:
         waiting += [(path / name, is_dir) for name, is_dir in inside]
 
 
+def in_words(skipped: Mapping[str, int]) -> str:
+    """Return the counts of skipped files by reason, as "3 text, 1 archive"."""
+    return ", ".join(f"{count} {reason}" for reason, count in skipped.items())
+
+
 def _judge(path: Path) -> Found | Skipped | Unfound:
-    """Whether a file in a folder is a picture. A pipe without a picture's suffix is none."""
+    """Whether a file in a folder is an image. A pipe without an image's suffix is none."""
     try:
         mode = os.stat(path).st_mode
         if stat.S_ISDIR(mode):
@@ -272,9 +388,12 @@ def _judge(path: Path) -> Found | Skipped | Unfound:
         if path.suffix.lower() in _SUFFIXES:
             return Found(path)
         if not stat.S_ISREG(mode):
-            return Skipped(path)
+            return Skipped(path, SkipReason.SPECIAL_FILE)
         with _open_regular(path) as file:
-            return Found(path) if sniff(file.read(HEAD)) else Skipped(path)
+            found = identify(file)
+        if isinstance(found, Kind):
+            return Found(path)
+        return Unfound(path, refusal(found)) if found.skip is None else Skipped(path, found.skip)
     except PictureError as error:
         return Unfound(path, error)
     except (OSError, ValueError) as error:

@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .child_python import child_search_path, python_command
 from .decoding_process import OUT_OF_MEMORY_STATUS, Closed, receive, send
 from .errors import PictureError, Reason, UsageError
 from .files import DEFAULT_LIMITS, Kind, Limits
@@ -151,7 +152,11 @@ class Nursery:
             ours.settimeout(START_SECONDS)
             with theirs:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-I", "-c", _PROGRAM.format(package=__package__), json.dumps(sys.path), str(theirs.fileno())],
+                    [
+                        *python_command(),
+                        *("-c", _PROGRAM.format(package=__package__)),
+                        *(json.dumps(child_search_path()), str(theirs.fileno())),
+                    ],
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
@@ -289,6 +294,16 @@ class IsolatedPicture:
             words, pixels = self._exchange({"frame": number, "size": size}, most)
             return self._arrays(words, pixels, size)
 
+    def _notes_after(self, words: dict[str, Any]) -> tuple[Note, ...]:
+        """The flags, of which decoding a frame shows some: hidden pixels, or that a thumbnail is no other image."""
+        if "notes" not in words:
+            return self.notes
+        try:
+            now = {Note(note) for note in words["notes"]}
+        except (TypeError, ValueError) as error:
+            raise PictureError(Reason.DECODER_FAILED, "its decoder answered with something that is no answer") from error
+        return tuple(sorted(now | (set(self.notes) - {Note.EMBEDDED_IMAGE})))
+
     def _arrays(self, words: dict[str, Any], pixels: bytearray, size: int) -> tuple[NDArray[np.uint8], ...]:
         arrays, at = [], 0
         for shape in words.get("shapes") or ():
@@ -338,6 +353,8 @@ class IsolatedPicture:
             raise self._died(child.end(), isinstance(error, TimeoutError)) from error
         finally:
             self._spent += time.monotonic() - began
+        if request is not None:
+            self.notes = self._notes_after(words)  # of a frame that is refused too
         if "reason" in words:
             try:
                 raise PictureError(Reason(words["reason"]), str(words.get("message"))[:1000])

@@ -1,10 +1,11 @@
-"""What a DICOM object holds besides the pixels that are screened: told, and left to the caller's rules.
+"""Flags on what a file holds besides the pixels that are screened: told, and left to the caller's rules.
 
 A verdict is on the frames. An overlay is drawn over them by viewers but is not in them; an icon, and pixels in a sequence or in
 private elements, are pictures of their own. None of them is rendered here, so that a verdict `clear` does not vouch for them.
 
 Some notes are of headers that no sound device writes, though the pixels decode: `SUSPICIOUS`. A gallery takes such pictures; to
-pass one on as clear is another matter, and `screening` does not.
+pass one on as clear is another matter, and `screening` does not. Elements that devices do write badly (a character set's name, a
+window of width 0) are noted, and do not change the verdict.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ PRIVATE_BYTES = 1 << 16
 """Private and unknown elements that hold more than this together are noted: there is room for a picture in them."""
 _ELEMENTS = 100_000
 """Looked at, at most: a hostile object has millions."""
+_TABLES = 16
+"""Lookup tables of a sequence that are looked at, at most."""
 _PIXELS = {0x7FE00008, 0x7FE00009, 0x7FE00010}
 _ICON = 0x00880200
 _DOCUMENT = 0x00420011
@@ -59,19 +62,30 @@ class Note(StrEnum):
     UNKNOWN_CHARACTER_SET = "unknown-character-set"
     """Its texts are in a character set that DICOM does not know."""
     USELESS_RESCALE = "useless-rescale"
-    """A rescale slope that is empty, 0 or no number: it was left out."""
+    """A rescale slope that is empty, 0 or not a number: it is left out."""
     USELESS_WINDOW = "useless-window"
-    """A window that is none, as one of width 0: it was left out."""
+    """The first window is unusable, such as one of width 0: it is left out."""
+    USELESS_TABLE = "useless-table"
+    """A modality or VOI LUT is empty, or gives one value for all: it is left out."""
+    SUPPLEMENTAL_PALETTE = "supplemental-palette"
+    """Some values of a grayscale image have colors, which many viewers do not show. Frames are screened in color and in gray."""
+    EMBEDDED_IMAGE = "embedded-image"
+    """A thumbnail or preview in the metadata of a raster image that does not show what the image shows, or cannot be compared."""
+    AUXILIARY_IMAGE = "auxiliary-image"
+    """A depth map, gain map or another image of a HEIC, AVIF, JPEG 2000 or JPEG XL file that viewers do not show."""
+    APPENDED_DATA = "appended-data"
+    """Data after the end of a raster image, or between its parts: another image, a video, an archive."""
+    HIDDEN_PIXELS = "hidden-pixels"
+    """Fully transparent pixels whose colors vary: an image that shows once the transparency is dropped."""
+    EXTRA_CHANNELS = "extra-channels"
+    """Channels beyond color and transparency."""
 
 
 SUSPICIOUS = frozenset(
     {
         Note.EXECUTABLE_PREAMBLE,
         Note.MALFORMED_IDENTIFIER,
-        Note.UNKNOWN_CHARACTER_SET,
         Note.UNREADABLE_ELEMENTS,
-        Note.USELESS_RESCALE,
-        Note.USELESS_WINDOW,
     }
 )
 _MACH_O = ("feedface", "feedfacf", "cefaedfe", "cffaedfe", "cafebabe")
@@ -145,7 +159,8 @@ def _of_preamble(preamble: bytes) -> Iterator[Note]:
 def _of_header(dataset: Dataset) -> Iterator[Note]:
     from pydicom.charset import python_encoding
 
-    from .grey import first_number
+    from .elements import first_number, items_of, value_of
+    from .lookup_table import read_table
 
     for keyword, note in (
         ("BurnedInAnnotation", Note.BURNED_IN_ANNOTATION),
@@ -160,12 +175,19 @@ def _of_header(dataset: Dataset) -> Iterator[Note]:
     for name in [sets] if isinstance(sets, str) else sets:
         if str(name).strip() not in python_encoding:
             yield Note.UNKNOWN_CHARACTER_SET
-    if "RescaleSlope" in dataset and not first_number(dataset.get("RescaleSlope")):
+    if "RescaleSlope" in dataset and not first_number(value_of(dataset, "RescaleSlope")):
         yield Note.USELESS_RESCALE
-    width = dataset.get("WindowWidth")
+    width = value_of(dataset, "WindowWidth")
     if width not in (None, "") and not (first_number(width) or 0) > 0:
         yield Note.USELESS_WINDOW
+    tables = [item for keyword in ("ModalityLUTSequence", "VOILUTSequence") for item in items_of(dataset, keyword, stop=_TABLES)]
+    if not all((table := read_table(item)) and table.shows for item in tables):
+        yield Note.USELESS_TABLE
+    if _text(dataset, "PhotometricInterpretation").startswith("MONOCHROME") and "RedPaletteColorLookupTableDescriptor" in dataset:
+        yield Note.SUPPLEMENTAL_PALETTE
 
 
 def _text(dataset: Dataset, keyword: str) -> str:
-    return str(dataset.get(keyword) or "").strip(" \0")
+    from .elements import value_of
+
+    return str(value_of(dataset, keyword) or "").strip(" \0")

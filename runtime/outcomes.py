@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 from .errors import Reason
-from .gallery import Added
+from .gallery import Added, Hit, SearchResult
 from .head import Floats
 from .identifiers import NOBODY, Identifiers
+from .notes import SUSPICIOUS, Note
 
-__all__ = ["SCHEMA_VERSION", "Comparison", "Embedded", "Indexed", "Verdict"]
+__all__ = ["SCHEMA_VERSION", "Comparison", "Embedded", "EmbeddedFile", "Indexed", "Verdict", "hit_json", "judged"]
 
 SCHEMA_VERSION = 1
 
@@ -91,3 +93,45 @@ class Embedded:
     embeddings: Floats
     errors: tuple[tuple[int | None, Reason, str], ...] = ()
     identifiers: Identifiers = NOBODY
+
+
+@dataclass(frozen=True, eq=False)
+class EmbeddedFile:
+    """A file's embeddings, frame by frame.
+
+    Attributes:
+        path: the file, as valid text.
+        content: sha256 (32 bytes) of the file; None when it could not be read.
+        frames: how many frames the file has; 0 when it could not be opened, or was left out.
+        embeddings: frame's number to float32 (renderings, features), of the frames that could be read.
+        errors: what could not be read, a (frame or None, reason, detail) each.
+    """
+
+    path: str
+    content: bytes | None
+    frames: int
+    embeddings: dict[int, Floats]
+    errors: tuple[tuple[int | None, Reason, str], ...] = ()
+
+
+def judged(found: SearchResult, notes: Collection[Note]) -> dict[str, Any]:
+    """Verdict, reason and detail. A match is one whatever the header is like; clear is only what has a sound one."""
+    if found.total:
+        return {"verdict": Verdict.MATCH, "reason": Reason.AT_OR_ABOVE_THRESHOLD}
+    odd = ", ".join(sorted(SUSPICIOUS.intersection(notes)))
+    if odd:
+        detail = f"nothing like it was found, but its header is not that of a sound object ({odd}): let a person look at it"
+        return {"verdict": Verdict.ERROR, "reason": Reason.SUSPICIOUS_HEADER, "detail": detail}
+    return {"verdict": Verdict.CLEAR, "reason": Reason.BELOW_THRESHOLD}
+
+
+def hit_json(hit: Hit) -> dict[str, Any]:
+    """A gallery picture as it is in lines of JSON."""
+    return {
+        "key": hit.key,
+        "frame": hit.frame,
+        "score": hit.score,
+        "gallery": hit.gallery,
+        "patient": hit.patient,
+        "study": hit.study,
+    }

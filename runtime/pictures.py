@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
@@ -23,19 +24,22 @@ from .files import (
     DEFAULT_LIMITS,
     DICOM_SUFFIXES,
     HEAD,
+    TGA_SUFFIXES,
     Found,
     Kind,
     Limits,
     Skipped,
     Unfound,
+    identify,
     picture_name,
     read_file,
+    refusal,
     sniff,
     walk,
 )
 from .identifiers import Identifiers
 from .notes import Note
-from .preprocess import is_blank, resize
+from .preprocess import Pixels, as_array, is_blank, resize
 from .raster import Raster, open_raster
 
 if TYPE_CHECKING:
@@ -82,7 +86,7 @@ class Picture:
 
     @property
     def notes(self) -> tuple[Note, ...]:
-        """What else a DICOM object holds, and is not screened."""
+        """What else the file holds, and is not screened. Of a raster image some show in decoding only: ask after the frames."""
         return self._source.notes
 
     @property
@@ -103,14 +107,21 @@ class Picture:
         return self.renderings(number)[0]
 
     def renderings(self, number: int) -> tuple[NDArray[np.uint8], ...]:
-        """Frame `number` as a viewer shows it and, of more than 8 bits or a DICOM object's grey, also by its values alone.
+        """Frame `number` as a viewer shows it on white; where it is transparent also on black; of more than 8 bits or a DICOM
+        object's grey also by its values alone.
 
         Returns:
-            One or two, RGB, uint8 (height, width, 3).
+            One to four, RGB, uint8 (height, width, 3).
 
         Raises:
             As for `frame`.
         """
+        shown = self._shown(number)
+        with boundary():
+            return tuple(as_array(pixels) for pixels in shown)
+
+    def _shown(self, number: int) -> tuple[Pixels, ...]:
+        """The renderings, in the form in which they were decoded."""
         if not 0 <= number < self.frames:
             raise IndexError(f"frame {number} of a picture with {self.frames}")
         with boundary():
@@ -124,17 +135,17 @@ class Picture:
             size: the side, in pixels.
 
         Returns:
-            One or two, uint8 (size, size, 3).
+            One to four, uint8 (size, size, 3).
 
         Raises:
             As for `frame`; PictureError: blank, where no rendering shows anything.
         """
-        renderings = self.renderings(number)
+        shown = self._shown(number)
         with boundary():
-            return views_of(renderings, size)
+            return views_of(shown, size)
 
 
-def views_of(renderings: Sequence[NDArray[np.uint8]], size: int) -> tuple[NDArray[np.uint8], ...]:
+def views_of(renderings: Sequence[Pixels], size: int) -> tuple[NDArray[np.uint8], ...]:
     """See `Picture.views`."""
     views: list[NDArray[np.uint8]] = []
     for rendering in renderings:
@@ -157,7 +168,7 @@ def open_picture(data: bytes, limits: Limits = DEFAULT_LIMITS, name_hint: str = 
         data: the file's content.
         limits: what may be decoded.
         name_hint: the file's name. It only serves DICOM objects without a preamble, which are tried as such when their
-            suffix is .dcm, .dicom or .ima.
+            suffix is .dcm, .dicom or .ima, and Targa files, which have no mark at their beginning.
 
     Raises:
         PictureError: empty-file, not-a-picture, unsupported, no-pixels, too-large, damaged, out-of-memory.
@@ -165,19 +176,27 @@ def open_picture(data: bytes, limits: Limits = DEFAULT_LIMITS, name_hint: str = 
     if not data:
         raise PictureError(Reason.EMPTY_FILE, "it is empty: it has 0 bytes")
     kind = sniff(data[:HEAD])
-    if kind is None and PurePath(name_hint).suffix.lower() in DICOM_SUFFIXES:
+    suffix = PurePath(name_hint).suffix.lower()
+    if kind is None and suffix in DICOM_SUFFIXES:
         kind = Kind.DICOM
+    if kind is None and suffix in TGA_SUFFIXES:
+        kind = Kind.TGA
     if kind is None:
-        raise PictureError(Reason.NOT_A_PICTURE, f"it is no picture that can be read ({', '.join(Kind)})")
+        found = identify(BytesIO(data))
+        if not isinstance(found, Kind):
+            raise refusal(found)
+        kind = found
     with boundary():
-        if kind is not Kind.DICOM:
-            return Picture(kind, open_raster(data, kind, limits))
-        from .dicom import open_dicom  # with pydicom, which takes longer to import than a picture to scan
+        opened = _open_dicom(data, limits) if kind is Kind.DICOM else open_raster(data, kind, limits)
+    if opened.frames < 1:
+        raise PictureError(Reason.DAMAGED, f"it is damaged: a {kind.value} file without an image")
+    return Picture(kind, opened)
 
-        opened = open_dicom(
-            data, max_pixels=limits.max_pixels, max_frames=limits.max_frames, max_inflated=limits.max_inflated_bytes
-        )
-        return Picture(kind, opened)
+
+def _open_dicom(data: bytes, limits: Limits) -> Dicom:
+    from .dicom import open_dicom  # with pydicom, which takes longer to import than a picture to scan
+
+    return open_dicom(data, max_pixels=limits.max_pixels, max_frames=limits.max_frames, max_inflated=limits.max_inflated_bytes)
 
 
 @contextmanager

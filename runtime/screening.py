@@ -25,13 +25,13 @@ from .bundle import Bundle, open_bundle
 from .encoder import Encoder
 from .errors import EncodingError, GalleryError, KeyConflictError, LcmemError, PictureError, Reason, UsageError
 from .files import DEFAULT_LIMITS, Found, Limits, Skipped, Supplied, Unfound, picture_name, read_file, walk_or_supplied
-from .gallery import DEFAULT_GALLERY, Added, Entry, Gallery, Hit, Identity, Search, SearchResult, check_gallery_name
+from .gallery import DEFAULT_GALLERY, Added, Entry, Gallery, Hit, Identity, Search, check_gallery_name
 from .gallery.calibration import Decision, ThresholdSource, decide_pair_threshold, decide_threshold
 from .head import Floats
 from .identifiers import NOBODY, Identifiers
 from .machine import cpu_limit
-from .notes import SUSPICIOUS, Note
-from .outcomes import SCHEMA_VERSION, Comparison, Embedded, Indexed, Verdict
+from .notes import Note
+from .outcomes import SCHEMA_VERSION, Comparison, Embedded, EmbeddedFile, Indexed, Verdict, hit_json, judged
 from .pictures import Picture, open_picture, views_of
 from .preprocess import check_rgb
 from .providers import AUTO
@@ -69,8 +69,8 @@ class Result:
         nearest: the best gallery picture, match or not.
         sha256: of the file, hex; None when it could not be read.
         identities: the patients of the matches, best first.
-        notes: what else a DICOM object holds that was not screened, such as overlays (see `Note`).
-        complete: False where the graph's search ended before it had reached all that may match (see `SearchResult`).
+        notes: what else the file holds that was not screened, such as overlays and thumbnails (see `Note`).
+        complete: False where the search went through the graph, so that a match may be missing (see `SearchResult`).
     """
 
     path: str
@@ -99,11 +99,11 @@ class Result:
             "detail": self.detail,
             "threshold": self.threshold,
             "threshold_source": self.threshold_source.value,
-            "matches": [_hit_json(hit) for hit in self.matches],
+            "matches": [hit_json(hit) for hit in self.matches],
             "matches_total": self.total,
-            "nearest": _hit_json(self.nearest) if self.nearest else None,
+            "nearest": hit_json(self.nearest) if self.nearest else None,
             "sha256": self.sha256,
-            "identities": [{"patient": one.patient, "score": one.score, "best": _hit_json(one.best)} for one in self.identities],
+            "identities": [{"patient": one.patient, "score": one.score, "best": hit_json(one.best)} for one in self.identities],
             "complete": self.complete,
             "notes": [note.value for note in self.notes],
         }
@@ -299,12 +299,8 @@ class Screener:
         def known(content: bytes, key: str) -> bool:
             return gallery.status(key, content, name) is not Added.NEW
 
-        parts: list[_Frame] = []
-        for frame in self._embedded(self._frames_ahead(paths, on_skip, known)):
-            parts.append(frame)
-            if frame.last:
-                yield _add(parts, gallery, name)
-                parts = []
+        for parts in self._files(paths, on_skip, known):
+            yield _add(parts, gallery, name)
 
     def screen(
         self,
@@ -368,7 +364,7 @@ class Screener:
                     raise _empty(gallery)
                 yield replace(
                     result,
-                    **_judged(found, frame.notes),
+                    **judged(found, frame.notes),
                     matches=found.matches,
                     total=found.total,
                     nearest=found.nearest,
@@ -389,21 +385,44 @@ class Screener:
         Yields:
             An `Embedded` a file, in order.
         """
-        parts: list[_Frame] = []
-        for frame in self._embedded(self._frames_ahead(paths, on_skip)):
-            parts.append(frame)
-            if frame.last:
-                errors = tuple((part.number, *_explain(part.value)) for part in parts if isinstance(part.value, LcmemError))
-                found = [part.value for part in parts if isinstance(part.value, np.ndarray)]
-                stacked = np.concatenate(found) if found else np.empty((0, self.bundle.features), np.float32)
-                yield Embedded(frame.path, frame.content, stacked, errors, parts[0].identifiers)
-                parts = []
+        for parts in self._files(paths, on_skip):
+            first, found = parts[0], list(_embeddings(parts).values())
+            stacked = np.concatenate(found) if found else np.empty((0, self.bundle.features), np.float32)
+            yield Embedded(first.path, first.content, stacked, _errors(parts), first.identifiers)
+
+    def embed_files(self, paths: Iterable[Where], known: Callable[[bytes, str], bool]) -> Iterator[EmbeddedFile]:
+        """Embed files, each frame by all its renderings.
+
+        Args:
+            paths: files and folders (recursive), or what `walk` found in them.
+            known: asked, from several threads, whether a file of this sha256 and absolute path may be left out. Then it has
+                neither frames nor errors.
+
+        Yields:
+            An `EmbeddedFile` a file, in order.
+        """
+        for parts in self._files(paths, None, known):
+            yield EmbeddedFile(parts[0].path, parts[0].content, parts[0].frames, _embeddings(parts), _errors(parts))
 
     # -- the pipeline ----------------------------------------------------------------------------------------------
 
     def _check(self, gallery: Gallery) -> None:
         if gallery.bundle.fingerprint != self.bundle.fingerprint:
             raise UsageError("the gallery was opened with another bundle than this screener's")
+
+    def _files(
+        self,
+        paths: Iterable[Where],
+        on_skip: Callable[[Path], None] | None,
+        known: Callable[[bytes, str], bool] | None = None,
+    ) -> Iterator[list[_Frame]]:
+        """The embedded frames of one file after another."""
+        parts: list[_Frame] = []
+        for frame in self._embedded(self._frames_ahead(paths, on_skip, known)):
+            parts.append(frame)
+            if frame.last:
+                yield parts
+                parts = []
 
     def _frames_ahead(
         self,
@@ -475,9 +494,10 @@ class Screener:
                 else self._one_frame(prepared.picture, number)
             )
             last = number == prepared.frames - 1
+            notes = prepared.notes if prepared.picture is None else prepared.picture.notes  # some show in decoding only
             if last and prepared.picture is not None:
                 prepared.picture.close()
-            yield _Frame(path, key, prepared.content, prepared.frames, number, last, value, prepared.identifiers, prepared.notes)
+            yield _Frame(path, key, prepared.content, prepared.frames, number, last, value, prepared.identifiers, notes)
 
     def _embedded(self, frames: Iterable[_Frame]) -> Iterator[_Frame]:
         """The same frames in the same order, pixels replaced by embeddings, in batches across pictures."""
@@ -529,17 +549,6 @@ def _empty(gallery: Gallery) -> GalleryError:
     return GalleryError(f"{gallery.folder} holds no pictures, so nothing can be found in it: add some first")
 
 
-def _judged(found: SearchResult, notes: Collection[Note]) -> dict[str, Any]:
-    """Verdict, reason and detail. A match is one whatever the header is like; clear is only what has a sound one."""
-    if found.total:
-        return {"verdict": Verdict.MATCH, "reason": Reason.AT_OR_ABOVE_THRESHOLD}
-    odd = ", ".join(sorted(SUSPICIOUS.intersection(notes)))
-    if odd:
-        detail = f"nothing like it was found, but its header is not that of a sound object ({odd}): let a person look at it"
-        return {"verdict": Verdict.ERROR, "reason": Reason.SUSPICIOUS_HEADER, "detail": detail}
-    return {"verdict": Verdict.CLEAR, "reason": Reason.BELOW_THRESHOLD}
-
-
 def _key(path: Path) -> str:
     """A picture's key: its absolute path, so that it means the same wherever the command is run, as valid text."""
     return str(picture_name(Path(os.path.abspath(path))))
@@ -547,11 +556,9 @@ def _key(path: Path) -> str:
 
 def _add(parts: Sequence[_Frame], gallery: Gallery, name: str) -> Indexed:
     """Add one picture's frames to a gallery, and say what became of it."""
-    first = parts[0]
-    errors = [(part.number, *_explain(part.value)) for part in parts if isinstance(part.value, LcmemError)]
-    embeddings = {part.number: part.value for part in parts if isinstance(part.value, np.ndarray) and part.number is not None}
+    first, errors, embeddings = parts[0], _errors(parts), _embeddings(parts)
     if first.content is None or (errors and not embeddings):
-        return Indexed(first.path, None, 0, tuple(errors))
+        return Indexed(first.path, None, 0, errors)
     try:
         # Asked again: an equal file may have been added since the worker looked.
         added = gallery.status(first.key, first.content, name)
@@ -562,7 +569,15 @@ def _add(parts: Sequence[_Frame], gallery: Gallery, name: str) -> Indexed:
             gallery.add(entry)
     except KeyConflictError as error:
         return Indexed(first.path, None, 0, ((None, Reason.KEY_CONFLICT, str(error)),))
-    return Indexed(first.path, added, len(embeddings), tuple(errors))
+    return Indexed(first.path, added, len(embeddings), errors)
+
+
+def _embeddings(parts: Sequence[_Frame]) -> dict[int, Floats]:
+    return {part.number: part.value for part in parts if isinstance(part.value, np.ndarray) and part.number is not None}
+
+
+def _errors(parts: Sequence[_Frame]) -> tuple[tuple[int | None, Reason, str], ...]:
+    return tuple((part.number, *_explain(part.value)) for part in parts if isinstance(part.value, LcmemError))
 
 
 def _pseudonyms(whose: Identifiers, gallery: Gallery) -> tuple[str | None, str | None]:
@@ -578,14 +593,3 @@ def _explain(error: object) -> tuple[Reason, str]:
 
 def _hex(content: bytes | None) -> str | None:
     return content.hex() if content else None
-
-
-def _hit_json(hit: Hit) -> dict[str, Any]:
-    return {
-        "key": hit.key,
-        "frame": hit.frame,
-        "score": hit.score,
-        "gallery": hit.gallery,
-        "patient": hit.patient,
-        "study": hit.study,
-    }

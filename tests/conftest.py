@@ -58,6 +58,41 @@ def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
     return out
 
 
+@pytest.fixture(scope="session")
+def lite0_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of random EfficientNet-Lite0 weights in the public one's layout."""
+    torch = pytest.importorskip("torch")
+    from lcmem_onnx.models.efficientnet_lite import BATCH_NORM_EPS, EfficientNetLite, TrunkShape
+
+    torch.manual_seed(0)
+    state = {}
+    for own, value in EfficientNetLite(TrunkShape(1)).state_dict().items():
+        layer, _, key = own.rpartition(".")
+        if layer == "projection":
+            continue
+        part = layer.rpartition(".")[2]
+        first_norm = 0 if part in ("stem", "expand") else 1
+        if part == "depthwise":
+            convolution, norm = "_depthwise_conv", f"_bn{first_norm}"
+        else:
+            convolution, norm = {
+                "stem": ("_conv_stem", "_bn0"),
+                "head": ("_conv_head", "_bn1"),
+                "expand": ("_expand_conv", "_bn0"),
+                "project": ("_project_conv", "_bn2"),
+            }[part]
+        block = "".join(f"_blocks.{number}." for number in layer.split(".") if number.isdigit())
+        if key == "weight":
+            state[f"{block}{convolution}.weight"] = value
+            state[f"{block}{norm}.running_mean"] = torch.zeros(len(value))
+            state[f"{block}{norm}.running_var"] = torch.full((len(value),), 1.0 - BATCH_NORM_EPS)
+        else:
+            state[f"{block}{norm}.{'weight' if key == 'scale' else 'bias'}"] = value
+    path = tmp_path_factory.mktemp("trunk") / "efficientnet-lite0.pth"
+    torch.save(state, path)
+    return path
+
+
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
     """A folder of six small pictures, all different."""

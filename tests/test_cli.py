@@ -27,7 +27,13 @@ class Run:
 
     @property
     def lines(self) -> list[dict[str, object]]:
-        return [json.loads(line) for line in self.out.splitlines()]
+        """The lines of JSON on stdout, without the summary that `scan` and `index` end with."""
+        return [line for line in map(json.loads, self.out.splitlines()) if "summary" not in line]
+
+    @property
+    def summary(self) -> dict[str, object]:
+        """The summary in the last line of JSON."""
+        return json.loads(self.out.splitlines()[-1])["summary"]  # type: ignore[no-any-return]
 
 
 def lcmem(
@@ -198,7 +204,8 @@ def test_every_kind_of_bad_file_is_a_line_with_a_reason(index: Path, tmp_path: P
     table = lcmem("scan", "bad", "--index", index, cwd=tmp_path)
     assert table.code == 2
     assert "cut\\nshort.dcm" in table.out
-    assert "1 other files skipped" in table.out
+    assert "skipped: 1 text" in table.out
+    assert run.summary == {"clear": 1, "match": 0, "error": 5, "skipped": {"text": 1}}
 
 
 def test_what_a_walk_does_not_look_at_is_never_silent(index: Path, tmp_path: Path) -> None:
@@ -214,16 +221,17 @@ def test_what_a_walk_does_not_look_at_is_never_silent(index: Path, tmp_path: Pat
         ("good.jpg", "clear", "below-threshold"),
         ("link", "error", "link-to-folder"),
     ]
-    assert "1 files are no pictures and were skipped" in run.err
-    assert lcmem("scan", folder, "--index", index, "--json", "-q").err == ""
+    assert "note: skipped: 1 text" in run.err
+    quiet = lcmem("scan", folder, "--index", index, "--json", "-q")
+    assert (quiet.err, quiet.summary) == ("", {"clear": 1, "match": 0, "error": 1, "skipped": {"text": 1}})
     added = lcmem("index", "add", folder, "--index", index, "--json")
     assert added.code == 2
     assert added.lines[1]["errors"][0]["reason"] == "link-to-folder"  # type: ignore[index]
-    assert "1 files are no pictures and were skipped" in added.err
+    assert "note: skipped: 1 text" in added.err
     against = lcmem("scan", QUERIES / "other-rocket.jpg", "--against", folder, "--json")
     assert against.code == 2
     assert "link: it is a link to a folder" in against.err
-    assert "1 of the gallery's files are no pictures" in against.err
+    assert "note: skipped: 1 text in the gallery's folder" in against.err
 
 
 def test_an_empty_or_missing_folder_is_an_error(index: Path, tmp_path: Path) -> None:

@@ -54,13 +54,17 @@ def test_patients_and_groups_from_building_to_erasing(objects: Path, pictures: P
     }
     assert "6 pictures, 6 frames, 0 patients" in run("index", "info", "--index", index).stdout
 
-    line = json.loads(run("scan", str(objects / "a.dcm"), "--index", index, "--gallery", "ct", "--json", "-q").stdout)
+    line = json.loads(
+        run("scan", str(objects / "a.dcm"), "--index", index, "--gallery", "ct", "--json", "-q").stdout.splitlines()[0]
+    )
     key = SiteKey.open()
     assert line["matches"][0]["patient"] == line["identities"][0]["patient"] == key.patient("4711")
     assert line["matches"][0]["study"] == key.study("1.2.97")
     assert line["identities"][0]["score"] == line["matches"][0]["score"]
     assert line["complete"] is True
-    line = json.loads(run("scan", str(objects / "a.dcm"), "--index", index, "--gallery", "drawn", "--json", "-q").stdout)
+    line = json.loads(
+        run("scan", str(objects / "a.dcm"), "--index", index, "--gallery", "drawn", "--json", "-q").stdout.splitlines()[0]
+    )
     assert {hit["gallery"] for hit in [line["nearest"], *line["matches"]]} == {"drawn"}
     wrong = run("scan", str(objects / "a.dcm"), "--index", index, "--gallery", "nobody", "-q")
     assert wrong.exit_code == 2

@@ -70,7 +70,7 @@ def test_a_stderr_that_fails_is_an_error_too(index: Path) -> None:
     assert shell(f"{LCMEM} scan {QUERIES} --index nothing-here -q 2> /dev/full")[0] == 2
     assert shell(f"{LCMEM} frobnicate 2> /dev/full")[0] == 2
     code, out, _ = shell(f"{LCMEM} scan {QUERIES} --index {index} --json 2>&-")  # a service may have none
-    assert (code, len(out.splitlines())) == (1, 9)
+    assert (code, len(out.splitlines())) == (1, 10)  # nine images and the summary
 
 
 def test_a_closed_stdin_matters_only_where_it_is_read(index: Path) -> None:

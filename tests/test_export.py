@@ -435,7 +435,7 @@ def test_the_commands_errors_are_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("text.png", b"no picture", "it is no picture that can be read"),
+        ("text.png", b"no picture", "it is not an image (text)"),
         ("cut.png", None, "damaged"),
         ("bomb.png", png_bomb(20000), "too-large"),
         ("empty.png", b"", "it is empty"),

@@ -390,7 +390,7 @@ def damaged(folder: Path, *statements: str) -> None:
         "DELETE FROM pictures WHERE vector = 3",
         "DELETE FROM pictures WHERE key = '/copy/2.png'",
         "DELETE FROM pictures",
-        "INSERT INTO pictures SELECT 99, 'x', 0, 1, x'00', 1, 'default', NULL, NULL, 0",
+        "INSERT INTO pictures SELECT 99, 'x', 0, 1, x'00', 1, 'default', NULL, NULL, 0, 2",
         "DELETE FROM vectors WHERE id = 3",
         "DELETE FROM vectors WHERE id = 50",
         "DELETE FROM meta WHERE name = 'pictures'",

@@ -86,7 +86,7 @@ def test_an_index_of_format_2_is_read_as_it_is_and_migrated_by_its_writer(bundle
     with Gallery.open(folder, bundle, read_only=False) as gallery:
         gallery.add(entry(9, vectors(9, 1)[0], patient="p", gallery="b"))
         gallery.set_setting("x", "1")
-    assert version_of(folder) == "3"
+    assert version_of(folder) == "4"
     with Gallery.open(folder, bundle) as gallery:
         assert gallery.galleries() == ["b", "default"]
         assert [gallery.search(vectors(seed, 1), 0.5)[0].total for seed in (0, 9)] == [1, 1]
@@ -109,9 +109,9 @@ def test_an_index_of_a_newer_version_is_refused(read_only: bool, bundle: Bundle,
     Gallery.create(tmp_path / "idx", bundle).close()
     connection = sqlite3.connect(tmp_path / "idx" / DATABASE)
     with connection:
-        connection.execute("UPDATE meta SET value = '4' WHERE name = 'format_version'")
+        connection.execute("UPDATE meta SET value = '5' WHERE name = 'format_version'")
     connection.close()
-    with pytest.raises(GalleryError, match="format 4.*newer version made it"):
+    with pytest.raises(GalleryError, match="format 5.*newer version made it"):
         Gallery.open(tmp_path / "idx", bundle, read_only=read_only)
 
 

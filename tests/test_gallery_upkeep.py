@@ -132,7 +132,7 @@ def test_the_nearest_of_a_group_is_found_beyond_others_and_beyond_what_is_newer_
 
 
 def test_a_match_beyond_the_unit_range_is_found_through_the_graph(bundle: Bundle, tmp_path: Path) -> None:
-    """d1 of 3 and a squared distance of 9, where 6 was the radius beyond which the graph takes all to be proven."""
+    """d1 of 3 and a squared distance of 9, where 6 is the radius at which the graph's search ends."""
     flat_head = replace(bundle, head=Head(np.full(FEATURES, -1, np.float32), 6.0))
     crowd = 0.5 + 1e-3 * vectors(0, 200)
     match = np.eye(1, FEATURES, dtype=np.float32) * 3
@@ -143,6 +143,32 @@ def test_a_match_beyond_the_unit_range_is_found_through_the_graph(bundle: Bundle
             result = gallery.search(np.zeros((1, FEATURES), np.float32), 0.5, how=how)[0]
             assert [hit.key for hit in result.matches] == ["/200.png"]
             assert result.complete
+
+
+@pytest.mark.parametrize("crowd", [100, 2000])
+def test_a_graph_that_lacks_a_match_proves_nothing(crowd: int, bundle: Bundle, tmp_path: Path) -> None:
+    """The search reaches the radius beyond which nothing can match, or all of the graph, and the graph lacks the match all the
+    same, as hnswlib's graphs lack some: links to a vector are lost where others are nearer."""
+    embeddings = vectors(0, crowd)
+    folder = made(tmp_path / "idx", bundle, embeddings)
+    query = embeddings[7:8]
+    with Gallery.open(folder, bundle, read_only=False) as gallery:
+        gallery.update_caches(graph=True)
+        graph = gallery._searcher._graph
+        assert graph is not None
+        graph.erase(np.array([8]))  # ids begin with 1
+        _, distances = graph.nearest(bundle.head.weighted(query[0]), searcher.FIRST_CANDIDATES)
+        radius = bundle.head.radius(0.5, query[0], embeddings.min(axis=0), embeddings.max(axis=0))
+        assert len(distances) == len(graph) or distances[-1] > radius
+        lacking = gallery.search(query, 0.5, how="hnsw")[0]
+        assert (lacking.matches, lacking.complete) == ((), False)
+        exact = gallery.search(query, 0.5, how="exact")[0]
+        assert ([hit.key for hit in exact.matches], exact.complete) == (["/7.png"], True)
+        whole = gallery.search(embeddings[9:10], 0.5, how="hnsw")[0]
+        assert ([hit.key for hit in whole.matches], whole.complete) == (["/9.png"], False)
+        recall = gallery.verify(0.5, sample=crowd).recall
+        assert recall is not None
+        assert (recall.queries - recall.found, recall.proven) == (1, 0)
 
 
 def test_an_export_does_not_mix_two_indexes(bundle: Bundle, tmp_path: Path) -> None:

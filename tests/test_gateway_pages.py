@@ -96,7 +96,20 @@ def test_who_may_not_in_stays_out(token: str, person: str, status: int, served: 
     assert "set-cookie" not in answer.headers
     assert client.get("/").status_code == 303
     if status == 401:
-        assert audit(spool)[-1]["event"] == "login-refused"
+        said = audit(spool)[-1]
+        assert (said["event"], said["who"], said["address"]) == ("login-refused", "Ada", "127.0.0.1")
+
+
+@pytest.mark.parametrize(("token", "status"), [("Ada", 401), (DUTY, 400)])
+def test_a_token_in_the_field_for_the_name_is_not_kept(
+    token: str, status: int, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lcmem_onnx.runtime.gateway.http import pages
+
+    monkeypatch.setattr(pages, "WRONG_TOKEN_SECONDS", 0.0)
+    spool, client = served
+    assert log_in(client, token, DUTY).status_code == status
+    assert DUTY[:32] not in json.dumps(audit(spool))
 
 
 def test_another_sites_form_logs_nobody_in(served: Served) -> None:
@@ -156,8 +169,12 @@ def test_both_pictures_are_drawn_and_that_they_were_seen_is_noted(served: Served
     assert drawn[0].shape == (128, 128, 3)
     assert (drawn[0] == drawn[1]).all()  # the same slice, by two ways
     assert client.get(f"/quarantine/{held}/picture.png?frame=1").status_code == 404
+    assert client.get(f"/quarantine/{held}/picture.png").status_code == 200  # drawn before, and shown once more
     seen = [line for line in audit(spool) if line["event"] == "viewed"]
-    assert [(line["who"], line["object"]) for line in seen] == [("Ada Example (duty)", held)]
+    assert {(line["who"], line["object"], line["address"]) for line in seen} == {("Ada Example (duty)", held, "127.0.0.1")}
+    assert {line["sop_instance"] for line in seen} == {spool.pseudonyms.of("uid", CT_UID)}
+    assert [(line["what"], line["frame"]) for line in seen] == [("details", 0), ("image", 0), ("nearest", 0), ("image", 0)]
+    assert seen[2]["gallery_image"] == spool.pseudonyms.of("gallery", str(CT))
 
 
 @pytest.mark.parametrize("content", [b"not DICOM", bytes(128) + b"DICM" + b"\x02\x00", CT.read_bytes()[:9000]])
@@ -229,13 +246,14 @@ def test_discarding_removes_the_bytes(served: Served) -> None:
 
 
 def test_logging_out_ends_the_session(served: Served) -> None:
-    _, client = served
+    spool, client = served
     log_in(client)
     kept = dict(client.cookies)
     assert client.post("/logout", content="csrf=wrong", headers=FORM).status_code == 403
     assert client.get("/").status_code == 200
     assert client.post("/logout", content=f"csrf={csrf(client.get('/').text)}", headers=FORM).status_code == 303
     assert client.get("/", headers={"Cookie": "; ".join(f"{name}={value}" for name, value in kept.items())}).status_code == 303
+    assert [line["who"] for line in audit(spool) if line["event"] == "logout"] == ["Ada Example (duty)"]
 
 
 def test_sessions_end() -> None:

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,8 @@ from click.testing import CliRunner  # noqa: E402
 from lcmem_onnx.cli import main  # noqa: E402
 from lcmem_onnx.runtime.gateway import service, store_scu  # noqa: E402
 from lcmem_onnx.runtime.gateway.audit_trail import trail_files  # noqa: E402
-from lcmem_onnx.runtime.gateway.config import read_config  # noqa: E402
 from lcmem_onnx.runtime.gateway.deliveries import Deliveries  # noqa: E402
 from lcmem_onnx.runtime.gateway.forward import Forwarder  # noqa: E402
-from lcmem_onnx.runtime.gateway.init import write_example  # noqa: E402
-from lcmem_onnx.runtime.gateway.locking import running_facts  # noqa: E402
 from lcmem_onnx.runtime.gateway.outcome import Outcome  # noqa: E402
 from lcmem_onnx.runtime.gateway.privacy import create_site_key  # noqa: E402
 from lcmem_onnx.runtime.gateway.receive import Receiver  # noqa: E402
@@ -46,6 +43,8 @@ from lcmem_onnx.runtime.gateway.store_scu import StoreScu  # noqa: E402
 from pydicom import dcmread  # noqa: E402
 from pydicom.data import get_testdata_file  # noqa: E402
 from pynetdicom import AE, _config  # noqa: E402
+
+from .gateway_process import Gateway, eventually, example_for_tests  # noqa: E402
 
 # pynetdicom's client leaves sockets to the garbage collector.
 pytestmark = pytest.mark.filterwarnings(
@@ -94,59 +93,6 @@ def empty(receiver: Receiver) -> bool:
     return len(receiver.doors) == 0
 
 
-def eventually(met: Callable[[], bool], seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not met():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
-
-
-class Gateway:
-    """The service in a process group of its own."""
-
-    def __init__(self, config: Path) -> None:
-        self.config = config
-        self.settings = read_config(config)
-        self.log = config.parent / "log.jsonl"
-        self.process: subprocess.Popen[bytes] | None = None
-        self.port = 0
-
-    def start(self) -> None:
-        with open(self.log, "ab") as log:
-            command = [sys.executable, "-m", "lcmem_onnx.cli", "gateway", "--config", str(self.config)]
-            self.process = subprocess.Popen(command, stderr=log, start_new_session=True)
-        (self.settings.spool.folder / "running.json").unlink(missing_ok=True)
-        eventually(lambda: "receive_port" in (running_facts(self.settings.spool.folder) or {}))
-        self.port = int((running_facts(self.settings.spool.folder) or {})["receive_port"])
-
-    def kill(self) -> None:
-        """kill -9 of the service and all its parts at once, as a power cut does it."""
-        assert self.process
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-
-    def process_of_service(self) -> subprocess.Popen[bytes]:
-        assert self.process
-        return self.process
-
-    def stop(self) -> int:
-        assert self.process
-        self.process.terminate()
-        return self.process.wait(30)
-
-    def run(self, *arguments: str) -> Any:
-        return CliRunner().invoke(main, ["gateway", *arguments, "--config", str(self.config)])
-
-    def part(self, name: str) -> int:
-        """A part's process id."""
-        lines = map(json.loads, self.log.read_text().splitlines())
-        return next(int(line["pid"]) for line in lines if line["event"] == "part-started" and line["name"] == name)
-
-    def counts(self) -> dict[State, int]:
-        with Spool(self.settings, create=False) as spool:
-            return spool.counts()
-
-
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("gallery") / "hospital.index"
@@ -156,21 +102,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def gateway(tmp_path: Path, archive: Receiver, index: Path) -> Iterator[Gateway]:
-    folder = tmp_path / "gateway"
-    config = write_example(folder)
-    text = config.read_text(encoding="utf-8")
-    for old, new in (
-        ("port = 11112", "port = 0"),
-        ("port = 4242", f"port = {archive.port}"),
-        ('aet = "ORTHANC"', 'aet = "ARCHIVE"'),
-        ("min_free_mb = 2048", "min_free_mb = 1"),
-        ("first_seconds = 5.0", "first_seconds = 0.1"),
-        ('index = "hospital.index"', f"index = '{index}'"),
-    ):
-        assert old in text
-        text = text.replace(old, new)
-    config.write_text(text, encoding="utf-8")
-    gateway = Gateway(config)
+    gateway = Gateway(example_for_tests(tmp_path / "gateway", index, archive.port))
     yield gateway
     if gateway.process and gateway.process.poll() is None:
         gateway.kill()

@@ -57,7 +57,8 @@ def run(*arguments: str, code: int = 0) -> str:
 
 
 def lines(*arguments: str, code: int = 0) -> list[Any]:
-    return [json.loads(line) for line in run(*arguments, code=code).splitlines()]
+    """What a command says of each image or object, without the summary that newer versions end with."""
+    return [line for line in map(json.loads, run(*arguments, code=code).splitlines()) if "summary" not in line]
 
 
 def holds(found: Any, wanted: Any, where: str = "") -> None:
@@ -98,7 +99,7 @@ def test_index_info_says_what_it_said(golden: Path, expected: Any) -> None:
 def test_scans_give_the_same_verdicts_scores_and_pseudonyms(golden: Path, expected: Any, search: str) -> None:
     for name, group in (("scan", ()), ("scan_ward_b", ("--gallery", "ward-b"))):
         found = lines("scan", "images/queries", "--index", "index", *group, "--search", search, "--json", "-q", code=1)
-        wanted = expected[name] if search == "exact" else [{**line, "complete": found[0]["complete"]} for line in expected[name]]
+        wanted = [{**line, "complete": search == "exact"} for line in expected[name]]  # 0.1.0 took its graph for a proof
         holds([line for line in found if "path" in line], wanted)
 
 

@@ -72,13 +72,14 @@ def test_what_calibrate_sets_a_scan_uses(index: Path, strangers: Path) -> None:
     assert found.negatives == 12
     assert (scores >= found.threshold).sum() == 3
     assert sorted(scores)[-4] == pytest.approx(found.threshold, rel=1e-3)
-    lines = [json.loads(line) for line in lcmem("scan", strangers, "--index", index, "--json", "-q").stdout.splitlines()]
+    *lines, summary = map(json.loads, lcmem("scan", strangers, "--index", index, "--json", "-q").stdout.splitlines())
+    assert summary["summary"]["match"] == 3
     assert {line["threshold"] for line in lines} == {found.threshold}
     assert {line["threshold_source"] for line in lines} == {"index"}
     assert sum(line["verdict"] == "match" for line in lines) == 3
     table = lcmem("scan", QUERIES, "--index", index, "-q").stdout
     assert f"threshold {found.threshold:.4g}: set for this index on {found.date[:10]}" in " ".join(table.split())
-    given = json.loads(lcmem("scan", COPIES[0], "--index", index, "--json", "-q", "--threshold", "0.5").stdout)
+    given = json.loads(lcmem("scan", COPIES[0], "--index", index, "--json", "-q", "--threshold", "0.5").stdout.splitlines()[0])
     assert (given["threshold"], given["threshold_source"]) == (0.5, "given")
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+import re
 import sys
 import zipfile
 from collections.abc import Iterable, Iterator
@@ -15,7 +17,7 @@ from click.testing import CliRunner
 from lcmem_onnx.cli import main
 from lcmem_onnx.runtime.bundle import Bundle, Threshold, seal
 from lcmem_onnx.runtime.errors import GalleryError, GalleryMismatchError, KeyConflictError, LcmemError, UsageError
-from lcmem_onnx.runtime.gallery import Entry, Gallery, Record
+from lcmem_onnx.runtime.gallery import Entry, Gallery, Record, SiteKey
 from lcmem_onnx.runtime.gallery import interchange as interchange_module
 from lcmem_onnx.runtime.gallery.calibration import SETTING
 from lcmem_onnx.runtime.gallery.interchange import export_gallery, import_gallery, merge_galleries, read_manifest
@@ -50,12 +52,24 @@ def entries(first: int, count: int) -> Iterator[Entry]:
         views = {frame: random.random((1 + number % 2, FEATURES), dtype=np.float32) for frame in range(frames)}
         whose = (PATIENT, "cd" * 32) if number % 4 == 0 else (None, None)
         group = "north" if number % 5 == 0 else "default"
-        yield Entry(f"/pictures/ü {number}\n'.png", number.to_bytes(32, "big"), frames, views, group, *whose)
+        reader = 1 + number % 2
+        yield Entry(f"/pictures/ü {number}\n'.png", number.to_bytes(32, "big"), frames, views, group, *whose, reader=reader)
 
 
 def rows(gallery: Gallery) -> list[tuple[object, ...]]:
     return sorted(
-        (r.gallery, r.key, r.frame, r.rendering, r.frames, r.content, r.patient or "", r.study or "", r.embedding.tobytes())
+        (
+            r.gallery,
+            r.key,
+            r.frame,
+            r.rendering,
+            r.frames,
+            r.content,
+            r.patient or "",
+            r.study or "",
+            r.embedding.tobytes(),
+            r.reader,
+        )
         for r in gallery.entries()
     )
 
@@ -83,7 +97,7 @@ def empty(bundle: Bundle, tmp_path: Path) -> Iterator[Gallery]:
 @pytest.mark.parametrize("kind", FORMATS)
 def test_what_goes_out_comes_in(kind: str, gallery: Gallery, empty: Gallery, tmp_path: Path) -> None:
     path = tmp_path / f"out.{kind}"
-    made = export_gallery(gallery, path)
+    made = export_gallery(gallery, path, with_paths=True)
     assert made.rows == len(rows(gallery)) > 5 * 8
     assert read_manifest(path, FEATURES) == made
     done = import_gallery(path, empty)
@@ -97,12 +111,12 @@ def test_what_goes_out_comes_in(kind: str, gallery: Gallery, empty: Gallery, tmp
     assert rows(empty) == rows(gallery)
     assert [each.name for each in tmp_path.iterdir() if each.name.startswith(".out")] == []
     with pytest.raises(GalleryError, match="exists already"):
-        export_gallery(gallery, path)
+        export_gallery(gallery, path, with_paths=True)
 
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_some_groups_alone_go_out(kind: str, gallery: Gallery, empty: Gallery, tmp_path: Path) -> None:
-    export_gallery(gallery, tmp_path / f"north.{kind}", ["north"])
+    export_gallery(gallery, tmp_path / f"north.{kind}", ["north"], with_paths=True)
     import_gallery(tmp_path / f"north.{kind}", empty)
     assert rows(empty) == [row for row in rows(gallery) if row[0] == "north"]
     with pytest.raises(UsageError, match="nowhere"):
@@ -112,14 +126,14 @@ def test_some_groups_alone_go_out(kind: str, gallery: Gallery, empty: Gallery, t
 @pytest.mark.parametrize("kind", FORMATS)
 def test_an_empty_gallery_goes_out_and_in(kind: str, bundle: Bundle, empty: Gallery, tmp_path: Path) -> None:
     with Gallery.create(tmp_path / "nothing", bundle) as nothing:
-        export_gallery(nothing, tmp_path / f"out.{kind}")
+        export_gallery(nothing, tmp_path / f"out.{kind}", with_paths=True)
     assert import_gallery(tmp_path / f"out.{kind}", empty).added == 0
 
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_any_flipped_byte_shows_or_matters_not(kind: str, gallery: Gallery, empty: Gallery, tmp_path: Path) -> None:
     """A damaged file is refused whole, or it is read as it was written."""
-    export_gallery(gallery, tmp_path / f"whole.{kind}")
+    export_gallery(gallery, tmp_path / f"whole.{kind}", with_paths=True)
     whole = (tmp_path / f"whole.{kind}").read_bytes()
     damaged = tmp_path / f"damaged.{kind}"
     wanted, refused = rows(gallery), 0
@@ -143,7 +157,7 @@ def test_any_flipped_byte_shows_or_matters_not(kind: str, gallery: Gallery, empt
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999])
 def test_a_file_that_is_cut_off_is_refused(kind: str, share: float, gallery: Gallery, empty: Gallery, tmp_path: Path) -> None:
     path = tmp_path / f"out.{kind}"
-    export_gallery(gallery, path)
+    export_gallery(gallery, path, with_paths=True)
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
     with pytest.raises(GalleryError, match="damaged"):
         import_gallery(path, empty)
@@ -153,7 +167,7 @@ def test_a_file_that_is_cut_off_is_refused(kind: str, share: float, gallery: Gal
 @pytest.mark.parametrize("kind", FORMATS)
 def test_an_import_that_is_interrupted_leaves_nothing(kind: str, gallery: Gallery, empty: Gallery, tmp_path: Path) -> None:
     path = tmp_path / f"out.{kind}"
-    export_gallery(gallery, path)
+    export_gallery(gallery, path, with_paths=True)
 
     def interrupt(given: Iterable[Record]) -> Iterator[Record]:
         for number, row in enumerate(given):
@@ -174,7 +188,7 @@ def test_an_import_that_is_interrupted_leaves_nothing(kind: str, gallery: Galler
 @pytest.mark.parametrize("kind", FORMATS)
 def test_another_models_embeddings_are_refused(kind: str, gallery: Gallery, tmp_path: Path) -> None:
     path = tmp_path / f"out.{kind}"
-    export_gallery(gallery, path)
+    export_gallery(gallery, path, with_paths=True)
     with Gallery.create(tmp_path / "other", make_bundle("0" * 64)) as other:
         with pytest.raises(GalleryMismatchError, match="another model"):
             import_gallery(path, other)
@@ -183,7 +197,7 @@ def test_another_models_embeddings_are_refused(kind: str, gallery: Gallery, tmp_
 
 
 def test_keys_of_other_pictures_are_named_and_nothing_is_added(gallery: Gallery, empty: Gallery, tmp_path: Path) -> None:
-    export_gallery(gallery, tmp_path / "out.npz")
+    export_gallery(gallery, tmp_path / "out.npz", with_paths=True)
     taken = [f"/pictures/ü {number}\n'.png" for number in (1, 2, 3, 4)]
     empty.add_all(Entry(key, b"\xff" * 32, 1, {0: np.full(FEATURES, 0.5, np.float32)}) for key in taken)
     before = rows(empty)
@@ -202,7 +216,7 @@ def test_merging_keeps_one_of_what_is_in_both(gallery: Gallery, empty: Gallery, 
 
 
 def test_pseudonyms_of_two_keys_do_not_mix(gallery: Gallery, empty: Gallery, tmp_path: Path) -> None:
-    export_gallery(gallery, tmp_path / "out.npz")
+    export_gallery(gallery, tmp_path / "out.npz", with_paths=True)
     empty.set_setting("site-key", "another key")
     with pytest.raises(UsageError, match="different site keys"):
         import_gallery(tmp_path / "out.npz", empty)
@@ -237,7 +251,7 @@ class Evil:
 
 def test_a_pickle_is_never_loaded(gallery: Gallery, empty: Gallery, tmp_path: Path) -> None:
     path = tmp_path / "out.npz"
-    export_gallery(gallery, path)
+    export_gallery(gallery, path, with_paths=True)
     for name in ("manifest", "key_00000"):
         rewrite(path, {name: np.array([Evil()] * 8, object)}, allow_pickle=True)
         with pytest.raises(GalleryError, match="damaged"):
@@ -268,7 +282,7 @@ def test_strange_npz_files_are_refused(
     name: str, values: np.ndarray | None, gallery: Gallery, empty: Gallery, tmp_path: Path
 ) -> None:
     path = tmp_path / "out.npz"
-    export_gallery(gallery, path)
+    export_gallery(gallery, path, with_paths=True)
     rewrite(path, {name: values})
     with pytest.raises(GalleryError):
         import_gallery(path, empty)
@@ -277,7 +291,7 @@ def test_strange_npz_files_are_refused(
 
 def test_a_header_that_claims_much_allocates_nothing(gallery: Gallery, empty: Gallery, tmp_path: Path) -> None:
     path = tmp_path / "out.npz"
-    export_gallery(gallery, path)
+    export_gallery(gallery, path, with_paths=True)
     stream = io.BytesIO()
     np.lib.format.write_array_header_1_0(stream, {"descr": "<f4", "fortran_order": False, "shape": (10**12, FEATURES)})
     with zipfile.ZipFile(path, "w") as archive:
@@ -300,7 +314,7 @@ def test_an_ordinary_npz_or_text_is_no_export(empty: Gallery, tmp_path: Path) ->
 def test_strange_parquet_files_are_refused(gallery: Gallery, empty: Gallery, tmp_path: Path) -> None:
     arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     path = tmp_path / "out.parquet"
-    export_gallery(gallery, path)
+    export_gallery(gallery, path, with_paths=True)
     manifest = parquet.ParquetFile(path).metadata.metadata[b"lcmem-onnx"]
     table = parquet.read_table(path).replace_schema_metadata({b"lcmem-onnx": manifest})
     without = table.drop_columns(["content"])
@@ -325,7 +339,7 @@ def test_strange_parquet_files_are_refused(gallery: Gallery, empty: Gallery, tmp
 
 def test_a_newer_format_is_named(gallery: Gallery, empty: Gallery, tmp_path: Path) -> None:
     path = tmp_path / "out.npz"
-    export_gallery(gallery, path)
+    export_gallery(gallery, path, with_paths=True)
     with np.load(path) as file:
         manifest = json.loads(file["manifest"].tobytes())
     rewrite(path, {"manifest": np.frombuffer(json.dumps(seal({**manifest, "format_version": 9})).encode(), np.uint8)})
@@ -336,7 +350,7 @@ def test_a_newer_format_is_named(gallery: Gallery, empty: Gallery, tmp_path: Pat
 def test_without_pyarrow_the_extra_is_named(gallery: Gallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(UsageError, match=r"lcmem-onnx\[parquet\]"):
-        export_gallery(gallery, tmp_path / "out.parquet")
+        export_gallery(gallery, tmp_path / "out.parquet", with_paths=True)
     assert not (tmp_path / "out.parquet").exists()
 
 
@@ -344,6 +358,100 @@ def test_a_key_that_npz_cannot_hold_is_refused(empty: Gallery, tmp_path: Path) -
     empty.add(Entry("odd\0", bytes(32), 1, {0: np.zeros(FEATURES, np.float32)}))
     with pytest.raises(GalleryError, match="parquet"):
         export_gallery(empty, tmp_path / "out.npz")
+
+
+# -- keys and older files --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_where_patients_are_known_no_file_name_goes_out_unless_it_is_asked_for(
+    kind: str, gallery: Gallery, empty: Gallery, tmp_path: Path
+) -> None:
+    gallery.add(Entry("sop:" + "0a" * 16, b"\xee" * 32, 1, {0: np.full(FEATURES, 0.5, np.float32)}))
+    named, hashed = tmp_path / f"named.{kind}", tmp_path / f"hashed.{kind}"
+    assert export_gallery(gallery, named, with_paths=True).keys == "paths"
+    assert export_gallery(gallery, hashed).keys == read_manifest(hashed, FEATURES).keys == "hashed"
+    import_gallery(hashed, empty)
+    key = gallery.site_key()
+    wanted = [(group, key.key(name), *rest) for group, name, *rest in rows(gallery)]
+    assert rows(empty) == sorted(wanted)
+    assert all(re.fullmatch(r"(key|sop):[0-9a-f]{32}", name) for _, name, *_ in rows(empty))
+    assert "sop:" + "0a" * 16 in {name for _, name, *_ in rows(empty)}  # no file name, and known to the archive by this
+    if kind == "npz":
+        with np.load(hashed) as file:
+            assert not any("pictures" in str(text) for name in file.files if name.startswith("key") for text in file[name])
+    # Once more: the same names, so that nothing is added twice; and a second export changes nothing.
+    assert import_gallery(hashed, empty).added == 0
+    export_gallery(empty, tmp_path / f"again.{kind}")
+    with Gallery.create(tmp_path / "third", empty.bundle) as third:
+        import_gallery(tmp_path / f"again.{kind}", third)
+        assert rows(third) == rows(empty)
+
+
+def test_without_patients_keys_stay_as_they_are(bundle: Bundle, tmp_path: Path) -> None:
+    with Gallery.create(tmp_path / "idx", bundle) as gallery:
+        gallery.add_all(entry for entry in entries(0, 10) if entry.patient is None)
+        assert export_gallery(gallery, tmp_path / "out.npz").keys == "paths"
+
+
+def test_only_the_groups_that_go_out_decide(gallery: Gallery, tmp_path: Path) -> None:
+    """Of the group north every fourth picture has a patient; here none is left."""
+    for entry in entries(0, 30):
+        if entry.patient and entry.gallery == "north":
+            gallery.remove(key=entry.key, compact=False)
+    assert export_gallery(gallery, tmp_path / "north.npz", ["north"]).keys == "paths"
+    assert export_gallery(gallery, tmp_path / "default.npz", ["default"]).keys == "hashed"
+
+
+def test_with_another_site_key_nothing_goes_out_under_pseudonyms(
+    gallery: Gallery, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gallery.close()
+    SiteKey.create(tmp_path / "other.key")
+    monkeypatch.setenv("LCMEM_ONNX_SITE_KEY", str(tmp_path / "other.key"))
+    with Gallery.open(tmp_path / "from", bundle) as again:
+        with pytest.raises(UsageError, match="another site key"):
+            export_gallery(again, tmp_path / "out.npz")
+        assert not list(tmp_path.glob("*out.npz*"))
+        assert export_gallery(again, tmp_path / "out.npz", with_paths=True).keys == "paths"
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_file_of_version_1_comes_in_as_read_by_the_first_reader(
+    kind: str, gallery: Gallery, empty: Gallery, tmp_path: Path
+) -> None:
+    """Made from one of version 2 by taking away what version 1 did not have."""
+    path = tmp_path / f"out.{kind}"
+    export_gallery(gallery, path, with_paths=True)
+    digest = hashlib.sha256()
+    for row in gallery.entries():
+        digest.update(interchange_module._digest(row, 1))
+    old: dict[str, object] = {"format_version": 1, "sha256": digest.hexdigest()}
+    if kind == "npz":
+        with np.load(path) as file:
+            manifest = json.loads(file["manifest"].tobytes())
+            readers = {name: None for name in file.files if name.startswith("reader")}
+        manifest.pop("keys")
+        rewrite(path, {**readers, "manifest": np.frombuffer(json.dumps(seal({**manifest, **old})).encode(), np.uint8)})
+    else:
+        parquet = pytest.importorskip("pyarrow.parquet")
+        manifest = json.loads(parquet.ParquetFile(path).metadata.metadata[b"lcmem-onnx"])
+        manifest.pop("keys")
+        table = parquet.read_table(path).drop_columns(["reader"])
+        parquet.write_table(table.replace_schema_metadata({b"lcmem-onnx": json.dumps(seal({**manifest, **old}))}), path)
+    import_gallery(path, empty)
+    assert rows(empty) == [(*row[:-1], 1) for row in rows(gallery)]
+
+
+def test_version_2_without_readers_or_with_none_is_refused(gallery: Gallery, empty: Gallery, tmp_path: Path) -> None:
+    for wrong in (None, np.zeros(8, np.int64), np.full(8, 3)):
+        path = tmp_path / "out.npz"
+        path.unlink(missing_ok=True)
+        export_gallery(gallery, path)
+        rewrite(path, {"reader_00000": wrong})
+        with pytest.raises(GalleryError):
+            import_gallery(path, empty)
+        assert len(empty) == 0
 
 
 # -- the commands --------------------------------------------------------------------------------------------------
@@ -382,3 +490,32 @@ def test_the_commands_go_out_in_and_together(tmp_path: Path) -> None:
         two.add(Entry("/p/1.png", b"\1" * 32, 1, {0: vectors[0]}))
     code, _, said = lcmem("index", "merge", tmp_path / "a", tmp_path / "b", "--index", tmp_path / "e")
     assert (code, "stand for other pictures" in said, (tmp_path / "e").exists()) == (2, True, False)
+
+
+def test_an_export_with_patients_says_that_keys_are_pseudonyms_and_they_can_be_erased(tmp_path: Path) -> None:
+    from lcmem_onnx.runtime.bundle import open_bundle
+
+    def lcmem(*arguments: str | Path) -> tuple[int, str, str]:
+        done = CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
+        return done.exit_code, done.stdout, done.stderr
+
+    vectors = np.random.default_rng(0).random((3, open_bundle().features), dtype=np.float32)
+    with Gallery.create(tmp_path / "a", open_bundle()) as one:
+        patient = one.site_key().patient("4711")
+        one.add_all(Entry(f"/Doe^John/{n}.png", bytes([n]) * 32, 1, {0: vectors[n]}, patient=patient) for n in range(2))
+    named, hashed = tmp_path / "named.npz", tmp_path / "hashed.npz"
+    code, _, said = lcmem("index", "export", "--index", tmp_path / "a", "--out", hashed)
+    assert (code, "note: keys are pseudonyms under the site key" in said) == (0, True)
+    code, out, said = lcmem("index", "export", "--index", tmp_path / "a", "--out", named, "--with-paths", "--json")
+    assert (code, json.loads(out)["keys"], "names of the indexed files" in said) == (0, "paths", True)
+    assert lcmem("index", "export", "--index", tmp_path / "a", "--out", tmp_path / "quiet.npz", "-q") == (0, "", "")
+    with np.load(hashed) as file:
+        assert not any("Doe" in str(text) for name in file.files if name.startswith("key_") for text in file[name])
+    with np.load(named) as file:
+        assert list(file["key_00000"]) == ["/Doe^John/0.png", "/Doe^John/1.png"]
+    assert lcmem("index", "import", hashed, "--index", tmp_path / "b", "-q")[0] == 0
+    code, out, _ = lcmem("index", "remove", "--index", tmp_path / "b", "--key", "/Doe^John/1.png", "--json")
+    assert (code, json.loads(out)["removed"]) == (0, 1)
+    assert lcmem("index", "remove", "--index", tmp_path / "b", "--key", "/Doe^John/1.png")[0] == 2
+    code, out, _ = lcmem("index", "remove", "--index", tmp_path / "b", "--patient", "4711", "--json")
+    assert (code, json.loads(out)["removed"]) == (0, 1)

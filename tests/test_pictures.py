@@ -23,6 +23,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lcmem_onnx.runtime.errors import PictureError, Reason
+from lcmem_onnx.runtime.files import SkipReason
 from lcmem_onnx.runtime.pictures import (
     Found,
     Kind,
@@ -110,8 +111,6 @@ MODES = {
 @pytest.mark.parametrize(("form", "mode"), [(form, mode) for form, modes in MODES.items() for mode in modes])
 def test_eight_bit_pictures_are_what_pillow_makes_of_them(form: str, mode: str) -> None:
     image = Image.fromarray(noise()).convert(mode)
-    if mode == "RGBA":
-        image.putalpha(Image.fromarray(noise(seed=3)[..., 0]))
     data = saved(image, form)
     picture = open_picture(data)
     assert (picture.kind, picture.frames) == (Kind(form.lower()), 1)
@@ -148,6 +147,8 @@ def test_orientation_of_deep_tiffs(orientation: int) -> None:
 def test_sixteen_bit_pictures_by_nominal_depth(bits: int, suffix: str, channels: int) -> None:
     values = np.random.default_rng(bits).integers(0, 2**bits, (20, 30, channels)).astype(np.uint16)
     values[0, 0] = 2**bits - 1
+    if channels == 4:
+        values[..., 3] = 0xFFFF
     data = cv2.imencode(suffix, values)[1].tobytes()
     colours = values[..., 2::-1] if channels > 1 else np.repeat(values, 3, axis=2)
     expected = colours.astype(float) * 255 / (2**bits - 1)
@@ -171,11 +172,29 @@ def test_values_without_a_depth_are_stretched(dtype: str) -> None:
     assert np.abs(open_picture(tiff(values)).frame(0)[..., 1] - expected).max() <= 0.5 + 1e-6
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize(("bad", "shown"), [(np.nan, 0), (np.inf, 255), (-np.inf, 0)])
+def test_the_finite_part_is_rendered(bad: float, shown: int, dtype: str) -> None:
+    values = np.random.default_rng(3).uniform(-5, 9, (20, 30)).astype(dtype)
+    whole = open_picture(tiff(values)).renderings(0)
+    values[0, :5] = np.sort(values, axis=None)[2]  # neither the smallest nor the largest goes with the margin
+    expected = open_picture(tiff(values)).renderings(0)
+    values[0, :5] = bad
+    for rendering, finite in zip(open_picture(tiff(values)).renderings(0), expected, strict=True):
+        assert (rendering[0, :5] == shown).all()
+        assert np.abs(rendering[1:].astype(int) - finite[1:]).max() <= 3
+    assert len(whole) == 2
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_values_that_are_not_finite_are_refused(bad: float) -> None:
-    values = np.ones((20, 30), np.float32)
-    values[3, 4] = bad
-    assert reason_of(lambda: open_picture(tiff(values)).frame(0)) is Reason.NOT_FINITE
+def test_an_image_without_a_finite_value_is_refused(bad: float) -> None:
+    assert reason_of(lambda: open_picture(tiff(np.full((20, 30), bad, np.float32))).frame(0)) is Reason.NOT_FINITE
+
+
+def test_doubles_whose_range_is_beyond_theirs() -> None:
+    values = (np.linspace(-1, 1, 600) * 1.7e308).reshape(20, 30)
+    frame = open_picture(tiff(values)).frame(0)
+    np.testing.assert_allclose(frame[..., 0].ravel(), np.linspace(0, 255, 600), atol=0.51)
 
 
 @pytest.mark.parametrize("form", ["GIF", "TIFF", "WEBP", "PNG"])
@@ -243,6 +262,15 @@ def test_truncated_pictures_are_damaged(form: str, share: float) -> None:
     assert reason_of(lambda: open_picture(cut).frame(0)) is Reason.DAMAGED
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("directory", [0, 8, 1000, 0xFFFFFFFF])
+def test_a_tiff_without_an_image_is_damaged(order: str, directory: int) -> None:
+    """Its first directory is nowhere, behind the end, or empty: a file of 0 frames would be nothing that a scan could judge."""
+    mark = b"II*\0" if order == "<" else b"MM\0*"
+    data = mark + struct.pack(order + "I", directory) + bytes(40)
+    assert reason_of(lambda: open_picture(data)) is Reason.DAMAGED
+
+
 @pytest.mark.parametrize("form", [".png", ".tif"])
 def test_truncated_deep_pictures_are_damaged(form: str) -> None:
     data = cv2.imencode(form, noise(200, 300).astype(np.uint16) * 257)[1].tobytes()
@@ -254,10 +282,17 @@ def test_pillow_set_to_tolerate_damage_is_refused(monkeypatch: pytest.MonkeyPatc
     assert reason_of(lambda: open_picture(saved(Image.fromarray(noise()), "PNG")).frame(0)) is Reason.UNSUPPORTED
 
 
-@pytest.mark.parametrize("data", [b"just a text", b"BM is how this text begins, and it goes on for a while", b"\0" * 500])
-def test_other_files_are_no_pictures(data: bytes) -> None:
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"just a text", Reason.NOT_A_PICTURE),
+        (b"BM is how this text begins, and it goes on for a while", Reason.NOT_A_PICTURE),
+        (b"\0" * 500, Reason.UNSUPPORTED),  # of a format that is not known, so it may be an image
+    ],
+)
+def test_other_files_are_no_pictures(data: bytes, reason: Reason) -> None:
     assert sniff(data) is None
-    assert reason_of(lambda: open_picture(data, name_hint="a.png")) is Reason.NOT_A_PICTURE
+    assert reason_of(lambda: open_picture(data, name_hint="a.png")) is reason
     assert reason_of(lambda: open_picture(data, name_hint="a.dcm")) in (Reason.NOT_A_PICTURE, Reason.DAMAGED)
 
 
@@ -353,7 +388,7 @@ def test_walk_sorts_recurses_and_skips(tmp_path: Path) -> None:
     items = list(walk([tmp_path]))
     found = [item.path.relative_to(tmp_path).as_posix() for item in items if isinstance(item, Found)]
     assert found == ["B.jpeg", "a/deep/er/x.ima", "a/no_suffix", "a/z.dcm", "b.PNG"]
-    assert [item.path.name for item in items if isinstance(item, Skipped)] == ["c.txt"]
+    assert [item for item in items if isinstance(item, Skipped)] == [Skipped(tmp_path / "c.txt", SkipReason.TEXT)]
     assert list(walk([tmp_path / "c.txt"])) == [Found(tmp_path / "c.txt")]  # named by the user: always tried
     assert list(walk(items)) == items
 
@@ -371,7 +406,7 @@ def test_walk_follows_no_links_to_folders_and_waits_for_no_pipe(tmp_path: Path) 
     items = {item.path.name: item for item in walk([inside])}
     assert isinstance(items["file.png"], Found)
     assert isinstance(items["broken.png"], Unfound)
-    assert isinstance(items["pipe"], Skipped)
+    assert items["pipe"] == Skipped(inside / "pipe", SkipReason.SPECIAL_FILE)
     for name in ("circle", "away.png"):
         item = items[name]
         assert isinstance(item, Unfound)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lcmem_onnx.runtime.errors import UsageError
-from lcmem_onnx.runtime.preprocess import is_blank, resize
+from lcmem_onnx.runtime.preprocess import as_array, is_blank, resize, turned
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -133,3 +133,26 @@ def test_blank_is_two_levels_in_every_channel() -> None:
     white = np.zeros((8, 8, 3), np.uint8)
     white[4] = 255
     assert not is_blank(white)
+
+
+@settings(max_examples=60, deadline=None)
+@given(sizes, sizes, sizes, st.integers(0, 9), st.integers(0, 2**32 - 1))
+def test_what_pillow_decoded_is_resized_and_turned_as_its_array_is(
+    height: int, width: int, size: int, orientation: int, seed: int
+) -> None:
+    """To the last bit, without the copy; grey in one channel as in three."""
+    pixels = noise(height, width, seed)
+    as_turned = turned(pixels, orientation)
+    image = turned(Image.fromarray(pixels), orientation)
+    np.testing.assert_array_equal(as_array(image), as_turned)
+    np.testing.assert_array_equal(resize(image, size), resize(as_turned, size))
+    grey = np.ascontiguousarray(pixels[..., 0])
+    in_three = np.repeat(grey[..., None], 3, axis=2)
+    np.testing.assert_array_equal(as_array(Image.fromarray(grey)), in_three)
+    np.testing.assert_array_equal(resize(Image.fromarray(grey), size), resize(in_three, size))
+
+
+@pytest.mark.parametrize("mode", ["1", "P", "RGBA", "CMYK", "I;16"])
+def test_an_image_of_another_mode_is_not_resized(mode: str) -> None:
+    with pytest.raises(UsageError, match="must have mode RGB or L to be resized, got"):
+        resize(Image.new(mode, (4, 4)), 2)

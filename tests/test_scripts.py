@@ -41,7 +41,9 @@ def test_the_release_script_reports_and_ends_with_the_verdict(index: Path, tmp_p
     report = tmp_path / "report.jsonl"
     code, said = release(QUERIES, index, report)
     assert (code, said) == (1, f"4 clear, 5 match, 0 error: {report}\n")
-    assert len([json.loads(line) for line in report.read_text().splitlines()]) == 9
+    *lines, summary = map(json.loads, report.read_text().splitlines())
+    assert len(lines) == 9
+    assert summary["summary"] == {"clear": 4, "match": 5, "error": 0, "skipped": {}}
     code, said = release(QUERIES, index, report)
     assert code == 2
     assert "exists already" in said

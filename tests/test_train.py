@@ -18,20 +18,23 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")
 
 from lcmem_onnx import CheckpointError, FileListError, TrainingError  # noqa: E402
-from lcmem_onnx.evaluation.filelist import read_file_list  # noqa: E402
+from lcmem_onnx.evaluation.filelist import Listed, read_file_list  # noqa: E402
 from lcmem_onnx.models.augment import AUGMENTATIONS  # noqa: E402
 from lcmem_onnx.models.checkpoint import load_lcmem, save_lcmem  # noqa: E402
 from lcmem_onnx.models.generate import Amounts, generate  # noqa: E402
 from lcmem_onnx.models.train import cache as cache_module  # noqa: E402
 from lcmem_onnx.models.train import latents as latents_module  # noqa: E402
+from lcmem_onnx.models.train import loop  # noqa: E402
 from lcmem_onnx.models.train.__main__ import train  # noqa: E402
 from lcmem_onnx.models.train.config import Config, read_config  # noqa: E402
 from lcmem_onnx.models.train.latents import cached_latents  # noqa: E402
 from lcmem_onnx.models.train.loop import finished  # noqa: E402
 from lcmem_onnx.models.train.maps import PairedMaps, Views, _turned, cached_maps  # noqa: E402
-from lcmem_onnx.models.train.pairs import chosen_identities  # noqa: E402
+from lcmem_onnx.models.train.pairs import PairedPictures, chosen_identities  # noqa: E402
 from lcmem_onnx.models.train.pictures import Identity, Pictures, identities, listed  # noqa: E402
 from lcmem_onnx.models.train.stages import PairLoss, network_for  # noqa: E402
+from lcmem_onnx.runtime.preprocess import resize  # noqa: E402
+from PIL import Image  # noqa: E402
 
 RECIPES = sorted((Path(__file__).parent.parent / "models" / "recipes").glob("*.toml"))
 SETTINGS = """
@@ -366,24 +369,76 @@ def test_the_first_identities_of_a_data_set_alone_are_used(folder: Path) -> None
     assert len({row.identity for row in rows if row.ds_name != "scenes"}) == 24
 
 
-def test_training_goes_on_after_a_kill_as_if_there_had_been_none(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lcmem_onnx.models.train import loop
+@pytest.mark.parametrize(("minutes", "goes_on_after"), [(0.0, "epoch 1 of 2 and 2 steps of the next"), (15.0, "epoch 1 of 2")])
+@pytest.mark.parametrize("stage", ["autoencoder", "1"])
+def test_training_goes_on_after_a_kill_as_if_there_had_been_none(
+    folder: Path,
+    stage: str,
+    minutes: float,
+    goes_on_after: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The autoencoder's loss has random numbers of its own, which go on as well."""
+    out = f"{stage}-{minutes}"
+    settings = (f"training.checkpoint_minutes={minutes}", "training.steps=4", "training.accumulate=2")
+    train(config_of(folder, stage, f"{out}-uninterrupted", *settings))
+    with monkeypatch.context() as patched:
+        killed_after(7, patched)
+        with pytest.raises(KeyboardInterrupt):
+            train(config_of(folder, stage, f"{out}-killed", *settings))
+    capsys.readouterr()
+    train(config_of(folder, stage, f"{out}-killed", *settings, "data.workers=1"))
+    assert f"going on after {goes_on_after}\n" in capsys.readouterr().err
+    name = config_of(folder, stage).name
+    checkpoints = [torch.load(folder / f"{out}-{which}" / f"{name}_checkpoint.pth") for which in ("uninterrupted", "killed")]
+    assert all(torch.equal(value, checkpoints[1]["module"][key]) for key, value in checkpoints[0]["module"].items())
+    logs = [logged(folder / f"{out}-{which}" / f"{name}_log.csv") for which in ("uninterrupted", "killed")]
+    for column in ("epoch", "train_loss", "val_loss", "rate", "best"):
+        assert [row[column] for row in logs[0]] == [row[column] for row in logs[1]]
 
-    def ends(*args: object, **kwargs: object) -> float:
-        if args[-1] == 1:  # the second epoch, as a kill would: after some of its steps
-            raise KeyboardInterrupt
-        return whole(*args, **kwargs)
 
-    train(config_of(folder, "1", "uninterrupted"))
-    whole = loop._epoch
-    monkeypatch.setattr(loop, "_epoch", ends)
-    with pytest.raises(KeyboardInterrupt):
-        train(config_of(folder, "1", "killed"))
-    monkeypatch.setattr(loop, "_epoch", whole)
-    train(config_of(folder, "1", "killed"))
-    weights = [torch.load(folder / name / "stage1_checkpoint.pth")["module"] for name in ("uninterrupted", "killed")]
-    assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
-    assert [row["epoch"] for row in logged(folder / "killed" / "stage1_log.csv")] == ["1", "2"]
+def killed_after(steps: int, patched: pytest.MonkeyPatch) -> None:
+    """Have a training end as by a kill: in the middle of this step, its weights changed already."""
+    taken, original = [], loop.run
+
+    def run(config: Config, trainee: loop.Trainee, *rest: object) -> Path:
+        def after_step() -> None:
+            trainee.after_step()
+            taken.append(None)
+            if len(taken) == steps:
+                raise KeyboardInterrupt
+
+        return original(config, replace(trainee, after_step=after_step), *rest)
+
+    patched.setattr(loop, "run", run)
+
+
+def test_an_unreadable_image_ends_the_training_in_one_line_and_nothing_is_lost(folder: Path, tmp_path: Path) -> None:
+    rows = read_file_list(folder / "pictures" / "list.csv")
+    for row in rows:
+        copied = tmp_path / row.name
+        copied.parent.mkdir(parents=True, exist_ok=True)
+        copied.write_bytes(row.path.read_bytes())
+    (tmp_path / "list.csv").write_bytes((folder / "pictures" / "list.csv").read_bytes())
+    settings = (f'data.lists=["{tmp_path / "list.csv"}"]', "training.steps=4", f'network.vae="{folder}/autoencoder/vae"')
+    config = config_of(folder, "2", "readable", *settings)
+    whole = train(config)
+    trained_on = listed(config.data, "TRAIN")
+    owners = identities(trained_on)
+    order = PairedPictures(config, Pictures(trained_on, 64), owners, 32, batch=8, seed=0)._order
+    late = next(number for number in order[8:] if number not in order[:8])
+    broken = trained_on[owners[late].pictures[0]]
+    (tmp_path / broken.name).write_bytes(b"no image")
+    for workers in (1, 0):  # in a loading process too, whose errors arrive as tracebacks
+        with pytest.raises(FileListError, match=rf"{Path(broken.name).name} cannot be read: .*take it off the list$") as caught:
+            train(config_of(folder, "2", "unreadable", *settings, f"data.workers={workers}"))
+        assert "\n" not in str(caught.value)
+        state = torch.load(folder / "unreadable" / "stage2_checkpoint.pth")["state"]
+        assert 0 < state["epoch"] * 4 + state["step"] < 8, "the steps before it are kept"
+    (tmp_path / broken.name).write_bytes((folder / "pictures" / broken.name).read_bytes())
+    again = load_lcmem(train(config_of(folder, "2", "unreadable", *settings))).network.state_dict()
+    assert all(torch.equal(value, again[key]) for key, value in load_lcmem(whole).network.state_dict().items())
 
 
 def test_a_folder_with_another_training_in_it_is_not_overwritten(folder: Path) -> None:
@@ -551,7 +606,24 @@ def test_lists_that_cannot_be_trained_on(folder: Path, tmp_path: Path) -> None:
         listed(replace(config.data, lists=(config.data.lists[0], tmp_path / "leak.csv")), "TRAIN")
     (tmp_path / "bad.png").write_bytes(b"no picture")
     with pytest.raises(FileListError, match=r"bad.png cannot be read"):
-        Pictures([replace(rows[0], path=tmp_path / "bad.png")], 64)
+        Pictures([replace(rows[0], path=tmp_path / "bad.png")], 64).whole(0)
+    with pytest.raises(FileListError, match=r"gone.png cannot be read: .*take it off the list"):
+        Pictures([replace(rows[0], path=tmp_path / "gone.png")], 64).original(0)
+
+
+def test_images_are_resized_as_inference_does_it(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    large, small = (rng.integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in ((300, 417), (20, 31)))
+    rows = []
+    for name, pixels in (("large", large), ("small", small)):
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+        rows.append(Listed("TRAIN", name, f"{name}.png", tmp_path / f"{name}.png"))
+    pictures = Pictures(rows, 64)
+    for number, pixels in enumerate((large, small)):
+        assert (pictures.original(number) == pixels).all()
+        assert (pictures.whole(number) == resize(pixels, 64)).all()
+    assert pictures.working(0).shape == (96, 133, 3), "no larger than one and a half times the network's input"
+    assert (pictures.working(1) == small).all()
 
 
 def test_windows_lie_in_the_picture_and_pictures_keep_their_numbers(folder: Path) -> None:

@@ -24,7 +24,7 @@ draft=$(mktemp "$report.XXXXXX") || exit 2
 trap 'rm -f "$draft"' EXIT
 
 code=0
-lcmem-onnx scan "$folder" --index "$index" --json --quiet > "$draft" || code=$?
+lcmem-onnx scan "$folder" --index "$index" --search exact --json --quiet > "$draft" || code=$?
 case $code in
     0 | 1 | 2) ;;
     *)
@@ -40,7 +40,7 @@ if [ "$code" -eq 0 ] && [ "$clear" -eq 0 ]; then
     code=2
 fi
 if [ "$code" -eq 0 ] && grep -q '"complete": false' "$draft"; then
-    echo "screen-before-release: not all of the index was searched, so a match may be missing: bring its graph up to date" >&2
+    echo "screen-before-release: not all of the index was searched, so a match may be missing" >&2
     code=2
 fi
 if [ "$code" -eq 2 ] && [ "$((clear + matches + errors))" -eq 0 ]; then

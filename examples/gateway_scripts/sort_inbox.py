@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> int:
         screener = Screener()
         worst = 0
         with Gallery.open(index, screener.bundle) as gallery:
-            for name, results in groupby(screener.screen(files, gallery), key=lambda result: result.path):
+            for name, results in groupby(screener.screen(files, gallery, search="exact"), key=lambda result: result.path):
                 worst = max(worst, sort(Path(name), list(results), clear, held))
     except (LcmemError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
 def sort(path: Path, results: list[Result], clear: Path, held: Path) -> int:
     """Move one file by the verdicts on its frames; the exit code that it asks for."""
     verdicts = {result.verdict for result in results}
-    complete = all(result.complete for result in results)  # false where the index's graph was not searched to the end
+    complete = all(result.complete for result in results)  # false where the search graph was used, which may miss a match
     if verdicts == {Verdict.CLEAR} and complete:
         move(path, clear)
         return 0

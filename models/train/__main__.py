@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 from lcmem_onnx.ending import Ending
 
+from .allocator import keep_freed_memory
 from .config import Config, read_config
 
 __all__ = ["train"]
@@ -18,6 +19,7 @@ def train(config: Config) -> Path:
     from accelerate.utils import set_seed
 
     from .autoencoder import autoencoder_trainee
+    from .kinds import training_batches, validation_batches
     from .latents import PairedLatents, cached_latents
     from .loop import EpochSet, Trainee, accelerator_for, denormals_flushed, run, vae_folder
     from .maps import PairedMaps, Views, cached_maps
@@ -38,7 +40,8 @@ def train(config: Config) -> Path:
             click.echo(line, err=True)
 
     size = config.network.image_size
-    pairs = {"TRAIN": (training.steps * training.pairs) or len(rows["TRAIN"]), "VAL": training.validation_pairs}
+    per_step = training.pairs * training.accumulate
+    pairs = {"TRAIN": (training.steps * per_step) or len(rows["TRAIN"]), "VAL": training.validation_pairs}
     # What is validated on may be few; what is trained on must fill its batches.
     batches = {"TRAIN": training.pairs, "VAL": min(training.pairs, len(groups["VAL"]))}
     seeds = {"TRAIN": config.seed, "VAL": config.seed + 1}
@@ -49,6 +52,9 @@ def train(config: Config) -> Path:
     else:
         network = network_for(config)
         sets: dict[str, EpochSet] = {}
+        if config.data.kinds:
+            sets = {"TRAIN": training_batches(config, rows["TRAIN"]), "VAL": validation_batches(config, rows["VAL"])}
+            rows = {}
         for split, its in rows.items():
             if config.stage == "1":
                 with accelerator.main_process_first():
@@ -72,9 +78,9 @@ def train(config: Config) -> Path:
 
 
 class Training(Ending):
-    """Ctrl-C loses no more than an epoch, and says so."""
+    """Ctrl-C loses no more than what came after the last checkpoint, and says so."""
 
-    interrupted = "interrupted: the same command goes on after the last whole epoch"
+    interrupted = "interrupted: the same command goes on from the last checkpoint"
 
 
 @click.command(cls=Training, context_settings={"help_option_names": ["-h", "--help"]})
@@ -93,6 +99,7 @@ def main(config: Path, settings: tuple[str, ...], monotone_head: bool | None) ->
     """
     if monotone_head is not None:
         settings = (*settings, f"network.monotone_head={str(monotone_head).lower()}")
+    keep_freed_memory()
     click.echo(f"trained: {train(read_config(config, settings))}", err=True)
 
 

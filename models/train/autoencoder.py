@@ -26,6 +26,8 @@ __all__ = ["autoencoder_trainee"]
 class Crops(Dataset[tuple[Tensor]]):
     """Square crops at full resolution, uint8 (3, crop, crop)."""
 
+    whole_batches = False
+
     def __init__(self, config: Config, pictures: Pictures, identities: Sequence[Identity], count: int, *, seed: int) -> None:
         self._pictures, self._count, self._seed = pictures, count, seed
         self._crop = config.autoencoder.crop
@@ -109,7 +111,13 @@ def autoencoder_trainee(
     return Trainee(
         module=module,
         optimizers=[torch.optim.Adam(module.parameters(), lr=training.rate)],
-        train=Crops(config, pictures[0], groups[0], (training.steps * training.pairs) or len(pictures[0]), seed=config.seed),
+        train=Crops(
+            config,
+            pictures[0],
+            groups[0],
+            (training.steps * training.pairs * training.accumulate) or len(pictures[0]),
+            seed=config.seed,
+        ),
         validation=Crops(config, pictures[1], groups[1], training.validation_pairs, seed=config.seed + 1),
         after_step=lambda: None,
         write=write,

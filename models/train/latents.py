@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from ..lcmem import LCMem
 from .cache import Halves, Recipe, cached, files_digest, weights_digest
 from .config import Config
 from .pairs import EpochPairs
-from .pictures import Identity, Pictures
+from .pictures import DECODERS, Identity, Pictures
 
 __all__ = ["PairedLatents", "cached_latents"]
 
@@ -37,7 +38,8 @@ def cached_latents(network: LCMem, rows: Sequence[Listed], size: int, folder: Pa
 
     def make(numbers: Sequence[int]) -> NDArray[np.float32]:
         pictures = Pictures([rows[number] for number in numbers], size)
-        pixels = np.stack([pictures.whole(number) for number in range(len(numbers))])
+        with ThreadPoolExecutor(DECODERS) as pool:
+            pixels = np.stack(list(pool.map(pictures.whole, range(len(numbers)))))
         with torch.no_grad():
             batch = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float() / 255.0
             return network.latents(batch).cpu().numpy()

@@ -11,7 +11,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,12 +19,12 @@ from typing import Any, Protocol
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import set_seed
-from lcmem_onnx.runtime.errors import TrainingError
+from accelerate.utils import broadcast, gather_object, set_seed
+from lcmem_onnx.runtime.errors import FileListError, TrainingError
 from lcmem_onnx.runtime.machine import cpu_features, cpu_limit
 from lcmem_onnx.runtime.syncing import put_whole
-from torch import nn
-from torch.utils.data import DataLoader
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, default_collate
 from tqdm import tqdm
 
 from ..checkpoint import write_state
@@ -38,13 +38,16 @@ SETTINGS_SAID = 4
 
 
 class EpochSet(Protocol):
-    """A data set that is drawn anew each epoch, in batches of `batch`."""
+    """A data set that is drawn anew each epoch: `batch` items make a batch, or (`whole_batches`) each item is one already."""
 
     batch: int
+    whole_batches: bool
 
     def start_epoch(self, epoch: int) -> None: ...
 
     def __len__(self) -> int: ...
+
+    def __getitem__(self, number: int) -> Any: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +55,7 @@ class Trainee:
     """What the loop trains.
 
     `module(*batch)` gives the loss; `after_step` is called after each step of all `optimizers`; `write(path)` writes the network as
-    others load it.
+    others load it. `averaged` is validated in place of `module`, if there is one; `after_step` keeps it up to date.
     """
 
     module: nn.Module
@@ -61,6 +64,38 @@ class Trainee:
     validation: EpochSet
     after_step: Callable[[], None]
     write: Callable[[Path], None]
+    averaged: nn.Module | None = None
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """An item that could not be read. It travels as an item: an error that a loading process raises arrives as its traceback."""
+
+    message: str
+
+
+class _Guarded(Dataset[Any]):
+    """A data set whose unreadable items are `_Failure`s."""
+
+    def __init__(self, items: EpochSet) -> None:
+        self._items = items
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, number: int) -> Any:
+        try:
+            return self._items[number]
+        except FileListError as error:
+            return _Failure(str(error))
+
+
+def _batch_of(items: list[Any]) -> Any:
+    return next((item for item in items if isinstance(item, _Failure)), None) or default_collate(items)
+
+
+def _only(items: list[Any]) -> Any:
+    return items[0]
 
 
 @dataclass(frozen=True)
@@ -109,60 +144,63 @@ def denormals_flushed() -> Iterator[None]:
 
 
 def run(config: Config, trainee: Trainee, accelerator: Accelerator, say: Callable[[str], None]) -> Path:
-    """Train, and give the path of the best network.
+    """Train, and return the path of the best network.
 
-    A training whose folder holds a checkpoint of the same configuration goes on after its last whole epoch.
+    A training whose folder holds a checkpoint of the same configuration goes on from there.
 
     Raises:
         TrainingError: the loss is not finite (the last checkpoint and the best network stay), the folder holds a training of
             another configuration, or it cannot be written.
+        FileListError: an image cannot be read; the steps before it are in the checkpoint.
     """
     training, out = config.training, config.out
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TrainingError(f"{out} cannot be made: {error}") from error
-    loaders: list[DataLoader[Any]] = [
-        DataLoader(
-            each,  # type: ignore[arg-type]  # a map-style data set, as its protocol says
-            batch_size=each.batch,
-            drop_last=each is trainee.train,
-            num_workers=config.data.workers if each is trainee.train else 0,
-        )
-        for each in (trainee.train, trainee.validation)
-    ]
-    steps = len(trainee.train) // training.pairs
+    steps = len(trainee.train) // (trainee.train.batch * training.accumulate)
     if steps < 1:
         raise TrainingError(
-            f"an epoch of {len(trainee.train)} pairs is less than one batch of {training.pairs}: lower training.pairs"
+            f"an epoch of {len(trainee.train) * (training.pairs if trainee.train.whole_batches else 1)} pairs is less than one "
+            f"step of {training.accumulate} x {training.pairs}: lower training.pairs"
         )
+    loaders = [_loader(config, trainee, each) for each in (trainee.train, trainee.validation)]
     module, train_loader, val_loader, *optimizers = accelerator.prepare(trainee.module, *loaders, *trainee.optimizers)
-    steps = len(train_loader)
-    factor = _rising_then_cosine(training.warm, training.epochs * steps)
+    steps = len(train_loader) // training.accumulate
+    factor = _schedule(config, training.epochs * steps)
     stepped = _Stepped(optimizers, [torch.optim.lr_scheduler.LambdaLR(each, factor) for each in optimizers])
-    state = _resumed(config, trainee, stepped)
-    if state["epoch"]:
-        say(f"going on after epoch {state['epoch']} of {training.epochs}")
+    if trainee.averaged is not None:
+        trainee.averaged.to(accelerator.device)
+    progress = _resumed(config, trainee, stepped, accelerator)
+    state = progress.state
+    if state["epoch"] or state["step"]:
+        within = f" and {state['step']} steps of the next" if state["step"] else ""
+        say(f"going on after epoch {state['epoch']} of {training.epochs}{within}")
 
     for epoch in range(state["epoch"], training.epochs):
         if state["waited"] >= training.patience:
             break
         set_seed(config.seed + epoch)
         trainee.train.start_epoch(epoch)
-        started = time.monotonic()
-        rate = float(stepped.schedules[0].get_last_lr()[0])
-        train_loss = _epoch(accelerator, config, trainee, module, stepped, train_loader, epoch)
-        val_loss = _validated(accelerator, module, val_loader)
+        if not state["step"]:
+            state["rate"] = float(stepped.schedules[0].get_last_lr()[0])
+        _epoch(accelerator, config, trainee, module, stepped, train_loader, epoch, progress)
+        try:
+            val_loss = _validated(accelerator, module if trainee.averaged is None else trainee.averaged, val_loader)
+        except FileListError:
+            progress.write_before_failing(accelerator)
+            raise
         if not math.isfinite(val_loss):
-            raise TrainingError(_not_finite("validation", epoch, len(train_loader)))
+            raise TrainingError(_not_finite("validation", epoch, steps))
         better = val_loss < state["best"]
         state["best"], state["waited"] = (val_loss, 0) if better else (state["best"], state["waited"] + 1)
-        seconds = time.monotonic() - started
-        values = (epoch + 1, round(train_loss, 6), round(val_loss, 6), rate, round(seconds, 1), better)
+        train_loss, seconds = state["loss"] / steps, progress.seconds()
+        values = (epoch + 1, round(train_loss, 6), round(val_loss, 6), state["rate"], round(seconds, 1), better)
         state["log"].append(dict(zip(LOG_COLUMNS, values, strict=True)))
-        state["epoch"] = epoch + 1
-        if accelerator.is_main_process:
-            _kept(config, trainee, stepped, state, better)
+        progress.end_epoch()
+        if better and accelerator.is_main_process:
+            _written(config, lambda: put_whole(best_file(config), trainee.write, alone=True))
+        progress.write(accelerator)
         say(
             f"epoch {epoch + 1}/{training.epochs}  train {train_loss:.4f}  validation {val_loss:.4f}"
             f"{' (best)' if better else ''}  {seconds:.0f} s"
@@ -170,6 +208,17 @@ def run(config: Config, trainee: Trainee, accelerator: Accelerator, say: Callabl
     if state["waited"] >= training.patience:
         say(f"ended early: no better validation loss in {training.patience} epochs")
     return best_file(config)
+
+
+def _loader(config: Config, trainee: Trainee, items: EpochSet) -> DataLoader[Any]:
+    training = items is trainee.train
+    return DataLoader(
+        _Guarded(items),
+        batch_size=items.batch,
+        drop_last=training,
+        num_workers=config.data.workers if training else 0,
+        collate_fn=_only if items.whole_batches else _batch_of,
+    )
 
 
 def best_file(config: Config) -> Path:
@@ -191,47 +240,160 @@ def _checkpoint_file(config: Config) -> Path:
     return config.out / f"{config.name}_checkpoint.pth"
 
 
-def _rising_then_cosine(warm: int, total: int) -> Callable[[int], float]:
+def _schedule(config: Config, total: int) -> Callable[[int], float]:
+    """The rate's factor by the number of steps taken: rising, flat, then a cosine to the floor."""
+    training = config.training
+
     def factor(step: int) -> float:
-        risen = min(1.0, (step + 1) / warm) if warm else 1.0
-        return risen * 0.5 * (1.0 + math.cos(math.pi * min(1.0, step / max(1, total))))
+        risen = min(1.0, (step + 1) / training.warm) if training.warm else 1.0
+        done = min(1.0, step / max(1, total))
+        if done < training.flat or training.flat == 1.0:
+            return risen
+        cosine = 0.5 * (1.0 + math.cos(math.pi * (done - training.flat) / (1.0 - training.flat)))
+        return risen * (training.floor + (1.0 - training.floor) * cosine)
 
     return factor
 
 
+class _Progress:
+    """How far a training has come, and its checkpoint: `state` is what resuming needs beside weights and optimizers.
+
+    Of the current epoch `state` has the steps taken, the sum of their losses and the seconds they took.
+    """
+
+    def __init__(self, config: Config, trainee: Trainee, stepped: _Stepped, state: dict[str, Any]) -> None:
+        self._config, self._trainee, self._stepped = config, trainee, stepped
+        self.state = state
+        self.random: Tensor | None = None
+        """Where an epoch was interrupted: the state of torch's generator that its next step begins with."""
+        self._behind_step = torch.get_rng_state()
+        self._started = self._written = time.monotonic()
+
+    def seconds(self) -> float:
+        """Seconds that the current epoch took, of all attempts at it."""
+        return float(self.state["seconds"]) + time.monotonic() - self._started
+
+    def start_steps(self) -> None:
+        self._started = self._written = time.monotonic()
+
+    def end_epoch(self) -> None:
+        self.state |= {"epoch": self.state["epoch"] + 1, "step": 0, "loss": 0.0, "seconds": 0.0}
+        self._started = time.monotonic()
+
+    def end_step(self, loss: float) -> None:
+        self.state |= {"step": self.state["step"] + 1, "loss": self.state["loss"] + loss}
+        self._behind_step = torch.get_rng_state()
+
+    def is_due(self, accelerator: Accelerator) -> bool:
+        """Whether the last checkpoint is older than wanted, by the main process's clock."""
+        due = time.monotonic() - self._written >= 60.0 * self._config.training.checkpoint_minutes
+        if accelerator.num_processes == 1:
+            return due
+        return bool(broadcast(torch.tensor(int(due), device=accelerator.device)))
+
+    def write(self, accelerator: Accelerator) -> None:
+        """Write log and checkpoint, each whole or not at all; the checkpoint last, since it counts.
+
+        Raises:
+            TrainingError: one cannot be written.
+        """
+        random = gather_object([self._behind_step])  # each process has its own
+        now = time.monotonic()
+        if accelerator.is_main_process:
+            content = {
+                "config": _settings(self._config),
+                "module": self._trainee.module.state_dict(),
+                "optimizers": [each.state_dict() for each in self._stepped.optimizers],
+                "schedules": [each.state_dict() for each in self._stepped.schedules],
+                "state": self.state | {"seconds": self.seconds() if self.state["step"] else 0.0},
+                "random": random,
+            }
+            if self._trainee.averaged is not None:
+                content["averaged"] = self._trainee.averaged.state_dict()
+            _written(self._config, lambda: _write_log(self._config, self.state["log"]))
+            path = _checkpoint_file(self._config)
+            _written(self._config, lambda: put_whole(path, lambda draft: write_state(content, draft), alone=True))
+        self._written = now
+
+    def write_before_failing(self, accelerator: Accelerator) -> None:
+        """Write a checkpoint, unless there are other processes: they know nothing of the failure and would be waited for."""
+        if accelerator.num_processes == 1:
+            self.write(accelerator)
+
+
+def _written(config: Config, write: Callable[[], None]) -> None:
+    try:
+        write()
+    except (OSError, RuntimeError) as error:
+        raise TrainingError(f"{config.out} cannot be written: {error}. The checkpoint before stands") from error
+
+
+def _write_log(config: Config, log: Sequence[Mapping[str, Any]]) -> None:
+    with log_file(config).open("w", encoding="utf-8", newline="") as lines:
+        writer = csv.DictWriter(lines, LOG_COLUMNS)
+        writer.writeheader()
+        writer.writerows(log)
+
+
 def _epoch(
     accelerator: Accelerator, config: Config, trainee: Trainee, module: nn.Module, stepped: _Stepped, loader: Any, epoch: int,
-) -> float:  # fmt: skip
+    progress: _Progress,
+) -> None:  # fmt: skip
+    """Take the steps of an epoch that are not taken yet; `progress` counts them and sums their losses."""
     module.train()
-    total, count = 0.0, 0
-    with tqdm(loader, desc=f"{config.name} {epoch + 1}/{config.training.epochs}", disable=None, leave=False) as batches:
-        for step, batch in enumerate(batches, 1):
-            loss = module(*batch)
-            value = float(loss.detach())
-            if not math.isfinite(value):
-                raise TrainingError(_not_finite("training", epoch, step))
+    state, at_once = progress.state, config.training.accumulate
+    steps = len(loader) // at_once
+    if state["step"] >= steps:
+        progress.random = None
+        return
+    batches = iter(accelerator.skip_first_batches(loader, state["step"] * at_once) if state["step"] else loader)
+    progress.start_steps()
+    title = f"{config.name} {epoch + 1}/{config.training.epochs}"
+    with tqdm(total=steps, initial=state["step"], desc=title, disable=None, leave=False) as bar:
+        for step in range(state["step"] + 1, steps + 1):
             stepped.clear()
-            accelerator.backward(loss)
+            value = 0.0
+            for number in range(at_once):
+                batch = next(batches)
+                if isinstance(batch, _Failure):
+                    progress.write_before_failing(accelerator)
+                    raise FileListError(batch.message)
+                if progress.random is not None:  # behind the loader's own use of the generator, before the step's
+                    torch.set_rng_state(progress.random)
+                    progress.random = None
+                with accelerator.no_sync(module) if number < at_once - 1 else nullcontext():
+                    loss = module(*batch) / at_once
+                    value += float(loss.detach())
+                    if not math.isfinite(value):
+                        raise TrainingError(_not_finite("training", epoch, step))
+                    accelerator.backward(loss)
             if config.training.clip:
                 accelerator.clip_grad_norm_(module.parameters(), config.training.clip)
             stepped.step()
             trainee.after_step()
-            total, count = total + value, count + 1
-            batches.set_postfix(loss=f"{total / count:.4f}", refresh=False)
-    return total / count
+            progress.end_step(value)
+            bar.set_postfix(loss=f"{state['loss'] / step:.4f}", refresh=False)
+            bar.update()
+            if step < steps and progress.is_due(accelerator):
+                progress.write(accelerator)
 
 
 def _not_finite(which: str, epoch: int, step: int) -> str:
     return (
-        f"the {which} loss is not finite in epoch {epoch + 1}, step {step}: training ends here; the checkpoint of the last whole "
-        "epoch and the best network stay as they are. Lower training.rate, set training.clip, or train in precision 'no'"
+        f"the {which} loss is not finite in epoch {epoch + 1}, step {step}: training ends here; the last checkpoint and the best "
+        "network stay as they are. Lower training.rate, set training.clip, or train in precision 'no'"
     )
 
 
 @torch.no_grad()
 def _validated(accelerator: Accelerator, module: nn.Module, loader: Any) -> float:
     module.eval()
-    losses = [accelerator.gather(module(*batch).detach().float().reshape(1)).mean() for batch in loader if len(batch[0]) > 1]
+    losses = []
+    for batch in loader:
+        if isinstance(batch, _Failure):
+            raise FileListError(batch.message)
+        if len(batch[0]) > 1:
+            losses.append(accelerator.gather(module(*batch).detach().float().reshape(1)).mean())
     return float(torch.stack(losses).mean())
 
 
@@ -249,21 +411,27 @@ def _ended(config: Config, state: Mapping[str, Any]) -> bool:
     return bool(state["epoch"] >= config.training.epochs or state["waited"] >= config.training.patience)
 
 
-def _resumed(config: Config, trainee: Trainee, stepped: _Stepped) -> dict[str, Any]:
-    """Load the last whole epoch, if there is one."""
+def _resumed(config: Config, trainee: Trainee, stepped: _Stepped, accelerator: Accelerator) -> _Progress:
+    """Load the checkpoint, if there is one."""
+    state: dict[str, Any] = {"epoch": 0, "step": 0, "loss": 0.0, "seconds": 0.0, "best": MISSING, "waited": 0, "log": []}
     content = _checkpoint(config)
     if content is None:
-        return {"epoch": 0, "best": MISSING, "waited": 0, "log": []}
+        return _Progress(config, trainee, stepped, state)
     try:
         trainee.module.load_state_dict(content["module"])
+        if trainee.averaged is not None:
+            trainee.averaged.load_state_dict(content["averaged"])
         stepped.load_state_dicts(content["optimizers"], content["schedules"])
-        return dict(content["state"])
+        progress = _Progress(config, trainee, stepped, state | content["state"])
+        if progress.state["step"]:
+            progress.random = content["random"][accelerator.process_index]
+        return progress
     except Exception as error:
         raise _unreadable(config, error) from error
 
 
 def _checkpoint(config: Config) -> dict[str, Any] | None:
-    """What the last whole epoch left, if there was one."""
+    """What the last checkpoint holds, if there is one."""
     path = _checkpoint_file(config)
     if not path.exists():
         return None
@@ -277,7 +445,7 @@ def _checkpoint(config: Config) -> dict[str, Any] | None:
             f"{path} belongs to a training with other settings: {other}. Choose another 'out', or remove {path} to start anew"
         )
     wanted = [best_file(config), *([vae_folder(config) / "config.json"] if config.stage == "autoencoder" else [])]
-    if gone := [file for file in wanted if not file.exists()]:
+    if content["state"]["epoch"] and (gone := [file for file in wanted if not file.exists()]):
         raise TrainingError(
             f"{path} says that epochs were trained, but {gone[0]} is gone. Put it back, or remove {path} to start anew"
         )
@@ -299,6 +467,8 @@ def _default(config: Config, name: str) -> str | None:
     """What a setting is where nobody sets it, as `_settings` writes it; None if it must be set."""
     table, _, key = name.rpartition(".")
     field = next(each for each in dataclasses.fields(getattr(config, table) if table else config) if each.name == key)
+    if field.default_factory is not dataclasses.MISSING:
+        return repr(field.default_factory())
     return None if field.default is dataclasses.MISSING else repr(field.default)
 
 
@@ -311,6 +481,7 @@ def _settings(config: Config) -> dict[str, str]:
     content = asdict(config)
     content.pop("out")
     content["data"].pop("workers")
+    content["training"].pop("checkpoint_minutes")
     flat: dict[str, str] = {}
     for key, value in content.items():
         if isinstance(value, dict):
@@ -318,24 +489,3 @@ def _settings(config: Config) -> dict[str, str]:
         else:
             flat[key] = repr(value)
     return flat
-
-
-def _kept(config: Config, trainee: Trainee, stepped: _Stepped, state: dict[str, Any], better: bool) -> None:
-    """Write the best network, the log and the checkpoint, each whole or not at all; the checkpoint last, since it counts."""
-    content = {
-        "config": _settings(config),
-        "module": trainee.module.state_dict(),
-        "optimizers": [each.state_dict() for each in stepped.optimizers],
-        "schedules": [each.state_dict() for each in stepped.schedules],
-        "state": state,
-    }
-    try:
-        if better:
-            put_whole(best_file(config), trainee.write, alone=True)
-        with log_file(config).open("w", encoding="utf-8", newline="") as lines:
-            writer = csv.DictWriter(lines, LOG_COLUMNS)
-            writer.writeheader()
-            writer.writerows(state["log"])
-        put_whole(_checkpoint_file(config), lambda path: write_state(content, path), alone=True)
-    except (OSError, RuntimeError) as error:
-        raise TrainingError(f"{config.out} cannot be written: {error}. The files of the epoch before stand") from error

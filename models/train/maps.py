@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 from pathlib import Path
 
@@ -23,14 +24,14 @@ from ..lcmem import LCMem
 from .cache import Halves, Recipe, cached, files_digest, weights_digest
 from .config import Config
 from .pairs import EpochPairs
-from .pictures import Identity, Pictures
+from .pictures import DECODERS, Identity, Pictures
 
 __all__ = ["PairedMaps", "Views", "cached_maps"]
 
 AT_ONCE = 8
 """Rows, each with its windows and copies."""
 PICTURES_AT_ONCE = 12
-"""See `stages.VAE_AT_ONCE`."""
+"""See `kind_loss.VAE_AT_ONCE`."""
 
 
 class Views:
@@ -78,7 +79,9 @@ def cached_maps(
 
     def make(numbers: Sequence[int]) -> NDArray[np.float32]:
         pictures = Pictures([rows[number] for number in numbers], size)
-        every = np.stack([each for at, row in enumerate(numbers) for each in pixels(pictures, at, row)])
+        with ThreadPoolExecutor(DECODERS) as pool:
+            views_of_rows = pool.map(lambda place: pixels(pictures, *place), enumerate(numbers))
+            every = np.stack([each for its in views_of_rows for each in its])
         with torch.no_grad():
             parts = [seen(every[at : at + PICTURES_AT_ONCE]).cpu() for at in range(0, len(every), PICTURES_AT_ONCE)]
         return torch.cat(parts).contiguous().numpy()

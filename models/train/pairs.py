@@ -92,6 +92,8 @@ def _drawn(likely: NDArray[np.float64], rng: np.random.Generator) -> int:
 class EpochPairs(Dataset[tuple[Tensor, Tensor]]):
     """Pairs of one epoch: whose they are, and the random numbers of each. What a pair is of is the subclass's."""
 
+    whole_batches = False
+
     def __init__(self, data: Data, identities: Sequence[Identity], pairs: int, batch: int, seed: int) -> None:
         self._data, self._identities = data, identities
         self._pairs, self._seed = pairs, seed

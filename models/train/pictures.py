@@ -1,20 +1,22 @@
-"""The pictures of a file list, decoded once and kept in memory, and windows of them at the network's size."""
+"""The images of a file list, read and decoded when they are asked for, at the network's size or at their own.
+
+None is kept in memory: a list of 100,000 files takes 0.1 GB. Images are resized by
+`runtime.preprocess.resize`, as inference does it: another filter in training would be a train/serve skew.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
-import cv2
 import numpy as np
 from lcmem_onnx.evaluation.filelist import Listed, read_file_list
 from lcmem_onnx.runtime.errors import FileListError, PictureError
-from lcmem_onnx.runtime.pictures import open_picture
+from lcmem_onnx.runtime.pictures import DEFAULT_LIMITS, open_picture, read_file
+from lcmem_onnx.runtime.preprocess import resize
 from numpy.typing import NDArray
-from tqdm import tqdm
+from PIL import Image
 
 from .config import Data
 
@@ -22,13 +24,14 @@ __all__ = ["Identity", "Pictures", "identities", "listed"]
 
 Pixels = NDArray[np.uint8]
 DECODERS = 4
-KEPT_SIDE = 1.5
-"""Pictures are kept no larger than this many times the network's input, on their shorter side: enough for a window of half."""
+"""Threads that decode where many images are wanted at once."""
+WORKING_SIDE = 1.5
+"""Images are altered at their own resolution, but no larger than this many times the network's input on their shorter side."""
 
 
 @dataclass(frozen=True)
 class Identity:
-    """One identity of one data set, and the numbers of its pictures."""
+    """One identity of one data set (or one group of it: one view, side or contrast), and the numbers of its images."""
 
     ds_name: str
     name: str
@@ -67,60 +70,53 @@ def _wanted(data: Data, row: Listed, counted: dict[str, set[str]]) -> bool:
     return True
 
 
-def identities(rows: Sequence[Listed]) -> list[Identity]:
-    """Rows grouped by data set and identity, in the rows' order."""
-    numbers: dict[tuple[str, str], list[int]] = {}
+def identities(rows: Sequence[Listed], *, by_group: bool = False) -> list[Identity]:
+    """Rows gathered by data set and identity, in the rows' order; `by_group` by the list's `group` where it has one."""
+    numbers: dict[tuple[str, str, str], list[int]] = {}
     for number, row in enumerate(rows):
-        numbers.setdefault((row.ds_name, row.identity), []).append(number)
-    return [Identity(ds_name, name, tuple(its)) for (ds_name, name), its in numbers.items()]
+        numbers.setdefault((row.ds_name, row.identity, row.group if by_group else ""), []).append(number)
+    return [Identity(ds_name, name, tuple(its)) for (ds_name, name, _), its in numbers.items()]
 
 
 class Pictures:
-    """Pictures by their number in the rows, decoded by the runtime's own reader; grey ones are kept with one channel.
+    """Images by their number in the rows, read by the runtime's own reader each time one is asked for.
 
-    Raises:
-        FileListError: one cannot be read.
+    Every method raises a FileListError that names the file if it cannot be read.
     """
 
     def __init__(self, rows: Sequence[Listed], size: int) -> None:
-        self.size = size
-        with ThreadPoolExecutor(DECODERS) as pool:
-            read = pool.map(self._read, (row.path for row in rows))
-            self._kept = list(tqdm(read, total=len(rows), desc="reading pictures", disable=None, leave=False))
+        self._rows, self.size = rows, size
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._rows)
 
-    def _read(self, path: Path) -> Pixels:
+    def original(self, number: int) -> Pixels:
+        """Return the image at its own resolution: RGB, uint8 (height, width, 3), the first frame of several."""
+        path = self._rows[number].path
         try:
-            pixels = open_picture(path.read_bytes(), name_hint=path.name).frame(0)
+            return open_picture(read_file(path, DEFAULT_LIMITS), DEFAULT_LIMITS, path.name).frame(0)
         except (OSError, PictureError) as error:
-            raise FileListError(f"{path} cannot be read: {error}") from error
-        shrink = KEPT_SIDE * self.size / min(pixels.shape[:2])
-        if shrink < 1:
-            pixels = cv2.resize(pixels, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA).astype(np.uint8)
-        if (pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 0] == pixels[..., 2]).all():
-            return np.ascontiguousarray(pixels[..., :1])
-        return pixels
+            raise FileListError(f"{path} cannot be read: {error}. Repair it, or take it off the list") from error
+
+    def working(self, number: int) -> Pixels:
+        """Return the image as it is altered: at its own resolution, shrunk where that is far above the network's."""
+        pixels = self.original(number)
+        height, width = pixels.shape[:2]
+        scale = WORKING_SIDE * self.size / min(height, width)
+        if scale >= 1:
+            return pixels
+        smaller = (max(1, round(width * scale)), max(1, round(height * scale)))
+        return np.asarray(Image.fromarray(pixels).resize(smaller, Image.Resampling.BILINEAR))
 
     def whole(self, number: int) -> Pixels:
-        """The picture at the network's size, uint8 (size, size, 3)."""
-        return self._fitted(self._kept[number])
+        """Return the image at the network's size, uint8 (size, size, 3)."""
+        return resize(self.original(number), self.size)
 
     def window(self, number: int, smallest: float, rng: np.random.Generator) -> Pixels:
-        """A random part of the picture, of `smallest` to all of its area, at the network's size."""
-        kept = self._kept[number]
-        height, width = kept.shape[:2]
+        """Return a random part of the image, of `smallest` to all of its area, at the network's size."""
+        pixels = self.original(number)
+        height, width = pixels.shape[:2]
         side = float(np.sqrt(rng.uniform(smallest, 1.0)))
         tall, wide = max(1, int(height * side)), max(1, int(width * side))
         top, left = int(rng.integers(0, height - tall + 1)), int(rng.integers(0, width - wide + 1))
-        return self._fitted(kept[top : top + tall, left : left + wide])
-
-    def _fitted(self, pixels: Pixels) -> Pixels:
-        size = self.size
-        if pixels.shape[:2] != (size, size):
-            shrinks = min(pixels.shape[:2]) > size
-            method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-            resized = cv2.resize(pixels, (size, size), interpolation=method)
-            pixels = np.asarray(resized, np.uint8).reshape(size, size, -1)
-        return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
+        return resize(pixels[top : top + tall, left : left + wide], self.size)

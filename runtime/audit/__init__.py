@@ -7,8 +7,9 @@
     done = audit(Screener(), Request(Path("released"), Path("reference"), Path("report"), holdout=Path("holdout")))
     print(write_report(done, Shown()))
 
-Rooms, from the ground up: `statistics`, `agreement`, `pseudonyms`, `labels`, `embedding`; `looks`, `cache`, `nearest`, `limits`;
-`sets`, `findings`; `run`; `words`, `plots`, `document`; `report`. It needs the extra `audit` (scipy, matplotlib, jinja2).
+Rooms, from the ground up: `statistics`, `thumbnails`, `pseudonyms`, `labels`, `patients`, `folders`; `agreement`, `embedding`,
+`cache`, `looks`, `nearest`, `limits`, `outputs`; `sets`, `findings`; `reference`; `suspects`; `run`; `words`, `plots`, `document`;
+`report`. It needs the extra `audit` (scipy, matplotlib, jinja2).
 """
 
 from .run import Audit, Request, audit

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..head import Floats
+from .thumbnails import Alignment, oriented
 
-__all__ = ["AGREES", "agreement"]
+__all__ = ["AGREES", "NOT_COMPARABLE", "agreement"]
 
 AGREES = 0.86
 """Correlation of detail from which two pictures count as one, altered (docs/audit.md says what was measured)."""
@@ -34,6 +35,8 @@ INSIDE = 0.99
 FINE, ROUGH = 1.2, 3.0
 """Standard deviations, in pixels of `SIDE`, of the two blurs between which detail lies."""
 LEAST_OVERLAP = 0.1
+NOT_COMPARABLE = -1.0
+"""The result for two pictures of which too little shows in both, or too little that is neither black nor white."""
 CLIPPED = 0.02
 
 Pixels = NDArray[np.uint8]
@@ -46,30 +49,41 @@ class _Grey:
     coarse: Floats
 
 
-def agreement(first: Pixels, second: Pixels) -> float:
-    """Correlation of detail, -1 to 1, of two pictures, RGB uint8 (height, width, 3), laid over each other as well as can be."""
+def agreement(first: Pixels, second: Pixels, alignment: Alignment | None = None) -> float:
+    """Correlation of detail, -1 to 1, of two pictures, RGB uint8 (height, width, 3), laid over each other as well as can be.
+
+    Args:
+        alignment: where to start, as `thumbnails.align` found it for the two. Without one it is searched for among turns about the
+            middle, mirrored and not, so a quarter turn or a crop is not found.
+    """
+    if alignment is not None:
+        first = np.asarray(oriented(first, alignment.orientation), np.uint8)
     one, other = _grey(first), _grey(second)
-    starts = _starts(one.coarse, other.coarse)
+    sides = other.fine, np.ascontiguousarray(other.fine[:, ::-1])
+    if alignment is not None:
+        starts = [(False, alignment.matrix(SIDE // 2), alignment.matrix(SIDE))]
+    else:
+        turns = _starts(one.coarse, other.coarse)[:REFINED]
+        starts = [(mirrored, _rotation(angle, SIDE // 2), _rotation(angle, SIDE)) for mirrored, angle in turns]
     # First at half the size, where a step costs a quarter: most pairs have nothing in common, and are done with there.
     half_one = _halved(one.fine)
     detail = _detail(half_one)
-    sides = other.fine, np.ascontiguousarray(other.fine[:, ::-1])
     halves = []
-    for mirrored, angle in starts[:REFINED]:
+    for mirrored, half_start, start in starts:
         half = _halved(sides[mirrored])
-        matrix = _refined(half_one, half, _rotation(angle, SIDE // 2), ROUGH_STEPS)
+        matrix = _refined(half_one, half, half_start, ROUGH_STEPS)
         # Clipped pixels count here: left out with their neighbours, too little would be left at this size.
         alike = _correlation(detail, _moved(_detail(half), matrix), _shown(half, matrix))
-        halves.append((alike, mirrored, angle, matrix))
+        halves.append((alike, mirrored, start, matrix))
     best_half = max(alike for alike, *_ in halves)
     if best_half < HOPEFUL:
         return best_half
-    best = -1.0
-    for alike, mirrored, angle, matrix in halves:
+    best = NOT_COMPARABLE
+    for alike, mirrored, start, matrix in halves:
         if alike < max(HOPEFUL, best_half - BEHIND):
             continue
         side = sides[mirrored]
-        for moving in (_refined(one.fine, side, _doubled(matrix), FINE_STEPS), _rotation(angle, SIDE)):
+        for moving in (_refined(one.fine, side, _doubled(matrix), FINE_STEPS), start):
             best = max(best, _agree(one.fine, side, moving))
     return best
 
@@ -174,7 +188,7 @@ def _correlation(one: Floats, other: Floats, inside: Mask) -> float:
     """Pearson's, over the middle, where both have something to show."""
     inside = inside & _disc(len(one))
     if inside.mean() < LEAST_OVERLAP:
-        return -1.0
+        return NOT_COMPARABLE
     a, b = one[inside], other[inside]
     a, b = a - a.mean(), b - b.mean()
     norm = float(np.sqrt((a @ a) * (b @ b)))

@@ -16,9 +16,10 @@ from .pseudonyms import Pseudonyms
 from .run import Audit
 from .sets import PictureSet
 from .statistics import Excess, Interval
+from .suspects import Other, Suspect, Suspicion
 from .words import answer
 
-__all__ = ["SCHEMA_VERSION", "document"]
+__all__ = ["SCHEMA_VERSION", "document", "holdout_name", "resembled_name"]
 
 SCHEMA_VERSION = 1
 PACKAGES = ("lcmem-onnx", "onnxruntime", "onnxruntime-gpu", "numpy", "scipy", "opencv-python-headless", "pillow", "pydicom")
@@ -178,8 +179,18 @@ def _tests(audit: Audit) -> dict[str, Any] | None:
     both = tests.memorization
     return {
         "pictures": tests.pictures,
-        "left_out_since_in_reference": tests.also_reference,
-        "agree_with_reference_by_pixels": [audit.pseudonyms.name(f"hold-out {name}") for name in tests.agreeing],
+        "left_out_since_in_reference": sum(
+            suspect.other is Other.REFERENCE and suspect.suspicion is Suspicion.SAME_FILE for suspect in tests.suspects
+        ),
+        "agree_with_reference_by_pixels": [
+            holdout_name(audit, suspect.at)
+            for suspect in tests.suspects
+            if suspect.other is Other.REFERENCE and suspect.suspicion in (Suspicion.SAME_PIXELS, Suspicion.ALTERED_COPY)
+        ],
+        "left_out": len(tests.left_out) + len(tests.repeated),
+        "suspects": [_suspect(audit, suspect, suspect in tests.left_out) for suspect in tests.suspects],
+        "repeated": [_suspect(audit, suspect, True) for suspect in tests.repeated],
+        "candidates_not_looked_at": tests.not_aligned,
         "nearest_scores": None
         if both is None
         else {
@@ -196,6 +207,30 @@ def _tests(audit: Audit) -> dict[str, Any] | None:
             "by_chance": both.nearer.by_chance,
             "p": both.nearer.p,
         },
+    }
+
+
+def holdout_name(audit: Audit, at: int) -> str:
+    """The pseudonym of a hold-out image: its name may be a patient's, as a reference image's may."""
+    return audit.pseudonyms.name(f"hold-out {audit.holdout.items[at].name}") if audit.holdout else ""
+
+
+def resembled_name(audit: Audit, suspect: Suspect) -> str | None:
+    """How the image is named that a suspect resembles: a released one by its name, another by its pseudonym."""
+    if suspect.key is None or suspect.other is Other.RELEASED:
+        return suspect.key
+    return audit.pseudonyms.name(f"hold-out {suspect.key}" if suspect.other is Other.HOLDOUT else suspect.key)
+
+
+def _suspect(audit: Audit, suspect: Suspect, left_out: bool) -> dict[str, Any]:
+    return {
+        "holdout": holdout_name(audit, suspect.at),
+        "suspicion": suspect.suspicion.value,
+        "set": suspect.other.value,
+        "resembles": resembled_name(audit, suspect),
+        "score": suspect.score,
+        "agreement": suspect.agreement,
+        "left_out": left_out,
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,11 +12,13 @@ from numpy.typing import NDArray
 
 from ..errors import LcmemError, PictureError, Reason
 from ..head import Floats
+from ..identifiers import NOBODY, Identifiers
 from ..notes import Note
 from ..pictures import boundary, views_of
 from ..screening import Screener, Where
+from .thumbnails import thumbnail
 
-__all__ = ["Embedded", "Look", "Seeing"]
+__all__ = ["Embedded", "Look", "Seeing", "frame_of"]
 
 Look = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 """A way to look at a frame: RGB, uint8 (height, width, 3), to the same of any size."""
@@ -31,6 +34,8 @@ class Embedded:
         errors: what could not be embedded, a (frame or None, reason) each.
         notes: what else it holds.
         known: the caller has it already, so nothing was embedded.
+        thumbnails: of the frames that have embeddings, see `thumbnail`.
+        identifiers: whose it is, by its header.
     """
 
     content: bytes | None
@@ -38,6 +43,17 @@ class Embedded:
     errors: tuple[tuple[int | None, Reason], ...] = ()
     notes: tuple[Note, ...] = ()
     known: bool = False
+    thumbnails: dict[int, NDArray[np.uint8]] = field(default_factory=dict, repr=False)
+    identifiers: Identifiers = NOBODY
+
+
+def frame_of(screener: Screener, data: bytes, name: str, number: int) -> NDArray[np.uint8]:
+    """Decode one frame of a file as the screener does, in a process of its own if it was told so: RGB, uint8 (height, width, 3).
+
+    Raises:
+        PictureError: it cannot be decoded.
+    """
+    return Seeing(screener).frame(data, name, number)
 
 
 class _Views:
@@ -73,6 +89,14 @@ class Seeing(Screener):
         picture = super()._open(data, name)
         return _Views(picture, self._looks) if self._looks else picture
 
+    def frame(self, data: bytes, name: str, number: int) -> NDArray[np.uint8]:
+        """See `frame_of`."""
+        picture = super()._open(data, name)
+        try:
+            return picture.frame(number)
+        finally:
+            picture.close()
+
     def embed_each(self, paths: Iterable[Where], known: Callable[[bytes], bool]) -> Iterator[Embedded]:
         """Embed files, each frame of them, in batches across files.
 
@@ -85,13 +109,24 @@ class Seeing(Screener):
         """
         frames: dict[int, Floats] = {}
         errors: list[tuple[int | None, Reason]] = []
-        for frame in self._embedded(self._frames_ahead(paths, None, lambda content, path: known(content))):
-            if isinstance(frame.value, np.ndarray) and frame.number is not None:
+        waiting: deque[NDArray[np.uint8] | None] = deque()
+        small: dict[int, NDArray[np.uint8]] = {}
+
+        def with_thumbnails() -> Iterator[Any]:
+            """The frames on their way to the network; their pixels are not there any more when they come back, in this order."""
+            for frame in self._frames_ahead(paths, None, lambda content, path: known(content)):
+                waiting.append(thumbnail(frame.value[0]) if isinstance(frame.value, np.ndarray) else None)
+                yield frame
+
+        for frame in self._embedded(with_thumbnails()):
+            mini = waiting.popleft()
+            if isinstance(frame.value, np.ndarray) and frame.number is not None and mini is not None:
                 frames[frame.number] = frame.value
+                small[frame.number] = mini
             elif isinstance(frame.value, LcmemError):
                 reason = frame.value.reason if isinstance(frame.value, PictureError) else Reason.NOT_FINITE
                 errors.append((frame.number, reason))
             if frame.last:
                 at_hand = not frames and not errors
-                yield Embedded(frame.content, frames, tuple(errors), frame.notes, at_hand)
-                frames, errors = {}, []
+                yield Embedded(frame.content, frames, tuple(errors), frame.notes, at_hand, small, frame.identifiers)
+                frames, errors, small = {}, [], {}

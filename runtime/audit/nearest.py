@@ -56,13 +56,18 @@ class Found:
 
 
 class Searchable(Protocol):
-    """Something that can be searched; `exact` says whether it misses nothing."""
+    """Something that can be searched."""
 
-    exact: bool
+    @property
+    def exact(self) -> bool:
+        """Whether all searches until now were exact, so that no match is missing."""
+        ...
 
     def __len__(self) -> int: ...
 
     def search(self, queries: Floats, threshold: float | None, top: int) -> list[Found]: ...
+
+    def closest(self, queries: Floats, top: int) -> list[tuple[Match, ...]]: ...
 
 
 class InMemory:
@@ -126,6 +131,28 @@ class InMemory:
             found.append(self._found(query, candidates, logits, threshold, top))
         return found
 
+    def closest(self, queries: Floats, top: int) -> list[tuple[Match, ...]]:
+        """For each query, float32 (n, features), up to `top` pictures that score high, best first.
+
+        They are the best of the `CANDIDATES` that are nearest by their rounded embeddings. So, unlike `search`, this may miss one.
+        """
+        starts = range(0, len(queries), AT_ONCE)
+        with ThreadPoolExecutor(min(cpu_limit(), max(1, len(starts))), thread_name_prefix="lcmem-nearest") as pool:
+            found = pool.map(lambda start: self._closest_of(queries[start : start + AT_ONCE], top), starts)
+            return [each for some in found for each in some]
+
+    def _closest_of(self, queries: Floats, top: int) -> list[tuple[Match, ...]]:
+        count = min(max(CANDIDATES, 2 * top), len(self._embeddings))
+        _, places = cv2.batchDistance(self._round(queries)[0], self._rounded, cv2.CV_32S, normType=cv2.NORM_L1, K=count)
+        closest = []
+        for query, near in zip(queries, places, strict=True):
+            scores = 1.0 / (1.0 + np.exp(-self._head.logits(query, self._embeddings[near])))
+            best: dict[str, Match] = {}
+            for at in np.argsort(-scores, kind="stable"):
+                best.setdefault(self._keys[near[at]], self._match(near[at], scores[at]))
+            closest.append(tuple(best.values())[:top])
+        return closest
+
     def _logits(self, query: Floats) -> NDArray[np.float64]:
         """Of everything."""
         every = self._embeddings
@@ -152,7 +179,12 @@ class InIndex:
 
     def __init__(self, gallery: Gallery, how: str) -> None:
         self._gallery, self._how = gallery, how
-        self.exact = how == "exact"
+        self._exact = True
+
+    @property
+    def exact(self) -> bool:
+        """Whether all searches until now were exact; "auto" decides query by query."""
+        return self._exact
 
     def __len__(self) -> int:
         return len(self._gallery)
@@ -162,8 +194,14 @@ class InIndex:
         results = self._gallery.search(queries, NO_MATCH if threshold is None else threshold, top=top, how=self._how)
         found = []
         for result in results:
+            self._exact &= result.complete
             if result.nearest is None:
                 raise UsageError("there is nothing to search in")
             matches = tuple(Match(hit.key, hit.frame, hit.score) for hit in result.matches)
             found.append(Found(matches, result.total, Match(result.nearest.key, result.nearest.frame, result.nearest.score)))
         return found
+
+    def closest(self, queries: Floats, top: int) -> list[tuple[Match, ...]]:
+        """As `InMemory.closest`: those that match by the bundle's threshold, or else the nearest."""
+        found = self.search(queries, self._gallery.bundle.threshold.value, top)
+        return [each.matches or (each.nearest,) for each in found]

@@ -9,11 +9,11 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
-import os
 import secrets
 from pathlib import Path
 
 from ..errors import UsageError
+from ..syncing import put_whole
 
 __all__ = ["Pseudonyms"]
 
@@ -32,15 +32,19 @@ class Pseudonyms:
     def __init__(self, path: Path) -> None:
         try:
             if not path.exists():
-                handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-                with os.fdopen(handle, "wb") as file:
-                    file.write(secrets.token_bytes(KEY_BYTES))
+                put_whole(path, lambda draft: draft.write_bytes(secrets.token_bytes(KEY_BYTES)), private=True)
+                path.chmod(0o600)  # the mask may have taken bits from it
             self._key = path.read_bytes()
         except OSError as error:
             raise UsageError(f"{path} cannot be read or made: {error.strerror}") from error
         if len(self._key) != KEY_BYTES:
             raise UsageError(f"{path} is damaged: it has {len(self._key)} bytes, not {KEY_BYTES}. Remove it for new pseudonyms")
         self._known: dict[str, str] = {}
+
+    @property
+    def secret(self) -> bytes:
+        """The key, 32 bytes. It is for what stays in the private part."""
+        return self._key
 
     def name(self, key: str) -> str:
         """The pseudonym of a reference picture, such as R-7KQ2MXA4PB; the same for the same key."""

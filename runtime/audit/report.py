@@ -1,4 +1,4 @@
-"""An audit as files: report.html, report.json, pictures.csv, and report.pdf on request. Each is replaced whole or not at all."""
+"""An audit as files: report.html, report.json, pictures.csv, and report.pdf on request. They are replaced together."""
 
 from __future__ import annotations
 
@@ -19,21 +19,23 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from ..errors import PictureError, UsageError
-from ..files import read_file
-from ..pictures import open_picture
-from ..syncing import put_whole
+from ..errors import UsageError
 from .agreement import AGREES
-from .document import document
+from .document import document, holdout_name, resembled_name
 from .findings import Cluster, Finding, Grade, Group, by_group, copied_often, like_many, worst_first
+from .outputs import replace_together
 from .plots import distribution, exceedance
 from .run import PRIVATE, Audit
 from .statistics import rate_interval
-from .words import about, answer, counted, percent, share
+from .suspects import Other
+from .words import IS_SUSPECT, RESEMBLED, about, answer, counted, percent, share, suspected
 
-__all__ = ["CSV", "HTML", "JSON", "PDF", "Shown", "write_report"]
+__all__ = ["CSV", "HTML", "JSON", "PDF", "SUSPECTS", "Shown", "write_report"]
 
 HTML, JSON, CSV, PDF = "report.html", "report.json", "pictures.csv", "report.pdf"
+PSEUDONYMS, SUSPECTS = f"{PRIVATE}/pseudonyms.csv", f"{PRIVATE}/suspects.csv"
+FILES = (HTML, JSON, CSV, PDF, PSEUDONYMS, SUSPECTS)
+"""All that a report may consist of. What a run does not make of it, it removes: it is an earlier report's."""
 TEMPLATE = "report.html.j2"
 PAGE = 25
 """Pairs in one fold of the list."""
@@ -44,6 +46,7 @@ NEAR_AT_MOST = 100
 CLUSTERS_AT_MOST = 50
 GROUPS_AT_MOST = 200
 UNREAD_AT_MOST = 200
+SUSPECTS_AT_MOST = 100
 THUMBNAIL, QUALITY = 208, 78
 """Longest side in pixels, and JPEG's quality: some 8 KB each."""
 COLUMNS = (
@@ -86,10 +89,13 @@ class _Pair:
 def write_report(
     audit: Audit, shown: Shown, progress: Callable[..., Iterable[Any]] = lambda items, total, what: items
 ) -> list[Path]:
-    """Write the files into the request's folder, and say which.
+    """Write the files into the request's folder, in place of all files of an earlier report there, and say which.
+
+    Returns:
+        The files that may be passed on, the page last.
 
     Raises:
-        UsageError: the folder cannot be written, or the PDF's library is not there.
+        UsageError: the folder cannot be written, or the PDF's library is not there; an earlier report is still there, whole.
     """
     if shown.pdf:
         _weasyprint()  # before the work, so that its absence is said at once
@@ -98,23 +104,18 @@ def write_report(
     content = document(audit, shown.command, made)
     pairs = list(_pairs(audit, shown, progress))
     page = _page(audit, shown, content, pairs, for_print=False)
+    new = {JSON: json.dumps(content, indent=1, ensure_ascii=False).encode() + b"\n", CSV: _csv(audit)}
+    if shown.pdf:
+        new[PDF] = _pdf(_page(audit, shown, content, pairs[:IN_PDF_AT_MOST], for_print=True))
+    new[HTML] = page.encode()
+    kept = {PSEUDONYMS: _pseudonyms(audit)}
+    if audit.tests and (audit.tests.suspects or audit.tests.repeated):
+        kept[SUSPECTS] = _suspects(audit)
     try:
-        written = [
-            _put(out / JSON, json.dumps(content, indent=1, ensure_ascii=False).encode() + b"\n"),
-            _put(out / CSV, _csv(audit)),
-        ]
-        _put(out / PRIVATE / "pseudonyms.csv", _pseudonyms(audit), private=True)
-        if shown.pdf:
-            written.append(_put(out / PDF, _pdf(_page(audit, shown, content, pairs[:IN_PDF_AT_MOST], for_print=True))))
-        written.append(_put(out / HTML, page.encode()))
+        replace_together(out, {**new, **kept}, FILES)
     except OSError as error:
         raise UsageError(f"the report cannot be written to {out}: {error.strerror}") from error
-    return written
-
-
-def _put(path: Path, content: bytes, *, private: bool = False) -> Path:
-    put_whole(path, lambda draft: draft.write_bytes(content), private=private)
-    return path
+    return [out / name for name in new]
 
 
 # -- the tables -------------------------------------------------------------------------------------------------------
@@ -167,6 +168,28 @@ def _pseudonyms(audit: Audit) -> bytes:
     return text.getvalue().encode("utf-8")
 
 
+def _suspects(audit: Audit) -> bytes:
+    """Which files of the hold-out are suspects, and why, by their names."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("holdout", "pseudonym", "suspicion", "set", "resembles", "score", "agreement", "left_out"))
+    tests, holdout = audit.tests, audit.holdout
+    for suspect in (*tests.suspects, *tests.repeated) if tests and holdout else ():
+        writer.writerow(
+            [
+                _cell(holdout.items[suspect.at].name) if holdout else "",
+                holdout_name(audit, suspect.at),
+                suspect.suspicion.value,
+                suspect.other.value,
+                _cell(suspect.key or ""),
+                _number(suspect.score),
+                _number(suspect.agreement),
+                "no" if tests and suspect in tests.kept else "yes",
+            ]
+        )
+    return text.getvalue().encode("utf-8")
+
+
 # -- the page ---------------------------------------------------------------------------------------------------------
 
 
@@ -178,23 +201,15 @@ def _pairs(audit: Audit, shown: Shown, progress: Callable[..., Iterable[Any]]) -
         others = tuple(audit.pseudonyms.name(match.key) for match in finding.matches if nearest is None or match.key != nearest.key)
         released = reference = None
         if number <= pictured:
-            released = _thumbnail(partial(_released_pixels, audit, finding))
+            released = _thumbnail(partial(audit.released_pixels, finding.at, finding.frame or 0))
             if shown.reference and nearest is not None:
                 reference = _thumbnail(partial(audit.pixels, nearest))
         yield _Pair(number, finding, audit.pseudonyms.name(nearest.key) if nearest else "", others, released, reference)
 
 
-def _released_pixels(audit: Audit, finding: Finding) -> NDArray[np.uint8]:
-    path = audit.released.items[finding.at].path
-    return open_picture(read_file(path), name_hint=path.name).frame(finding.frame or 0)
-
-
 def _thumbnail(pixels: Callable[[], NDArray[np.uint8] | None]) -> str | None:
     """A small JPEG as a data URI, of pixels alone: no metadata of the file comes along. None where the file has gone."""
-    try:
-        picture = pixels()
-    except PictureError:
-        return None
+    picture = pixels()
     if picture is None:
         return None
     scale = THUMBNAIL / max(picture.shape[:2])
@@ -249,12 +264,27 @@ def _page(audit: Audit, shown: Shown, content: Mapping[str, Any], pairs: Sequenc
         like=_named(like_many(audit.findings), audit, reference_first=False),
         clusters_at_most=CLUSTERS_AT_MOST,
         groups=_groups(audit),
+        suspects=_suspect_rows(audit),
+        suspects_at_most=SUSPECTS_AT_MOST,
+        suspected=suspected,
         groups_at_most=GROUPS_AT_MOST,
         counted=counted,
         rate_interval=rate_interval,
         name=audit.pseudonyms.name,
         other_files={"HTML": HTML, "JSON": JSON, "CSV": CSV},
     )
+
+
+def _suspect_rows(audit: Audit) -> list[tuple[str, str, str, float | None, float | None, str]]:
+    """Suspects as the page shows them: pseudonym, what it is, of which one, score, agreement, and whether it counts."""
+    tests = audit.tests
+    rows = []
+    for suspect in (*tests.suspects, *tests.repeated) if tests else ():
+        counts = "counted once" if suspect.other is Other.HOLDOUT else "kept" if tests and suspect in tests.kept else "left out"
+        what = f"{IS_SUSPECT[suspect.suspicion][0]} a {RESEMBLED[suspect.other]}"
+        name = resembled_name(audit, suspect) or ""
+        rows.append((holdout_name(audit, suspect.at), what, name, suspect.score, suspect.agreement, counts))
+    return rows
 
 
 def _named(clusters: Sequence[Cluster], audit: Audit, *, reference_first: bool) -> list[Cluster]:

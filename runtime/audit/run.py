@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,32 +16,33 @@ from numpy.typing import NDArray
 from ..bundle import Bundle
 from ..errors import GalleryError, PictureError, UsageError
 from ..files import Unfound, read_file
-from ..gallery import Added, Gallery
+from ..gallery import Gallery, SiteKey
 from ..gallery.calibration import decide_threshold, stored_calibration
-from ..gallery.schema import DATABASE
 from ..head import check_threshold
 from ..machine import cpu_limit
-from ..pictures import open_picture
+from ..reader import READER_VERSION
 from ..screening import Screener
 from ..strangers import check_rate
 from .agreement import AGREES, agreement
 from .cache import Cache
+from .embedding import frame_of
 from .findings import Finding, Grade
-from .folders import PRIVATE, private_part, walked
+from .folders import PRIVATE, prepare_output, walked
 from .labels import folder_of, read_labels
 from .limits import Basis, ByChance, Limit, by_chance, choose_limit
 from .looks import LOOKS, VERSION
-from .nearest import Found, InIndex, InMemory, Match, Searchable
+from .nearest import Found, InMemory, Match
+from .patients import Patients
 from .pseudonyms import Pseudonyms
+from .reference import Reference, is_index, searchable_set
 from .sets import Item, PictureSet, embed_set
 from .statistics import Excess, Nearer, Shift, by_trial, nearer, shift
+from .suspects import CERTAIN, Other, Suspect, Suspicion, vet
 
 __all__ = ["PRIVATE", "Audit", "Looking", "Memorization", "Progress", "Request", "Tests", "audit", "is_index"]
 
 COMPARED_AT_MOST = 4_000
 """Pairs that are compared pixel by pixel, best scores first: some 25 ms each."""
-IN_MEMORY_UP_TO = 200_000
-"""Frames of an index up to which it is searched in memory: 0.5 GB at 512 features."""
 BATCH = 256
 FEWEST_FOR_TESTS = 5
 
@@ -68,6 +68,9 @@ class Request:
         top: reference pictures to list for one released picture.
         labels: CSV file with a class or data set for released pictures.
         fpir: as `wanted`, where there is no hold-out and the bundle's strangers set the threshold; None takes 5 %.
+        patients: CSV file with the patients of images of any set (see `Patients`).
+        ignore_patients: take no notice of the patients in DICOM headers, which may be anonymous.
+        suspects: "leave-out" suspects of the hold-out (see `suspects`), or "keep" those that are not certain.
     """
 
     released: Path
@@ -81,6 +84,9 @@ class Request:
     top: int = 10
     labels: Path | None = None
     fpir: float | None = None
+    patients: Path | None = None
+    ignore_patients: bool = False
+    suspects: str = "leave-out"
 
 
 @dataclass(frozen=True)
@@ -117,17 +123,27 @@ class Tests:
 
     Attributes:
         pictures: that were used.
-        also_reference: files that are in the reference too, and were left out.
-        agreeing: names of those that agree pixel by pixel with a reference picture: they may be no hold-out at all.
+        suspects: images that are copies of reference or released ones, or of a patient of the reference.
+        kept: those of them that were counted all the same, as the user told us.
+        repeated: copies of another image of the hold-out, which is counted once.
+        not_aligned: candidates for suspects that were not looked at, for there were too many.
         scores: best score of each against the reference, (pictures,).
         memorization: None where there are too few pictures.
     """
 
     pictures: int
-    also_reference: int
-    agreeing: tuple[str, ...]
+    suspects: tuple[Suspect, ...]
+    kept: tuple[Suspect, ...]
+    repeated: tuple[Suspect, ...]
+    not_aligned: int
     scores: Doubles = field(repr=False)
     memorization: Memorization | None
+
+    @property
+    def left_out(self) -> tuple[Suspect, ...]:
+        """The suspects that were not counted."""
+        kept = {suspect.at for suspect in self.kept}
+        return tuple(suspect for suspect in self.suspects if suspect.at not in kept)
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,6 +165,8 @@ class Audit:
         looking: what --tta changed.
         pseudonyms: of reference pictures.
         seconds: what it took.
+        caveats: what could not be done, in words.
+        pixels, released_pixels: decode a reference image's frame, and that of a released item; None where the file is not at hand.
     """
 
     request: Request
@@ -158,7 +176,7 @@ class Audit:
     released: PictureSet = field(repr=False)
     reference: PictureSet | None = field(repr=False)
     holdout: PictureSet | None = field(repr=False)
-    index: dict[str, object] | None
+    index: Mapping[str, object] | None
     gallery: int
     exact: bool
     findings: list[Finding] = field(repr=False)
@@ -171,12 +189,9 @@ class Audit:
     looking: Looking | None
     pseudonyms: Pseudonyms
     seconds: float
+    caveats: tuple[str, ...]
     pixels: Callable[[Match], NDArray[np.uint8] | None] = field(repr=False)
-
-
-def is_index(path: Path) -> bool:
-    """Whether a folder is an index, and not one of pictures."""
-    return (path / DATABASE).is_file()
+    released_pixels: Callable[[int, int], NDArray[np.uint8] | None] = field(repr=False)
 
 
 def audit(
@@ -205,9 +220,32 @@ def audit(
         raise UsageError("a hold-out sets the threshold by the wanted rate (--wanted-rate): leave --fpir away, or the hold-out")
     if request.top < 1:
         raise UsageError(f"{request.top} matches cannot be listed; ask for 1 or more")
-    private = private_part(request.out)
+    if request.suspects not in ("leave-out", "keep"):
+        raise UsageError(f"suspects must be leave-out or keep, got {request.suspects}")
+    kept_back = {"the reference": request.reference, **({"the hold-out": request.holdout} if request.holdout else {})}
+    request = replace(request, out=prepare_output(request.out, request.released, kept_back))
+    private = request.out / PRIVATE
+    patients = Patients(request.patients) if request.patients else None
     looks = tuple(LOOKS.values()) if request.tta else ()
+    caveats: list[str] = []
     with ExitStack() as open_things:
+        gallery = None
+        if is_index(request.reference):
+            gallery = open_things.enter_context(Gallery.open(request.reference, screener.bundle, warn=warn))
+            if not len(gallery):
+                raise GalleryError(f"{request.reference} holds no pictures, so nothing can be found in it: add some first")
+        pseudonyms = Pseudonyms(private / "pseudonyms.key")
+        own_key = SiteKey(pseudonyms.secret)
+        reference = Reference(screener, gallery, request.search) if gallery is not None else None
+        if reference is not None:
+            open_things.callback(reference.close)
+        key = own_key
+        if gallery is not None and reference is not None and request.holdout and reference.patients and not request.ignore_patients:
+            try:
+                key = gallery.site_key()
+            except UsageError as error:
+                warn(f"patients of the hold-out are not compared with the index's: {error}")
+                caveats.append("The hold-out's patients could not be compared with the reference's, for want of the site key.")
 
         def embedded(folder: Path, what: str, looks_here: Sequence[object]) -> PictureSet:
             found, skipped = walked(folder)
@@ -217,31 +255,37 @@ def audit(
             if isinstance(first, Unfound) and first.path == folder:
                 raise UsageError(f"{folder} cannot be searched for {what}: {first.error}")
             into = PictureSet(max(1, len(looks_here)), screener.bundle.features, skipped)
-            model = screener.bundle.fingerprint + (f"/tta{VERSION}" if looks_here else "")
-            with Cache(private / "embeddings.sqlite", model, screener.bundle.features) as cache:
-                steps = embed_set(screener, found, folder, into, cache, looks if looks_here else ())
+            model = f"{screener.bundle.fingerprint}/reader{READER_VERSION}" + (f"/tta{VERSION}" if looks_here else "")
+            with Cache(private / "embeddings.sqlite", model, screener.bundle.features, key.name) as cache:
+                steps = embed_set(screener, found, folder, into, cache, looks if looks_here else (), key)
                 for _ in progress(steps, len(found), f"reading {what}"):
                     pass
+            into.items = [_with_patient(item, patients, request.ignore_patients) for item in into.items]
             return into
 
-        reference = gallery = None
-        if is_index(request.reference):
-            gallery = open_things.enter_context(Gallery.open(request.reference, screener.bundle, warn=warn))
-            if not len(gallery):
-                raise GalleryError(f"{request.reference} holds no pictures, so nothing can be found in it: add some first")
-            searchable, contents = _of_index(screener, gallery, request.search)
-        else:
-            reference = embedded(request.reference, "the reference", ())
-            if not len(reference.embeddings):
+        if reference is None:
+            images = embedded(request.reference, "the reference", ())
+            if not len(images.embeddings):
                 raise GalleryError(f"{request.reference} holds no picture that can be read: there is nothing to compare with")
-            searchable = _in_memory(screener, reference)
-            contents = {item.name: item.content for item in reference.items if item.content}
+            reference = Reference(screener, images, request.search)
+        else:
+            reference.name_patients(patients, comparable=key is not own_key)
         released = embedded(request.released, "the released pictures", looks)
         holdout = embedded(request.holdout, "the hold-out", looks) if request.holdout else None
+        if patients:
+            patients.check_used()
+        if holdout and not reference.has_keys and any(item.patient for item in holdout.items):
+            caveats.append("The hold-out's patients could not be compared with the reference's: the index was not read as a whole.")
         names = [item.name for item in released.items]
         labels = read_labels(request.labels, names) if request.labels else {}
-        work = _Work(screener, request, progress, searchable, contents, reference, gallery)
-        return work.audit(released, holdout, labels, Pseudonyms(private / "pseudonyms.key"), started)
+        work = _Work(screener, request, progress, reference, caveats)
+        return work.audit(released, holdout, labels, pseudonyms, started)
+
+
+def _with_patient(item: Item, patients: Patients | None, ignore_header: bool) -> Item:
+    """An item with the patient that a list gives it, or else the one of its header."""
+    listed = patients.of(item.path) if patients else None
+    return replace(item, patient=listed or (None if ignore_header else item.patient))
 
 
 class _Work:
@@ -252,17 +296,13 @@ class _Work:
         screener: Screener,
         request: Request,
         progress: Progress,  # type: ignore[type-arg]
-        searchable: Searchable,
-        contents: dict[str, bytes] | None,
-        reference: PictureSet | None,
-        gallery: Gallery | None,
+        reference: Reference,
+        caveats: Sequence[str],
     ) -> None:
         self.screener, self.request, self.progress = screener, request, progress
-        self.searchable, self.reference, self.gallery = searchable, reference, gallery
+        self.reference, self.gallery, self.searchable = reference, reference.gallery, reference.searchable
         self.bundle = screener.bundle
-        self._content_of = contents
-        self._contents = set(contents.values()) if contents is not None else None
-        self._paths = {item.name: item for item in reference.items} if reference else {}
+        self.caveats = tuple(caveats)
 
     def audit(
         self,
@@ -273,33 +313,28 @@ class _Work:
         started: float,
     ) -> Audit:
         request = self.request
-        kept = [at for at in holdout.readable if not self._is_reference(holdout.items[at])] if holdout else []
-        if holdout and not kept:
-            raise UsageError(
-                f"the hold-out {request.holdout} has no picture that can be read and is not in the reference too: give pictures "
-                "like the reference's that are not in it, or no hold-out"
-            )
         held = self._best(holdout, "searching for the hold-out", None) if holdout else {}
+        tests, kept, known = self._vetted(holdout, released, held) if holdout else (None, [], {})
         scores = _scores(held, kept)
         stored = self._stored_limit()
         limit = self._limit(stored, scores)
         best = self._best(released, "searching", limit.value)
         chance = self._chance(limit, best, scores, released.looks)
-        agreeing, compared, left = self._compare(released, best, limit.compare)
-        held_agreeing, _, _ = self._compare(holdout, {at: held[at] for at in kept}, limit.compare) if holdout else ({}, 0, 0)
+        agreeing, compared, left = self._compare(released, best, limit.compare, {})
+        held_agreeing, _, _ = self._compare(holdout, {at: held[at] for at in kept}, limit.compare, known) if holdout else ({}, 0, 0)
         findings = [self._finding(released, at, best.get(at), limit, agreeing.get(at), labels) for at in range(len(released.items))]
-        tests = promoted = None
-        if holdout and kept:
+        promoted = None
+        if holdout and tests:
             promoted_there = sum(
                 agreeing_there is not None and agreeing_there >= AGREES and held[at].best.score < limit.value
                 for at, agreeing_there in held_agreeing.items()
             )
-            if self.reference or any(value is not None for value in held_agreeing.values()):
+            if self.reference.images or any(value is not None for value in held_agreeing.values()):
                 promoted = by_trial(len(best), promoted_there, len(kept))
-            copies = tuple(holdout.items[at].name for at, value in held_agreeing.items() if value is not None and value >= AGREES)
-            memorization = self._memorization(released, holdout, kept, best, held)
-            tests = Tests(
-                len(kept), len(holdout.readable) - len(kept), copies, scores if scores is not None else np.empty(0), memorization
+            tests = replace(
+                tests,
+                scores=scores if scores is not None else np.empty(0),
+                memorization=self._memorization(released, holdout, kept, best, held),
             )
         for finding in findings:  # so that what has a pseudonym does not depend on what a report shows
             for match in (finding.nearest, *finding.matches):
@@ -311,9 +346,9 @@ class _Work:
             variant=self.screener.encoder.variant,
             provider=self.screener.encoder.provider,
             released=released,
-            reference=self.reference,
+            reference=self.reference.images,
             holdout=holdout,
-            index=_described(self.gallery) if self.gallery else None,
+            index=self.reference.described(),
             gallery=len(self.searchable),
             exact=self.searchable.exact,
             findings=findings,
@@ -326,8 +361,29 @@ class _Work:
             looking=self._looking(limit, best, held, kept, stored) if request.tta else None,
             pseudonyms=pseudonyms,
             seconds=time.monotonic() - started,
-            pixels=self.reference_pixels,
+            caveats=self.caveats,
+            pixels=self.reference.pixels,
+            released_pixels=lambda at, frame: self._pixels(released.items[at].path, frame),
         )
+
+    def _vetted(
+        self, holdout: PictureSet, released: PictureSet, held: dict[int, _Best]
+    ) -> tuple[Tests, list[int], dict[int, float | None]]:
+        """The hold-out without its suspects: what is known of it, the items that count, and what comparing their pixels gave.
+
+        Raises:
+            UsageError: nothing is left of it.
+        """
+        nearest = {at: (each.frame, each.best) for at, each in held.items()}
+        vetted = vet(self.screener, holdout, released, self.reference, nearest, self.progress)
+        keep = self.request.suspects == "keep"
+        kept = tuple(suspect for suspect in vetted.suspects if keep and suspect.suspicion not in CERTAIN)
+        left_out = {suspect.at for suspect in (*vetted.suspects, *vetted.repeated)} - {suspect.at for suspect in kept}
+        counted = [at for at in holdout.readable if at not in left_out]
+        if not counted:
+            raise UsageError(_nothing_left(self.request.holdout, vetted.suspects))
+        tests = Tests(len(counted), vetted.suspects, kept, vetted.repeated, vetted.not_aligned, np.empty(0), None)
+        return tests, counted, vetted.agreements
 
     # -- thresholds ------------------------------------------------------------------------------------------------
 
@@ -394,14 +450,8 @@ class _Work:
         """Both tests, on pictures as they are: a picture that was looked at in more ways would have more chances than another."""
         if len(kept) < FEWEST_FOR_TESTS or len(best) < FEWEST_FOR_TESTS:
             return None
-        rows = np.flatnonzero(np.isin(holdout.of, kept))
-        places = {at: place for place, at in enumerate(kept)}
-        other = InMemory(
-            self.bundle.head,
-            [str(places[int(holdout.of[row])]) for row in rows],
-            [int(holdout.frames[row]) for row in rows],
-            np.ascontiguousarray(holdout.embeddings[rows, 0]),
-        )
+        other = searchable_set(self.screener, holdout, np.flatnonzero(np.isin(holdout.of, kept)))
+        places = {holdout.items[at].name: place for place, at in enumerate(kept)}
         found = list(
             self.progress(_searched(other, released.embeddings[:, 0]), len(released.embeddings), "comparing with the hold-out")
         )
@@ -416,35 +466,28 @@ class _Work:
             shift(np.array([best[at].plain.score for at in order]), np.array([held[at].plain.score for at in kept])),
             nearer(
                 (np.array([best[at].plain.score for at in order]), np.array([keys[best[at].plain.key] for at in order])),
-                (np.array([to_holdout[at].score for at in order]), np.array([int(to_holdout[at].key) for at in order])),
-                self._pictures(),
+                (np.array([to_holdout[at].score for at in order]), np.array([places[to_holdout[at].key] for at in order])),
+                self.reference.size,
                 len(kept),
             ),
         )
 
-    def _pictures(self) -> int:
-        """How many pictures the reference has."""
-        if self.reference:
-            return len(self.reference.readable)
-        count = self.gallery.describe()["pictures"] if self.gallery else 0
-        return int(str(count))
-
     # -- pixels ----------------------------------------------------------------------------------------------------
 
-    def _compare(self, pictures: PictureSet, best: dict[int, _Best], least: float) -> tuple[dict[int, float | None], int, int]:
+    def _compare(
+        self, pictures: PictureSet, best: dict[int, _Best], least: float, known: dict[int, float | None]
+    ) -> tuple[dict[int, float | None], int, int]:
         """Correlation of detail with the nearest reference picture, of each picture that scores `least` or more; how many
-        were compared, and how many were not for want of time."""
+        were compared, and how many were not for want of time. What is `known` already is not compared again."""
         wanted = sorted((at for at, each in best.items() if each.best.score >= least), key=lambda at: -best[at].best.score)
         chosen, left = wanted[:COMPARED_AT_MOST], len(wanted) - COMPARED_AT_MOST
 
         def compared(at: int) -> float | None:
-            other = self.reference_pixels(best[at].best)
-            if other is None:
-                return None
-            try:
-                return agreement(self._pixels(pictures.items[at].path, best[at].frame), other)
-            except PictureError:  # it was read a moment ago: it has gone, or memory has
-                return None
+            if at in known:
+                return known[at]
+            other = self.reference.pixels(best[at].best)
+            own = self._pixels(pictures.items[at].path, best[at].frame) if other is not None else None
+            return None if own is None or other is None else agreement(own, other)
 
         values: dict[int, float | None] = {}
         if chosen:
@@ -453,38 +496,13 @@ class _Work:
                 values = dict(zip(chosen, results, strict=True))
         return values, sum(value is not None for value in values.values()), max(0, left)
 
-    def _pixels(self, path: Path, frame: int) -> NDArray[np.uint8]:
-        return open_picture(read_file(path, self.screener.limits), self.screener.limits, path.name).frame(frame)
-
-    def reference_pixels(self, match: Match) -> NDArray[np.uint8] | None:
-        """A reference picture's frame, or None where its file is not at hand as it was indexed."""
+    def _pixels(self, path: Path, frame: int) -> NDArray[np.uint8] | None:
         try:
-            if self.reference:
-                return self._pixels(self._paths[match.key].path, match.frame)
-            path = Path(match.key)
-            if not path.is_absolute() or not path.is_file() or self.gallery is None:
-                return None
-            data = read_file(path, self.screener.limits)
-            content = hashlib.sha256(data).digest()
-            if self._content_of is not None:
-                as_indexed = self._content_of.get(match.key) == content
-            else:
-                as_indexed = self.gallery.status(match.key, content) is Added.KNOWN
-            if not as_indexed:
-                return None
-            return open_picture(data, self.screener.limits, path.name).frame(match.frame)
-        except (PictureError, OSError, ValueError):
+            return frame_of(self.screener, read_file(path, self.screener.limits), path.name, frame)
+        except PictureError:  # it was read a moment ago: it has gone, or memory has
             return None
 
     # -- judging ---------------------------------------------------------------------------------------------------
-
-    def _is_reference(self, item: Item) -> bool:
-        """Whether this file, byte by byte, is in the reference."""
-        if item.content is None:
-            return False
-        if self._contents is not None:
-            return item.content in self._contents
-        return self.gallery is not None and self.gallery.status("", item.content) is not Added.NEW
 
     def _finding(
         self,
@@ -501,7 +519,7 @@ class _Work:
         if best is None:
             return Finding(at, item.name, sha256, Grade.UNREADABLE, reasons=item.errors, labels=known)
         score, matched = best.best.score, best.best.score >= limit.value
-        if self._is_reference(item):
+        if self.reference.holds(item.content):
             grade = Grade.IDENTICAL
         elif agrees is not None and agrees >= AGREES:
             grade = Grade.MEMORIZED
@@ -564,34 +582,15 @@ def _scores(held: dict[int, _Best], kept: list[int]) -> Doubles | None:
     return np.array([held[at].best.score for at in kept], np.float64) if kept else None
 
 
-def _in_memory(screener: Screener, reference: PictureSet) -> InMemory:
-    return InMemory(
-        screener.bundle.head,
-        [reference.items[at].name for at in reference.of],
-        [int(frame) for frame in reference.frames],
-        np.ascontiguousarray(reference.embeddings[:, 0]),
-    )
-
-
-def _of_index(screener: Screener, gallery: Gallery, how: str) -> tuple[Searchable, dict[str, bytes] | None]:
-    """An index to search, with its pictures' sha256 by key: in memory and exactly, unless it is large or its graph is asked for."""
-    if how == "hnsw" or len(gallery) > IN_MEMORY_UP_TO:
-        return InIndex(gallery, how), None
-    keys, frames, contents = [], [], {}
-    embeddings = []
-    for record in gallery.entries():
-        keys.append(record.key)
-        frames.append(record.frame)
-        embeddings.append(record.embedding)
-        contents[record.key] = record.content
-    return InMemory(screener.bundle.head, keys, frames, np.stack(embeddings)), contents
-
-
-def _described(gallery: Gallery) -> dict[str, object]:
-    """What an index says of itself, but for where it lies."""
-    facts = gallery.describe()
-    return {
-        name: facts[name]
-        for name in ("pictures", "frames", "distinct_vectors", "created", "fingerprint", "search")
-        if name in facts
-    }
+def _nothing_left(holdout: Path | None, suspects: Sequence[Suspect]) -> str:
+    """What is wrong with a hold-out of which nothing can be counted."""
+    start = f"the hold-out {holdout} has no picture that can be read"
+    if not suspects:
+        return f"{start}: give pictures like the reference's that are not in it, or no hold-out"
+    if all(suspect.suspicion is Suspicion.SAME_PATIENT for suspect in suspects):
+        return (
+            f"{start} and is not of a patient of the reference: give pictures of other patients, or --ignore-patients where the "
+            "headers are anonymous"
+        )
+    where = "release" if all(suspect.other is Other.RELEASED for suspect in suspects) else "reference"
+    return f"{start} and is not in the {where} too: give pictures like the reference's that are not in it, or no hold-out"

@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 
 from ..errors import Reason
 from ..files import Found, Unfound, picture_name
+from ..gallery import SiteKey
 from ..head import Floats
 from ..notes import SUSPICIOUS, Note
 from ..screening import Screener
-from .cache import Cache
+from .cache import Cache, Cached
 from .embedding import Look, Seeing
+from .thumbnails import SIDE
 
 __all__ = ["Item", "PictureSet", "embed_set"]
 
@@ -31,7 +33,8 @@ class Item:
         content: its sha256; None when it could not be read.
         frames: how many frames were embedded.
         errors: what could not be, a (frame or None, reason) each; a header that no sound device writes is one as well.
-        notes: what else a DICOM object holds, and is not looked at.
+        notes: what else the file holds, and is not looked at.
+        patient: pseudonym of its patient, by its header or a list; None where none is known.
     """
 
     name: str
@@ -40,6 +43,7 @@ class Item:
     frames: int
     errors: tuple[tuple[int | None, Reason], ...] = ()
     notes: tuple[Note, ...] = ()
+    patient: str | None = None
 
 
 @dataclass(eq=False)
@@ -51,6 +55,7 @@ class PictureSet:
         skipped: other files that lay among them.
         embeddings: float32 (rows, looks, features), a row a rendering of a frame, once `seal` was called.
         of: (rows,), which item a row is of; `frames`: (rows,), which of its frames.
+        thumbnails: uint8 (frames, SIDE, SIDE), one a frame; `thumbnail_of`: (frames, 2), its item and frame.
     """
 
     looks: int
@@ -60,15 +65,21 @@ class PictureSet:
     embeddings: Floats = field(init=False, repr=False)
     of: NDArray[np.int64] = field(init=False, repr=False)
     frames: NDArray[np.int64] = field(init=False, repr=False)
+    thumbnails: NDArray[np.uint8] = field(init=False, repr=False)
+    thumbnail_of: NDArray[np.int64] = field(init=False, repr=False)
     _parts: list[Floats] = field(default_factory=list, repr=False)
     _rows: list[tuple[int, int]] = field(default_factory=list, repr=False)
+    _small: list[NDArray[np.uint8]] = field(default_factory=list, repr=False)
+    _small_of: list[tuple[int, int]] = field(default_factory=list, repr=False)
 
-    def add(self, item: Item, frames: dict[int, Floats]) -> None:
-        """Append a file with its frames' embeddings, (looks x renderings, features) each."""
+    def add(self, item: Item, frames: dict[int, Floats], thumbnails: dict[int, NDArray[np.uint8]]) -> None:
+        """Append a file with its frames' embeddings, (looks x renderings, features) each, and their thumbnails."""
         for frame, embedding in sorted(frames.items()):
             for rendering in embedding.reshape(self.looks, -1, self.features).swapaxes(0, 1):
                 self._rows.append((len(self.items), frame))
                 self._parts.append(rendering)
+            self._small_of.append((len(self.items), frame))
+            self._small.append(thumbnails[frame])
         self.items.append(item)
 
     def seal(self) -> None:
@@ -76,7 +87,9 @@ class PictureSet:
         self.embeddings = np.stack(self._parts) if self._parts else np.empty((0, self.looks, self.features), np.float32)
         rows = np.array(self._rows, np.int64).reshape(-1, 2)
         self.of, self.frames = rows[:, 0], rows[:, 1]
-        self._parts, self._rows = [], []
+        self.thumbnails = np.stack(self._small) if self._small else np.empty((0, SIDE, SIDE), np.uint8)
+        self.thumbnail_of = np.array(self._small_of, np.int64).reshape(-1, 2)
+        self._parts, self._rows, self._small, self._small_of = [], [], [], []
 
     @property
     def readable(self) -> list[int]:
@@ -96,27 +109,36 @@ class PictureSet:
 
 
 def embed_set(
-    screener: Screener, found: Sequence[Found | Unfound], root: Path, into: PictureSet, cache: Cache, looks: Sequence[Look]
+    screener: Screener,
+    found: Sequence[Found | Unfound],
+    root: Path,
+    into: PictureSet,
+    cache: Cache,
+    looks: Sequence[Look],
+    key: SiteKey,
 ) -> Iterator[Item]:
     """Embed a set's files, or take their embeddings from the cache; each is in `into` when its item is yielded.
 
     Args:
         found: what a walk found, without what it skipped.
         root: the folder that was walked; names are relative to it.
+        key: for the patients' pseudonyms; the cache's.
     """
     into.looks = max(1, len(looks))
     for file, done in zip(found, Seeing(screener, tuple(looks)).embed_each(found, cache.known), strict=True):
-        frames, notes = done.embeddings, done.notes
+        whose = done.identifiers
+        patient = key.patient(whose.patient_id, whose.issuer) if whose.patient_id else None
+        kept = Cached(done.embeddings, done.thumbnails, " ".join(done.notes), patient)
         errors = list(done.errors)
         if done.known and done.content:
-            frames, said = cache.get(done.content)
-            notes = tuple(Note(note) for note in said.split())
-        elif done.content and frames and not errors:
-            cache.put(done.content, frames, " ".join(notes))
+            kept = cache.get(done.content)
+        elif done.content and kept.embeddings and not errors:
+            cache.put(done.content, kept)
+        notes = tuple(Note(note) for note in kept.notes.split())
         if SUSPICIOUS.intersection(notes):
             errors.append((None, Reason.SUSPICIOUS_HEADER))
-        item = Item(_name(file.path, root), file.path, done.content, len(frames), tuple(errors), notes)
-        into.add(item, frames)
+        item = Item(_name(file.path, root), file.path, done.content, len(kept.embeddings), tuple(errors), notes, kept.patient)
+        into.add(item, kept.embeddings, kept.thumbnails)
         yield item
     into.seal()
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 from .findings import FOUND, Grade
 from .limits import FIGURES, Basis
-from .run import Audit
+from .run import Audit, Tests
 from .statistics import rate_interval
+from .suspects import Other, Suspect, Suspicion
 
-__all__ = ["Answer", "Verdict", "about", "answer", "counted", "percent", "share"]
-
+__all__ = ["Answer", "Verdict", "about", "answer", "counted", "percent", "share", "suspected"]
 
 TOO_MANY = 0.05
 """Share of pictures that match by chance from which a pair threshold is said to be of no use."""
@@ -21,12 +21,14 @@ TOO_MANY = 0.05
 
 class Verdict(StrEnum):
     """`found`: more than chance explains, or copies that are certain. `doubtful`: no more than chance would give. `none`: nothing.
-    `incomplete`: nothing among what could be read, but not all could be."""
+    `incomplete`: nothing was found, but not everything could be read, or the search may have missed a match. `suspect`: nothing was
+    found, but the hold-out holds copies of what it is compared with."""
 
     FOUND = "found"
     DOUBTFUL = "doubtful"
     NONE = "none"
     INCOMPLETE = "incomplete"
+    SUSPECT = "suspect"
 
 
 @dataclass(frozen=True)
@@ -73,28 +75,88 @@ def answer(audit: Audit) -> Answer:
     judged = len(audit.findings) - counts[Grade.UNREADABLE]
     unread = sum(bool(finding.reasons) for finding in audit.findings)
     unread_reference = len(audit.reference.unreadable) if audit.reference else 0
+    suspects = _suspects_in_title(audit)
     if not judged:
-        title = "Nothing could be judged: no released picture could be read"
+        title = "Nothing could be judged: no released picture could be read" + suspects
         return Answer(Verdict.INCOMPLETE, title, (), _caveats(audit, unread, unread_reference))
     of = f"{counted(found, 'released picture')} of {judged:,} match{'es' if found == 1 else ''} the reference"
     if found and (counts[Grade.IDENTICAL] or counts[Grade.MEMORIZED] or not _explained(audit)):
-        verdict, title = Verdict.FOUND, of
+        verdict, title = Verdict.FOUND, of + suspects
     elif found:
-        verdict, title = Verdict.DOUBTFUL, f"{of}, no more than chance may give"
+        verdict, title = Verdict.DOUBTFUL, f"{of}, no more than chance may give{suspects}"
     elif unread or unread_reference:
-        verdict, title = Verdict.INCOMPLETE, "No match was found, but not everything could be read"
+        verdict, title = Verdict.INCOMPLETE, f"No match was found, but not everything could be read{suspects}"
+    elif not audit.exact:
+        verdict, title = Verdict.INCOMPLETE, f"No match was found, but the search graph may have missed one{suspects}"
     else:
-        verdict, title = Verdict.NONE, f"No match was found among {counted(judged, 'released picture')}"
+        verdict = Verdict.SUSPECT if suspects else Verdict.NONE
+        title = f"No match was found among {counted(judged, 'released picture')}{suspects}"
     body = (_counts(audit, counts, found, judged), _chance(audit, found), _sensitivity(audit, found, judged))
     return Answer(verdict, title, tuple(text for text in body if text), _caveats(audit, unread, unread_reference))
 
 
-def _caveats(audit: Audit, unread: int, unread_reference: int) -> tuple[str, ...]:
+def _suspects_in_title(audit: Audit) -> str:
+    """What the title says of suspects in the hold-out, if there are any."""
+    if audit.tests is None or not audit.tests.suspects:
+        return ""
+    kept, left_out = len(audit.tests.kept), len(audit.tests.left_out)
+    if not left_out:
+        return f"; {counted(kept, 'suspect')} kept in the hold-out"
+    return f"; {counted(left_out, 'suspect')} left out of the hold-out" + (f", {kept:,} kept" if kept else "")
+
+
+IS_SUSPECT = {
+    Suspicion.SAME_FILE: ("the same file as", "the same files as"),
+    Suspicion.SAME_PIXELS: ("pixel by pixel equal to", "pixel by pixel equal to"),
+    Suspicion.ALTERED_COPY: ("an altered copy of", "altered copies of"),
+    Suspicion.LIKE_A_COPY: ("as similar as a copy to", "as similar as copies to"),
+    Suspicion.SAME_PATIENT: ("of the same patient as", "of the same patients as"),
+}
+"""What is said of one suspect, and of several, before what they resemble."""
+RESEMBLED = {Other.REFERENCE: "reference picture", Other.RELEASED: "released picture", Other.HOLDOUT: "hold-out picture"}
+
+
+def suspected(suspects: Sequence[Suspect]) -> str:
+    """Suspects by what they are: 4 are altered copies of reference pictures, 1 is the same file as a released picture."""
+    kinds = Counter((suspect.other, suspect.suspicion) for suspect in suspects)
+    parts = []
+    for other in Other:
+        for suspicion, (one, several) in IS_SUSPECT.items():
+            if count := kinds[other, suspicion]:
+                a = f"a {RESEMBLED[other]}" if other is not Other.HOLDOUT else "another hold-out picture"
+                many = f"{RESEMBLED[other]}s" if other is not Other.HOLDOUT else "other hold-out pictures"
+                parts.append(f"1 is {one} {a}" if count == 1 else f"{count:,} are {several} {many}")
+    return ", ".join(parts)
+
+
+def _suspects(tests: Tests) -> list[str]:
     said = []
+    for other, why in (
+        (Other.REFERENCE, "such pictures raise the threshold to where matches are missed"),
+        (Other.RELEASED, "a picture on both sides proves nothing"),
+    ):
+        if these := [suspect for suspect in tests.left_out if suspect.other is other]:
+            said.append(f"Of the hold-out, {suspected(these)}: {why}, so {'it was' if len(these) == 1 else 'they were'} left out.")
+    if said:
+        said.append("Remove them from the hold-out, look for others that were not noticed, and make the report again.")
+        said = [" ".join(said)]
+    if tests.kept:
+        said.append(
+            f"Of the hold-out, {suspected(tests.kept)}. They were counted all the same (--suspects keep): if they are copies, "
+            "matches are missed."
+        )
+    return said
+
+
+def _caveats(audit: Audit, unread: int, unread_reference: int) -> tuple[str, ...]:
+    said = _suspects(audit.tests) if audit.tests else []
+    said += audit.caveats
     parts = [counted(unread, "released picture")] if unread else []
     parts += [counted(unread_reference, "reference picture")] if unread_reference else []
     if parts:
         said.append(f"{' and '.join(parts)} could not be read, or not in full: nothing is said of what could not be seen.")
+    if not audit.exact:
+        said.append("The index was searched through its graph, which may miss a match: --search exact misses none.")
     if audit.bundle.demonstration:
         said.append(
             "The model that was used says of itself that it was never measured on several examinations of one patient: do not "

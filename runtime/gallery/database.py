@@ -53,7 +53,7 @@ class Database:
         UsageError: this process is a fork of the one that opened it.
     """
 
-    def __init__(self, folder: Path, fingerprint: str, features: int, *, read_only: bool = False) -> None:
+    def __init__(self, folder: Path, fingerprint: str | None, features: int, *, read_only: bool = False) -> None:
         self.folder = folder
         self.features = features
         self.path = folder / DATABASE
@@ -119,7 +119,7 @@ class Database:
         self._closed = True
         self.connection.close()
 
-    def _check_meta(self, fingerprint: str) -> int:
+    def _check_meta(self, fingerprint: str | None) -> int:
         meta = dict(self.connection.execute("SELECT name, value FROM meta"))
         version = str(meta.get("format_version"))
         if version not in {str(readable) for readable in READABLE}:
@@ -128,12 +128,26 @@ class Database:
                 f"{self.folder} has index format {version}; this lcmem-onnx reads {', '.join(map(str, READABLE))}. "
                 + ("A newer version made it: update lcmem-onnx" if newer else "Build the index again")
             )
-        if meta.get("fingerprint") != fingerprint or meta.get("features") != str(self.features):
-            raise GalleryMismatchError(
-                f"{self.folder} was made with another model (fingerprint {str(meta.get('fingerprint'))[:12]}, this bundle's is "
-                f"{fingerprint[:12]}): its embeddings do not compare. Give the bundle it was made with, or build it again"
-            )
+        if fingerprint is None:
+            if not str(meta.get("features")).isdecimal():
+                raise self.damaged("it does not say how long its embeddings are")
+            self._fingerprint, self.features = str(meta.get("fingerprint")), int(meta["features"])
+        elif meta.get("fingerprint") != fingerprint or meta.get("features") != str(self.features):
+            raise self.mismatch(str(meta.get("fingerprint")))
         return int(version)
+
+    @property
+    def fingerprint(self) -> str:
+        """The bundle's that the embeddings are of."""
+        return str(self._fingerprint)
+
+    def mismatch(self, found: str) -> GalleryMismatchError:
+        """The error of embeddings of another bundle, whose fingerprint was `found`."""
+        return GalleryMismatchError(
+            f"{self.folder} was made with another model (fingerprint {found[:12]}, this bundle's is {self.fingerprint[:12]}): its "
+            "embeddings do not compare. Give the bundle it was made with, or embed its images again with this one: "
+            f"'lcmem-onnx index upgrade {self.folder}'"
+        )
 
     def _check_pictures(self, version: int) -> None:
         """Whether every row of `pictures` is as it was written, with its vector, and every vector has one."""

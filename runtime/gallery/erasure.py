@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from ..errors import GalleryError, UsageError
 from .records import row_digest
-from .schema import PICTURE_COLUMNS
+from .schema import COLUMNS
 from .store import Store
 
 __all__ = ["compact_database", "compaction_due", "erase", "mark_compacted"]
@@ -34,7 +34,7 @@ def erase(
     condition = " AND ".join(f"{name} = ?" for name in given)
     values = tuple(given.values())
     with store.explained(), store.transaction():
-        rows = store.connection.execute(f"SELECT {PICTURE_COLUMNS[3]} FROM pictures WHERE {condition}", values).fetchall()
+        rows = store.connection.execute(f"SELECT {COLUMNS} FROM pictures WHERE {condition}", values).fetchall()
         if not rows:
             return 0
         store.connection.execute(f"DELETE FROM pictures WHERE {condition}", values)

@@ -18,6 +18,7 @@ import numpy as np
 from ..bundle import Bundle
 from ..errors import GalleryError, UsageError
 from ..head import Floats, check_threshold
+from ..reader import READER_VERSION
 from .database import check_there, create_database
 from .erasure import compact_database, compaction_due, erase, mark_compacted
 from .graph import graph_there
@@ -27,6 +28,7 @@ from .pseudonyms import SiteKey
 from .records import DEFAULT_GALLERY, Entry, Record
 from .results import Search, SearchResult
 from .searcher import Searcher
+from .staging import remove_staging
 from .store import Store
 from .verification import Verification, verify
 
@@ -100,9 +102,13 @@ class Gallery:
             store = Store(path, bundle.fingerprint, bundle.features, read_only=True)
             return cls(store, bundle, persistent=False, warn=warn)
         check_there(path)
-        lock = WriterLock(path)
+        return cls.open_locked(path, bundle, WriterLock(path), warn)
+
+    @classmethod
+    def open_locked(cls, folder: Path, bundle: Bundle, lock: WriterLock, warn: Callable[[str], None]) -> Gallery:
+        """Open a gallery for writing, as `open`, under a lock that is held already; `close`, or a failure, releases it."""
         try:
-            store = Store(path, bundle.fingerprint, bundle.features)
+            store = Store(folder, bundle.fingerprint, bundle.features)
             gallery = cls(store, bundle, persistent=True, warn=warn, lock=lock)
         except BaseException:
             lock.release()
@@ -177,8 +183,9 @@ class Gallery:
             return self._store.tally("vectors").rows  # kept, where counting would read an index of all
 
     def describe(self) -> dict[str, object]:
-        """Counts and identity, for people: pictures, frames, distinct vectors, groups, age, the bundle's fingerprint, the name
-        of the site key that pseudonyms were made with (None where there are none)."""
+        """Counts and identity, for people: pictures, frames, distinct vectors, groups, age, the version of the reader and how
+        many frames an older one read, the bundle's fingerprint, the name of the site key that pseudonyms were made with (None
+        where there are none)."""
         frames, vectors = self._store.frames(), self._store.counts()[1]
         return {
             "path": str(self.folder),
@@ -191,10 +198,20 @@ class Gallery:
             },
             "created": self._store.meta("created"),
             "format_version": int(self._store.meta("format_version")),
+            "reader_version": READER_VERSION,
+            "frames_of_older_readers": self._store.frames_of_older_readers(),
             "fingerprint": self.bundle.fingerprint,
             "graph": graph_there(self.folder),
             "site_key": self._store.setting(SITE_KEY),
         }
+
+    def holds_pseudonyms(self, galleries: Collection[str] | None = None) -> bool:
+        """Whether the patient or the study of any picture is known, in all or in some of its galleries.
+
+        Raises:
+            UsageError: a gallery of that name holds nothing.
+        """
+        return self._store.holds_pseudonyms(self._chosen(galleries))
 
     def galleries(self) -> list[str]:
         """The names of the groups that hold pictures, sorted."""
@@ -369,6 +386,7 @@ class Gallery:
         with self._searching:
             compact_database(self._store)
             self._searcher.rewrite()
+            remove_staging(self.folder)  # what an upgrade that was not finished embedded: of erased pictures too
             mark_compacted(self._store)
 
     # -- searching -------------------------------------------------------------------------------------------------

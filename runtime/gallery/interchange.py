@@ -6,7 +6,8 @@ where it ends in `.npz`. Both are written and read a block at a time.
 
 An import is one transaction: whatever is off (a damaged row, another model's, a key that stands for another picture here) the
 gallery stays as it was. What is there already is left as it is, so an import may be repeated. Settings are not carried: a
-threshold that was set for one gallery is none for another.
+threshold that was set for one gallery is none for another. Keys are names of files; where patients are known they are replaced
+by pseudonyms, unless they are asked for.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import hashlib
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol, TypeAlias
@@ -24,17 +25,20 @@ import numpy as np
 
 from ..bundle import seal
 from ..errors import GalleryError, GalleryMismatchError, KeyConflictError, UsageError
+from ..reader import FIRST_READER
 from ..syncing import put_whole
 from .calibration import SETTING as CALIBRATION
 from .gallery import SITE_KEY, Gallery
 from .npz_file import NpzReader, NpzWriter
 from .parquet_file import ParquetReader, ParquetWriter
-from .pseudonyms import PSEUDONYM
+from .pseudonyms import PSEUDONYM, SiteKey
 from .records import Entry, Record, check_gallery_name, row_digest
 
 __all__ = ["BLOCK", "FORMATS", "Imported", "Manifest", "export_gallery", "import_gallery", "merge_galleries", "read_manifest"]
 
-FORMAT, FORMAT_VERSION = "lcmem-onnx-index", 1
+FORMAT, FORMAT_VERSION = "lcmem-onnx-index", 2
+"""Version 2 has the column `reader`, and may have pseudonyms for keys."""
+READABLE = (1, 2)
 BLOCK = 1024
 """Rows in a block: 2 MB at 512 features."""
 NAMED_AT_ONCE = 3
@@ -50,7 +54,7 @@ class Writer(Protocol):
 class Reader(Protocol):
     @property
     def manifest(self) -> str: ...
-    def rows(self) -> Iterator[Record]: ...
+    def rows(self, version: int) -> Iterator[Record]: ...
 
 
 Writing: TypeAlias = "Callable[[Path, int], AbstractContextManager[Writer]]"
@@ -69,6 +73,8 @@ class Manifest:
         site_key: the name of the key that its pseudonyms were made with; None where it has none.
         calibrated: whether the gallery it came from had a threshold of its own, which is not in here.
         created: ISO 8601, UTC.
+        keys: "paths" where the keys are as the gallery had them, which are names of files; "hashed" where they are pseudonyms
+            under the site key.
     """
 
     fingerprint: str
@@ -78,6 +84,7 @@ class Manifest:
     site_key: str | None
     calibrated: bool
     created: str
+    keys: str = "paths"
     format: str = FORMAT
     format_version: int = FORMAT_VERSION
 
@@ -93,33 +100,46 @@ class Imported:
 
 
 def export_gallery(
-    gallery: Gallery, path: Path, galleries: Collection[str] | None = None, watch: Watch = lambda rows: rows
+    gallery: Gallery,
+    path: Path,
+    galleries: Collection[str] | None = None,
+    watch: Watch = lambda rows: rows,
+    *,
+    with_paths: bool = False,
 ) -> Manifest:
     """Write a gallery to a file, which appears under its name only when it is whole.
+
+    Where patients are known, keys become pseudonyms under the site key (see `SiteKey.key`): they are names of files, which may
+    hold names of patients.
 
     Args:
         path: ends in `.parquet` or `.npz`; it must not exist.
         galleries: the groups to write; None writes all.
+        with_paths: leave keys as they are.
 
     Raises:
-        UsageError: another ending, a group that holds nothing, or pyarrow is not installed.
+        UsageError: another ending, a group that holds nothing, pyarrow is not installed, or the site key cannot be opened.
         GalleryError: the file exists or cannot be written, or the gallery is damaged.
     """
     write = _format(path)[0]
     if path.exists():
         raise GalleryError(f"{path} exists already: an export overwrites nothing, so give another name")
     try:
-        return put_whole(path, lambda draft: _written(gallery, draft, galleries, watch, write))
+        key = None if with_paths or not gallery.holds_pseudonyms(galleries) else gallery.site_key()
+        return put_whole(path, lambda draft: _written(gallery, draft, galleries, watch, write, key))
     except OSError as error:
         raise GalleryError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
-def _written(gallery: Gallery, file: Path, galleries: Collection[str] | None, watch: Watch, write: Writing) -> Manifest:
+def _written(
+    gallery: Gallery, file: Path, galleries: Collection[str] | None, watch: Watch, write: Writing, key: SiteKey | None
+) -> Manifest:
     digest, count = hashlib.sha256(), 0
     with write(file, gallery.bundle.features) as writer:
         block: list[Record] = []
         for row in watch(gallery.entries(galleries)):
-            digest.update(_digest(row))
+            row = replace(row, key=key.key(row.key)) if key else row
+            digest.update(_digest(row, FORMAT_VERSION))
             count += 1
             block.append(row)
             if len(block) == BLOCK:
@@ -134,6 +154,7 @@ def _written(gallery: Gallery, file: Path, galleries: Collection[str] | None, wa
             gallery.setting(SITE_KEY),
             gallery.setting(CALIBRATION) is not None,
             datetime.now(UTC).isoformat(timespec="seconds"),
+            "hashed" if key else "paths",
         )
         writer.finish(json.dumps(seal(asdict(manifest))))
     return manifest
@@ -167,15 +188,16 @@ def import_gallery(path: Path, gallery: Gallery, *, without_patients: bool = Fal
         if manifest.fingerprint != gallery.bundle.fingerprint or manifest.features != gallery.bundle.features:
             raise GalleryMismatchError(
                 f"{path} holds embeddings of another model (fingerprint {manifest.fingerprint[:12]}, this bundle's is "
-                f"{gallery.bundle.fingerprint[:12]}): they do not compare. Give the bundle they were made with"
+                f"{gallery.bundle.fingerprint[:12]}): they do not compare. Give the bundle they were made with; 'lcmem-onnx "
+                "index upgrade' then brings the index to another one"
             )
         key = None if without_patients else manifest.site_key
         _check_site_key(gallery, key, str(path))
 
         def rows() -> Iterator[Record]:
             digest, count = hashlib.sha256(), 0
-            for row in watch(reader.rows()):
-                digest.update(_digest(row))
+            for row in watch(reader.rows(manifest.format_version)):
+                digest.update(_digest(row, manifest.format_version))
                 count += 1
                 yield _checked(row, path)
             if count != manifest.rows or digest.hexdigest() != manifest.sha256:
@@ -260,12 +282,14 @@ def _entry(block: Sequence[Record], without_patients: bool) -> Entry:
         raise GalleryError(f"the renderings of {first.key[:100]!r} do not stand together: this is no export of an index")
     patient, study = (None, None) if without_patients else (first.patient, first.study)
     views = np.stack([row.embedding for row in block])
-    return Entry(first.key, first.content, first.frames, {first.frame: views}, first.gallery, patient, study)
+    return Entry(first.key, first.content, first.frames, {first.frame: views}, first.gallery, patient, study, first.reader)
 
 
-def _digest(row: Record) -> bytes:
+def _digest(row: Record, version: int) -> bytes:
     whose = (row.gallery, row.patient or "", row.study or "")
-    return row_digest(*whose, row.key, row.content, row.frame, row.frames, row.rendering, row.embedding.astype("<f4").tobytes())
+    reader = (row.reader,) if version > 1 else ()
+    values = (row.key, row.content, row.frame, row.frames, row.rendering, *reader, row.embedding.astype("<f4").tobytes())
+    return row_digest(*whose, *values)
 
 
 def _checked(row: Record, path: Path) -> Record:
@@ -275,7 +299,7 @@ def _checked(row: Record, path: Path) -> Record:
         GalleryError: it may not.
     """
     pseudonyms = all(value is None or PSEUDONYM.fullmatch(value) for value in (row.patient, row.study))
-    numbers = 0 <= row.frame < row.frames and row.rendering >= 0 and len(row.content) == 32
+    numbers = 0 <= row.frame < row.frames and row.rendering >= 0 and row.reader >= FIRST_READER and len(row.content) == 32
     values = row.embedding
     if not row.key or not pseudonyms or not numbers or not np.isfinite(values).all() or values.min() < 0 or values.max() > 1:
         raise GalleryError(f"{path} holds a row that is no picture's: key {row.key[:100]!r}. Nothing was imported")
@@ -302,9 +326,10 @@ def _manifest(reader: Reader, path: Path) -> Manifest:
         content = json.loads(reader.manifest)
         if not isinstance(content, dict) or seal(content) != content or content.get("format") != FORMAT:
             raise GalleryError(no_export)
-        if content["format_version"] != FORMAT_VERSION:
-            raise GalleryError(f"{path} has format {content['format_version']}; this lcmem-onnx reads {FORMAT_VERSION}: update it")
-        return Manifest(**{name: content[name] for name in Manifest.__dataclass_fields__})
+        if content["format_version"] not in READABLE:
+            known = " and ".join(map(str, READABLE))
+            raise GalleryError(f"{path} has format {content['format_version']}; this lcmem-onnx reads {known}: update it")
+        return Manifest(**{name: content[name] for name in Manifest.__dataclass_fields__ if name in content})
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise GalleryError(no_export) from error
 

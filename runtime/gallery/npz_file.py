@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import GalleryError
+from ..reader import FIRST_READER
 from .records import Record
 
 __all__ = ["NpzReader", "NpzWriter"]
@@ -27,7 +28,7 @@ MOST_ROWS = 4096
 MOST_BYTES = 1 << 28
 """Of one array: a block's embeddings have 8 MB at 512 features, its keys, padded to the longest, seldom more."""
 TEXTS = ("gallery", "key", "patient", "study")
-NUMBERS = ("frame", "frames", "rendering")
+NUMBERS = ("frame", "frames", "rendering", "reader")
 
 
 class NpzWriter:
@@ -97,33 +98,35 @@ class NpzReader:
         with self._explained():
             return self._get("manifest").tobytes().decode()
 
-    def rows(self) -> Iterator[Record]:
-        """All rows, block by block."""
+    def rows(self, version: int) -> Iterator[Record]:
+        """All rows, block by block, of a file of this format version."""
+        numbers = NUMBERS if version > 1 else NUMBERS[:-1]
         block = 0
         while f"embedding_{block:05d}.npy" in self._members:
             with self._explained():
-                rows = self._block(block)
+                rows = self._block(block, numbers)
             yield from rows
             block += 1
 
-    def _block(self, block: int) -> list[Record]:
-        columns = {name: self._get(f"{name}_{block:05d}") for name in (*TEXTS, *NUMBERS, "content", "embedding")}
+    def _block(self, block: int, numbers: Sequence[str]) -> list[Record]:
+        columns = {name: self._get(f"{name}_{block:05d}") for name in (*TEXTS, *numbers, "content", "embedding")}
         embeddings = columns["embedding"]
         count = len(embeddings) if embeddings.ndim == 2 else 0
         shapes = {"content": (count, 32), "embedding": (count, self._features)}
-        kinds = {**dict.fromkeys(TEXTS, "U"), **dict.fromkeys(NUMBERS, "i"), "content": "u", "embedding": "f"}
+        kinds = {**dict.fromkeys(TEXTS, "U"), **dict.fromkeys(numbers, "i"), "content": "u", "embedding": "f"}
         if not 0 < count <= MOST_ROWS or any(
             values.shape != shapes.get(name, (count,)) or values.dtype.kind != kinds[name] for name, values in columns.items()
         ):
             raise ValueError(f"block {block} has columns of other kinds or lengths")
+        columns.setdefault("reader", np.full(count, FIRST_READER))
         return [self._record(columns, at) for at in range(count)]
 
     def _record(self, columns: Mapping[str, NDArray[Any]], at: int) -> Record:
         gallery, key, patient, study = (str(columns[name][at]) for name in TEXTS)
-        frame, frames, rendering = (int(columns[name][at]) for name in NUMBERS)
+        frame, frames, rendering, reader = (int(columns[name][at]) for name in NUMBERS)
         embedding = columns["embedding"][at].astype(np.float32)
         content = columns["content"][at].tobytes()
-        return Record(key, content, frame, frames, gallery, patient or None, study or None, embedding, rendering)
+        return Record(key, content, frame, frames, gallery, patient or None, study or None, embedding, rendering, reader)
 
     def _get(self, name: str) -> NDArray[Any]:
         """An array of the file.

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import GalleryError, UsageError
+from ..reader import FIRST_READER
 from .records import Record
 
 __all__ = ["ParquetReader", "ParquetWriter"]
@@ -18,7 +19,7 @@ __all__ = ["ParquetReader", "ParquetWriter"]
 KEY = b"lcmem-onnx"
 AT_ONCE = 1024
 TEXTS = ("gallery", "key", "patient", "study")
-NUMBERS = ("frame", "frames", "rendering")
+NUMBERS = ("frame", "frames", "rendering", "reader")
 
 
 def _arrow() -> tuple[Any, Any]:
@@ -37,11 +38,11 @@ def _arrow() -> tuple[Any, Any]:
     return pyarrow, parquet
 
 
-def _schema(arrow: Any, features: int) -> Any:
+def _schema(arrow: Any, features: int, numbers: Sequence[str] = NUMBERS) -> Any:
     return arrow.schema(
         [
             *((name, arrow.string()) for name in TEXTS),
-            *((name, arrow.int64()) for name in NUMBERS),
+            *((name, arrow.int64()) for name in numbers),
             ("content", arrow.binary(32)),
             ("embedding", arrow.list_(arrow.float32(), features)),
         ]
@@ -87,7 +88,7 @@ class ParquetReader:
     def __init__(self, path: Path, features: int) -> None:
         self.path = path
         self._arrow, parquet = _arrow()
-        self._schema = _schema(self._arrow, features)
+        self._features = features
         if not path.is_file():
             raise GalleryError(f"{path} is not there")
         with self._explained():
@@ -105,26 +106,29 @@ class ParquetReader:
             found = (self._file.metadata.metadata or {}).get(KEY, b"")
             return bytes(found).decode()
 
-    def rows(self) -> Iterator[Record]:
-        """All rows, block by block."""
+    def rows(self, version: int) -> Iterator[Record]:
+        """All rows, block by block, of a file of this format version."""
+        numbers = NUMBERS if version > 1 else NUMBERS[:-1]
+        schema = _schema(self._arrow, self._features, numbers)
         with self._explained():
             there = self._file.schema_arrow
-            for field in self._schema:
+            for field in schema:
                 if field.name not in there.names or there.field(field.name).type != field.type:
                     raise ValueError(f"it has no column {field.name!r} of {field.type}")
-            batches = self._file.iter_batches(AT_ONCE, columns=self._schema.names)
+            batches = self._file.iter_batches(AT_ONCE, columns=schema.names)
         while True:
             with self._explained():
                 batch = next(batches, None)
-                rows = [] if batch is None else self._records(batch)
+                rows = [] if batch is None else self._records(batch, numbers)
             if batch is None:
                 return
             yield from rows
 
-    def _records(self, batch: Any) -> list[Record]:
-        if any(batch.column(name).null_count for name in ("gallery", "key", *NUMBERS, "content", "embedding")):
+    def _records(self, batch: Any, numbers: Sequence[str]) -> list[Record]:
+        if any(batch.column(name).null_count for name in ("gallery", "key", *numbers, "content", "embedding")):
             raise ValueError("it lacks values")
-        columns = {name: batch.column(name).to_pylist() for name in (*TEXTS, *NUMBERS, "content")}
+        columns = {name: batch.column(name).to_pylist() for name in (*TEXTS, *numbers, "content")}
+        columns.setdefault("reader", [FIRST_READER] * batch.num_rows)
         embeddings = batch.column("embedding").flatten().to_numpy(zero_copy_only=False).reshape(batch.num_rows, -1)
         rows = [{name: values[at] for name, values in columns.items()} for at in range(batch.num_rows)]
         return [Record(**row, embedding=embedding) for row, embedding in zip(rows, embeddings, strict=True)]

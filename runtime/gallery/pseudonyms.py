@@ -23,12 +23,16 @@ from platformdirs import user_data_path
 
 from ..errors import UsageError
 
-__all__ = ["ENVIRONMENT", "PSEUDONYM", "SiteKey"]
+__all__ = ["ENVIRONMENT", "PSEUDONYM", "PSEUDONYMOUS_KEY", "SiteKey"]
 
 ENVIRONMENT = "LCMEM_ONNX_SITE_KEY"
 FILE = "site.key"
 BYTES = 32
 PSEUDONYM = re.compile(r"[0-9a-f]{64}")
+PSEUDONYMOUS_KEY = re.compile(r"(?:key|sop):[0-9a-f]{32}")
+"""A picture's key that tells nothing without the site key: `SiteKey.key` made it, or an archive's objects have it."""
+KEY_DIGITS = 32
+"""128 bits, so that no two of a hospital's files meet."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,11 @@ class SiteKey:
         A number is a patient's only within the house that gave it, so the issuer is part of who it is.
         """
         return self.pseudonym("patient", f"{patient_id.strip()}\0{(issuer or '').strip()}")
+
+    def key(self, key: str) -> str:
+        """The pseudonym of a picture's key, which may be a file name: `key:` and 32 hexadecimal digits. One that is a pseudonym
+        already stays as it is."""
+        return key if PSEUDONYMOUS_KEY.fullmatch(key) else f"key:{self.pseudonym('key', key)[:KEY_DIGITS]}"
 
     def study(self, uid: str) -> str:
         """The pseudonym of a study by its StudyInstanceUID (0020,000D)."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..errors import UsageError
 from ..head import Floats
+from ..reader import READER_VERSION
 
 __all__ = ["DEFAULT_GALLERY", "EMPTY", "Entry", "Record", "Row", "Tally", "check_gallery_name", "row_digest", "row_digests"]
 
@@ -31,6 +32,7 @@ class Entry:
             adding it again tries the others again.
         gallery: the group within the index that it belongs to: a site, a cohort, a training set.
         patient, study: pseudonyms (see `pseudonyms`), or None where they are not known.
+        reader: the version of the code that made its renderings (see `reader`).
     """
 
     key: str
@@ -40,6 +42,7 @@ class Entry:
     gallery: str = DEFAULT_GALLERY
     patient: str | None = None
     study: str | None = None
+    reader: int = READER_VERSION
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class Record:
     study: str | None
     embedding: Floats
     rendering: int = 0
+    reader: int = READER_VERSION
 
 
 @dataclass(frozen=True)

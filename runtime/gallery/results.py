@@ -65,7 +65,7 @@ class SearchResult:
         total: how many there are at or above the threshold; with the graph, how many it found.
         nearest: the best picture, whether or not it is a match; None in an empty gallery.
         identities: the patients of the matches, best first, at most as many as asked for.
-        complete: False where the graph's search ended before it had reached all that may match: then a match may be missing.
+        complete: True where the search was exact, so that no match is missing. A search through the graph never proves that.
     """
 
     matches: tuple[Hit, ...]

@@ -48,7 +48,8 @@ class _ChangedError(Exception):
 
 @dataclass(frozen=True, eq=False)
 class _Found:
-    """Places that a query led to, ascending; the head's scores of them where they are known; whether none can be missing."""
+    """Places that a query led to, ascending; the head's scores of them where they are known; whether the exact search found
+    them, so that none is missing."""
 
     places: Places
     scores: NDArray[np.float64] | None = None
@@ -229,10 +230,11 @@ class Searcher:
         return self._members[1]
 
     def _by_graph(self, graph: Graph, query: Floats, threshold: float, top: int, members: NDArray[np.bool_] | None) -> _Found:
-        """Candidates through the graph, and whether it is proven that none is missing but what the graph itself fails to reach.
+        """Candidates through the graph: never complete, unless the query was left to the exact search.
 
-        The search is widened until it reaches the radius beyond which nothing can match, which proves it; or until no match is
-        among the farther half of what was found, which does not, and is said; or as far as it goes.
+        The search is widened until it reaches the radius beyond which nothing can match, or all of the graph; or until no match
+        is among the farther half of what was found; or as far as it goes. None of these proves that nothing is missing: the
+        graph may fail to reach a vector however near it is.
         """
         flat = self.flat
         if not flat.within_one(query):  # embeddings of no encoder of ours: squared differences bound nothing there
@@ -249,11 +251,11 @@ class Searcher:
             places, there = flat.places_of(labels)
             if there is not None:
                 places = places[there]  # a graph that was loaded before a compaction still has what is gone
-            complete = len(labels) >= len(graph) or float(distances[-1]) > coded.radius
+            ended = len(labels) >= len(graph) or float(distances[-1]) > coded.radius
             wanted = None if all_wanted else self._wanted(places, members)
             read = flat.worth_reading(coded, places, wanted)
             scores = self._scores(query, places[read])
-            if complete or count >= MOST_CANDIDATES or not (scores[read >= len(places) // 2] >= threshold).any():
+            if ended or count >= MOST_CANDIDATES or not (scores[read >= len(places) // 2] >= threshold).any():
                 break
             count = min(4 * count, MOST_CANDIDATES)
         places = places[read]
@@ -267,7 +269,7 @@ class Searcher:
         if len(newer):
             places, scores = np.concatenate([places, newer]), np.concatenate([scores, self._scores(query, newer)])
         order = places.argsort()
-        return _Found(places[order], scores[order], complete)
+        return _Found(places[order], scores[order], complete=False)
 
     def _newer(self, graph: Graph, members: NDArray[np.bool_] | None) -> Places:
         """Wanted rows that are not in the graph yet."""

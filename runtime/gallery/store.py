@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from ..errors import GalleryError, KeyConflictError
 from ..head import Floats
+from ..reader import READER_VERSION
 from .database import Database, create_database
 from .records import EMPTY, Entry, Record, Row, Tally, check_gallery_name, row_digest
-from .schema import DATABASE, PICTURE_COLUMNS
+from .schema import COLUMNS, DATABASE
 
 __all__ = ["DATABASE", "Changes", "Entry", "Store"]
 
@@ -59,6 +60,11 @@ class Store(Database):
         create_database(folder, fingerprint, features)
         return cls(folder, fingerprint, features)
 
+    @classmethod
+    def of_any_bundle(cls, folder: Path, *, read_only: bool = True) -> Store:
+        """Open a gallery whatever bundle it was made with."""
+        return cls(folder, None, 0, read_only=read_only)
+
     # -- reading ---------------------------------------------------------------------------------------------------
 
     def counts(self) -> tuple[int, int]:
@@ -72,6 +78,19 @@ class Store(Database):
         with self.explained():
             query = f"SELECT count(*) FROM pictures WHERE rendering = 0{where}"
             return int(self.connection.execute(query, names).fetchone()[0])
+
+    def frames_of_older_readers(self) -> int:
+        """How many pictures' frames were read by an older version than this one."""
+        with self.explained():
+            query = "SELECT count(*) FROM pictures WHERE rendering = 0 AND reader < ?"
+            return int(self.connection.execute(query, (READER_VERSION,)).fetchone()[0])
+
+    def holds_pseudonyms(self, galleries: Sequence[str] | None = None) -> bool:
+        """Whether the patient or the study of any picture is known, in all or in some galleries."""
+        where, names = _within(galleries)
+        with self.explained():
+            query = f"SELECT 1 FROM pictures WHERE (patient IS NOT NULL OR study IS NOT NULL){where} LIMIT 1"
+            return self.connection.execute(query, names).fetchone() is not None
 
     def files(self) -> int:
         """How many pictures there are, each with all its frames: keys, counted in each gallery."""
@@ -94,11 +113,18 @@ class Store(Database):
             return self.connection.execute("SELECT 1 FROM pictures WHERE gallery = ? LIMIT 1", (gallery,)).fetchone() is not None
 
     def newest(self) -> tuple[int, int]:
-        """(highest vector id ever given, number of the last erasure). Both only grow: they tell whether anything changed."""
+        """(highest vector id ever given, number of the last erasure). Both only grow: they tell whether anything changed.
+
+        Raises:
+            GalleryMismatchError: the images were embedded again with another bundle since the gallery was opened.
+        """
         query = """SELECT coalesce((SELECT seq FROM main.sqlite_sequence WHERE name = 'vectors'), 0),
-                          coalesce((SELECT max(number) FROM erased), 0)"""
+                          coalesce((SELECT max(number) FROM erased), 0),
+                          (SELECT value FROM meta WHERE name = 'fingerprint')"""
         with self.explained():
-            vector, erasure = self.connection.execute(query).fetchone()
+            vector, erasure, fingerprint = self.connection.execute(query).fetchone()
+        if fingerprint != self.fingerprint:
+            raise self.mismatch(str(fingerprint))
         return int(vector), int(erasure)
 
     def changes(self, after: int = 0, erasure: int = 0, limit: int = -1) -> Changes:
@@ -205,11 +231,11 @@ class Store(Database):
         return (bytes(row[0]), bool(row[1])) if row else None
 
     def complete_copy(self, content: bytes) -> tuple[str, str] | None:
-        """A (gallery, key) under which this very file is there with all its frames, or None."""
+        """A (gallery, key) under which this very file is there with all its frames, or None; by the newest reader."""
         with self.explained():
             row = self.connection.execute(
                 "SELECT gallery, key FROM pictures WHERE content = ? GROUP BY gallery, key, frames "
-                "HAVING count(DISTINCT frame) = frames LIMIT 1",
+                "HAVING count(DISTINCT frame) = frames ORDER BY min(reader) DESC LIMIT 1",
                 (content,),
             ).fetchone()
         return (str(row[0]), str(row[1])) if row else None
@@ -224,7 +250,7 @@ class Store(Database):
         """
         where, names = _within(galleries)
         query = f"""SELECT pictures.id, key, content, frame, frames, gallery, patient, study, vectors.id, digest, embedding,
-                    rendering
+                    rendering, reader
                     FROM pictures JOIN vectors ON vectors.id = vector WHERE pictures.id > ?{where} ORDER BY pictures.id LIMIT ?"""
         last, generation = 0, None
         while True:
@@ -233,11 +259,11 @@ class Store(Database):
                 if self.generation != generation:
                     raise GalleryError(f"{self.folder} was replaced by another index while it was being read: begin again")
                 part = self.connection.execute(query, (last, *names, READ_AT_ONCE)).fetchall()
-            for number, key, content, frame, frames, gallery, patient, study, vector, digest, embedding, rendering in part:
+            for number, key, content, frame, frames, gallery, patient, study, vector, digest, embedding, rendering, reader in part:
                 with self.explained():
                     self._check_embedding(vector, digest, embedding)
                 values = np.frombuffer(embedding, dtype="<f4").astype(np.float32, copy=False)
-                yield Record(key, content, frame, frames, gallery, patient, study, values, rendering)
+                yield Record(key, content, frame, frames, gallery, patient, study, values, rendering, reader)
                 last = number
             if len(part) < READ_AT_ONCE:
                 return
@@ -294,15 +320,16 @@ class Store(Database):
                     whose = (gallery, entry.patient, entry.study)
                     views = [self._vector_id(view, new_vectors) for view in np.atleast_2d(entry.embeddings[frame])]
                     for rendering, vector in enumerate(dict.fromkeys(views)):
-                        new_rows.append(self._insert((*picture, vector, *whose, rendering)))
+                        new_rows.append(self._insert((*picture, vector, *whose, rendering, entry.reader)))
             for (gallery, key), (other, original) in copies:
                 there = self._frames_of(key, check_gallery_name(gallery))
-                query = f"SELECT {PICTURE_COLUMNS[3]} FROM pictures WHERE gallery = ? AND key = ?"
-                for _, *row, _, patient, study, rendering in self.connection.execute(query, (other, original)).fetchall():
+                query = f"SELECT {COLUMNS} FROM pictures WHERE gallery = ? AND key = ?"
+                for _, *row, _, patient, study, rendering, reader in self.connection.execute(query, (other, original)).fetchall():
                     frame, frames, content, vector = row
                     self._refuse_conflict(key, gallery, content)
                     if frame not in there:
-                        new_rows.append(self._insert((key, frame, frames, content, vector, gallery, patient, study, rendering)))
+                        whose = (gallery, patient, study)
+                        new_rows.append(self._insert((key, frame, frames, content, vector, *whose, rendering, reader)))
             self.set_meta("pictures", pictures.plus(new_rows))
             self.set_meta("vectors", vectors.plus(new_vectors))
 
@@ -312,10 +339,10 @@ class Store(Database):
         query = "SELECT frame FROM pictures WHERE gallery = ? AND key = ?"
         return {frame for (frame,) in self.connection.execute(query, (gallery, key))}
 
-    def _insert(self, row: tuple[str, int, int, bytes, int, str, str | None, str | None, int]) -> bytes:
+    def _insert(self, row: tuple[str, int, int, bytes, int, str, str | None, str | None, int, int]) -> bytes:
         """Insert a row of `pictures` and return its digest: of plain texts, as they are read back, whatever kind was given."""
         row = tuple(str.__str__(value) if isinstance(value, str) else value for value in row)  # type: ignore[assignment]
-        self.connection.execute(f"INSERT INTO pictures ({PICTURE_COLUMNS[3]}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+        self.connection.execute(f"INSERT INTO pictures ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
         return row_digest(*row)
 
     def _refuse_conflict(self, key: str, gallery: str, content: bytes) -> None:

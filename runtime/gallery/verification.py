@@ -31,7 +31,7 @@ class Recall:
         queries: how many.
         matches: pictures at or above the threshold that the exact search found, at most 1,000 a query.
         found: how many of these the graph's search found.
-        proven: queries of which the graph's search could prove that it was complete.
+        proven: queries that the graph left to the exact search, which misses nothing.
     """
 
     queries: int

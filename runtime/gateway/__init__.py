@@ -5,7 +5,8 @@ A room imports only from the rooms above it in this list:
     settings, privacy            what is configured, as data · pseudonyms in place of names
     config, logs                 gateway.toml to settings · structured logs without patients
     database                     the spool's SQLite file: schema, transactions
-    audit_trail                  hash-chained lines about everything that happened
+    audit_trail, trail_reader    hash-chained lines about everything that happened · followed as they come
+    audit_messages, health       DICOM's own audit messages · whether lines get to the file and to the collector
     files                        objects on disk: written, fsynced, hashed, removed
     outcome                      a verdict, why, and what is done with the object
     spool                        objects and their states; what is due
@@ -16,7 +17,7 @@ A room imports only from the rooms above it in this list:
     forward, store_scu           what is due, out · by C-STORE
     store_web                    STOW-RS out
     http                         HTTP in, the status page
-    audit_messages, syslog       DICOM's own audit messages · to a collector
+    syslog                       audit messages to a collector
     locking, check               one service a spool · does what the configuration names exist, open, and fit
     parts, web, service          the processes · the one for HTTP · their supervisor
     init                         a first configuration

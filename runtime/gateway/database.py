@@ -16,7 +16,7 @@ from typing import Any
 
 from ..errors import GatewayError
 
-__all__ = ["Connection", "Database", "Row"]
+__all__ = ["Connection", "Database", "Row", "read_meta", "write_meta"]
 
 FORMAT_VERSION = 1
 BUSY_SECONDS = 30.0
@@ -69,6 +69,17 @@ CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT RO
 CREATE TABLE audit_head (only INTEGER PRIMARY KEY CHECK (only = 1), seq INTEGER NOT NULL, hash TEXT NOT NULL);
 CREATE TABLE audit_pending (seq INTEGER PRIMARY KEY, line TEXT NOT NULL);
 """
+
+
+def read_meta(connection: Connection, name: str) -> str | None:
+    """Return a named value of the spool's; None if it was never written."""
+    row = connection.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+    return str(row[0]) if row else None
+
+
+def write_meta(connection: Connection, name: str, value: str) -> None:
+    """Write a named value of the spool's, as part of the transaction on `connection`."""
+    connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
 
 
 class Database:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+import urllib.parse
 from dataclasses import dataclass
 
 from ..errors import GatewayError
@@ -76,9 +77,9 @@ class Deliveries:
             self._spool.audit.record(
                 connection,
                 "forwarded",
-                object=item.id,
-                sop_instance=self._spool.pseudonyms.of("uid", item.sop_instance),
+                **self._spool.subject(item),
                 destination=delivery.destination,
+                address=self._address(delivery.destination),
                 status=status,
                 attempts=delivery.attempts + 1,
                 seconds_since_arrival=round(time.time() - item.arrived, 3),
@@ -118,7 +119,13 @@ class Deliveries:
                 "UPDATE objects SET state = ?, changed = ? WHERE id = ?", (State.DEAD, time.time(), delivery.item.id)
             )
             self._spool.audit.record(
-                connection, "dead", object=delivery.item.id, destination=delivery.destination, attempts=attempts, failure=failure
+                connection,
+                "dead",
+                **self._spool.subject(delivery.item),
+                destination=delivery.destination,
+                address=self._address(delivery.destination),
+                attempts=attempts,
+                failure=failure,
             )
         return State.DEAD
 
@@ -127,7 +134,12 @@ class Deliveries:
         with self._spool.database.write() as connection:
             self._spool.quarantine_now(connection, item, Cause.CHANGED_ON_DISK)
 
-    def requeue(self, object_id: str, who: str) -> None:
+    def _address(self, destination: str) -> str:
+        """The host that a destination's name stands for, for the audit trail."""
+        known = next((one for one in self._spool.settings.destination if one.name == destination), None)
+        return "" if known is None else known.host or urllib.parse.urlsplit(known.url).hostname or ""
+
+    def requeue(self, object_id: str, who: str, *, address: str = "") -> None:
         """Try a dead object again, at the destinations that did not take it.
 
         Raises:
@@ -146,7 +158,9 @@ class Deliveries:
                 for row in connection.execute("SELECT destination FROM deliveries WHERE object = ? AND state = 'dead'", (item.id,))
             ]
             plan_deliveries(connection, item.id, dead)
-            self._spool.audit.record(connection, "requeued", object=item.id, who=who, destinations=dead)
+            self._spool.audit.record(
+                connection, "requeued", **self._spool.subject(item), who=who, address=address, destinations=dead
+            )
 
 
 def wait_before(attempt: int, retry: Retry) -> float:

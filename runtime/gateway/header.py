@@ -14,6 +14,7 @@ from pydicom.tag import BaseTag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
 
 from ..errors import GatewayError
+from ..identifiers import NOBODY, Identifiers, identifiers_of
 from .files import measure_meta
 
 __all__ = ["Header", "HeaderError", "read_header"]
@@ -44,6 +45,8 @@ class Header:
     study: str
     modality: str
     transfer_syntax: str
+    identifiers: Identifiers = NOBODY
+    """Whose it is; for pseudonyms alone."""
 
 
 def read_header(path: Path) -> Header:
@@ -73,6 +76,7 @@ def read_header(path: Path) -> Header:
                 _text(found, "StudyInstanceUID"),
                 _text(found, "Modality"),
                 str(syntax),
+                identifiers_of(found),
             )
     except Exception as error:
         # pydicom raises anything on a hostile object: RecursionError, KeyError and struct.error among them.

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
 
+from ..identifiers import NOBODY, Identifiers
 from .privacy import Pseudonyms
 from .settings import Action
 
@@ -65,6 +66,7 @@ class Outcome:
         nearest: gallery pictures nearest to the worst frame, best first.
         model, index: sha256 (hex) of what screened it.
         study: its UID, raw.
+        identifiers: whose it is, raw.
         notes: what the object holds that was not screened: see `runtime.notes.Note`.
         timings: seconds, by what was done.
     """
@@ -82,6 +84,7 @@ class Outcome:
     model: str | None = None
     index: str | None = None
     study: str = ""
+    identifiers: Identifiers = NOBODY
     notes: tuple[str, ...] = ()
     timings: dict[str, float] = field(default_factory=dict)
 
@@ -109,11 +112,14 @@ class Outcome:
             "model_sha256": self.model,
             "index_sha256": self.index,
             "notes": list(self.notes),
-            "study": pseudonyms.of("study", self.study),
+            **self._whose(pseudonyms),
             "timings": {name: round(seconds, 4) for name, seconds in self.timings.items()},
         }
 
-    def for_spool(self) -> dict[str, Any]:
+    def _whose(self, pseudonyms: Pseudonyms) -> dict[str, str]:
+        return {"study": pseudonyms.of("study", self.study), "patient": pseudonyms.patient(self.identifiers)}
+
+    def for_spool(self, pseudonyms: Pseudonyms) -> dict[str, Any]:
         """What the spool keeps beside the object, raw keys included: as well guarded as the object itself."""
         return {
             "gallery": self.gallery,
@@ -124,4 +130,5 @@ class Outcome:
             "model_sha256": self.model,
             "index_sha256": self.index,
             "notes": list(self.notes),
+            **self._whose(pseudonyms),
         }

@@ -4,8 +4,9 @@
     screen     objects to verdicts; the one that hostile pixels may kill
     forward    what is clear out, a thread a destination
     web        HTTP: objects and questions in, health, metrics, status
+    syslog     the audit trail to the collector
 
-`service` starts `python -m lcmem_onnx.runtime.gateway.parts` with an `Order` on stdin. The pipe stays open: when it closes, the
+`service` starts `python -P -m lcmem_onnx.runtime.gateway.parts` with an `Order` on stdin. The pipe stays open: when it closes, the
 service has died, and the part ends too.
 """
 
@@ -24,6 +25,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import IO
 
+from ..errors import GatewayError, LcmemError
 from .logs import Log, configure_logs
 from .settings import Settings
 from .spool import Spool
@@ -67,6 +69,8 @@ def needed_parts(settings: Settings) -> list[str]:
         parts.append("receive")
     if settings.http:
         parts.append("web")
+    if settings.audit.syslog:
+        parts.append("syslog")
     return parts
 
 
@@ -153,7 +157,19 @@ def run_web(part: Part) -> None:
     importlib.import_module(".web", __package__).run_web(part)
 
 
-_RUN = {"receive": run_receive, "screen": run_screen, "forward": run_forward, "web": run_web}
+def run_syslog(part: Part) -> None:
+    from .syslog import SyslogSender
+
+    syslog = part.settings.audit.syslog
+    if syslog is None:
+        raise GatewayError("the configuration has no [audit.syslog]")
+    with Spool(part.settings) as spool:
+        sender = SyslogSender(syslog, spool.database, part.settings.audit_folder)
+        part.ready({})
+        sender.run(part.stop)
+
+
+_RUN = {"receive": run_receive, "screen": run_screen, "forward": run_forward, "web": run_web, "syslog": run_syslog}
 
 
 class Threads:
@@ -227,8 +243,6 @@ def main() -> None:
         _RUN[order.name](part)
         code = 0 if part.stop.is_set() else 1
     except Exception as error:  # noqa: BLE001  # the last frame: said, and the service starts the part anew
-        from ..errors import LcmemError
-
         if isinstance(error, LcmemError):
             log.error("cannot-run", error=type(error).__name__, detail=str(error))
         else:

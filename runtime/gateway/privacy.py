@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..errors import GatewayError, UsageError
 from ..gallery.pseudonyms import SiteKey
+from ..identifiers import Identifiers
 
 __all__ = ["Pseudonyms", "create_site_key", "read_site_key"]
 
@@ -25,6 +26,12 @@ class Pseudonyms:
     def of(self, kind: str, value: str) -> str:
         """32 hexadecimal digits for a text; "" for an empty one, which identifies nobody."""
         return self._key.pseudonym(kind, value)[:DIGITS] if value else ""
+
+    def patient(self, identifiers: Identifiers) -> str:
+        """Return the pseudonym of a patient, which an index with the same key has too; "" where the header names nobody."""
+        if not identifiers.patient_id:
+            return ""
+        return self._key.patient(identifiers.patient_id, identifiers.issuer)[:DIGITS]
 
 
 def read_site_key(path: Path) -> SiteKey:

@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import os
 import pwd
+import socket
 import time
 from collections.abc import Sequence
+from enum import StrEnum
 
 from ..errors import GatewayError
 from .spool import Item, Spool, State, plan_deliveries
 
-__all__ = ["Quarantine", "current_user"]
+__all__ = ["Quarantine", "View", "current_user", "this_machine"]
 
 DECIDABLE = (State.QUARANTINED, State.KEPT)
+
+
+class View(StrEnum):
+    """What somebody looks at of an object."""
+
+    DETAILS = "details"
+    """Why it is held, where it came from, and the names of gallery images near it."""
+    IMAGE = "image"
+    """A frame of the object."""
+    NEAREST = "nearest"
+    """The gallery image nearest to it."""
 
 
 class Quarantine:
@@ -26,19 +39,45 @@ class Quarantine:
         return self._spool.list(DECIDABLE if kept else (State.QUARANTINED,), limit, reason)
 
     def show(self, object_id: str) -> Item:
-        """One object. The beginning of its id will do.
+        """One object. The beginning of its id will do. To be called before `view`, which is to be called before it is shown.
 
         Raises:
             GatewayError: there is none.
         """
         return self._spool.get(object_id)
 
-    def release(self, object_id: str, who: str, destinations: Sequence[str] = ()) -> Item:
+    def view(self, items: Sequence[Item], who: str, what: View, *, address: str = "", frame: int | None = None) -> None:
+        """Write to the audit trail that somebody looks at objects. To be called before anything of them is shown.
+
+        The lines are in the trail's file, and fsynced, when this returns.
+
+        Args:
+            who: the person.
+            what: which of the object's data.
+            address: where from: an IP address, or a machine's name.
+            frame: of the image, from 0.
+
+        Raises:
+            GatewayError: the trail cannot be written. Nothing may be shown then.
+        """
+        if not items:
+            return
+        with self._spool.database.write() as connection:
+            for item in items:
+                fields: dict[str, object] = {"what": what.value, "frame": frame}
+                near = (item.result.get("nearest") or [None])[0]
+                if what is View.NEAREST and near:
+                    fields |= {"gallery_image": self._spool.pseudonyms.of("gallery", near["key"]), "frame": near["frame"]}
+                self._spool.audit.record(connection, "viewed", **self._spool.subject(item), who=who, address=address, **fields)
+        self._spool.audit.flush()
+
+    def release(self, object_id: str, who: str, destinations: Sequence[str] = (), *, address: str = "") -> Item:
         """Have an object forwarded although it was held.
 
         Args:
             who: the person, for the audit trail.
             destinations: by name; those of the rule that held it, if none are given.
+            address: where from, for the audit trail.
 
         Raises:
             GatewayError: there is no such object, it is not in quarantine, its bytes are gone, or no rule says where to.
@@ -65,15 +104,15 @@ class Quarantine:
             self._spool.audit.record(
                 connection,
                 "released",
-                object=item.id,
+                **self._spool.subject(item),
                 who=who,
+                address=address,
                 reason=item.reason,
                 destinations=list(wanted),
-                sop_instance=self._spool.pseudonyms.of("uid", item.sop_instance),
             )
         return self._spool.get(item.id)
 
-    def discard(self, object_id: str, who: str) -> Item:
+    def discard(self, object_id: str, who: str, *, address: str = "") -> Item:
         """Remove an object's bytes for good. That it was there, and who discarded it, stays in the audit trail.
 
         Raises:
@@ -91,10 +130,10 @@ class Quarantine:
             self._spool.audit.record(
                 connection,
                 "discarded",
-                object=item.id,
+                **self._spool.subject(item),
                 who=who,
+                address=address,
                 reason=item.reason,
-                sop_instance=self._spool.pseudonyms.of("uid", item.sop_instance),
             )
         self._spool.files.remove([item.id], for_good=True)
         return self._spool.get(item.id)
@@ -105,7 +144,7 @@ class Quarantine:
         if not self._spool.files.path(item.id).exists():
             raise GatewayError(f"the bytes of {item.id} are gone: it can only be discarded")
 
-    def screen_again(self, object_id: str, who: str) -> None:
+    def screen_again(self, object_id: str, who: str, *, address: str = "") -> None:
         """Put an object back before the screening: the index was missing, say, and is there now.
 
         Raises:
@@ -121,7 +160,9 @@ class Quarantine:
             ).rowcount
             if not changed:
                 raise GatewayError(f"{item.id} is {item.state}, not in quarantine: it cannot be screened again")
-            self._spool.audit.record(connection, "screen-again", object=item.id, who=who, reason=item.reason)
+            self._spool.audit.record(
+                connection, "screen-again", **self._spool.subject(item), who=who, address=address, reason=item.reason
+            )
 
 
 def current_user() -> str:
@@ -129,3 +170,8 @@ def current_user() -> str:
     name = pwd.getpwuid(os.getuid()).pw_name
     behind = os.environ.get("SUDO_USER")
     return f"{name} (sudo: {behind})" if behind and behind != name else name
+
+
+def this_machine() -> str:
+    """This machine's name, for the audit trail: where a command was run."""
+    return socket.gethostname()

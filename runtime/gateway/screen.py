@@ -104,13 +104,13 @@ class ObjectScreener:
         declared = (item.sop_instance, item.sop_class, item.transfer_syntax)
         if not asked and (declared != (header.sop_instance, header.sop_class, header.transfer_syntax) or not all(declared)):
             # Whoever looks at one identity must not be shown another; archives go by the one in the file meta information.
-            return replace(_failure(Cause.IDENTITY_MISMATCH), study=header.study)
+            return replace(_failure(Cause.IDENTITY_MISMATCH), study=header.study, identifiers=header.identifiers)
         rule = choose_rule(
             self._settings.rule,
             Facts(item.source.value, item.calling_aet, item.called_aet, header.modality, header.sop_class),
         )
         if rule is None:
-            return replace(_failure(Cause.NO_RULE), study=header.study)
+            return replace(_failure(Cause.NO_RULE), study=header.study, identifiers=header.identifiers)
         return _Job(item, rule, header, began)
 
     def _score(self, against: GallerySettings, jobs: list[_Job]) -> Iterator[tuple[Item, Outcome]]:
@@ -129,6 +129,7 @@ class ObjectScreener:
                 threshold=against.threshold,
                 fpir=against.fpir,
                 top=self._settings.screen.nearest,
+                search="exact",  # what is forwarded must be proven clear, and no search graph proves that
                 galleries=against.groups or None,
             ):
                 job = by_path[result.path]
@@ -190,6 +191,7 @@ class ObjectScreener:
             job.rule.name,
             job.rule.gallery,
             study=job.header.study,
+            identifiers=job.header.identifiers,
             timings=self._timings(job),
         )
 
@@ -219,6 +221,7 @@ class ObjectScreener:
             model=self._screener.bundle.fingerprint,
             index=index,
             study=job.header.study,
+            identifiers=job.header.identifiers,
             notes=notes,
             timings=self._timings(job),
         )

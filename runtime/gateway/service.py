@@ -12,10 +12,9 @@ import os
 import secrets
 import signal
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -23,6 +22,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from ..child_python import module_command
 from ..errors import GatewayError
 from ..syncing import put_whole
 from .check import check_settings
@@ -30,7 +30,7 @@ from .locking import LOCK, RUNNING, running_facts
 from .logs import Log, configure_logs
 from .outcome import Cause
 from .parts import GRACE_SECONDS, Order, needed_parts, write_order
-from .settings import Settings, SyslogSettings
+from .settings import Settings
 from .spool import Spool
 
 __all__ = ["Service"]
@@ -39,6 +39,10 @@ LOCK_SECONDS = 15.0
 """How long a start waits for the parts of a service that has just died: they notice, and end."""
 TURN_SECONDS = 0.2
 FORGET_SECONDS = 3600.0
+FLUSH_SECONDS = 0.5
+TROUBLE_SECONDS = 1.0
+EXPORTER = "syslog"
+"""The part that is ended last."""
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
 """Seconds before a part that has ended is started again, doubled each time until it has run for a minute."""
 
@@ -64,6 +68,7 @@ class Service:
         self._children: dict[str, _Child] = {}
         self._waits: dict[str, float] = {}
         self._due: dict[str, float] = {}
+        self._flusher: threading.Thread | None = None
 
     def stop(self) -> None:
         """Have `run` end in order."""
@@ -82,19 +87,19 @@ class Service:
             found = spool.recover()
             spool.audit.note("started", version=version("lcmem-onnx"), **found)
             log.info("started", **found)
-            flusher = threading.Thread(target=self._write_audit_trail, name="audit", daemon=True)
-            flusher.start()
-            if syslog := self._settings.audit.syslog:
-                threading.Thread(target=self._send_syslog, args=(syslog,), name="syslog", daemon=True).start()
             try:
                 self._supervise(spool, lock)
             finally:
-                self._end_children(spool)
-                (folder / RUNNING).unlink(missing_ok=True)
-                spool.audit.note("stopped")
                 self._stop.set()
-                flusher.join(GRACE_SECONDS)
-                spool.audit.flush()
+                try:
+                    self._end_children(spool, [child for child in self._children.values() if child.name != EXPORTER])
+                    (folder / RUNNING).unlink(missing_ok=True)
+                    spool.audit.note("stopped")
+                    if self._flusher:
+                        self._flusher.join(GRACE_SECONDS)
+                    spool.audit.flush()
+                finally:  # it sends what has come until now, and the collector hears of the end
+                    self._end_children(spool, [child for child in self._children.values() if child.name == EXPORTER])
                 log.info("stopped")
 
     def _check(self) -> None:
@@ -111,26 +116,37 @@ class Service:
                 raise GatewayError(f"{finding.what}: {finding.problem}")
 
     def _supervise(self, spool: Spool, lock: int) -> None:
+        """Keep parts and flusher running until the service is to stop. A database that is full or busy is waited for."""
         forgotten = time.monotonic()
         while not self._stop.is_set():
             now = time.monotonic()
-            for name in needed_parts(self._settings):
-                child = self._children.get(name)
-                if child is None:
-                    if now >= self._due.get(name, 0.0):
-                        self._children[name] = self._start(name, lock)
-                elif child.process.poll() is not None:
-                    self._has_ended(child, spool)
-            self._end_overdue(spool)
-            if now - forgotten > FORGET_SECONDS:
-                forgotten = now
-                log.info("forgotten", rows=spool.forget())
+            if self._flusher is None or not self._flusher.is_alive():
+                self._flusher = threading.Thread(target=self._write_audit_trail, name="audit", daemon=True)
+                self._flusher.start()
+            try:
+                for name in needed_parts(self._settings):
+                    self._keep_running(name, spool, lock)
+                self._end_overdue(spool)
+                if now - forgotten > FORGET_SECONDS:
+                    forgotten = now
+                    log.info("forgotten", rows=spool.forget())
+            except (GatewayError, OSError) as error:  # of the spool, or no process can be started now
+                log.error("supervision-interrupted", error=type(error).__name__, detail=str(error))
+                self._stop.wait(TROUBLE_SECONDS)
             self._stop.wait(TURN_SECONDS)
+
+    def _keep_running(self, name: str, spool: Spool, lock: int) -> None:
+        child = self._children.get(name)
+        if child is None:
+            if time.monotonic() >= self._due.get(name, 0.0):
+                self._children[name] = self._start(name, lock)
+        elif child.process.poll() is not None:
+            self._has_ended(child, spool)
 
     def _start(self, name: str, lock: int) -> _Child:
         owner = f"{name}-{secrets.token_hex(8)}"
         process = subprocess.Popen(
-            [sys.executable, "-m", "lcmem_onnx.runtime.gateway.parts"],
+            module_command("lcmem_onnx.runtime.gateway.parts"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             pass_fds=[lock],  # held by every part, so that a new service waits until the last of an old one's is gone
@@ -145,29 +161,43 @@ class Service:
         return child
 
     def _listen(self, child: _Child) -> None:
-        """A part says one line when it is ready."""
-        stdout = child.process.stdout
-        line = stdout.readline() if stdout else b""
-        if not line:
+        """A part says one line when it is ready. What a library prints there is read, so that the part never waits for that."""
+        if child.process.stdout is None:
             return
-        child.facts = json.loads(line)
-        child.ready = True
-        if all((known := self._children.get(name)) and known.ready for name in needed_parts(self._settings)):
-            facts: dict[str, Any] = {"pid": os.getpid()}
-            for known in self._children.values():
-                facts |= known.facts
+        with child.process.stdout as stdout:
+            for line in stdout:
+                try:
+                    facts = json.loads(line)
+                except ValueError:
+                    facts = None
+                if isinstance(facts, dict) and not child.ready:
+                    child.facts = facts
+                    child.ready = True
+                    self._say_ready()
+                else:
+                    log.warning("part-printed", name=child.name, bytes=len(line))
+
+    def _say_ready(self) -> None:
+        """Once all parts are ready, have their ports where `gateway status` and tests look for them."""
+        if not all((known := self._children.get(name)) and known.ready for name in needed_parts(self._settings)):
+            return
+        facts: dict[str, Any] = {"pid": os.getpid()}
+        for known in list(self._children.values()):
+            facts |= known.facts
+        try:
             put_whole(self._settings.spool.folder / RUNNING, lambda draft: draft.write_text(json.dumps(facts), encoding="ascii"))
-            log.info("ready", **facts)
+        except OSError as error:
+            log.error("running-not-noted", error=type(error).__name__)
+        log.info("ready", **facts)
 
     def _has_ended(self, child: _Child, spool: Spool, cause: Cause = Cause.CRASHED) -> None:
         code = child.process.wait()
         log.error("part-ended", name=child.name, pid=child.process.pid, code=code)
         if child.name == "screen":
             spool.blame(child.owner, cause)
-        for pipe in (child.process.stdin, child.process.stdout):
-            with contextlib.suppress(OSError):
-                if pipe:
-                    pipe.close()
+        with contextlib.suppress(OSError):
+            if child.process.stdin:
+                child.process.stdin.close()
         ran = time.monotonic() - child.started
         wait = FIRST_WAIT if ran > 60 else min(LONGEST_WAIT, 2 * self._waits.get(child.name, FIRST_WAIT / 2))
         self._waits[child.name] = wait
@@ -184,34 +214,35 @@ class Service:
             self._due[child.name] = 0.0
 
     def _write_audit_trail(self) -> None:
-        """In a thread of its own: nobody waits for the trail's file, since its lines are in the database already."""
-        with Spool(self._settings) as spool:
-            while not self._stop.wait(0.5):
-                try:
-                    spool.audit.flush()
-                except GatewayError as error:
-                    log.error("audit-trail-not-written", detail=str(error))
+        """In a thread of its own: nobody waits for the trail's file, since its lines are in the database already.
 
-    def _send_syslog(self, settings: SyslogSettings) -> None:
-        from .syslog import SyslogSender
+        The thread ends when anything goes wrong but the writing itself, and is then started again.
+        """
+        try:
+            with Spool(self._settings) as spool:
+                while not self._stop.wait(FLUSH_SECONDS):
+                    try:
+                        spool.audit.flush()
+                    except GatewayError as error:
+                        log.error("audit-trail-not-written", detail=str(error))
+        except Exception as error:  # noqa: BLE001  # the thread's last frame: said, and the supervisor starts another
+            log.defect("audit-flusher-died", error)
+            self._stop.wait(TROUBLE_SECONDS)
 
-        with Spool(self._settings) as spool:
-            SyslogSender(settings, spool.database, self._settings.audit_folder).run(self._stop)
-
-    def _end_children(self, spool: Spool) -> None:
-        for child in self._children.values():
+    def _end_children(self, spool: Spool, children: Sequence[_Child]) -> None:
+        for child in children:
             child.process.terminate()
         deadline = time.monotonic() + GRACE_SECONDS + 2
-        for child in self._children.values():
+        for child in children:
             try:
                 child.process.wait(max(0.1, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 log.error("part-killed", name=child.name)
                 child.process.kill()
                 child.process.wait()
-            for pipe in (child.process.stdin, child.process.stdout):
-                if pipe:
-                    pipe.close()
+            with contextlib.suppress(OSError):
+                if child.process.stdin:
+                    child.process.stdin.close()
             spool.unclaim(child.owner)
 
     @contextmanager

@@ -225,7 +225,14 @@ class Rule:
     on_error: Literal["keep", "quarantine"] = "quarantine"
     on_no_pixels: Action = "quarantine"
     """What happens to reports, segmentations without pixels and the like, in which no picture can be looked at."""
-    hold_notes: tuple[str, ...] = ("burned-in-annotation", "encapsulated-document", "icon", "nested-pixels")
+    hold_notes: tuple[str, ...] = (
+        "appended-data",
+        "burned-in-annotation",
+        "embedded-image",
+        "encapsulated-document",
+        "icon",
+        "nested-pixels",
+    )
     """Clear objects with one of these notes (`runtime.notes.Note`) are quarantined all the same: they hold pictures or texts that
     nobody looked at. `overlay` and `private-data` are others; many modalities write them."""
     forward_to: tuple[str, ...] = ()
@@ -252,6 +259,10 @@ class SyslogSettings:
     port: int = 6514
     tls: TlsClient | None = field(default_factory=TlsClient)
     source_id: str = "lcmem-gateway"
+    summary_seconds: float = 60.0
+    """Clear verdicts on a study's objects are collected for so long, and sent as one message."""
+    max_lag_seconds: float = 300.0
+    """`/readyz` answers 503 when a line has waited longer for the collector. Until then it says `degraded`, with 200."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ ends their use, so that a crash leaves too much on disk, never too little; `reco
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ INTERRUPTIONS = 5
 ANSWERS_KEPT = 3600.0
 """Seconds that an answer waits for the one who asked."""
 DAY = 86400.0
+_OF_THE_STANDARD = re.compile(r"1\.2\.840\.10008(\.(0|[1-9][0-9]*))+")
 
 
 class SpoolFullError(GatewayError):
@@ -242,7 +244,7 @@ class Spool:
             calling_aet=arrival.calling_aet,
             address=arrival.address,
             sop_instance=self.pseudonyms.of("uid", sop_instance),
-            sop_class=sop_class if sop_class.startswith("1.2.840.10008.") else "private",
+            sop_class=_public_class(sop_class),
             input_sha256=measured.file_sha256,
             data_sha256=measured.data_sha256,
             bytes=measured.bytes,
@@ -295,7 +297,7 @@ class Spool:
         connection.execute(
             "UPDATE objects SET state = ?, changed = ?, rule = ?, verdict = ?, reason = ?, result = ?, claimed_by = NULL,"
             " claimed = NULL WHERE id = ?",
-            (state, now, outcome.rule, outcome.verdict, outcome.reason, json.dumps(outcome.for_spool()), item.id),
+            (state, now, outcome.rule, outcome.verdict, outcome.reason, json.dumps(outcome.for_spool(self.pseudonyms)), item.id),
         )
         if row["claimed_by"]:
             # The others of this batch have their whole time before them: it counts from here.
@@ -309,6 +311,7 @@ class Spool:
             object=item.id,
             state=state.value,
             sop_instance=self.pseudonyms.of("uid", item.sop_instance),
+            sop_class=_public_class(item.sop_class),
             calling_aet=item.calling_aet,
             input_sha256=item.file_sha256,
             **outcome.for_audit(self.pseudonyms),
@@ -336,6 +339,17 @@ class Spool:
         limit = time.time() - seconds
         rows = self.database.read("SELECT claimed_by FROM objects WHERE claimed_by IS NOT NULL AND claimed < ?", (limit,))
         return {row[0] for row in rows}
+
+    def subject(self, item: Item) -> dict[str, str]:
+        """Return the fields of an audit line that say which object it is about: ids of the gateway's own, and pseudonyms."""
+        fields = {
+            "object": item.id,
+            "sop_instance": self.pseudonyms.of("uid", item.sop_instance),
+            "sop_class": _public_class(item.sop_class),
+            "study": str(item.result.get("study") or ""),
+            "patient": str(item.result.get("patient") or ""),
+        }
+        return {name: value for name, value in fields.items() if value}
 
     # -- looking ---------------------------------------------------------------------------------------------------
 
@@ -427,7 +441,7 @@ class Spool:
             "UPDATE objects SET state = ?, reason = ?, changed = ?, claimed_by = NULL, claimed = NULL WHERE id = ?",
             (State.QUARANTINED, cause, time.time(), item.id),
         )
-        self.audit.record(connection, "quarantined", object=item.id, reason=cause.value, was=item.state.value)
+        self.audit.record(connection, "quarantined", **self.subject(item), reason=cause.value, was=item.state.value)
 
     def forget(self) -> int:
         """Drop the rows of objects that have long been forwarded, discarded or answered. Returns how many."""
@@ -455,6 +469,11 @@ def plan_deliveries(connection: Connection, object_id: str, destinations: Iterab
         " ON CONFLICT (object, destination) DO UPDATE SET state = 'pending', attempts = 0, due = excluded.due",
         [(object_id, destination, time.time()) for destination in destinations],
     )
+
+
+def _public_class(sop_class: str) -> str:
+    """A SOP class of the standard's; a private one may name a product, a site or a person."""
+    return sop_class if _OF_THE_STANDARD.fullmatch(sop_class) else "private"
 
 
 def _identity(arrival: Arrival, measured: Measured) -> tuple[str, str, str]:

@@ -16,6 +16,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ...errors import GatewayError
+from ..health import Check, export_check, trail_check
 from ..logs import Log
 from ..settings import HttpSettings, Settings
 from ..spool import Spool
@@ -43,7 +44,7 @@ HEADERS = [
     (b"cross-origin-opener-policy", b"same-origin"),
     (b"cache-control", b"no-store"),
 ]
-TITLES = {401: "Log in first", 403: "Not allowed", 404: "Not found", 409: "Not done"}
+TITLES = {401: "Log in first", 403: "Not allowed", 404: "Not found", 409: "Not done", 503: "Not now"}
 
 log = Log("http")
 
@@ -162,15 +163,20 @@ class _Api:
 
     async def _readyz(self, request: Request) -> Response:
         checks = await run_in_threadpool(self._checks)
-        text = "".join(f"{'ok' if well else 'not ok'} {name}\n" for name, well in checks.items())
-        return PlainTextResponse(text, 200 if all(checks.values()) else 503)
+        text = "".join(f"{check.level} {name}{f': {check.detail}' if check.detail else ''}\n" for name, check in checks.items())
+        return PlainTextResponse(text, 200 if all(check.ready for check in checks.values()) else 503)
 
-    def _checks(self) -> dict[str, bool]:
+    def _checks(self) -> dict[str, Check]:
         try:
             self._spool.oldest_waiting()
-            return {"spool": True, "disk": self._spool.has_room(), **self._ready()}
+            checks = {"spool": Check(True), "disk": Check(self._spool.has_room())}
+            checks |= {name: Check(well) for name, well in self._ready().items()}
+            checks["audit trail"] = trail_check(self._spool.database)
+            if syslog := self._settings.audit.syslog:
+                checks["audit collector"] = export_check(self._spool.database, syslog)
+            return checks
         except (GatewayError, OSError):
-            return {"spool": False}
+            return {"spool": Check(False)}
 
     async def _expose(self, request: Request) -> Response:
         session = self._pages.session(request)

@@ -14,7 +14,7 @@ from typing import Any
 from ...errors import GatewayError
 from ..settings import HttpCaller, HttpSettings
 
-__all__ = ["COOKIE", "SECURE_COOKIE", "Caller", "Callers", "Session", "Sessions"]
+__all__ = ["COOKIE", "SECURE_COOKIE", "SHORTEST_TOKEN", "Caller", "Callers", "Session", "Sessions"]
 
 SHORTEST_TOKEN = 32
 COOKIE, SECURE_COOKIE = "lcmem", "__Host-lcmem"

@@ -11,6 +11,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from ..deliveries import Deliveries
+from ..health import ExportState
 from ..spool import Spool
 
 __all__ = ["Metrics"]
@@ -61,4 +62,30 @@ class _OfSpool(Collector):
             "Age of the object that waits longest for its screening; 0 where none does.",
             value=max(0.0, time.time() - oldest) if oldest else 0.0,
         )
+        yield from self._audit()
         yield GaugeMetricFamily("lcmem_gateway_spool_free_bytes", "Free bytes on the spool's disk.", value=spool.files.free_bytes())
+
+    def _audit(self) -> Iterable[Metric]:
+        """How far the audit trail is behind: in its file, and at the collector, if there is one."""
+        with self._spool.database.snapshot() as connection:
+            (head,) = connection.execute("SELECT seq FROM audit_head").fetchone()
+            (pending,) = connection.execute("SELECT count(*) FROM audit_pending").fetchone()
+            state = ExportState.read(connection)
+        yield GaugeMetricFamily(
+            "lcmem_gateway_audit_unwritten_lines", "Audit lines that are not in the trail's file yet.", value=pending
+        )
+        if self._spool.settings.audit.syslog:
+            behind = max(0.0, time.time() - state.behind_since) if state.behind_since is not None else 0.0
+            yield GaugeMetricFamily(
+                "lcmem_gateway_audit_unsent_lines",
+                "Audit lines that the exporter to the collector has not dealt with yet.",
+                value=max(0, head - state.position.seq),
+            )
+            yield GaugeMetricFamily(
+                "lcmem_gateway_audit_behind_seconds",
+                "Age of the oldest audit line that waits for the collector; 0 where none waits for longer than a moment.",
+                value=behind,
+            )
+            yield GaugeMetricFamily(
+                "lcmem_gateway_audit_exporter_alive_seconds", "Time of the exporter's last sign of life.", value=state.alive
+            )

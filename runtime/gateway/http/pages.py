@@ -1,7 +1,8 @@
 """The page for the person on duty: how it goes, what is held, the two pictures side by side, and the decision.
 
-Plain HTML, no script. Whoever has a token with `status` sees counts and pseudonyms; `quarantine` is needed for the pictures.
-That they were looked at goes into the audit trail, as does each decision, with the name that was typed at the log-in.
+Plain HTML, no script. A token with `status` shows counts and pseudonyms; `quarantine` is needed for the images.
+Each page of details and each image goes into the audit trail before a byte of it is sent, as does each decision, with the name that
+was typed at the log-in. Where the trail cannot be written, nothing is shown.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from ...errors import GatewayError
 from ..deliveries import Deliveries
+from ..health import Check
 from ..logs import Log
-from ..quarantine import DECIDABLE, Quarantine
+from ..quarantine import DECIDABLE, Quarantine, View
 from ..settings import HttpSettings, Settings
 from ..spool import Item, Spool, State
 from .bodies import Refused, small_body
-from .callers import COOKIE, SECURE_COOKIE, Callers, Session, Sessions
+from .callers import COOKIE, SECURE_COOKIE, SHORTEST_TOKEN, Callers, Session, Sessions
 from .pictures import Drawer, NotDrawnError
 
 __all__ = ["FOLDER", "Pages"]
@@ -54,7 +56,7 @@ WHY = {
     "timed-out": "took too long",
     "suspicious-header": "its header is not a sound object's",
     "unscreened-content": "holds more than was screened",
-    "search-incomplete": "the search did not reach its end",
+    "search-incomplete": "the search may have missed a match",
     "identity-mismatch": "names two different objects",
     "index-unavailable": "the gallery could not be opened",
 }
@@ -73,13 +75,13 @@ class Pages:
     """The pages of one gateway; its methods answer requests."""
 
     def __init__(
-        self, settings: Settings, http: HttpSettings, spool: Spool, callers: Callers, ready: Callable[[], Mapping[str, bool]]
+        self, settings: Settings, http: HttpSettings, spool: Spool, callers: Callers, checks: Callable[[], Mapping[str, Check]]
     ) -> None:
         self._settings = settings
         self._http = http
         self._spool = spool
         self._callers = callers
-        self._ready = ready
+        self._checks = checks
         self._quarantine = Quarantine(spool)
         self._deliveries = Deliveries(spool)
         self.sessions = Sessions()
@@ -105,12 +107,12 @@ class Pages:
     async def login(self, request: Request) -> Response:
         _check_same_origin(request)
         form = await self._form(request)
-        person = " ".join("".join(char for char in form.get("person", "") if char.isprintable()).split())[:60]
+        person = _name(form.get("person", ""))
         caller = self._callers.of_certificate(certificate_of(request)) or self._callers.of_token(form.get("token", "").strip())
-        address = request.client.host if request.client else ""
+        address = _address(request)
         if caller is None or "status" not in caller.may:
             log.warning("login-refused", address=address)
-            await run_in_threadpool(self._spool.audit.note, "login-refused", address=address)
+            await run_in_threadpool(self._spool.audit.note, "login-refused", who=person, address=address)
             await asyncio.sleep(WRONG_TOKEN_SECONDS)
             return self._login(request, "This token does not open the page.", person, 401)
         if not person:
@@ -129,6 +131,7 @@ class Pages:
         if session:
             self._check_csrf(session, await self._form(request))
             self.sessions.close(request.cookies.get(self._cookie))
+            await run_in_threadpool(self._spool.audit.note, "logout", who=session.who, address=_address(request))
         answer = RedirectResponse("/login", 303)
         answer.delete_cookie(self._cookie, path="/", httponly=True, samesite="strict", secure=self._http.tls is not None)
         return answer
@@ -152,7 +155,11 @@ class Pages:
         oldest = spool.oldest_waiting()
         waiting = time.time() - oldest if oldest else 0.0
         total, _, free = shutil.disk_usage(self._settings.spool.folder)
-        troubles = [f"not ready: {name}" for name, well in self._ready().items() if not well]
+        troubles = [
+            f"{'degraded' if check.ready else 'not ready'}: {name}{f', {check.detail}' if check.detail else ''}"
+            for name, check in self._checks().items()
+            if check.level != "ok"
+        ]
         if waiting > SLOW_SECONDS:
             troubles.append(f"an object has waited {_span(waiting)} for its screening")
         if counts[State.DEAD]:
@@ -240,7 +247,7 @@ class Pages:
             await self._drawer.draw(self._spool.files.path(item.id), frame)
         except NotDrawnError as error:
             problem = str(error)
-        await run_in_threadpool(self._spool.audit.note, "viewed", object=item.id, who=session.who)
+        await self._traced(request, session, item, View.DETAILS, frame)
         rule = next((rule for rule in self._settings.rule if rule.name == item.rule), None)
         nearest = [
             {"key": near["key"], "frame": near["frame"], "score": f"{near['score']:.4f}", "shown": os.path.isfile(near["key"])}
@@ -276,15 +283,35 @@ class Pages:
         )
 
     async def picture(self, request: Request) -> Response:
-        _, item = await self._decider(request)
-        return await self._drawn(self._spool.files.path(item.id), _frame(request, 0))
+        session, item = await self._decider(request)
+        frame = _frame(request, 0)
+        drawn = await self._drawn(self._spool.files.path(item.id), frame)
+        await self._traced(request, session, item, View.IMAGE, frame)
+        return drawn
 
     async def nearest(self, request: Request) -> Response:
-        _, item = await self._decider(request)
+        session, item = await self._decider(request)
         near = (item.result.get("nearest") or [None])[0]
         if near is None:
             raise Refused(404, "not-found", "there is no such picture")
-        return await self._drawn(Path(near["key"]), int(near["frame"]))
+        drawn = await self._drawn(Path(near["key"]), int(near["frame"]))
+        await self._traced(request, session, item, View.NEAREST)
+        return drawn
+
+    async def _traced(self, request: Request, session: Session, item: Item, what: View, frame: int | None = None) -> None:
+        """Write to the audit trail that the session's person looks at an object. To be awaited before anything of it is sent.
+
+        Raises:
+            Refused: 503, the trail cannot be written.
+        """
+        address = _address(request)
+        try:
+            await run_in_threadpool(lambda: self._quarantine.view([item], session.who, what, address=address, frame=frame))
+        except GatewayError as error:
+            log.error("not-shown", object=item.id, what=what.value, detail=str(error))
+            raise Refused(
+                503, "not-traced", "the audit trail cannot be written, so nothing is shown: see the gateway's log"
+            ) from error
 
     async def _drawn(self, path: Path, frame: int) -> Response:
         try:
@@ -298,7 +325,9 @@ class Pages:
         self._check_csrf(session, form)
         if form.get("sure") != "yes":
             raise Refused(400, "not-sure", "tick the box to say that you have looked at it")
-        await self._decided(lambda: self._quarantine.release(item.id, session.who, (form.get("destination", ""),)))
+        await self._decided(
+            lambda: self._quarantine.release(item.id, session.who, (form.get("destination", ""),), address=_address(request))
+        )
         log.info("released", object=item.id, caller=session.caller.name)
         return RedirectResponse("/?done=released", 303)
 
@@ -308,7 +337,7 @@ class Pages:
         self._check_csrf(session, form)
         if form.get("sure") != "yes":
             raise Refused(400, "not-sure", "tick the box to say that it may go")
-        await self._decided(lambda: self._quarantine.discard(item.id, session.who))
+        await self._decided(lambda: self._quarantine.discard(item.id, session.who, address=_address(request)))
         log.info("discarded", object=item.id, caller=session.caller.name)
         return RedirectResponse("/?done=discarded", 303)
 
@@ -357,6 +386,16 @@ class Pages:
 def _frame(request: Request, otherwise: int) -> int:
     number = request.query_params.get("frame", "")
     return int(number) if number.isascii() and number.isdigit() and len(number) < 7 else otherwise
+
+
+def _name(typed: str) -> str:
+    """The name that goes into the audit trail; "" for what may be a token, typed into the wrong field, which must not be kept."""
+    words = "".join(char for char in typed if char.isprintable()).split()
+    return "" if any(len(word) >= SHORTEST_TOKEN for word in words) else " ".join(words)[:60]
+
+
+def _address(request: Request) -> str:
+    return request.client.host if request.client else ""
 
 
 def certificate_of(request: Request) -> Mapping[str, Any] | None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import sys
 from collections import OrderedDict
 from pathlib import Path
 
+from ...child_python import module_command
 from .rendering import FAILED
 
 __all__ = ["Drawer", "NotDrawnError"]
@@ -53,7 +53,7 @@ class Drawer:
             os.close(file)
 
     async def _drawn(self, file: int, frame: int) -> bytes:
-        program = [sys.executable, "-m", "lcmem_onnx.runtime.gateway.http.rendering", str(frame), str(SIDE)]
+        program = module_command("lcmem_onnx.runtime.gateway.http.rendering", str(frame), str(SIDE))
         environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
         child = await asyncio.create_subprocess_exec(
             *program, stdin=file, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL, env=environment
