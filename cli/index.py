@@ -136,7 +136,8 @@ def index_info(folder: Path, as_json: bool, bundle: Path | None) -> int:
             facts |= {f"gallery {name}": _counted(counts) for name, counts in groups.items()}  # type: ignore[attr-defined]
         print_facts(facts, as_json)
         if older and not as_json:
-            click.echo(f"next  lcmem-onnx index upgrade {printable(str(folder))}")
+            of = f" --bundle {printable(str(bundle))}" if bundle else ""  # without it, the upgrade is one to the package's bundle
+            click.echo(f"next  lcmem-onnx index upgrade {printable(str(folder))}{of}")
     return NOTHING_FOUND
 
 

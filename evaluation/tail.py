@@ -98,11 +98,8 @@ def _tail(sample: Sample, weights: Doubles, bias: float) -> Tail:
             break
         thresholds.append(threshold)
         measured.append(rate)
-    copies = FileListError(
-        "too many pairs of different images score as an image does with itself: is one image listed under several identities?"
-    )
     if not measured:
-        raise copies
+        raise _nothing_to_say(alike=True)
     fitted = min(FITTED, max(FEWEST_FITTED, len(scores) // 100))
     highest = np.minimum(scores[: fitted + 1], np.nextafter(1.0, 0.0))
     distances = bias - (np.log(highest) - np.log1p(-highest))
@@ -118,8 +115,18 @@ def _tail(sample: Sample, weights: Doubles, bias: float) -> Tail:
             rates.append(rate)
             thresholds.append(float(1.0 / (1.0 + np.exp(distance - bias))))
     if len(rates) < 2:
-        raise copies
+        raise _nothing_to_say(alike=distances[0] <= 0.0)
     return Tail(tuple(rates), tuple(thresholds), measured[-1], len(scores), sample.images, sample.identities)
+
+
+def _nothing_to_say(*, alike: bool) -> FileListError:
+    if alike:
+        return FileListError(
+            "too many pairs of different images score as an image does with itself: is one image listed under several identities?"
+        )
+    return FileListError(
+        "the highest scores of different images are all the same: a strangers' tail needs more pairs, or another model"
+    )
 
 
 def measure_strangers(

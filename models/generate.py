@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing import get_context
@@ -101,13 +102,26 @@ def _generated(out: Path, amounts: Mapping[str, Amounts], size: int, firsts: Map
                 "choose another folder, or remove this one"
             )
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    os.environ["PYTHONSAFEPATH"] = "1"  # the processes are started with `-c`, which would search the working directory first
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as processes:
+    with _safe_path(), ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as processes:
         for _ in tqdm(processes.map(_draw, todo, chunksize=BUNCH), total=len(todo), desc="pictures", disable=None):
             pass
     rows = [order.row for order in orders]
     write_file_list(out / "list.csv", rows)
     return rows
+
+
+@contextmanager
+def _safe_path() -> Iterator[None]:
+    """Start processes off the working directory, which `-c` would search for modules first; this process's setting comes back."""
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONSAFEPATH"]
+        else:
+            os.environ["PYTHONSAFEPATH"] = before
 
 
 def _orders(out: Path, first: int, split: str, amounts: Amounts, size: int) -> Iterator[Order]:

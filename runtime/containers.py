@@ -1,4 +1,4 @@
-"""The parts of PNG, WebP, GIF, JP2, JPEG XL, HEIC and AVIF files that are not pixels, and where such files end."""
+"""The parts of PNG, WebP, GIF, Targa, JP2, JPEG XL, HEIC and AVIF files that are not pixels, and where such files end."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from typing import Any
 import imagecodecs
 
 from .boxes import Box, boxes_in
+from .files import TGA_FOOTER
 from .notes import Note
 
-__all__ = ["Contents", "bmff_contents", "box_contents", "gif_contents", "png_contents", "riff_contents"]
+__all__ = ["Contents", "bmff_contents", "box_contents", "gif_contents", "png_contents", "riff_contents", "targa_contents"]
 
 _INFLATED = 1 << 24
 """Bytes of compressed metadata that are looked at."""
@@ -29,6 +30,7 @@ _JPEG_2000_BOXES = {b"jP  ", b"ftyp", b"jp2h", b"jp2c", b"rreq", b"free"}
 _JPEG_XL_BOXES = {b"JXL ", b"ftyp", b"jxlc", b"jxlp", b"jxll", b"jxli", b"jbrd", b"free"}
 _METADATA_BOXES = {b"Exif", b"xml ", b"uuid", b"jumb", b"brob", b"uinf", b"asoc", b"lbl "}
 _BMFF_BOXES = {b"ftyp", b"meta", b"mdat", b"free", b"skip", b"moov", b"mini"}
+_TARGA_AREA_BYTES, _TARGA_FOOTER_BYTES = 495, 26
 _MAX_THUMBNAILS = 4
 _CODED = {b"av01", b"hvc1", b"lhv1", b"avc1", b"vvc1", b"jpeg", b"j2k1", b"grid", b"iovl", b"iden", b"tmap", b"unci", b"mski"}
 
@@ -50,6 +52,38 @@ class Contents:
     unknown: int = 0
     notes: frozenset[Note] = field(default_factory=frozenset)
     thumbnails: tuple[bytes, ...] = ()
+
+
+def targa_contents(data: bytes) -> Contents:
+    """Return the extension area of a Targa file, and whether it has a thumbnail; what else follows the pixels is appended."""
+    end = _targa_end(data)
+    if not data.endswith(TGA_FOOTER):
+        return Contents(end=end)
+    footer = len(data) - _TARGA_FOOTER_BYTES
+    area = int.from_bytes(data[footer : footer + 4], "little")
+    if not end <= area <= footer - _TARGA_AREA_BYTES:
+        area = footer
+    behind = area + _TARGA_AREA_BYTES if area < footer else footer
+    notes = {Note.EMBEDDED_IMAGE} if any(data[area + 486 : area + 490]) and area < footer else set()
+    if any(data[end:area]) or any(data[behind:footer]):
+        notes.add(Note.APPENDED_DATA)
+    return Contents(metadata=(data[area:behind],), notes=frozenset(notes))
+
+
+def _targa_end(data: bytes) -> int:
+    """Where the pixels of a Targa file end."""
+    width, height = int.from_bytes(data[12:14], "little"), int.from_bytes(data[14:16], "little")
+    colors = int.from_bytes(data[5:7], "little") * ((data[7] + 7) // 8) if data[1] else 0
+    at, bits = 18 + data[0] + colors, data[16]
+    size = (bits + 7) // 8
+    if not data[2] & 8:
+        return at + height * (width * size if bits >= 8 else (width * bits + 7) // 8)
+    left = width * height
+    while left > 0 and at < len(data):
+        count = (data[at] & 127) + 1
+        at += 1 + (size if data[at] & 128 else count * size)
+        left -= count
+    return at
 
 
 def png_contents(data: bytes) -> Contents:
@@ -83,7 +117,7 @@ def _texts(kind: bytes, content: bytes) -> list[bytes]:
         return []
     digits = _HEX_PROFILE.match(text)
     if digits:
-        packed_digits = digits[1].translate(None, b" \t\r\n")
+        packed_digits = re.sub(rb"\s", b"", digits[1])
         return [text, bytes.fromhex(packed_digits[: len(packed_digits) // 2 * 2].decode())]
     return [text]
 

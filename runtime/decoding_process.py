@@ -20,6 +20,7 @@ import socket
 import struct
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ import numpy as np
 from . import dicom  # noqa: F401  # loaded before the fork, else each child would load it
 from .errors import PictureError, Reason
 from .files import Limits
+from .notes import Note
 from .pictures import boundary, open_picture
 
 __all__ = ["OUT_OF_MEMORY_STATUS", "Closed", "nurse", "receive", "send"]
@@ -203,14 +205,16 @@ def _serve(channel: socket.socket) -> None:
             with boundary():
                 pictures = picture.views(number, size) if size else picture.renderings(number)
         except PictureError as error:
-            _send_error(channel, error)
+            _send_error(channel, error, picture.notes)
             continue
         words = {"shapes": [one.shape for one in pictures], "notes": picture.notes}
         send(channel, words, *(np.ascontiguousarray(one).data.cast("B") for one in pictures))
 
 
-def _send_error(channel: socket.socket, error: PictureError) -> None:
-    send(channel, {"reason": error.reason, "message": str(error)[:1000]})
+def _send_error(channel: socket.socket, error: PictureError, notes: Sequence[Note] | None = None) -> None:
+    """Send an error, with the file's flags where it could be opened."""
+    words = {"reason": error.reason, "message": str(error)[:1000]}
+    send(channel, words if notes is None else {**words, "notes": notes})
 
 
 def _confine(limits: Limits) -> None:

@@ -13,12 +13,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["PERCENTILES", "nominal_depth", "stretched", "to_8_bit"]
+__all__ = ["PERCENTILES", "nominal_depth", "percentile_range", "stretched", "to_8_bit"]
 
 PERCENTILES = (0.5, 99.5)
 """Black and white of the rendering that goes by a picture's values alone. Not 0 and 100: a few hot pixels would decide."""
 
 _DEPTHS = (8, 10, 12, 14, 16)
+_FILL_GAP = 4
+"""A fill value lies further from the other values than this many times what they span."""
+_FEWEST_LEVELS = 32
+"""Different values that remain beside a fill value. A drawing in a few tones has none: its background belongs to it."""
 
 
 def nominal_depth(largest: int) -> int:
@@ -47,3 +51,36 @@ def stretched(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8
         exact, low, high = exact / 4, low / 4, high / 4
     share = (exact - low) / (high - low)
     return np.rint(255 * np.clip(share, 0, 1)).astype(np.uint8)
+
+
+def percentile_range(values: NDArray[Any], counts: NDArray[np.int64]) -> tuple[float, float]:
+    """Return the values at `PERCENTILES`, each one that occurs (numpy's method `inverted_cdf`), without fill values.
+
+    Margins and gaps are often filled with a value that no header declares: -9999, 65535, the smallest number of the type. Where it
+    is frequent, the percentiles would go by it, and the image itself would become one tone. So an extreme value that is frequent
+    and far from all others does not count.
+
+    Args:
+        values: each value that occurs, ascending.
+        counts: how often each of them occurs.
+    """
+    exact = np.asarray(values, np.float64)
+    first, last = 0, len(exact)
+    while last - first > _FEWEST_LEVELS:
+        low, high = _at_percentiles(counts[first:last])
+        quarter = exact[first:last] / 4  # the difference of two large doubles is beyond their range
+        if low == 0 and quarter[1] - quarter[0] > _FILL_GAP * (quarter[-1] - quarter[1]):
+            first += 1
+        elif high == last - first - 1 and quarter[-1] - quarter[-2] > _FILL_GAP * (quarter[-2] - quarter[0]):
+            last -= 1
+        else:
+            break
+    low, high = _at_percentiles(counts[first:last])
+    return float(exact[first + low]), float(exact[first + high])
+
+
+def _at_percentiles(counts: NDArray[np.int64]) -> tuple[int, int]:
+    """Positions of the values at `PERCENTILES`."""
+    upto = np.cumsum(counts)
+    low, high = (int(np.searchsorted(upto, share / 100 * upto[-1])) for share in PERCENTILES)
+    return low, high

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import AvifImagePlugin, PngImagePlugin
 
-from .containers import Contents, bmff_contents, box_contents, gif_contents, png_contents, riff_contents
+from .containers import Contents, bmff_contents, box_contents, gif_contents, png_contents, riff_contents, targa_contents
 from .errors import PictureError
 from .files import Kind, Limits
 from .heif import Heif
@@ -103,6 +103,13 @@ def find_embedded(data: bytes, kind: Kind, source: Any, limits: Limits) -> Embed
         source: its reader, whose headers have passed.
         limits: on what is decoded.
     """
+    try:
+        return _found(data, kind, source, limits)
+    except Exception:  # noqa: BLE001  # on hostile metadata the image itself is still screened, and the flag tells of the rest
+        return Embedded({Note.EMBEDDED_IMAGE})
+
+
+def _found(data: bytes, kind: Kind, source: Any, limits: Limits) -> Embedded:
     if kind in (Kind.JPEG, Kind.JPEG_LS):
         return _of_jpeg(data, source, limits)
     if kind is Kind.TIFF:
@@ -133,7 +140,7 @@ def _contents(data: bytes, kind: Kind, source: Any) -> Contents:
         return Contents(end=source.end)
     if kind is Kind.BMP:
         return Contents(end=_bitmap_end(data))
-    return Contents()
+    return targa_contents(data) if kind is Kind.TGA else Contents()
 
 
 def _bitmap_end(data: bytes) -> int | None:

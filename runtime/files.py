@@ -216,6 +216,10 @@ def identify(stream: BinaryIO) -> Kind | Format:
     kind = sniff(stream.read(HEAD))
     if kind is not None:
         return (dicomdir_format(stream) if kind is Kind.DICOM else None) or kind
+    if stream.seek(0, os.SEEK_END) > len(TGA_FOOTER):
+        stream.seek(-len(TGA_FOOTER), os.SEEK_END)
+        if stream.read() == TGA_FOOTER:
+            return Kind.TGA
     inside = uncompressed_head(stream)
     if inside is None:
         return recognize(stream)

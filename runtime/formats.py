@@ -95,10 +95,7 @@ def _others(skip: SkipReason, *rows: tuple[int, bytes, str]) -> list[tuple[int, 
 
 
 _ISO_BRANDS = {
-    b"avif": Format("AVIF"),
-    b"avis": Format("AVIF sequence"),
-    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"mif2"), Format("HEIF (HEIC)")),
-    b"jp2 ": Format("JPEG 2000"),
+    b"mif2": Format("HEIF"),
     b"crx ": Format("Canon raw (CR3)"),
     b"M4A ": Format("MPEG-4 audio", SkipReason.AUDIO),
     b"M4B ": Format("MPEG-4 audio", SkipReason.AUDIO),
@@ -120,10 +117,6 @@ _IFF = {
 
 _STRONG = [
     *_images(
-        (0, b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
-        (0, b"\xff\x0a", "JPEG XL codestream"),
-        (0, b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"),
-        (0, b"\xff\x4f\xff\x51", "JPEG 2000 codestream"),
         (0, b"II\xbc\x01", "JPEG XR"),
         (0, b"8BPS", "Photoshop (PSD)"),
         (0, b"gimp xcf", "GIMP (XCF)"),
@@ -148,7 +141,6 @@ _STRONG = [
         (0, b"\x01\xda", "SGI image"),
         (0, b"\x59\xa6\x6a\x95", "Sun raster"),
         (0, b"\xd7\xcd\xc6\x9a", "Windows metafile (WMF)"),
-        (40, b" EMF", "Windows metafile (EMF)"),
         (0, b"AT&TFORM", "DjVu"),
         (0, b"\x97JB2\r\n\x1a\n", "JBIG2"),
         (0, b"FLIF", "FLIF"),
@@ -193,9 +185,6 @@ _STRONG = [
             (0, b".RMF", "RealMedia"),
             (0, b"\0\0\1\xba", "MPEG"),
             (0, b"\0\0\1\xb3", "MPEG"),
-            (4, b"moov", "QuickTime"),
-            (4, b"mdat", "QuickTime"),
-            (4, b"wide", "QuickTime"),
         )
     ],
     *_others(
@@ -282,9 +271,10 @@ _WEAK = _others(SkipReason.PROGRAM, (0, b"MZ", "Windows program"), (2, b"\r\n", 
 _PICKLE = re.compile(rb"\x80[\x02-\x05][\x80-\x95}()\]cK-NTUVXG]")
 _ONNX = re.compile(rb"\x08[\x03-\x10][\x12\x3a\x42]")
 _SAFETENSORS = re.compile(rb".{3}\0{5}\{\"", re.DOTALL)
+_QUICKTIME = re.compile(rb"\0\0..(?:moov|mdat|wide|free|skip|pnot)", re.DOTALL)
+_EMF = re.compile(rb"\x01\0\0\0.{36} EMF", re.DOTALL)
 _ICO = re.compile(rb"\0\0[\x01\x02]\0[^\0]\0.{3}\0", re.DOTALL)
 _PCX = re.compile(rb"\n[\0\x02-\x05][\0\x01][\x01\x02\x04\x08]")
-_PNM = re.compile(rb"P(?:[1-6]\s(?:\s|#[^\n]*\n)*\d+\s+\d+\s|7\nWIDTH|7 332\n|[Ff]\n\d+ \d+\n)")
 _MGH = re.compile(rb"\0\0\0\x01(?:\0\0..){4}\0\0\0[\0\x01\x03\x04]", re.DOTALL)
 _NPY = re.compile(rb"\x93NUMPY[\x01-\x03].{3,5}\{.*'shape': \((\d*),?\)", re.DOTALL)
 """A NumPy array of no dimension or one."""
@@ -294,9 +284,14 @@ _SVG = re.compile(rb"<(?:\w+:)?svg[\s>]", re.IGNORECASE)
 _XBM = re.compile(rb"#define\s+\w*width\s+\d+\s+#define\s+\w*height\s+\d+")
 _METAIMAGE = re.compile(rb"(?:ObjectType\s*=\s*Image|NDims\s*=\s*\d)", re.IGNORECASE)
 _TEXT_IMAGES = ((_SVG, "SVG"), (_XBM, "XBM"), (_METAIMAGE, "MetaImage"))
-_BINARY_IMAGES = ((_ICO, "Windows icon or cursor"), (_PCX, "PCX"), (_PNM, "portable anymap"), (_MGH, "FreeSurfer (MGH)"))
+_BINARY_IMAGES = (
+    (_ICO, "Windows icon or cursor"),
+    (_EMF, "Windows metafile (EMF)"),
+    (_PCX, "PCX"),
+    (_MGH, "FreeSurfer (MGH)"),
+)
 
-_IMAGE_IN_PDF = re.compile(rb"/Subtype\s*/Image\b")
+_PDF = ("PDF document", re.compile(rb"/Subtype\s*/Image\b"))
 _IMAGE_IN_OLE = re.compile(rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff[\xdb\xe0\xe1\xee]|II\*\0\x08\0\0\0|MM\0\*\0\0\0\x08| EMF\0\0\x01\0")
 _IMAGE_IN_OFFICE = re.compile(
     rb"(?:(?:word|ppt|xl)/media/|Pictures/)[^\0/]{1,100}\.(?:png|jpe?g|gif|tiff?|bmp|emf|wmf|wdp|svg|webp|mp4|m4v|mov|avi|wmv)",
@@ -328,10 +323,8 @@ def recognize(stream: BinaryIO) -> Format:
         return Format("empty", SkipReason.EMPTY)
     if (found := _by_marks(head)) is not None:
         return found
-    document = _document(head)
-    if document is not None:
-        name, image = document
-        return Format(f"{name} with images", advice=_EXTRACT) if _holds(stream, image) else Format(name, SkipReason.DOCUMENT)
+    if (document := _document(head)) is not None:
+        return _as_document(stream, *document)
     if head.startswith(b"PK\3\4"):
         return _zip(head)
     if _is_tar(head):
@@ -342,6 +335,8 @@ def recognize(stream: BinaryIO) -> Format:
             return Format(name)
     if is_text(stream):
         return Format("text", SkipReason.TEXT)
+    if b"%PDF-" in head[:1024]:  # behind something else, which viewers pass over
+        return _as_document(stream, *_PDF)
     for at, mark, weak in _WEAK:
         if head.startswith(mark, at):
             return weak
@@ -352,7 +347,9 @@ def _by_marks(head: bytes) -> Format | None:
     for at, mark, found in _STRONG:
         if head.startswith(mark, at):
             return found
-    if head[4:8] == b"ftyp":
+    if _QUICKTIME.match(head):
+        return Format("QuickTime video", advice=_VIDEO)
+    if head[4:8] == b"ftyp" and not head[0]:
         return _ISO_BRANDS.get(head[8:12], Format("MPEG-4 or QuickTime video", advice=_VIDEO))
     if head.startswith((b"RIFF", b"RIFX", b"FORM")) and head[8:12] in _IFF:
         return _IFF[head[8:12]]
@@ -373,8 +370,8 @@ def _by_marks(head: bytes) -> Format | None:
 
 def _document(head: bytes) -> tuple[str, re.Pattern[bytes]] | None:
     """A document's name, and what shows an image in its bytes. In a PDF the dictionaries of images are never compressed."""
-    if b"%PDF-" in head[:1024]:
-        return "PDF document", _IMAGE_IN_PDF
+    if head.startswith(b"%PDF-"):
+        return _PDF
     if head.startswith(b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"):
         return "Office document or other OLE file", _IMAGE_IN_OLE
     if head.startswith(b"{\\rtf"):
@@ -389,6 +386,10 @@ def _document(head: bytes) -> tuple[str, re.Pattern[bytes]] | None:
         if name in (b"[Content_Types].xml", b"_rels/.rels", b"docProps/app.xml", b"docProps/core.xml"):
             return "Office document", _IMAGE_IN_OFFICE
     return None
+
+
+def _as_document(stream: BinaryIO, name: str, image: re.Pattern[bytes]) -> Format:
+    return Format(f"{name} with images", advice=_EXTRACT) if _holds(stream, image) else Format(name, SkipReason.DOCUMENT)
 
 
 def _zip(head: bytes) -> Format:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from .codestream import Expected
-from .depth import PERCENTILES
+from .depth import percentile_range
 from .elements import first_number, items_of, numbers_of, value_of
 from .errors import PictureError, Reason
 from .lookup_table import LookupTable, read_table
@@ -167,15 +167,13 @@ class _Scale:
         return float(values.min()), float(values.max())
 
     def percentiles(self) -> tuple[float, float]:
-        """Modality values at `PERCENTILES`: each one that occurs, by numpy's method `inverted_cdf`."""
+        """Modality values at `PERCENTILES`, fill values apart (see `percentile_range`)."""
         if self._table is None:
-            low, high = np.percentile(self._modality(self._seen), PERCENTILES, method="inverted_cdf")
-            return float(low), float(high)
+            return percentile_range(*np.unique(self._modality(self._seen), return_counts=True))
         values = self._modality(self._table)
         order = np.argsort(values, kind="stable")
-        upto = np.cumsum(self._counts[order])
-        low, high = (values[order[np.searchsorted(upto, share / 100 * upto[-1])]] for share in PERCENTILES)
-        return float(low), float(high)
+        order = order[self._counts[order] > 0]
+        return percentile_range(values[order], self._counts[order])
 
     def rendered(self, values: NDArray[Any], look: Look) -> NDArray[np.uint8]:
         """These values, or more of them, which are cut off at the ends of those that count, as `look` shows them."""

@@ -292,7 +292,6 @@ class IsolatedPicture:
                 self._open()
             most = 4 * 3 * (size * size if size else self._limits.max_pixels)
             words, pixels = self._exchange({"frame": number, "size": size}, most)
-            self.notes = self._notes_after(words)
             return self._arrays(words, pixels, size)
 
     def _notes_after(self, words: dict[str, Any]) -> tuple[Note, ...]:
@@ -354,6 +353,8 @@ class IsolatedPicture:
             raise self._died(child.end(), isinstance(error, TimeoutError)) from error
         finally:
             self._spent += time.monotonic() - began
+        if request is not None:
+            self.notes = self._notes_after(words)  # of a frame that is refused too
         if "reason" in words:
             try:
                 raise PictureError(Reason(words["reason"]), str(words.get("message"))[:1000])

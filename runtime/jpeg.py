@@ -31,6 +31,8 @@ _BY_PILLOW = {0xC0, 0xC1, 0xC2, 0xC9, 0xCA}
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 """What ends entropy-coded data. Within it, 0xFF is followed by 0 or a restart marker."""
 _MAX_SEGMENTS = 1 << 16
+_JUNK = 1 << 16
+"""Bytes between two segments that are passed over."""
 _MP_ENTRIES = 0xB002
 _HIERARCHICAL = {0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF}
 
@@ -78,9 +80,14 @@ def read_jpeg(data: bytes, start: int = 0) -> JpegFile:
     segments: list[Segment] = []
     header = (0, 0, (0, 0), 0)
     at, end = start + 2, None
-    while at + 2 <= len(data) and data[at] == 0xFF:
+    while at + 2 <= len(data):
+        if data[at] != 0xFF:  # decoders look for the next marker too
+            at = data.find(b"\xff", at, at + _JUNK)
+            if at < 0:
+                break
+            continue
         marker = data[at + 1]
-        if marker == 0xFF:
+        if marker in (0, 0xFF):
             at += 1
         elif marker == _END:
             end = at + 2
@@ -164,7 +171,8 @@ def decode_jpeg(data: bytes, limits: Limits, header: JpegFile | None = None) -> 
     if header.frame == _JPEG_LS:
         _check_end(header)
         return _of_samples(imagecodecs.jpegls_decode(data), header, _orientation(data, header))
-    if header.frame in _BY_PILLOW and header.precision == 8 and header.components in (1, 3, 4):
+    ordinary = header.frame in _BY_PILLOW and header.precision == 8 and header.components in (1, 3, 4)
+    if ordinary or not header.frame:  # Pillow finds its way through more damage
         image = JpegImagePlugin.JpegImageFile(BytesIO(data))
         check_size(*image.size, limits)
         image.load()
@@ -174,11 +182,9 @@ def decode_jpeg(data: bytes, limits: Limits, header: JpegFile | None = None) -> 
         color = "RGB" if header.components == 3 else None
         _check_end(header)
         values = imagecodecs.jpeg8_decode(data, colorspace=color, outcolorspace=color)
-    elif header.frame:
+    else:
         _check_end(header)
         values = imagecodecs.jpeg8_decode(data)
-    else:
-        raise PictureError(Reason.DAMAGED, "it has no JPEG frame header")
     return _of_samples(values, header, _orientation(data, header))
 
 

@@ -24,7 +24,6 @@ from .files import (
     DEFAULT_LIMITS,
     DICOM_SUFFIXES,
     HEAD,
-    TGA_FOOTER,
     TGA_SUFFIXES,
     Found,
     Kind,
@@ -180,7 +179,7 @@ def open_picture(data: bytes, limits: Limits = DEFAULT_LIMITS, name_hint: str = 
     suffix = PurePath(name_hint).suffix.lower()
     if kind is None and suffix in DICOM_SUFFIXES:
         kind = Kind.DICOM
-    if kind is None and (suffix in TGA_SUFFIXES or data.endswith(TGA_FOOTER)):
+    if kind is None and suffix in TGA_SUFFIXES:
         kind = Kind.TGA
     if kind is None:
         found = identify(BytesIO(data))
@@ -188,14 +187,16 @@ def open_picture(data: bytes, limits: Limits = DEFAULT_LIMITS, name_hint: str = 
             raise refusal(found)
         kind = found
     with boundary():
-        if kind is not Kind.DICOM:
-            return Picture(kind, open_raster(data, kind, limits))
-        from .dicom import open_dicom  # with pydicom, which takes longer to import than a picture to scan
+        opened = _open_dicom(data, limits) if kind is Kind.DICOM else open_raster(data, kind, limits)
+    if opened.frames < 1:
+        raise PictureError(Reason.DAMAGED, f"it is damaged: a {kind.value} file without an image")
+    return Picture(kind, opened)
 
-        opened = open_dicom(
-            data, max_pixels=limits.max_pixels, max_frames=limits.max_frames, max_inflated=limits.max_inflated_bytes
-        )
-        return Picture(kind, opened)
+
+def _open_dicom(data: bytes, limits: Limits) -> Dicom:
+    from .dicom import open_dicom  # with pydicom, which takes longer to import than a picture to scan
+
+    return open_dicom(data, max_pixels=limits.max_pixels, max_frames=limits.max_frames, max_inflated=limits.max_inflated_bytes)
 
 
 @contextmanager

@@ -58,7 +58,10 @@ _READERS: dict[Kind, Callable[[BytesIO], ImageFile.ImageFile]] = {
 }
 _ORIENTATION = 0x0112
 logging.getLogger("imagecodecs").addHandler(logging.NullHandler())  # else its warnings about odd files go to stderr
-_NOT_SUPPORTED = re.compile(r"unsupported|not supported|unknown (pixel |tga )?mode|no decode delegate", re.IGNORECASE)
+_NOT_SUPPORTED = re.compile(
+    r"unsupported|not supported|not implemented|unknown (pixel |tga )?mode|no decode delegate|MAX_TEXT_(CHUNK|MEMORY)",
+    re.IGNORECASE,
+)
 """What Pillow says of sound files that it does not read, in exceptions that it also raises on damaged ones."""
 _OPAQUE_IF_EMPTY = {Kind.BMP, Kind.TGA}
 """Formats many of whose writers leave the fourth channel at 0: where it is 0 everywhere, viewers show the image as opaque."""
@@ -147,7 +150,9 @@ def _unsupported() -> Iterator[None]:
     """A `with` in which a refusal of a sound file is a PictureError: unsupported."""
     try:
         yield
-    except (OSError, SyntaxError, ValueError, NotImplementedError) as error:
+    except Image.DecompressionBombError as error:  # by a global setting of Pillow's, in frames that grow
+        raise PictureError(Reason.TOO_LARGE, " ".join(str(error).split())[:120]) from error
+    except (OSError, SyntaxError, ValueError, RuntimeError) as error:  # NotImplementedError is a RuntimeError
         if isinstance(error, NotImplementedError) or _NOT_SUPPORTED.search(str(error)):
             cause = " ".join(str(error).split())[:120]
             raise PictureError(Reason.UNSUPPORTED, f"this kind of file is not supported ({cause})") from error

@@ -5,7 +5,8 @@ embeddings compare, but a copy that one version finds the other may miss. So an 
 the image, and `index upgrade` reads the older ones again.
 
     1  lcmem-onnx 0.1.0
-    2  look-up tables in every encoding, supplemental palettes, transparency on white and on black, embedded images, more formats
+    2  look-up tables in every encoding, supplemental palettes, transparency on white and on black, embedded images, more formats,
+       fill values that no header declares
 
 Raise it by one with each release in which some file gets another rendering, or is read for the first time.
 """

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .depth import PERCENTILES, nominal_depth, stretched, to_8_bit
+from .depth import nominal_depth, percentile_range, stretched, to_8_bit
 from .errors import PictureError, Reason
 from .notes import Note
 from .preprocess import BLANK_LEVELS, Pixels
@@ -239,5 +239,4 @@ def _filled(values: NDArray[Any]) -> NDArray[Any]:
 
 
 def _by_percentiles(values: NDArray[Any]) -> NDArray[np.uint8]:
-    low, high = np.percentile(_finite(values), PERCENTILES, method="inverted_cdf")
-    return stretched(values, float(low), float(high))
+    return stretched(values, *percentile_range(*np.unique(_finite(values), return_counts=True)))

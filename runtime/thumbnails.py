@@ -22,10 +22,13 @@ _GRID = 96
 """Longer side of the grid on which the two are compared, in pixels."""
 _BLOCK = 6
 _SMOOTHING = 1.2
-_LEVELS = 20.0
+_LEVELS = 24.0
 """Mean difference of a block, of 255, from which on it shows something else."""
 _SLOPES = (0.6, 1.6)
 """Contrast of the thumbnail relative to the image's."""
+_FURTHEST = 2
+_SHIFTS = [(rows, columns) for rows in (-2, -1, 0, 1, 2) for columns in (-2, -1, 0, 1, 2) if rows or columns]
+"""How far a block may lie from its place, in pixels of the grid."""
 _MARGIN = 0.02
 """Share of each side that is not compared: thumbnails are cut to whole pixels and blocks."""
 
@@ -96,9 +99,21 @@ def _alike(image: NDArray[np.uint8], thumbnail: NDArray[np.uint8]) -> bool:
     ones, others = (_smoothed(pixels, size) for pixels in (image, thumbnail))
     rows, columns = (round(_MARGIN * side) for side in ones.shape[:2])
     ones, others = (pixels[rows : len(pixels) - rows, columns : pixels.shape[1] - columns] for pixels in (ones, others))
-    difference = np.abs(_matched(ones, others) - others).max(axis=2)
-    blocks = cv2.blur(difference, (min(_BLOCK, difference.shape[1]), min(_BLOCK, difference.shape[0])))
-    return bool(blocks.max() < _LEVELS)
+    matched = _matched(ones, others)
+    # In place first, then with blocks moved a little: a camera crops its thumbnail from the sensor's image in its own way.
+    nearest = _differences(matched, others)
+    if nearest.max() >= _LEVELS:
+        for shift in _SHIFTS:
+            nearest = np.minimum(nearest, _differences(np.roll(matched, shift, (0, 1)), others))
+        inner = nearest[_FURTHEST : len(nearest) - _FURTHEST, _FURTHEST : nearest.shape[1] - _FURTHEST]
+        nearest = inner if inner.size else nearest
+    return bool(nearest.max() < _LEVELS)
+
+
+def _differences(ones: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Mean difference in the block around each pixel, of the channel that differs most."""
+    difference = np.abs(ones - others).max(axis=2)
+    return np.asarray(cv2.blur(difference, (min(_BLOCK, difference.shape[1]), min(_BLOCK, difference.shape[0]))), np.float32)
 
 
 def _smoothed(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.float32]:
@@ -108,9 +123,9 @@ def _smoothed(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.fl
 
 
 def _matched(ones: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The first with the second's brightness and contrast."""
-    first, second = ones.mean(axis=2).ravel(), others.mean(axis=2).ravel()
-    variance = float(first.var())
-    slope = float(np.mean((first - first.mean()) * (second - second.mean()))) / variance if variance > 1 else 1.0
-    slope = min(max(slope, _SLOPES[0]), _SLOPES[1])
-    return (ones - float(first.mean())) * slope + float(second.mean())
+    """The first with the second's brightness and contrast, channel by channel: colors of CMYK are converted in many ways."""
+    first, second = ones.mean(axis=(0, 1)), others.mean(axis=(0, 1))
+    variance = ones.var(axis=(0, 1))
+    shared = ((ones - first) * (others - second)).mean(axis=(0, 1))
+    slopes = np.clip(np.where(variance > 1, shared / np.maximum(variance, 1), 1), *_SLOPES)
+    return np.asarray((ones - first) * slopes + second, np.float32)

@@ -12,17 +12,15 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from io import BytesIO
 from typing import Any
 
 import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
-from PIL import TiffImagePlugin
 
 from .errors import PictureError, Reason
 from .files import Limits
-from .jpeg import decode_jpeg
+from .jpeg import check_size, decode_jpeg, read_jpeg
 from .notes import Note
 from .renderings import Alpha, Decoded, Renderings, color_renderings, converted, flattened, grey_renderings, has_hidden_image
 
@@ -33,19 +31,19 @@ _INTEGERS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 1
 _MAX_ENTRIES = 4096
 _MAX_VALUES = 1 << 22
 WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 256, 257, 258, 259, 262
-STRIP_OFFSETS, ORIENTATION, SAMPLES, STRIP_BYTES, PLANAR = 273, 274, 277, 279, 284
+STRIP_OFFSETS, ORIENTATION, SAMPLES, STRIP_ROWS, STRIP_BYTES, PLANAR = 273, 274, 277, 278, 279, 284
 COLOR_MAP, TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_BYTES = 320, 322, 323, 324, 325
 YCBCR_SUBSAMPLING = 530
 SUB_IFDS, INK_SET, EXTRA_SAMPLES, SAMPLE_FORMAT, JPEG_OFFSET, JPEG_BYTES = 330, 332, 338, 339, 513, 514
 OTHER_DIRECTORIES = (34665, 34853, 40965)
 """EXIF, GPS and interoperability: directories without images."""
-ICC_PROFILE, XMP = 34675, 700
+ICC_PROFILE, XMP, JPEG_TABLES = 34675, 700, 347
 _PIXELS = ((STRIP_OFFSETS, STRIP_BYTES), (TILE_OFFSETS, TILE_BYTES), (JPEG_OFFSET, JPEG_BYTES))
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _MASK, _CMYK, _YCBCR, _LAB = 0, 1, 2, 3, 4, 5, 6, 8
 _COLORS = {_WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _RGB: 3, _PALETTE: 1, _MASK: 1, _CMYK: 4, _YCBCR: 3, _LAB: 3}
 _COMPRESSIONS = frozenset({1, 2, 3, 4, 5, 6, 7, 8, 32773, 32946, 34887, 34925, 50000, 50001})
 """Those that libtiff decodes here; an error in another one says that it is not supported, not that the file is damaged."""
-_JPEG = 7
+_OLD_JPEG, _JPEG = 6, 7
 _REFUSED = re.compile(r"not configured|can not handle|not supported|not implemented|unsupported", re.IGNORECASE)
 _ASSOCIATED, _UNASSOCIATED = 1, 2
 _MAX_SAMPLES = 8
@@ -235,14 +233,17 @@ class Tiff:
         if JPEG_OFFSET in directory.entries and not {STRIP_OFFSETS, TILE_OFFSETS} & directory.entries.keys():
             return self._interchange_jpeg(directory)
         layout = self._layout(directory)
-        if layout.compression == _JPEG and layout.samples > 3:
-            return self._by_pillow(directory, layout)
+        if layout.compression == _JPEG:
+            return _rendered(self._jpeg_samples(directory, layout), layout, directory)
         # libtiff converts these colors to RGB, and turns the image while doing so. Both are done here, and hidden from it.
         changes = {}
         if layout.photometric in (_CMYK, _LAB) or (layout.photometric == _YCBCR and layout.plain_ycbcr):
             changes[PHOTOMETRIC] = _RGB
-        if layout.photometric == _YCBCR or layout.compression == _JPEG:
+        if layout.photometric == _YCBCR or layout.compression == _OLD_JPEG:
             changes[ORIENTATION] = 1
+        colors = _COLORS[layout.photometric]
+        if layout.planar and layout.samples > colors and not {_ASSOCIATED, _UNASSOCIATED} & set(layout.extra):
+            changes |= {SAMPLES: colors}  # planes of no known meaning may be missing
         return _rendered(self._samples(directory, layout, changes), layout, directory)
 
     def spans(self) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
@@ -286,10 +287,12 @@ class Tiff:
             raise PictureError(Reason.DAMAGED, f"its TIFF directory says {width} x {height} pixels")
         if width * height > self._limits.max_pixels:
             raise PictureError(Reason.TOO_LARGE, f"it is {width} x {height} pixels, more than {self._limits.max_pixels}")
-        samples = directory.integer(SAMPLES, 1)
         bits = directory.integers(BITS) or (1,)
+        samples = directory.integer(SAMPLES, len(bits))
+        bits = bits[:samples] or bits
         formats = directory.integers(SAMPLE_FORMAT) or (1,)
-        photometric = directory.integer(PHOTOMETRIC, _BLACK_IS_ZERO)
+        # The tag is required. Without it, readers take bytes and bits for white is zero, and deeper samples for black is zero.
+        photometric = directory.integer(PHOTOMETRIC, _WHITE_IS_ZERO if bits[0] <= 8 else _BLACK_IS_ZERO)
         colors = _COLORS.get(photometric)
         if colors is None:
             raise PictureError(Reason.UNSUPPORTED, f"TIFF photometric interpretation {photometric} is not supported")
@@ -339,7 +342,7 @@ class Tiff:
                 raise
             what = f"TIFF compression {layout.compression} with {layout.bits} bits a sample"
             raise PictureError(Reason.UNSUPPORTED, f"{what} is not supported ({str(error)[:80]})") from error
-        if layout.planar and layout.samples > 1 and values.ndim == 3 and values.shape[0] == layout.samples:
+        if layout.planar and values.ndim == 3 and values.shape[0] == changes.get(SAMPLES, layout.samples):
             values = np.moveaxis(values, 0, -1)
         values = values.reshape(values.shape[0], values.shape[1], -1) if values.ndim >= 2 else values
         if values.shape[:2] != (layout.height, layout.width):
@@ -369,14 +372,50 @@ class Tiff:
                 start, length = directory.span(tag)
                 self._patched[start : start + length] = self._data[start : start + length]
 
-    def _by_pillow(self, directory: Directory, layout: _Layout) -> Decoded:
-        """JPEG of four or more components, which imagecodecs converts to RGB without the fourth."""
-        self._samples(directory, layout, {})  # Pillow's libtiff prints on stderr what is damaged
-        with self._pointed_at(directory, {}) as data:
-            image = TiffImagePlugin.TiffImageFile(BytesIO(data))
-            image.load()
-        alpha = Alpha(np.asarray(image.getchannel("A")), 255) if image.mode == "RGBA" else None
-        return Decoded(flattened(np.array(image.convert("RGB"), np.uint8), alpha))  # it has turned it
+    def _jpeg_samples(self, directory: Directory, layout: _Layout) -> NDArray[Any]:
+        """The samples of strips or tiles that are JPEG images, (height, width, samples); YCbCr as RGB.
+
+        libtiff is not asked: imagecodecs has it convert to RGB without a fourth component, and go on where data are damaged.
+        """
+        tiled = TILE_OFFSETS in directory.entries
+        width = directory.integer(TILE_WIDTH, 0) if tiled else layout.width
+        height = directory.integer(TILE_HEIGHT, 0) if tiled else min(directory.integer(STRIP_ROWS, layout.height), layout.height)
+        offsets, sizes = (directory.integers(tag) for tag in _PIXELS[tiled])
+        if min(width, height) < 1:
+            raise PictureError(Reason.DAMAGED, f"its TIFF strips or tiles are {width} x {height} pixels")
+        across, down = -(-layout.width // width), -(-layout.height // height)
+        planes = layout.samples if layout.planar else 1
+        if min(len(offsets), len(sizes)) < across * down * planes:
+            raise PictureError(Reason.DAMAGED, f"it has {len(offsets)} TIFF strips or tiles instead of {across * down * planes}")
+        start, length = directory.span(JPEG_TABLES)
+        tables = self._data[start : start + length] or None
+        values = np.zeros((layout.height, layout.width, layout.samples), np.uint8 if layout.bits <= 8 else np.uint16)
+        for number in range(across * down * planes):
+            plane, place = divmod(number, across * down)
+            row, column = divmod(place, across)
+            piece = self._jpeg_piece(offsets[number], sizes[number], tables, layout)
+            target = values[row * height : (row + 1) * height, column * width : (column + 1) * width]
+            target = target[..., plane : plane + 1] if layout.planar else target
+            if piece.shape[2] != target.shape[2] or piece.shape[0] < target.shape[0] or piece.shape[1] < target.shape[1]:
+                raise PictureError(Reason.DAMAGED, f"a TIFF strip or tile is an array of {piece.shape}")
+            target[:] = piece[: target.shape[0], : target.shape[1]]
+        return values
+
+    def _jpeg_piece(self, begin: int, size: int, tables: bytes | None, layout: _Layout) -> NDArray[Any]:
+        """One strip or tile, (height, width, components)."""
+        header = read_jpeg(self._data, begin)
+        check_size(*header.size, self._limits)
+        if header.end is None or header.end > begin + size:
+            raise PictureError(Reason.DAMAGED, "a TIFF strip or tile of JPEG data is cut off")
+        spaces = {1: (None, None), 3: ("RGB", "RGB"), 4: ("CMYK", "CMYK")}
+        if header.components not in spaces:
+            raise PictureError(Reason.UNSUPPORTED, f"JPEG of {header.components} components in TIFF is not supported")
+        color, out = spaces[header.components]
+        if layout.photometric == _YCBCR and header.components == 3:
+            color = "YCBCR"
+        data = self._data[begin : begin + size]
+        piece = imagecodecs.jpeg8_decode(data, tables=tables, colorspace=color, outcolorspace=out)
+        return piece[..., None] if piece.ndim == 2 else piece
 
     def _interchange_jpeg(self, directory: Directory) -> Decoded:
         """A JPEG file in the TIFF, as thumbnails and camera raw files have it."""
@@ -428,7 +467,7 @@ def _alpha(values: NDArray[Any], layout: _Layout, colors: int) -> Alpha | None:
 
 
 def _grey(values: NDArray[Any], layout: _Layout, alpha: Alpha | None) -> Renderings:
-    inverted = layout.photometric == _WHITE_IS_ZERO and layout.compression != _JPEG  # libtiff has inverted that
+    inverted = layout.photometric == _WHITE_IS_ZERO
     if values.dtype.kind == "b" or layout.bits == 1:
         values = values.astype(np.uint8)
     top = (1 << layout.bits) - 1 if values.dtype.kind == "u" and layout.bits < 8 else None

@@ -44,6 +44,36 @@ def test_what_was_put_comes_back_in_a_later_run_and_only_for_its_model(tmp_path:
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
+def test_a_patient_is_known_under_the_key_of_its_pseudonym_alone(tmp_path: Path) -> None:
+    path = tmp_path / "embeddings.sqlite"
+    with Cache(path, "model", 8, "one key") as cache:
+        cache.put(ONE, file(1, patient="p"))
+        cache.put(OTHER, file(2))
+    with Cache(path, "model", 8, "one key") as cache:
+        assert cache.get(ONE).patient == "p"
+        assert cache.get(OTHER).patient is None
+    with Cache(path, "model", 8, "another key") as cache:
+        assert not cache.known(ONE)
+        assert cache.known(OTHER)
+        cache.put(ONE, file(1, patient="q"))
+        assert cache.get(ONE).patient == "q"
+
+
+def test_a_cache_without_thumbnails_is_filled_again(tmp_path: Path) -> None:
+    """As version 0.1.0 wrote it."""
+    path = tmp_path / "embeddings.sqlite"
+    with Cache(path, "model", 8) as cache:
+        cache.put(ONE, file(1))
+    connection = sqlite3.connect(path)
+    with connection:
+        connection.execute("DROP TABLE frames")
+    connection.close()
+    with Cache(path, "model", 8) as cache:
+        assert not cache.known(ONE)
+        cache.put(ONE, file(1))
+        assert cache.get(ONE).thumbnails.keys() == {0, 4}
+
+
 def test_what_was_put_before_an_exception_is_kept(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), Cache(tmp_path / "e.sqlite", "model", 8) as cache:  # noqa: PT012
         cache.put(ONE, file(1))
@@ -53,7 +83,14 @@ def test_what_was_put_before_an_exception_is_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", ["UPDATE embeddings SET embedding = zeroblob(96) WHERE frame = 4", "DELETE FROM embeddings WHERE frame = 4"]
+    "change",
+    [
+        "UPDATE embeddings SET embedding = zeroblob(96) WHERE frame = 4",
+        "DELETE FROM embeddings WHERE frame = 4",
+        "UPDATE frames SET thumbnail = zeroblob(1024) WHERE frame = 4",
+        "UPDATE frames SET patient = ':p' WHERE frame = 4",
+        "DELETE FROM frames WHERE frame = 0",
+    ],
 )
 def test_a_changed_or_lost_row_is_damage(tmp_path: Path, change: str) -> None:
     path = tmp_path / "e.sqlite"

@@ -76,6 +76,20 @@ def test_few_candidates_miss_neither_the_nearest_nor_a_match(seed: int, count: i
         assert more.total == (scores >= 0.7).sum()
 
 
+@given(seed=st.integers(0, 10_000), count=st.integers(1, 64), top=st.integers(1, 6), positive=st.sampled_from([0.0, 0.3]))
+@settings(max_examples=40, deadline=None)
+def test_the_closest_of_few_are_the_best_of_all_by_picture(seed: int, count: int, top: int, positive: float) -> None:
+    model = head(seed, positive)
+    reference, queries = embeddings(seed, count, 10), embeddings(seed + 1, 8, 10)
+    keys = [f"picture {number // 2}" for number in range(count)]
+    for query, matches in zip(queries, InMemory(model, keys, [0] * count, reference).closest(queries, top), strict=True):
+        best: dict[str, float] = {}
+        for key, score in zip(keys, model.scores(query, reference), strict=True):
+            best[key] = max(best.get(key, 0.0), float(score))
+        assert len({match.key for match in matches}) == len(matches) == min(top, len(best))
+        np.testing.assert_allclose([match.score for match in matches], sorted(best.values(), reverse=True)[:top], rtol=1e-5)
+
+
 def test_many_equal_vectors_are_all_counted() -> None:
     model, one = head(1, 0.0), embeddings(1, 1, 1)
     found = InMemory(model, [str(number) for number in range(500)], [0] * 500, np.repeat(one, 500, axis=0)).search(one, 0.5, 3)[0]

@@ -96,6 +96,12 @@ def test_an_image_of_imagemagick_is_read_or_an_error_whatever_its_name(form: str
     assert isinstance(found, Kind) or found.skip is None
 
 
+def tga() -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(SMOOTH).save(stream, "TGA")
+    return stream.getvalue()
+
+
 def png() -> bytes:
     stream = io.BytesIO()
     Image.fromarray(SMOOTH).save(stream, "PNG")
@@ -202,6 +208,9 @@ IMAGES: dict[str, bytes] = {
     "EPS": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
     "Krita": zipped({"mimetype": b"application/x-krita", "maindoc.xml": b"<x/>"}, stored=True),
     "PDF with an image": pdf(image=True),
+    "PDF with an image behind a header": b"\0\1mail\n" + pdf(image=True),
+    "QuickTime video": b"\0\0\0\x08wide\0\0\1\0mdat" + bytes(200),
+    "EMF": b"\1\0\0\0\x6c\0\0\0" + bytes(32) + b" EMF" + bytes(100),
     "Word with an image": zipped({**WORD, "word/media/image1.png": png()}),
     "slides with a video": zipped({**WORD, "ppt/media/media1.mp4": b"x"}),
     "OpenDocument with an image": zipped({**ODF, "Pictures/10000000.png": png()}, stored=True),
@@ -214,6 +223,7 @@ IMAGES: dict[str, bytes] = {
     "Ogg video": b"OggS\0\2" + bytes(22) + b"\x80theora" + bytes(100),
     "MPEG transport stream": (b"\x47\x40\0\x10" + bytes(184)) * 3,
     "raw of Fujifilm": b"FUJIFILMCCD-RAW 0201" + bytes(200),
+    "Targa without its name": tga(),
     "no known format": np.random.default_rng(5).bytes(3000),
     "zeros": bytes(3000),
 }
@@ -247,6 +257,9 @@ OTHERS: dict[str, tuple[str, bytes]] = {
     "text that begins with BM": ("text", b"BM is how this text begins, and it goes on for a while"),
     "text that begins with P5": ("text", b"P5 is a room on the second floor\n"),
     "text that begins with II": ("text", b"II. Methods\nMM. 4 of them\n"),
+    "text about wide things": ("text", b"The wide and the free\n"),
+    "text about PDF": ("text", b"# it begins with %PDF-1.7, and images are /Subtype /Image\n"),
+    "text about EMF": ("text", b"a sentence in which the fortieth byte is EMF, as here: EMF EMF EMF EMF\n"),
     "text that begins with MZ": ("text", b"MZ went home\n"),
     "text that begins with FORM": ("text", b"FORM 7: consent\n"),
     "ZIP": ("archive", zipped({"a.txt": b"hello"})),

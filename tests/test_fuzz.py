@@ -36,8 +36,6 @@ def png(fuzz: Any) -> Any:
 
 
 def judged(fuzz: Any, mutations: int, every: int) -> None:
-    pytest.importorskip("raster_sweep")
-    pytest.importorskip("dicom_sweep")
     fixtures = list({one.name: one for one in fuzz.generated(every)}.values())
     assert len(fixtures) >= 10
     tallies = fuzz.run(fixtures, mutations, seed=1, here=True)

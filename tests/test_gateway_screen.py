@@ -231,6 +231,22 @@ def test_pictures_that_were_not_looked_at_hold_the_object(spool: Spool, screener
     assert let_go.action == "forward"
 
 
+def test_an_image_with_another_one_behind_its_end_is_not_clear(spool: Spool, screener: Screener) -> None:
+    from PIL import Image
+
+    noise = np.random.default_rng(0).integers(0, 256, (9, 9, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).resize((90, 90)).save(buffer, "JPEG")
+    for content, action, notes in ((buffer.getvalue(), "forward", ()), (2 * buffer.getvalue(), "quarantine", ("appended-data",))):
+        name = spool.put_stream(io.BytesIO(content), Arrival(Source.SCREEN, "caller"), 1 << 30).id
+        screening = ObjectScreener(spool.settings, spool, screener)
+        ((item, outcome),) = screening.screen(spool.claim("test", 100))
+        screening.close()
+        assert (item.id, outcome.verdict, outcome.notes) == (name, "clear", notes)
+        assert outcome.action == action
+        assert (outcome.reason == Cause.UNSCREENED_CONTENT) is bool(notes)
+
+
 def test_a_search_that_was_cut_short_is_not_clear(spool: Spool, screener: Screener, monkeypatch: pytest.MonkeyPatch) -> None:
     original = Screener.screen
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import os
 import signal
 import sys
@@ -18,7 +19,9 @@ from lcmem_onnx.runtime import isolation
 from lcmem_onnx.runtime.errors import PictureError, Reason
 from lcmem_onnx.runtime.files import Limits
 from lcmem_onnx.runtime.isolation import IsolatedPicture, Nursery
+from lcmem_onnx.runtime.notes import Note
 from lcmem_onnx.runtime.pictures import open_picture
+from PIL import Image
 
 pytestmark = [
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="isolation needs Linux"),
@@ -136,6 +139,20 @@ def test_errors_are_those_of_this_process(nursery: Nursery) -> None:
                 opener(data).frame(0)  # type: ignore[operator]
             messages.append((caught.value.reason, str(caught.value)))
         assert messages[0] == messages[1]
+
+
+def test_flags_of_a_refused_frame_are_those_of_this_process(nursery: Nursery) -> None:
+    """A wholly transparent image is blank, and the colors under its transparency are flagged all the same."""
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 4), dtype=np.uint8)
+    pixels[..., 3] = 0
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    picture = nursery.open(file.getvalue(), "cutout.png")
+    with pytest.raises(PictureError) as caught:
+        picture.views(0, 32)
+    picture.close()
+    assert caught.value.reason is Reason.BLANK
+    assert picture.notes == (Note.HIDDEN_PIXELS,)
 
 
 def test_a_closed_picture_can_be_asked_again(nursery: Nursery) -> None:

@@ -262,6 +262,15 @@ def test_truncated_pictures_are_damaged(form: str, share: float) -> None:
     assert reason_of(lambda: open_picture(cut).frame(0)) is Reason.DAMAGED
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("directory", [0, 8, 1000, 0xFFFFFFFF])
+def test_a_tiff_without_an_image_is_damaged(order: str, directory: int) -> None:
+    """Its first directory is nowhere, behind the end, or empty: a file of 0 frames would be nothing that a scan could judge."""
+    mark = b"II*\0" if order == "<" else b"MM\0*"
+    data = mark + struct.pack(order + "I", directory) + bytes(40)
+    assert reason_of(lambda: open_picture(data)) is Reason.DAMAGED
+
+
 @pytest.mark.parametrize("form", [".png", ".tif"])
 def test_truncated_deep_pictures_are_damaged(form: str) -> None:
     data = cv2.imencode(form, noise(200, 300).astype(np.uint16) * 257)[1].tobytes()

@@ -410,3 +410,29 @@ def test_flags_of_frames_that_are_decoded_late(tmp_path: Path, pictures: Path, t
         results = list(screener.screen([path], gallery, threshold=0.5))
     assert [result.notes for result in results[:-1]] == [()] * (len(frames) - 1)
     assert results[-1].notes == (Note.HIDDEN_PIXELS,)
+
+
+@pytest.mark.parametrize("compression", [None, "tga_rle"])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "1"])
+def test_data_behind_a_targa_image_are_flagged(mode: str, compression: str | None) -> None:
+    if mode == "1" and compression:
+        pytest.skip("Pillow does not write run lengths of 1 bit")
+    data = saved(photo().convert(mode), "TGA", compression=compression)
+    footer = data[-26:]
+    assert footer.endswith(b"TRUEVISION-XFILE.\0")
+    assert flags(data, "a.tga") == flags(data[:-26], "a.tga") == set()
+    jpeg = thumbnail(photo(1))
+    for altered in (data + jpeg, data[:-26] + jpeg, data[:-26] + jpeg + footer):
+        assert flags(altered, "a.tga") == {APPENDED}
+
+
+def test_a_postage_stamp_in_a_targa_image_is_flagged() -> None:
+    pixels = saved(photo(), "TGA")[:-26]
+    area = bytearray(495)
+    area[:2] = struct.pack("<H", 495)
+    footer = struct.pack("<II", len(pixels), 0) + b"TRUEVISION-XFILE.\0"
+    assert flags(pixels + area + footer, "a.tga") == set()
+    stamp = bytes([64, 48]) + photo(1).resize((64, 48)).tobytes()
+    area[486:490] = struct.pack("<I", len(pixels))
+    footer = struct.pack("<II", len(pixels) + len(stamp), 0) + b"TRUEVISION-XFILE.\0"
+    assert flags(pixels + stamp + area + footer, "a.tga") == {APPENDED, EMBEDDED}

@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -570,3 +571,17 @@ def test_opacity_in_all_of_them() -> None:
         apart = np.abs(white.astype(int) - np.asarray(expected.convert("RGB")))
         assert apart.mean() < (6 if name in ("avif-opacity", "jxl-boxes", "webp", "j2k-opacity") else 0.6), name
     assert opacity().min() == 0
+
+
+@pytest.mark.parametrize("before_pixels", [True, False])
+@pytest.mark.parametrize(("chunk", "start"), [(b"zTXt", b"k\0\0"), (b"iTXt", b"k\0\1\0\0\0"), (b"iCCP", b"k\0\0")])
+def test_png_files_with_more_metadata_than_pillow_reads_are_not_called_damaged(
+    chunk: bytes, start: bytes, before_pixels: bool
+) -> None:
+    content = chunk + start + zlib.compress(bytes(2**20 + 1))
+    data = saved(rgba()[..., :3], "PNG")
+    at = 33 if before_pixels else len(data) - 12
+    packed = struct.pack(">I", len(content) - 4) + content + struct.pack(">I", zlib.crc32(content))
+    with pytest.raises(PictureError) as caught:
+        open_picture(data[:at] + packed + data[at:]).frame(0)
+    assert caught.value.reason is Reason.UNSUPPORTED

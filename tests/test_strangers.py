@@ -206,7 +206,12 @@ def test_what_is_made_can_be_read(count: int, seed: int, farthest: float, tied: 
     sample = drawn(count, seed, farthest)
     if tied:
         sample = Sample(np.round(sample.scores, 3).clip(0.001, 0.999), sample.images, sample.identities)
-    made = make_strangers({"a": sample}, "f", BIAS, "test")
+    try:
+        made = make_strangers({"a": sample}, "f", BIAS, "test")
+    except FileListError as error:
+        if "are all the same" in str(error) and sample.scores[-1] == sample.scores[-30]:
+            return
+        raise
     assert read_strangers(json.loads(json.dumps(made.as_json())), "f", score_of(BIAS)) == made
 
 

@@ -688,10 +688,9 @@ def test_the_export_of_the_first_version_comes_in_and_is_upgraded(golden: Path, 
     assert {row[6] for row in rows(tmp_path / "idx", screener.bundle)} == {READER_VERSION}
 
 
-@pytest.mark.usefixtures("golden")
-def test_the_command_says_what_it_did(lacking: Path, images: Path, tmp_path: Path) -> None:
-    out = lcmem("index", "info", "--index", lacking)[1]
-    assert f"next  lcmem-onnx index upgrade {lacking}" in out
+def test_the_command_says_what_it_did(golden: Path, lacking: Path, images: Path, tmp_path: Path) -> None:
+    out = lcmem("index", "info", "--index", lacking, "--bundle", golden / "bundle")[1]
+    assert f"next  lcmem-onnx index upgrade {lacking} --bundle {golden / 'bundle'}" in out
     code, out, said = lcmem("index", "upgrade", lacking)
     assert (code, out) == (2, "")
     for name, reason in REASONS.items():

@@ -51,7 +51,6 @@ def prepare_output(out: Path, released: Path, kept: Mapping[str, Path]) -> Path:
         _refuse_overlap(out, real, released, kept)
         real.mkdir(parents=True, exist_ok=True)
         _make_private(real / PRIVATE)
-        _refuse_overlap(out, real, released, kept)  # again: now all of it exists
     except OSError as error:
         raise UsageError(f"a report cannot be written to {out}: {error.strerror}. Give --out a folder of yours") from error
     return real

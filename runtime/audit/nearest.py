@@ -134,7 +134,7 @@ class InMemory:
     def closest(self, queries: Floats, top: int) -> list[tuple[Match, ...]]:
         """For each query, float32 (n, features), up to `top` pictures that score high, best first.
 
-        They are the best of those that are near by their rounded embeddings: the very best is among them, others may be missing.
+        They are the best of the `CANDIDATES` that are nearest by their rounded embeddings. So, unlike `search`, this may miss one.
         """
         starts = range(0, len(queries), AT_ONCE)
         with ThreadPoolExecutor(min(cpu_limit(), max(1, len(starts))), thread_name_prefix="lcmem-nearest") as pool:

@@ -130,6 +130,10 @@ class _Pair:
     score: float | None
 
 
+_Nominated = tuple[float, int, _Pair]
+"""How likely a pair is, the hold-out's item, and the pair."""
+
+
 class _Side:
     """A set that the hold-out is compared with.
 
@@ -285,23 +289,31 @@ class _Vetting:
         pairs: dict[int, list[_Pair]] = defaultdict(list)
         too_many = 0
         for nominated in (self._by_score(side, left), self._by_tones(side, left)):
-            ranked = sorted(
-                (each for each in nominated if self._earlier(side, each[1], each[2].candidate, left)), key=lambda each: -each[0]
-            )
+            if side.other is Other.HOLDOUT:
+                nominated = self._each_once(nominated, left)
+            ranked = sorted(nominated, key=lambda each: -each[0])
             too_many += max(0, len(ranked) - PAIRS_AT_MOST)
             for _, at, pair in ranked[:PAIRS_AT_MOST]:
                 pairs[at].append(pair)
         return pairs, too_many
 
-    def _earlier(self, side: _Side, at: int, candidate: Match, left: set[int]) -> bool:
-        """Whether a pair is to be looked at: within the hold-out each is, once, from its later image."""
-        if side.other is not Other.HOLDOUT:
-            return True
-        place = self.places[candidate.key]
-        return place < at and place in left
+    def _each_once(self, nominated: Iterable[_Nominated], left: set[int]) -> Iterator[_Nominated]:
+        """Pairs within the hold-out, each once: the later image is the one that may repeat the other."""
+        seen: set[tuple[int, int, int, int]] = set()
+        for rank, at, pair in nominated:
+            other = self.places[pair.candidate.key]
+            if other == at or other not in left:
+                continue
+            if other > at:
+                mine = Match(self.holdout.items[at].name, pair.frame, pair.candidate.score)
+                at, other, pair = other, at, _Pair(pair.candidate.frame, mine, pair.score)
+            which = at, pair.frame, other, pair.candidate.frame
+            if which not in seen:
+                seen.add(which)
+                yield rank, at, pair
 
-    def _by_score(self, side: _Side, left: set[int]) -> Iterator[tuple[float, int, _Pair]]:
-        """Scores, items, and what is to be looked at, over all looks."""
+    def _by_score(self, side: _Side, left: set[int]) -> Iterator[_Nominated]:
+        """Candidates by the model's score, over all looks."""
         looks = self.holdout.looks
         rows = [row for row, at in enumerate(self.holdout.of.tolist()) if at in left]
         top = side.by_score + (side.other is Other.HOLDOUT)  # itself
@@ -318,8 +330,8 @@ class _Vetting:
             for match in sorted(found.values(), key=lambda match: -match.score)[:top]:
                 yield match.score, at, _Pair(frame, match, match.score)
 
-    def _by_tones(self, side: _Side, left: set[int]) -> Iterator[tuple[float, int, _Pair]]:
-        """The same by the tones of thumbnails, and their correlations."""
+    def _by_tones(self, side: _Side, left: set[int]) -> Iterator[_Nominated]:
+        """Candidates by the correlation of thumbnails' tones."""
         if side.images is None:
             return
         asked = [row for row, (at, _) in enumerate(self.holdout.thumbnail_of.tolist()) if at in left]

@@ -188,7 +188,8 @@ def import_gallery(path: Path, gallery: Gallery, *, without_patients: bool = Fal
         if manifest.fingerprint != gallery.bundle.fingerprint or manifest.features != gallery.bundle.features:
             raise GalleryMismatchError(
                 f"{path} holds embeddings of another model (fingerprint {manifest.fingerprint[:12]}, this bundle's is "
-                f"{gallery.bundle.fingerprint[:12]}): they do not compare. Give the bundle they were made with"
+                f"{gallery.bundle.fingerprint[:12]}): they do not compare. Give the bundle they were made with; 'lcmem-onnx "
+                "index upgrade' then brings the index to another one"
             )
         key = None if without_patients else manifest.site_key
         _check_site_key(gallery, key, str(path))
