@@ -1,6 +1,6 @@
 """Altered copies of real images for training, as users make them, and simulated further examinations of a radiograph.
 
-`altered_copy` draws one to three of 37 alterations: display settings, processing, geometry, marks, frames, collages, noise, blur
+`altered_copy` draws one to three of 39 alterations: display settings, processing, geometry, marks, frames, collages, noise, blur
 and re-encoding. They apply at the image's own resolution; Pillow's bilinear filter then resizes to the network's input, exactly as
 inference does. Noise, blur and JPEG partly come after that, since files are also degraded at small sizes.
 
@@ -275,6 +275,15 @@ def _posterized(image: Pixels, rng: np.random.Generator) -> Pixels:
     return _mapped(image, lambda level: np.round(level / 255.0 * steps) / steps * 255.0)
 
 
+def _uneven_light(image: Pixels, rng: np.random.Generator) -> Pixels:
+    """Multiply by a smooth random field, up to 60 % brighter or darker at its extremes."""
+    height, width = image.shape[:2]
+    points = int(rng.integers(2, 5))
+    coarse = rng.uniform(-1.0, 1.0, (points, points)).astype(np.float32) * np.float32(rng.uniform(0.2, 0.6))
+    field = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR)
+    return _levels(image * (1.0 + field)[..., None])
+
+
 def _inverted(image: Pixels, rng: np.random.Generator) -> Pixels:
     return np.subtract(255, image, dtype=np.uint8)
 
@@ -402,6 +411,29 @@ def _marks(image: Pixels, rng: np.random.Generator) -> Pixels:
     return drawn
 
 
+def _watermark(image: Pixels, rng: np.random.Generator) -> Pixels:
+    """Blend lines of letters in white, gray or black over the whole image, at 15 to 60 %, upright or turned."""
+    height, width = image.shape[:2]
+    side = int(np.ceil(np.hypot(height, width)))
+    cover = np.zeros((side, side), np.uint8)
+    letters = "".join(rng.choice(LETTERS, int(rng.integers(4, 16))))
+    scale, font = rng.uniform(0.5, 1.6) * side / 400, int(rng.integers(0, 8))
+    pen = max(1, int(scale * rng.uniform(1, 3)))
+    (wide, tall), _ = cv2.getTextSize(letters, font, scale, pen)
+    for row, bottom in enumerate(range(tall, side + tall, max(tall, int(tall * rng.uniform(1.3, 6))))):
+        for left in range(-(row % 2) * wide // 2, side, wide + tall):
+            cv2.putText(cover, letters, (left, bottom), font, scale, 255, pen, cv2.LINE_AA)
+    if rng.random() < 0.7:
+        cover = np.asarray(
+            cv2.warpAffine(cover, cv2.getRotationMatrix2D((side / 2, side / 2), rng.uniform(-60, 60), 1.0), (side, side))
+        )
+    top, left = (side - height) // 2, (side - width) // 2
+    share = (cover[top : top + height, left : left + width].astype(np.float32) * np.float32(rng.uniform(0.15, 0.6) / 255))[
+        ..., None
+    ]
+    return _levels(image * (1 - share) + np.float32(rng.choice([0, 128, 255, 255])) * share)
+
+
 def _erased(image: Pixels, rng: np.random.Generator) -> Pixels:
     """One or two rectangles of one color, each 10 to 45 % of the sides."""
     drawn = image.copy()
@@ -450,8 +482,12 @@ def _framed(image: Pixels, top: int, bottom: int, left: int, right: int, color: 
 
 
 def _collage(image: Pixels, rng: np.random.Generator, other: Pixels) -> Pixels:
-    """The image in a row or column with one or two others as large as itself, with a gap or without."""
+    """The image in a row, a column or a square with one to three others as large as itself, with a gap or without."""
     height, width = image.shape[:2]
+    if rng.random() < 0.3:
+        rows = [[_resized(other, width, height)] * 2 for _ in range(2)]
+        rows[int(rng.integers(0, 2))][int(rng.integers(0, 2))] = image
+        return np.concatenate([np.concatenate(row, axis=1) for row in rows])
     images = [_resized(other, width, height)] * int(rng.integers(1, 3))
     images.insert(int(rng.integers(0, len(images) + 1)), image)
     axis, gap, color = int(rng.integers(0, 2)), int(rng.integers(0, 12)), _color(rng)
@@ -483,7 +519,7 @@ def _alone(image: Pixels, rng: np.random.Generator) -> Pixels:
 
 ALTERATIONS: Mapping[str, tuple[float, Draw]] = MappingProxyType(
     {
-        "rotation": (4.0, _rotation),
+        "rotation": (5.0, _rotation),
         "shift": (2.5, _shift),
         "zoom": (1.2, _zoom),
         "quarter turn": (1.4, _quarter_turn),
@@ -493,32 +529,34 @@ ALTERATIONS: Mapping[str, tuple[float, Draw]] = MappingProxyType(
         "equalize": (0.6, _equalized),
         "local contrast": (0.8, _local_contrast),
         "gamma": (1.0, _gamma),
-        "window": (1.8, _window),
-        "brightness": (3.0, _brightness),
-        "contrast": (1.7, _contrast),
+        "window": (2.5, _window),
+        "brightness": (5.0, _brightness),
+        "contrast": (2.0, _contrast),
         "tone curve": (0.8, _tone_curve),
         "solarize": (0.7, _solarized),
-        "posterize": (0.3, _posterized),
-        "jpeg": (1.3, _jpeg),
-        "noise": (2.2, _noise),
-        "speckle": (0.3, _speckle),
-        "blur": (1.5, _blur),
-        "motion blur": (0.3, _motion_blur),
+        "uneven light": (0.7, _uneven_light),
+        "posterize": (0.6, _posterized),
+        "jpeg": (2.0, _jpeg),
+        "noise": (7.0, _noise),
+        "speckle": (0.5, _speckle),
+        "blur": (2.0, _blur),
+        "motion blur": (0.8, _motion_blur),
         "denoise": (0.5, _denoised),
         "sharpen": (0.4, _sharpened),
         "gray": (0.8, _gray),
         "color cast": (0.6, _color_cast),
         "hue": (0.4, _hue),
-        "invert": (1.0, _inverted),
+        "invert": (1.5, _inverted),
         "resample": (0.9, _resampled),
         "marks": (2.0, _marks),
+        "watermark": (0.8, _watermark),
         "erase": (0.5, _erased),
         "caption": (0.6, _caption),
         "border": (1.0, _border),
         "letterbox": (0.8, _letterbox),
         "square": (0.5, _square),
         "aspect": (1.1, _aspect),
-        "collage": (0.14, _alone),
+        "collage": (1.2, _alone),
         "elastic": (0.5, _elastic),
     }
 )
