@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from .runtime.bundle import Bundle
-    from .runtime.gallery.calibration import Calibration, Decision, Forecast
+    from .runtime.gallery.alarms import Alarms
+    from .runtime.gallery.calibration import AlterationMisses, Calibration, Decision, Forecast
     from .runtime.identification import Suspect
     from .runtime.screening import Comparison, Result
 
@@ -24,6 +24,7 @@ __all__ = [
     "print_calibration",
     "print_card",
     "print_comparison",
+    "print_copies",
     "print_facts",
     "print_results",
     "print_suspects",
@@ -177,10 +178,8 @@ def _shortened(key: str) -> str:
         return printable(key)
 
 
-def print_comparison(comparison: Comparison, first: Path, second: Path, bundle: Bundle, *, given: bool) -> None:
+def print_comparison(comparison: Comparison, first: Path, second: Path, decision: Decision) -> None:
     from rich.text import Text
-
-    from .runtime.gallery.calibration import decide_pair_threshold
 
     console = _console(sys.stdout)
     frames = f" (frames {comparison.frames[0]} and {comparison.frames[1]})" if any(comparison.frames) else ""
@@ -192,20 +191,20 @@ def print_comparison(comparison: Comparison, first: Path, second: Path, bundle: 
             f"  {printable(str(first))} and {printable(str(second))}{frames}: {words}, by a score of {comparison.score:.4f}",
         )
     )
-    words = decide_pair_threshold(bundle, comparison.threshold if given else None).words
-    console.print(Text(f"threshold {comparison.threshold:.4g}: {printable(words)}", "dim"))
+    console.print(Text(f"threshold {comparison.threshold:.4g}: {printable(decision.words)}", "dim"))
 
 
 def print_calibration(
     found: Calibration,
     ahead: Sequence[Forecast],
+    alarms: Sequence[Alarms],
     *,
     left_out: int = 0,
     repeated: int = 0,
     unreadable: int = 0,
     dry_run: bool = False,
 ) -> None:
-    """A threshold, what it was measured with, and a table of what to expect as the gallery grows."""
+    """A threshold, what it was measured with, what it misses, what others cost, and what to expect as the gallery grows."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
@@ -214,6 +213,11 @@ def print_calibration(
 
     console = _console(sys.stdout)
     wanted = percent(found.wanted)
+    if found.copies:
+        console.print(_copies_table(found.copies))
+        console.print(Text(_copies_in_words(found.copies), "dim"))
+    if alarms:
+        console.print(_alarms_table(alarms, found))
     if ahead:
         table = Table(box=SIMPLE_HEAD, pad_edge=False)
         columns = ["gallery size", "strangers flagged at this threshold", "at most", f"threshold for {wanted}"]
@@ -265,6 +269,65 @@ def print_calibration(
         )
     if dry_run:
         console.print(Text("nothing was kept (--dry-run)"))
+
+
+def print_copies(missed: Sequence[AlterationMisses], threshold: float, words: str) -> None:
+    """The altered copies that stay below a threshold, and where the threshold comes from."""
+    from rich.text import Text
+
+    console = _console(sys.stdout)
+    console.print(_copies_table(missed))
+    console.print(Text(_copies_in_words(missed), "dim"))
+    console.print(Text(f"threshold {threshold:.4g}: {printable(words)}", "bold"))
+
+
+def _copies_table(missed: Sequence[AlterationMisses]) -> Table:
+    """The most missed alteration first."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    from .runtime.gallery.calibration import percent
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for column in ("altered copies of the index's images", "missed", "FNIR", "95 % interval"):
+        table.add_column(column, justify="left" if column.startswith("altered") else "right")
+    for each in sorted(missed, key=lambda each: -each.misses.fnir):
+        seen = each.misses
+        ends = (percent(seen.interval.low), percent(seen.interval.high))
+        row = (each.alteration, f"{seen.missed:,} of {seen.mates:,}", percent(seen.fnir))
+        table.add_row(*row, f"up to {ends[1]}" if not seen.missed else " to ".join(ends))
+    return table
+
+
+def _copies_in_words(missed: Sequence[AlterationMisses]) -> str:
+    return (
+        f"{missed[0].misses.mates:,} images of the index, each altered in {len(missed)} ways. These are altered copies, not "
+        "further examinations of the same patients, which are missed more often: --pairs measures those"
+    )
+
+
+def _alarms_table(alarms: Sequence[Alarms], found: Calibration) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    from .runtime.gallery.calibration import ThresholdSource, percent
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    copies = any(each.copies for each in alarms)
+    columns = ("threshold", "for", "held of 1,000 strangers' images", *(("copies missed", "most of") if copies else ()))
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("for", "most of") else "right")
+    for each in alarms:
+        low, high = (f"{1000 * end:.3g}" for end in (each.fpir_interval.low, each.fpir_interval.high))
+        held = f"0 (up to {high})" if not each.fpir else f"{each.holds_per_1000:.3g} ({low} to {high})"
+        words = "pairs (bundle)" if each.wanted is None else percent(each.wanted)
+        if each.source is ThresholdSource.STRANGERS:
+            words += " (bundle)"
+        row = [f"{each.threshold:.4g}", words, held]
+        if each.worst is not None and each.fnir is not None:
+            row += [percent(each.fnir), f"{each.worst.alteration}, {percent(each.worst.misses.fnir)}" if each.fnir else ""]
+        table.add_row(*row, style="bold" if each.threshold == found.threshold else None)
+    return table
 
 
 def print_suspects(suspects: Sequence[Suspect], as_json: bool) -> None:

@@ -21,6 +21,7 @@ __all__ = [
     "json_option",
     "model_options",
     "null_option",
+    "pair_threshold_option",
     "paths_argument",
     "quiet_option",
     "threshold_option",
@@ -134,6 +135,12 @@ index_option = click.option(
 )
 threshold_option = click.option(
     "--threshold", type=float, callback=_checked_threshold, help="Score for a match.  [default: the bundle's]"
+)
+pair_threshold_option = click.option(
+    "--threshold",
+    type=float,
+    callback=_checked_threshold,
+    help="Score for a match.  [default: --fpir's in a gallery of one image, else the bundle's]",
 )
 fpir_option = click.option(
     "--fpir",

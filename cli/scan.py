@@ -20,9 +20,9 @@ from .options import (
     json_option,
     model_options,
     null_option,
+    pair_threshold_option,
     paths_argument,
     quiet_option,
-    threshold_option,
 )
 
 if TYPE_CHECKING:
@@ -127,11 +127,20 @@ def scan(
 @click.command()
 @click.argument("first", type=click.Path(path_type=Path))
 @click.argument("second", type=click.Path(path_type=Path))
-@threshold_option
+@pair_threshold_option
+@fpir_option
 @json_option
 @quiet_option
 @model_options
-def compare(first: Path, second: Path, threshold: float | None, as_json: bool, quiet: bool, model: Callable[[], Screener]) -> int:
+def compare(
+    first: Path,
+    second: Path,
+    threshold: float | None,
+    fpir: float | None,
+    as_json: bool,
+    quiet: bool,
+    model: Callable[[], Screener],
+) -> int:
     """Score two pictures: do they show the same?
 
     \b
@@ -139,8 +148,10 @@ def compare(first: Path, second: Path, threshold: float | None, as_json: bool, q
       lcmem-onnx compare original.dcm copy.png
     """
     from ..runtime.errors import PictureError
+    from ..runtime.gallery.calibration import decide_pair_threshold
 
     screener = model()
+    decision = decide_pair_threshold(screener.bundle, threshold, fpir)
     embeddings = []
     for path in (first, second):
         try:
@@ -148,11 +159,11 @@ def compare(first: Path, second: Path, threshold: float | None, as_json: bool, q
         except PictureError as error:
             click.echo(f"error: {printable(str(path))}: {printable(str(error))} [{error.reason}]", err=True)
             return FAILED
-    comparison = screener.compare_embeddings(embeddings[0], embeddings[1], threshold)
+    comparison = screener.compare_embeddings(embeddings[0], embeddings[1], decision)
     if as_json:
         click.echo(json.dumps(comparison.as_json()))
     else:
-        print_comparison(comparison, first, second, screener.bundle, given=threshold is not None)
+        print_comparison(comparison, first, second, decision)
     return FOUND if comparison.verdict.value == "match" else NOTHING_FOUND
 
 

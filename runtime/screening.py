@@ -209,24 +209,26 @@ class Screener:
         parts = [np.stack(pixels[at : at + self._batch]) for at in range(0, len(pixels), self._batch)]
         return np.concatenate([self.encoder.embed_resized(part) for part in parts])
 
-    def compare(self, first: Source, second: Source, threshold: float | None = None) -> Comparison:
+    def compare(self, first: Source, second: Source, threshold: float | None = None, fpir: float | None = None) -> Comparison:
         """Score two pictures: do they show the same?
 
         Args:
             first, second: as for `embed`.
             threshold: score in (0, 1); None takes what the bundle's strangers give for a gallery of one, else the bundle's.
+            fpir: wanted false-positive identification rate, for a bundle with a strangers' tail; None takes 5 %.
 
         Raises:
-            As for `embed`.
+            UsageError: the threshold or the rate is out of range, or a rate is asked of a bundle without a tail.
+            PictureError, EncodingError: as for `embed`.
         """
-        decide_pair_threshold(self.bundle, threshold)  # before the work, so that a wrong one is said at once
-        return self.compare_embeddings(self.embed_renderings(first), self.embed_renderings(second), threshold)
+        decision = decide_pair_threshold(self.bundle, threshold, fpir)  # before the work, so that a wrong one is said at once
+        return self.compare_embeddings(self.embed_renderings(first), self.embed_renderings(second), decision)
 
     def compare_embeddings(
-        self, ones: Sequence[Floats] | Floats, others: Sequence[Floats] | Floats, threshold: float | None = None
+        self, ones: Sequence[Floats] | Floats, others: Sequence[Floats] | Floats, threshold: float | Decision | None = None
     ) -> Comparison:
         """Score two pictures by their embeddings, as `embed` or `embed_renderings` gives them."""
-        decision = decide_pair_threshold(self.bundle, threshold)
+        decision = threshold if isinstance(threshold, Decision) else decide_pair_threshold(self.bundle, threshold)
         first, second = (np.concatenate([np.atleast_2d(frame) for frame in frames]) for frames in (ones, others))
         numbers = [[at for at, frame in enumerate(frames) for _ in np.atleast_2d(frame)] for frames in (ones, others)]
         logits = np.stack([self.bundle.head.logits(one, second) for one in first])
@@ -243,14 +245,15 @@ class Screener:
             yield views_of([picture], self.bundle.image_size)
             return
         data = picture if isinstance(picture, bytes) else read_file(Path(picture), self.limits)
-        opened = self._open(data, "" if isinstance(picture, bytes) else Path(picture).name)
+        opened = self.open(data, "" if isinstance(picture, bytes) else Path(picture).name)
         try:
             for number in range(opened.frames):
                 yield opened.views(number, self.bundle.image_size)
         finally:
             opened.close()
 
-    def _open(self, data: bytes, name: str) -> Picture | IsolatedPicture:
+    def open(self, data: bytes, name: str = "") -> Picture | IsolatedPicture:
+        """Open a file's bytes as this screener does, in a process of its own where it isolates; `close` what is returned."""
         return self._nursery.open(data, name) if self._nursery else open_picture(data, self.limits, name)
 
     def self_test(self) -> float:
@@ -463,7 +466,7 @@ class Screener:
             content = hashlib.sha256(data).digest()
             if known and known(content, key):
                 return _Prepared(content)
-            picture = self._open(data, "" if isinstance(found, Supplied) else found.path.name)
+            picture = self.open(data, "" if isinstance(found, Supplied) else found.path.name)
             ahead = tuple(self._one_frame(picture, number) for number in range(min(picture.frames, FRAMES_AHEAD)))
         except PictureError as error:
             return _Prepared(content, error=error)

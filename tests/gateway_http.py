@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import httpx2 as httpx
+from lcmem_onnx.runtime.gallery.calibration import ThresholdSource
 from lcmem_onnx.runtime.gateway.http.server import HttpServer
 from lcmem_onnx.runtime.gateway.outcome import Near, Outcome
 from lcmem_onnx.runtime.gateway.privacy import create_site_key
@@ -59,7 +60,8 @@ def judged(item: Item) -> Outcome:
     near = (Near(str(CT), 0, 0.98 if match else 0.12),)
     verdict, reason, action = ("match", "at-or-above-threshold", "quarantine") if match else ("clear", "below-threshold", "forward")
     to = () if match else ("archive",)
-    return Outcome(verdict, reason, action, to, "all", "patients", 1, 0, 0.7451, near)  # type: ignore[arg-type]
+    found = Outcome(verdict, reason, action, to, "all", "patients", 1, 0, 0.7451, near)  # type: ignore[arg-type]
+    return replace(found, threshold_source=ThresholdSource.BUNDLE)
 
 
 @contextmanager

@@ -206,6 +206,7 @@ def test_an_object_that_is_asked_about_gets_its_verdict_and_is_gone(tmp_path: Pa
             "schema_version": 1, "verdict": "match", "reason": "at-or-above-threshold", "frame": 0, "threshold": 0.7451,
             "matches_total": 1,
         }  # fmt: skip
+        assert said["threshold_source"] == "bundle"
         assert said["matches"] == [said["nearest"]]
         assert said["nearest"]["key"] == spool.pseudonyms.of("gallery", str(CT))
         assert str(CT) not in answer.text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import shutil
 import tracemalloc
@@ -18,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lcmem_onnx.runtime.errors import Reason
 from lcmem_onnx.runtime.gallery import Gallery, Hit
+from lcmem_onnx.runtime.gallery.calibration import ThresholdSource
 from lcmem_onnx.runtime.gateway.header import HeaderError, read_header
 from lcmem_onnx.runtime.gateway.outcome import Cause, Outcome
 from lcmem_onnx.runtime.gateway.privacy import create_site_key
@@ -92,9 +94,22 @@ def test_clear_goes_on_and_a_match_is_held(spool: Spool, screener: Screener) -> 
     assert match.nearest[0].score > 0.99
     assert (clear.verdict, clear.action, clear.destinations) == ("clear", "forward", ("archive",))
     assert clear.threshold == screener.bundle.threshold.value
+    assert clear.threshold_source is ThresholdSource.BUNDLE
+    for kept in (clear.for_audit(spool.pseudonyms), clear.for_spool(spool.pseudonyms)):
+        assert json.loads(json.dumps(kept))["threshold_source"] == "bundle"
     assert clear.model == screener.bundle.fingerprint
     assert clear.index
     assert clear.frames == 1
+
+
+def test_the_source_of_the_threshold_is_kept_and_absent_where_nothing_was_compared(
+    spool: Spool, screener: Screener, settings: Settings
+) -> None:
+    given = replace(settings, gallery=tuple(replace(each, threshold=0.9) for each in settings.gallery))
+    match, unread = outcomes(spool, screener, CT.read_bytes(), b"not DICOM", settings=given)
+    assert (match.threshold, match.threshold_source) == (0.9, ThresholdSource.GIVEN)
+    assert (unread.verdict, unread.threshold, unread.threshold_source) == ("error", None, None)
+    assert unread.for_audit(spool.pseudonyms)["threshold_source"] is None
 
 
 def test_the_worst_frame_decides_and_is_named(spool: Spool, screener: Screener) -> None:

@@ -457,6 +457,30 @@ def test_comparing_two_images_is_a_gallery_of_one(tailed: Path, tiny_bundle: Pat
     assert (document["threshold"], document["threshold_source"]) == (0.5, "bundle")
 
 
+def test_comparing_two_images_takes_a_share(tailed: Path, tiny_bundle: Path, pictures: Path) -> None:
+    """Of a gallery of one, the share of flagged strangers is the rate of the pairs."""
+    common = ("compare", pictures / "0.png", pictures / "1.png", "--fpir", "0.001")
+    expected = score_of(-3.0 + 0.4 * math.log(10))
+    document = json.loads(lcmem(*common, "--bundle", tailed, "--json", "-q").stdout)
+    assert (document["threshold"], document["threshold_source"]) == (pytest.approx(expected), "strangers")
+    said = " ".join(lcmem(*common, "--bundle", tailed, "-q").stdout.split())
+    assert f"threshold {expected:.4g}: at most about 0.1 % of strangers' images flagged in a gallery of 1" in said
+    document = json.loads(lcmem(*common, "--bundle", tailed, "--threshold", "0.7", "--json", "-q").stdout)
+    assert (document["threshold"], document["threshold_source"]) == (0.7, "given")
+    one, other = (pictures / f"{number}.png" for number in range(2))
+    assert Screener(tailed).compare(one, other, fpir=0.001).threshold == pytest.approx(expected)
+    refused = lcmem(*common, "--bundle", tiny_bundle)
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert "has no strangers' tail" in refused.stderr
+
+
+@pytest.mark.parametrize("fpir", ["0", "1", "-0.1", "nan", "5"])
+def test_comparing_refuses_a_share_out_of_range(fpir: str, tailed: Path, pictures: Path) -> None:
+    done = lcmem("compare", pictures / "0.png", pictures / "1.png", "--bundle", tailed, "--fpir", fpir)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "give a share between 0 and 1" in done.stderr
+
+
 def test_bundle_info_shows_the_tail(tailed: Path) -> None:
     said = " ".join(lcmem("bundle", "info", "--bundle", tailed).stdout.split())
     assert "pairs of the test" in said
@@ -514,6 +538,7 @@ def test_the_gateway_screens_with_it(gallery: Path, tailed: Path, tmp_path: Path
         ((_, outcome),) = list(screening.screen(spool.claim("test", 10)))
         screening.close()
     assert outcome.threshold == pytest.approx(score_of(-3.0 + 0.4 * math.log(1e-2 / (1 - 0.99 ** (1 / 6)))))
+    assert outcome.threshold_source is ThresholdSource.STRANGERS
 
 
 def test_an_audit_without_a_hold_out_uses_it(tailed: Path, pictures: Path, tmp_path: Path) -> None:

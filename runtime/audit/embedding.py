@@ -85,13 +85,13 @@ class Seeing(Screener):
         vars(self).update(vars(screener))
         self._looks = looks
 
-    def _open(self, data: bytes, name: str) -> Any:
-        picture = super()._open(data, name)
+    def open(self, data: bytes, name: str = "") -> Any:
+        picture = super().open(data, name)
         return _Views(picture, self._looks) if self._looks else picture
 
     def frame(self, data: bytes, name: str, number: int) -> NDArray[np.uint8]:
         """See `frame_of`."""
-        picture = super()._open(data, name)
+        picture = super().open(data, name)
         try:
             return picture.frame(number)
         finally:

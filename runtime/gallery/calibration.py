@@ -33,6 +33,7 @@ from .intervals import Interval, clopper_pearson, order_interval, supported_rate
 
 __all__ = [
     "SETTING",
+    "AlterationMisses",
     "Calibration",
     "Decision",
     "Doubles",
@@ -44,6 +45,7 @@ __all__ = [
     "decide_pair_threshold",
     "decide_size_threshold",
     "decide_threshold",
+    "decide_uncalibrated",
     "forecasts",
     "forget_calibration",
     "misses",
@@ -89,6 +91,14 @@ class Misses:
 
 
 @dataclass(frozen=True)
+class AlterationMisses:
+    """Altered copies of the gallery's own images, searched for in it: `alteration` is named as in `evaluate --grid all`."""
+
+    alteration: str
+    misses: Misses
+
+
+@dataclass(frozen=True)
 class Calibration:
     """A threshold with what is known of it.
 
@@ -104,6 +114,7 @@ class Calibration:
         misses: at this threshold; None where no pairs were given.
         fingerprint: of the bundle.
         date: ISO 8601, UTC.
+        copies: of altered copies of the gallery's own images, at this threshold; empty where they were not measured.
     """
 
     threshold: float
@@ -118,6 +129,7 @@ class Calibration:
     misses: Misses | None
     fingerprint: str
     date: str
+    copies: tuple[AlterationMisses, ...] = ()
 
     @property
     def enough(self) -> bool:
@@ -330,6 +342,7 @@ def stored_calibration(gallery: Gallery) -> Calibration | None:
 
 def _parsed(content: Mapping[str, Any]) -> Calibration:
     missed = content["misses"]
+    copies = content.get("copies", ())  # older versions do not write it
     return Calibration(
         threshold=float(content["threshold"]),
         threshold_interval=Interval(**content["threshold_interval"]),
@@ -340,10 +353,15 @@ def _parsed(content: Mapping[str, Any]) -> Calibration:
         witnesses=int(content["witnesses"]),
         supported=float(content["supported"]),
         growth=Growth(**content["growth"]),
-        misses=Misses(**{**missed, "interval": Interval(**missed["interval"])}) if missed else None,
+        misses=_parsed_misses(missed) if missed else None,
         fingerprint=str(content["fingerprint"]),
         date=str(content["date"]),
+        copies=tuple(AlterationMisses(str(each["alteration"]), _parsed_misses(each["misses"])) for each in copies),
     )
+
+
+def _parsed_misses(content: Mapping[str, Any]) -> Misses:
+    return Misses(**{**content, "interval": Interval(**content["interval"])})
 
 
 def decide_threshold(
@@ -373,11 +391,7 @@ def decide_threshold(
     size = gallery.vectors()
     calibration = stored_calibration(gallery)
     if calibration is None:
-        if gallery.bundle.strangers is not None or fpir is not None:
-            return decide_size_threshold(gallery.bundle, fpir, _searched(gallery, size, galleries))
-        pairs = gallery.bundle.threshold
-        note = f"it is a threshold for pairs, and this gallery holds {size:,}: 'lcmem-onnx calibrate' sets one for it"
-        return Decision(pairs.value, ThresholdSource.BUNDLE, pairs.source, (note,) if size >= LARGE else ())
+        return decide_uncalibrated(gallery, fpir, galleries)
     warnings = []
     then, growth = calibration.growth.size, calibration.growth
     if fpir is not None:
@@ -398,16 +412,33 @@ def decide_threshold(
     return Decision(calibration.threshold, ThresholdSource.INDEX, calibration.in_words(), tuple(warnings), fpir)
 
 
-def decide_pair_threshold(bundle: Bundle, given: float | None = None) -> Decision:
+def decide_uncalibrated(gallery: Gallery, fpir: float | None = None, galleries: Collection[str] | None = None) -> Decision:
+    """Choose the threshold of an index as if it had no calibration; arguments and errors as for `decide_threshold`."""
+    size = gallery.vectors()
+    if gallery.bundle.strangers is not None or fpir is not None:
+        return decide_size_threshold(gallery.bundle, fpir, _searched(gallery, size, galleries))
+    pairs = gallery.bundle.threshold
+    note = f"it is a threshold for pairs, and this gallery holds {size:,}: 'lcmem-onnx calibrate' sets one for it"
+    return Decision(pairs.value, ThresholdSource.BUNDLE, pairs.source, (note,) if size >= LARGE else ())
+
+
+def decide_pair_threshold(bundle: Bundle, given: float | None = None, fpir: float | None = None) -> Decision:
     """Choose the threshold to compare two images with: the given one; that for a gallery of one; the bundle's, for pairs.
 
+    Args:
+        bundle: the model.
+        given: a score in (0, 1).
+        fpir: wanted false-positive identification rate in a gallery of one; None takes `DEFAULT_FPIR`.
+
     Raises:
-        UsageError: the given one is out of range.
+        UsageError: the given threshold or rate is out of range, or a rate is asked of a bundle without a tail.
     """
+    if fpir is not None:
+        check_rate(fpir)
     if given is not None:
-        return Decision(check_threshold(given), ThresholdSource.GIVEN, "given with --threshold")
-    if bundle.strangers is not None:
-        return decide_size_threshold(bundle, None, 1)
+        return Decision(check_threshold(given), ThresholdSource.GIVEN, "given with --threshold", fpir=fpir)
+    if bundle.strangers is not None or fpir is not None:
+        return decide_size_threshold(bundle, fpir, 1)
     return Decision(bundle.threshold.value, ThresholdSource.BUNDLE, bundle.threshold.source)
 
 

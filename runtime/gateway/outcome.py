@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
 
+from ..gallery.calibration import ThresholdSource
 from ..identifiers import NOBODY, Identifiers
 from .privacy import Pseudonyms
 from .settings import Action
@@ -69,6 +70,7 @@ class Outcome:
         identifiers: whose it is, raw.
         notes: what the object holds that was not screened: see `runtime.notes.Note`.
         timings: seconds, by what was done.
+        threshold_source: where `threshold` comes from; None where nothing was compared.
     """
 
     verdict: Literal["clear", "match", "error"]
@@ -87,6 +89,7 @@ class Outcome:
     identifiers: Identifiers = NOBODY
     notes: tuple[str, ...] = ()
     timings: dict[str, float] = field(default_factory=dict)
+    threshold_source: ThresholdSource | None = None
 
     def for_audit(self, pseudonyms: Pseudonyms) -> dict[str, Any]:
         """Fields for the audit trail: gallery pictures and the study by pseudonym."""
@@ -100,6 +103,7 @@ class Outcome:
             "frames": self.frames,
             "worst_frame": self.worst_frame,
             "threshold": self.threshold,
+            "threshold_source": self.threshold_source and self.threshold_source.value,
             "nearest": [
                 {
                     "pseudonym": pseudonyms.of("gallery", near.key),
@@ -126,6 +130,7 @@ class Outcome:
             "frames": self.frames,
             "worst_frame": self.worst_frame,
             "threshold": self.threshold,
+            "threshold_source": self.threshold_source and self.threshold_source.value,
             "nearest": [{"key": near.key, "frame": near.frame, "score": near.score} for near in self.nearest],
             "model_sha256": self.model,
             "index_sha256": self.index,

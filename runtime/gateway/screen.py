@@ -217,6 +217,7 @@ class ObjectScreener:
             frames=sum(result.frame is not None for result in job.results),
             worst_frame=worst.frame,
             threshold=worst.threshold,
+            threshold_source=worst.threshold_source,
             nearest=tuple(Near(hit.key, hit.frame, hit.score, hit.patient) for hit in hits[: self._settings.screen.nearest]),
             model=self._screener.bundle.fingerprint,
             index=index,

@@ -83,6 +83,7 @@ def _as_json(item: Item, spool: Spool) -> dict[str, Any]:
         "reason": item.reason,
         "detail": None,
         "threshold": threshold,
+        "threshold_source": result.get("threshold_source"),
         "matches": matches,
         "matches_total": len(matches),
         "nearest": nearest[0] if nearest else None,
