@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,6 +81,7 @@ def scan(
     if names and folder is None:
         raise click.UsageError("--gallery chooses among the groups of an index: it goes with --index")
     from ..runtime.errors import LcmemError
+    from ..runtime.flood import MANY, FloodWatch
     from ..runtime.gallery.calibration import decide_threshold
 
     items, skipped = walk(inputs(paths, null))
@@ -91,7 +93,9 @@ def scan(
         decision = decide_threshold(gallery, threshold, fpir, names or None)
         for line in () if quiet else decision.warnings:
             warn(line)
-        results = screener.screen(items, gallery, threshold=decision, top=top, search=search, galleries=names or None)
+        watch = FloodWatch(decision, screener.bundle.head)
+        listed = max(top, MANY)
+        results = screener.screen(items, gallery, threshold=decision, top=listed, search=search, galleries=names or None)
         no_bar = quiet or (as_json and sys.stdout.isatty())  # the lines themselves show how far it is
         counts = {"clear": 0, "match": 0, "error": 0}
         kept: list[Result] = []
@@ -103,7 +107,9 @@ def scan(
 
         try:
             with closing(progress(results, len(items), "screening", no_bar, lambda result: result.path)) as shown:
-                for result in shown:
+                for found in shown:
+                    watch.see(found)
+                    result = replace(found, matches=found.matches[:top], identities=found.identities[:top])
                     counts[result.verdict.value] += 1
                     if as_json:
                         click.echo(json.dumps(result.as_json()))
@@ -115,8 +121,13 @@ def scan(
             report(f"{how}: these are the results until then, of {len(items)} pictures in all")
             raise
         report()
+        flood = watch.flood()
         if as_json:
-            click.echo(json.dumps({"schema_version": 1, "summary": {**counts, "skipped": skipped}}))
+            summary = {**counts, "skipped": skipped, **({"flood": flood.as_json()} if flood else {})}
+            click.echo(json.dumps({"schema_version": 1, "summary": summary}))
+        if flood and not quiet:
+            where = f"--index {folder}" if folder else f"--index DIR (after 'lcmem-onnx index build {against} --index DIR')"
+            warn(f"{flood.in_words()}. 'lcmem-onnx calibrate {where} --negatives STRANGERS' sets one for it")
         if unproven and not quiet:
             say(f"note: {unproven} results come from the search graph, which may miss a match; use '--search exact' to be sure")
     if counts["error"] or unreadable:

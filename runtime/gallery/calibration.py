@@ -182,6 +182,7 @@ class Decision:
     """The threshold of a scan, its source in a code and in words, and what should be said of it.
 
     `fpir` is the rate that the user asked for, so that an index that takes the place of this one is decided on the same way.
+    `expected` is the share of strangers' images that is flagged at most, about; None where the source does not say.
     """
 
     threshold: float
@@ -189,6 +190,7 @@ class Decision:
     words: str
     warnings: tuple[str, ...] = ()
     fpir: float | None = None
+    expected: float | None = None
 
 
 def percent(share: float) -> str:
@@ -472,4 +474,4 @@ def decide_size_threshold(bundle: Bundle, fpir: float | None, size: int) -> Deci
         f"strangers' images are flagged in a gallery of {size:,}, where {percent(found.wanted)} was wanted. "
         "'lcmem-onnx calibrate' sets a threshold for it"
     )
-    return Decision(found.threshold, ThresholdSource.STRANGERS, words, (warning,) if found.beyond else (), fpir)
+    return Decision(found.threshold, ThresholdSource.STRANGERS, words, (warning,) if found.beyond else (), fpir, found.fpir)
