@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from .runtime.screening import Comparison, Result
 
 __all__ = [
+    "as_number",
+    "console_on",
+    "is_table",
     "print_calibration",
     "print_card",
     "print_comparison",
@@ -66,7 +69,7 @@ def progress(items: Iterable[T], total: int | None, what: str, quiet: bool, plac
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=_console(sys.stderr), transient=True, redirect_stdout=False) as bar:
+    with Progress(*columns, console=console_on(sys.stderr), transient=True, redirect_stdout=False) as bar:
         task = bar.add_task(what, total=total, rate="")
         last = None
         for item in items:
@@ -87,7 +90,8 @@ def warn(line: str) -> None:
     say(f"warning: {printable(line)}")
 
 
-def _console(stream: IO[str]) -> Console:
+def console_on(stream: IO[str]) -> Console:
+    """A console of the stream's width; of `PIPE_WIDTH` where it is not a terminal."""
     from rich.console import Console
 
     # A pipe has no width: without one, rich would fold a path into 80 columns.
@@ -132,7 +136,7 @@ def print_results(
     """
     from rich.text import Text
 
-    console = _console(sys.stdout)
+    console = console_on(sys.stdout)
     if results:
         rows = [_row(result) for result in results]
         table = _wide(rows)
@@ -181,7 +185,7 @@ def _shortened(key: str) -> str:
 def print_comparison(comparison: Comparison, first: Path, second: Path, decision: Decision) -> None:
     from rich.text import Text
 
-    console = _console(sys.stdout)
+    console = console_on(sys.stdout)
     frames = f" (frames {comparison.frames[0]} and {comparison.frames[1]})" if any(comparison.frames) else ""
     verdict = comparison.verdict.value
     words = "the same" if verdict == "match" else "not the same"
@@ -211,7 +215,7 @@ def print_calibration(
 
     from .runtime.gallery.calibration import percent
 
-    console = _console(sys.stdout)
+    console = console_on(sys.stdout)
     wanted = percent(found.wanted)
     if found.copies:
         console.print(_copies_table(found.copies))
@@ -275,7 +279,7 @@ def print_copies(missed: Sequence[AlterationMisses], threshold: float, words: st
     """The altered copies that stay below a threshold, and where the threshold comes from."""
     from rich.text import Text
 
-    console = _console(sys.stdout)
+    console = console_on(sys.stdout)
     console.print(_copies_table(missed))
     console.print(Text(_copies_in_words(missed), "dim"))
     console.print(Text(f"threshold {threshold:.4g}: {printable(words)}", "bold"))
@@ -347,7 +351,7 @@ def print_suspects(suspects: Sequence[Suspect], as_json: bool) -> None:
     for each in suspects:
         score = "" if each.score is None else f"{each.score:.4f}"
         table.add_row(each.suspicion.value, Text(printable(each.path)), score, Text(_shortened(each.key or "")))
-    _console(sys.stdout).print(table)
+    console_on(sys.stdout).print(table)
 
 
 def print_facts(facts: dict[str, object], as_json: bool) -> None:
@@ -360,7 +364,7 @@ def print_facts(facts: dict[str, object], as_json: bool) -> None:
     table = Table.grid(padding=(0, 2))
     for name, value in facts.items():
         table.add_row(Text(name.replace("_", " "), "bold"), Text(printable(str(value))))
-    _console(sys.stdout).print(table)
+    console_on(sys.stdout).print(table)
 
 
 def print_card(card: Mapping[str, Any]) -> None:
@@ -368,14 +372,14 @@ def print_card(card: Mapping[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    console = _console(sys.stdout)
+    console = console_on(sys.stdout)
     sentences = Table.grid(padding=(0, 2))
     tables = []
     for name, value in _flattened(card):
         if isinstance(value, Mapping):
             tables.append((name, value))
         else:
-            sentences.add_row(Text(name, "bold"), Text(_number(value)))
+            sentences.add_row(Text(name, "bold"), Text(as_number(value)))
     console.print()
     console.print(sentences)
     for title, rows in tables:
@@ -384,7 +388,7 @@ def print_card(card: Mapping[str, Any]) -> None:
         for column in ("", *columns):
             table.add_column(Text(printable(column)), justify="right" if column else "left")
         for name, row in rows.items():
-            table.add_row(Text(printable(name)), *(Text(_number(row[column]) if column in row else "") for column in columns))
+            table.add_row(Text(printable(name)), *(Text(as_number(row[column]) if column in row else "") for column in columns))
         console.print()
         console.print(table)
 
@@ -393,20 +397,22 @@ def _flattened(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """What a card holds, one after the other: sentences, numbers, and tables (mappings of mappings of neither)."""
     for name, value in values.items():
         label = printable(name.replace("_", " "))
-        if not isinstance(value, Mapping) or _is_table(value):
+        if not isinstance(value, Mapping) or is_table(value):
             yield label, value
         elif all(isinstance(inner, int | float) for inner in value.values()):
-            yield label, ", ".join(f"{printable(inner)}: {_number(number)}" for inner, number in value.items())
+            yield label, ", ".join(f"{printable(inner)}: {as_number(number)}" for inner, number in value.items())
         else:
             yield from _flattened(value)
 
 
-def _is_table(value: Mapping[str, Any]) -> bool:
-    rows = list(value.values())
+def is_table(value: object) -> bool:
+    """Whether a part of a card is a mapping of rows to columns."""
+    rows = list(value.values()) if isinstance(value, Mapping) else []
     return bool(rows) and all(isinstance(row, Mapping) and not any(isinstance(x, Mapping) for x in row.values()) for row in rows)
 
 
-def _number(value: object) -> str:
+def as_number(value: object) -> str:
+    """A value of a table: numbers in four digits, - for none."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if value is None:

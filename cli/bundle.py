@@ -26,44 +26,51 @@ def bundle() -> None:
 
 @bundle.command("info")
 @bundle_option
+@click.option("--cells", is_flag=True, help="Show the figures of each single alteration too.")
 @json_option
-def bundle_info(bundle: Path | None, as_json: bool) -> int:
-    """Show a bundle's manifest: what the model is, its threshold, its proof against torch, its card.
+def bundle_info(bundle: Path | None, cells: bool, as_json: bool) -> int:
+    """Show a bundle: its threshold and figures first, then its proof against torch and its card. --json prints the manifest.
 
     \b
     Example:
       lcmem-onnx bundle info --bundle lcmem-bundle
     """
+    from ..figures import print_figures, print_strangers, tables_of
     from ..runtime.bundle import open_bundle
-    from ..runtime.gallery.calibration import percent
-    from ..runtime.strangers import DEFAULT_FPIR
 
     opened = open_bundle(bundle)
     if as_json:
         click.echo(json.dumps(dict(opened.manifest)))
         return NOTHING_FOUND
     manifest = opened.manifest
+    card = dict(manifest["card"])
+    tables = tables_of(card.get("figures"))
+    if tables:
+        others = {title: rows for title, rows in card.pop("figures").items() if title not in tables}
+        card |= {"figures": others} if others else {}
+    print_facts(
+        {
+            "name": opened.name,
+            "threshold": f"{opened.threshold.value:.4g}",
+            "threshold from": opened.threshold.source,
+            "summary": card.pop("summary", "-"),
+            "measured": card.pop("measured", "-"),
+        },
+        as_json=False,
+    )
+    if opened.strangers is not None:
+        print_strangers(opened.strangers)
+    print_figures(tables, cells=cells)
     facts: dict[str, object] = {
-        "name": opened.name,
         "path": str(opened.path),
         "created": manifest["created"],
         "network": manifest["checkpoint"]["description"],
         "input": f"{opened.image_size} x {opened.image_size} RGB, 8 bit",
         "embedding": f"{opened.features} numbers",
-        "threshold": f"{opened.threshold.value:.4g}",
-        "threshold from": opened.threshold.source,
         "variants": ", ".join(f"{name} ({its.bytes / 1e6:.1f} MB)" for name, its in opened.variants.items()),
         "license": manifest["license"],
         "fingerprint": opened.fingerprint,
     }
-    if opened.strangers is not None:
-        facts["strangers"] = opened.strangers.data
-        for size in (1, 100, 2_000, 20_000):
-            found = opened.strangers.threshold_for(DEFAULT_FPIR, size)
-            facts[f"  in a gallery of {size:,}"] = (
-                f"threshold {found.threshold:.4g}: at most about {percent(found.fpir)} of strangers' images flagged, worst "
-                f"{found.kind}{' (extrapolated)' if found.extrapolated else ''}"
-            )
     for variant, parity in manifest["parity"].items():
         facts[f"proof of {variant}"] = (
             f"{parity['pictures']} pictures, batches of {', '.join(map(str, parity['batch_sizes']))}: embeddings within "
@@ -75,8 +82,9 @@ def bundle_info(bundle: Path | None, as_json: bool) -> int:
                 f"{drift['flips']} of {drift['pairs']} pairs decided otherwise than by torch, 99 % of scores within "
                 f"{drift['score_p99']:.1e}{', past its gate' if entry['past_gate'] else ''}"
             )
+    click.echo()
     print_facts(facts, as_json=False)
-    print_card(manifest["card"])
+    print_card(card)
     return NOTHING_FOUND
 
 

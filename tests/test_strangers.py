@@ -484,8 +484,14 @@ def test_comparing_refuses_a_share_out_of_range(fpir: str, tailed: Path, picture
 def test_bundle_info_shows_the_tail(tailed: Path) -> None:
     said = " ".join(lcmem("bundle", "info", "--bundle", tailed).stdout.split())
     assert "pairs of the test" in said
-    assert "radiograph" in said
-    assert "2,000" in said
+    assert "strangers' images are flagged, by gallery size" in said
+    rates = [1 - 0.95 ** (1 / size) for size in (1, 1_000, 100_000)]
+    logits = [-3.0 + 0.4 * math.log(1e-2 / min(1e-2, max(rate, RATES[-1]))) for rate in rates]
+    marks = ["*" if rate < 1e-4 else "" for rate in rates]
+    for kind, less in (("photograph", 1.0), ("radiograph", 0.0), ("the one used", 0.0)):
+        row = " ".join(f"{score_of(each - less):.4g}{mark}" for each, mark in zip(logits, marks, strict=True))
+        assert f"{kind} {row}" in said
+    assert "flagged, at most 1 % 5 % 9.52 %" in said  # the tail ends at 1 in 1,000,000
 
 
 def test_the_gateway_takes_a_share_from_its_configuration(
