@@ -82,8 +82,8 @@ def model_options(command: Callable[P, R]) -> Callable[P, R]:
             click.get_current_context().call_on_close(screener.close)
             if screener.bundle.demonstration and not kwargs.get("quiet"):
                 click.echo(
-                    "note: this model was never measured on several examinations of one patient; do not release data on its word "
-                    "alone",
+                    "note: this is a demonstration model ('lcmem-onnx bundle info' shows what it misses); do not release data on "
+                    "its word alone",
                     err=True,
                 )
             return screener

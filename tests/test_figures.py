@@ -143,6 +143,35 @@ def test_cards_of_other_makers_are_shown_as_they_are(figures: Any, tiny_bundle: 
         assert (shown in said) or shown not in json.dumps(figures), shown
 
 
+@pytest.mark.parametrize(
+    ("figures", "says"),
+    [
+        (
+            FIGURES,
+            "finds 95 % of altered copies, 64 % of copies altered as users do, 5.4 % of those altered in ways that it never "
+            "learned, 20 % of further images of a patient at its own threshold",
+        ),
+        ({"copies, at the bundle's threshold": {"all": {"mean recall": 0.5}}}, "finds 50 % of altered copies at its own threshold"),
+        ({"copies, at the bundle's threshold": {"all": {"mean recall": "?", "realistic, trained": "unknown"}}}, None),
+        ({"copies, at the bundle's threshold": 1, "re-identification": {"all": []}}, None),
+    ],
+)
+def test_an_audit_says_what_the_model_finds_by_its_card(
+    figures: Any, says: str | None, tiny_bundle: Path, pictures: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("jinja2")
+    folder = carded(tiny_bundle, tmp_path / "bundle", figures=figures)
+    out = tmp_path / "report"
+    released, reference = pictures / "0.png", pictures / "1.png"
+    done = lcmem(
+        "audit", "--released", released, "--reference", reference, "--out", out, "--bundle", folder, "--threshold", "0.5", "-q"
+    )
+    assert done.exit_code in (0, 1), done.output
+    said = " ".join(done.stdout.split())
+    assert ("own tests say" in said) == (says is not None)
+    assert says is None or says in said
+
+
 def test_two_rows_of_one_short_name_are_both_shown(tiny_bundle: Path, tmp_path: Path) -> None:
     rows = {"chest (children)": {"AUC": 0.111}, "chest (adults)": {"AUC": 0.222}, "chest": {"AUC": 0.333}}
     folder = carded(tiny_bundle, tmp_path / "bundle", figures={"re-identification": rows})

@@ -159,8 +159,8 @@ def _caveats(audit: Audit, unread: int, unread_reference: int) -> tuple[str, ...
         said.append("The index was searched through its graph, which may miss a match: --search exact misses none.")
     if audit.bundle.demonstration:
         said.append(
-            "The model that was used says of itself that it was never measured on several examinations of one patient: do not "
-            "release data on its word alone."
+            "The model that was used says of itself that it is a demonstration ('lcmem-onnx bundle info' shows what it misses): do "
+            "not release data on its word alone."
         )
     return tuple(said)
 
@@ -242,19 +242,41 @@ def _chance(audit: Audit, found: int) -> str:
     return f"{said} So the number of matches by itself proves nothing; the pairs below must be looked at."
 
 
+def _card_recalls(card: object) -> dict[str, float]:
+    """What a model card says is found at the bundle's threshold, over all data sets."""
+
+    def row(title: str) -> Mapping[str, object]:
+        found: object = card
+        for name in ("figures", title, "all"):
+            found = found.get(name) if isinstance(found, Mapping) else None
+        return found if isinstance(found, Mapping) else {}
+
+    copies = row(FIGURES)
+    values = {
+        "altered copies": copies.get("mean recall"),
+        "copies altered as users do": _mean(copies.get("realistic, trained")),
+        "those altered in ways that it never learned": _mean(copies.get("realistic, held out")),
+        "further images of a patient": row("re-identification").get("recall at the bundle's threshold"),
+    }
+    return {what: float(value) for what, value in values.items() if isinstance(value, int | float)}
+
+
+def _mean(cell: object) -> float | None:
+    """The first number of a card's "0.9345, worst 0.7500 (crop 0.7)"."""
+    number = cell.partition(",")[0] if isinstance(cell, str) else ""
+    return float(number) if number.replace(".", "", 1).isdigit() else None
+
+
 def _sensitivity(audit: Audit, found: int, judged: int) -> str:
     parts = []
     if not found:
         highest = percent(rate_interval(0, judged).high)
         parts.append(f"at most {highest} of such pictures would be copies that this model sees (95 % interval)")
-    card = audit.bundle.manifest.get("card")
-    figures = card.get("figures") if isinstance(card, Mapping) else None
-    table = figures.get(FIGURES) if isinstance(figures, Mapping) else None
-    row = table.get("all") if isinstance(table, Mapping) else None
-    recall = row.get("mean recall") if isinstance(row, Mapping) else None
-    if isinstance(recall, float):
+    recalls = _card_recalls(audit.bundle.manifest.get("card"))
+    if recalls:
         higher = ", and this threshold is higher, so fewer are found" if audit.limit.value > audit.bundle.threshold.value else ""
-        parts.append(f"the model's own tests say that it finds {percent(recall)} of altered copies at its own threshold{higher}")
+        found_there = ", ".join(f"{percent(recall)} of {what}" for what, recall in recalls.items())
+        parts.append(f"the model's own tests say that it finds {found_there} at its own threshold{higher}")
     if not parts:
         return ""
     text = "; ".join(parts)
