@@ -229,7 +229,7 @@ def _done(config: Config) -> str:
 
 
 def _figures(measured: Evaluation, sources: Mapping[str, Source]) -> dict[str, Any]:
-    """Tables, each a mapping of rows to columns, the most telling first: re-identification, copies by grid, other methods, cells."""
+    """Tables, each a mapping of rows to columns, the most telling first."""
     ours, *others = (facts.name for facts in measured.scorers)
 
     def copies(scorer: str, wanted: float | None) -> dict[str, tuple[CopyDetection, CopyAt]]:
