@@ -94,6 +94,13 @@ NEEDED = ("imagehash", "matplotlib", "pdqhash", "skimage", "sklearn")
 @click.option("--size", type=click.IntRange(min=32), help="Side at which pictures are altered.  [default: the bundle's input]")
 @click.option("--seed", default=42, show_default=True, type=click.IntRange(min=0), help="Of pairs, alterations and intervals.")
 @click.option("--limit", type=click.IntRange(min=2), help="Only the first so many pictures of each data set, for a try.")
+@click.option(
+    "--altered",
+    "most_altered",
+    type=click.IntRange(min=1),
+    help="Alter only so many pictures of each data set, chosen by the seed; the others still count as different ones. "
+    "[default: all]",
+)
 @click.option("--plots", type=click.Path(path_type=Path), help="Folder to draw curves into.")
 @click.option("--plot-format", default="png", show_default=True, type=click.Choice(["png", "svg"]), help="Format of the curves.")
 def evaluate(
@@ -112,6 +119,7 @@ def evaluate(
     size: int | None,
     seed: int,
     limit: int | None,
+    most_altered: int | None,
     plots: Path | None,
     plot_format: str,
     as_json: bool,
@@ -168,6 +176,7 @@ def evaluate(
             progress=progress,
             grid=grid,
             no_negatives=left_out,
+            most_altered=most_altered,
         )
         if tail:
             _write_tail(tail, listing, base, screener, left_out, seed, session.threads, progress)

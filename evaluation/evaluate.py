@@ -205,6 +205,7 @@ def evaluate(
     progress: Progress | None = None,
     grid: str = "paper",
     no_negatives: Collection[str] = (),
+    most_altered: int | None = None,
 ) -> Evaluation:
     """Measure scorers on a file list.
 
@@ -224,6 +225,8 @@ def evaluate(
         grid: which copies to make: "paper" (its 24 cells and six beyond), "realistic" or "all".
         no_negatives: data sets whose pairs of different pictures do not count, because one thing may have two identities there.
             They take the thresholds, and the false positives, of all others together.
+        most_altered: pictures of each split of each data set that are altered, chosen by seed and name; all if None. The others
+            still count as negatives, so that thresholds stay as firm as they are.
 
     Raises:
         UsageError: a setting out of range, or two scorers of one name.
@@ -231,13 +234,15 @@ def evaluate(
         EncodingError: a scorer gave something that is no score.
     """
     _check_settings(scorers, protocol, size, limit, pair_negatives, false_positives, fit_on, grid)
+    if most_altered is not None and most_altered < 1:
+        raise UsageError(f"{most_altered} pictures of a data set cannot be altered: give 1 or more")
     listed = read_file_list(listing, base)
     rows = [row for row in _chosen(listed, limit) if row.split == "TEST" or fit_on == "val"]
     if not any(row.split == "TEST" for row in rows):
         raise FileListError(f"{listing} has no TEST pictures: there is nothing to measure")
     left_out = _no_negatives(rows, no_negatives)
     cells = GRIDS[grid] if protocol != "reid" else ()
-    plan = Plan(cells, protocol != "copy", seed, size, pair_negatives, workers or cpu_limit(), left_out)
+    plan = Plan(cells, protocol != "copy", seed, size, pair_negatives, workers or cpu_limit(), left_out, most_altered)
     try:
         scoring = score_all(rows, scorers, plan, progress)
     except FileListError as error:

@@ -99,11 +99,11 @@ class _Partners:
         raise FileListError(f"{of} has 1 identities that can be read; it takes two or more to have pairs of different pictures")
 
     def _place(self, name: str) -> bytes:
-        return hashlib.sha256(f"{self._seed}\0{name}\0partner".encode("utf-8", "surrogateescape")).digest()
+        return _place(self._seed, name, "partner")
 
 
 def read_ahead(
-    rows: Sequence[Listed], size: int, cells: Sequence[Cell], seed: int, workers: int
+    rows: Sequence[Listed], size: int, cells: Sequence[Cell], seed: int, workers: int, most_altered: int | None = None
 ) -> Iterator[Versions | Unreadable]:
     """Each picture of the list with its altered copies, in the list's order.
 
@@ -113,11 +113,15 @@ def read_ahead(
         cells: what to make of each picture, realistic ones last; of VAL's the paper's alone, for nothing is fitted on the others.
         seed: of the alterations.
         workers: threads.
+        most_altered: images of each split of each data set that are altered, chosen by seed and name; all if None. The others
+            come with no copies.
     """
 
     plain = [cell for cell in cells if not cell.realistic]
     realistic = [cell for cell in cells if cell.realistic]
     partners = _Partners(rows, seed) if any(cell.transform in NEEDS_OTHER for cell in realistic) else None
+
+    chosen_rows = _drawn(rows, seed, most_altered)
 
     def versions(row: Listed) -> Versions | Unreadable:
         try:
@@ -125,6 +129,8 @@ def read_ahead(
         except PictureError as error:
             return Unreadable(row.name, row.ds_name, row.split, error.reason.value, str(error))
         copies = [np.empty((0, *picture.shape), np.uint8)]
+        if chosen_rows is not None and row not in chosen_rows:
+            return Versions(picture, copies[0])
         if chosen := [cell for cell in plain if cell.paper or row.split != "VAL"]:
             copies.append(altered(picture, row.name, seed, chosen))
         if realistic and row.split != "VAL":
@@ -143,6 +149,21 @@ def read_ahead(
             yield waiting.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _drawn(rows: Sequence[Listed], seed: int, most: int | None) -> frozenset[Listed] | None:
+    """Up to `most` rows of each split of each data set, whatever their order in the list; None for all."""
+    if most is None:
+        return None
+    groups: dict[tuple[str, str], list[Listed]] = {}
+    for row in sorted(rows, key=lambda row: _place(seed, row.name, "altered")):
+        groups.setdefault((row.ds_name, row.split), []).append(row)
+    return frozenset(row for group in groups.values() for row in group[:most])
+
+
+def _place(seed: int, name: str, purpose: str) -> bytes:
+    """Put a name at a place that the seed gives, of each purpose another one."""
+    return hashlib.sha256(f"{seed}\0{name}\0{purpose}".encode("utf-8", "surrogateescape")).digest()
 
 
 class Store:

@@ -41,6 +41,7 @@ class Plan:
         pair_negatives: pairs of different pictures for scorers without embeddings, a data set.
         workers: threads that read.
         no_negatives: data sets whose pairs of different pictures do not count: one thing may stand under two identities there.
+        most_altered: pictures of each split of each data set that are altered, all if None. The others still are negatives.
     """
 
     cells: tuple[Cell, ...]
@@ -50,6 +51,7 @@ class Plan:
     pair_negatives: int
     workers: int
     no_negatives: frozenset[str] = frozenset()
+    most_altered: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,8 +59,8 @@ class Scored:
     """One scorer's scores on one data set, or on several together.
 
     Attributes:
-        copies: float64 (pictures, cells).
-        identities: (pictures,), which identity each shows, from 0.
+        copies: float64 (altered pictures, cells).
+        identities: (altered pictures,), which identity each shows, from 0.
         same, different: of re-identification's pairs, float64 (pairs,).
         clusters: (pairs,), which identity the pairs' first picture shows, from 0.
         negatives: of pairs of different pictures of TEST, float64, sorted; empty where they do not count (`Plan.no_negatives`).
@@ -211,7 +213,7 @@ def score_all(rows: Sequence[Listed], scorers: Sequence[Scorer], plan: Plan, pro
         benches = [_Bench(scorer, store) for scorer in scorers]
         unreadable: list[Unreadable] = []
         read: dict[tuple[str, str], list[int]] = {}
-        for number, versions in enumerate(read_ahead(rows, plan.size, plan.cells, plan.seed, plan.workers)):
+        for number, versions in enumerate(read_ahead(rows, plan.size, plan.cells, plan.seed, plan.workers, plan.most_altered)):
             tell("pictures", number, len(rows))
             if isinstance(versions, Unreadable):
                 unreadable.append(versions)
@@ -290,17 +292,29 @@ def _scored(
     same, different = drawn
     firsts = [identities[number] for number in same.first.tolist()]
     (scores, owners), (val, _) = negatives("TEST"), negatives("VAL")
+    altered, val_altered = (_altered(chosen, bench, plan) for chosen in (numbers, read.get((ds_name, "VAL"), [])))
+    if plan.cells and not altered:
+        raise FileListError(
+            f"none of the {plan.most_altered} pictures of TEST of {ds_name!r} that were to be altered can be read: raise --altered"
+        )
     return Scored(
-        copies=np.stack([bench.copies[number] for number in numbers]),
-        identities=_numbered(identities),
+        copies=np.stack([bench.copies[number] for number in altered]),
+        identities=_numbered([rows[number].identity for number in altered]),
         same=bench.pairs(numbers, same),
         different=bench.pairs(numbers, different),
         clusters=_numbered(firsts),
         negatives=scores,
         owners=owners,
-        val_copies=np.stack([bench.copies[number] for number in read[ds_name, "VAL"]]) if len(val) else None,
+        val_copies=np.stack([bench.copies[number] for number in val_altered]) if len(val) and val_altered else None,
         val_negatives=val if len(val) else None,
     )
+
+
+def _altered(numbers: Sequence[int], bench: _Bench, plan: Plan) -> list[int]:
+    """Which of the pictures have copies, where copies were wanted."""
+    if plan.most_altered is None or not plan.cells:
+        return list(numbers)
+    return [number for number in numbers if len(bench.copies[number])]
 
 
 def _numbered(names: Sequence[str]) -> NDArray[np.int64]:

@@ -249,6 +249,25 @@ def test_thresholds_can_be_fitted_on_test_alone(listing: Path) -> None:
     assert [seen.val_pictures for seen in measured.data_sets] == [0, 0]
 
 
+def test_some_pictures_can_be_altered_and_all_others_still_count(listing: Path, tmp_path: Path) -> None:
+    whole = evaluate(listing, [PHash()], size=48, protocol="copy", false_positives=(0.1,))
+    some = evaluate(listing, [PHash()], size=48, protocol="copy", false_positives=(0.1,), most_altered=3)
+    assert [part.pictures for part in some.copy_detection] == [6, 3, 3]
+    assert [part.negatives for part in some.copy_detection] == [part.negatives for part in whole.copy_detection]
+    for one, other in zip(some.copy_detection, whole.copy_detection, strict=True):
+        assert [at.limit for at in one.at[:1]] == [at.limit for at in other.at[:1]]
+    # The same pictures whatever the order of the list, each with the copies that it has among all.
+    for ds_name, its in some.scoring.scores["phash"].items():
+        every = whole.scoring.scores["phash"][ds_name].copies.tolist()
+        assert all(row in every for row in its.copies.tolist())
+    lines = listing.read_text().splitlines()
+    turned = tmp_path / "turned.csv"
+    turned.write_text("\n".join([lines[0], *reversed(lines[1:])]) + "\n")
+    again = evaluate(turned, [PHash()], base=listing.parent, size=48, protocol="copy", false_positives=(0.1,), most_altered=3)
+    recall = {part.ds_name: part.at[0].cells for part in some.copy_detection}
+    assert {part.ds_name: part.at[0].cells for part in again.copy_detection} == recall
+
+
 def test_more_pictures_than_can_be_paired_are_sampled(listing: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scoring, "MOST_NEGATIVES", 7)
     measured = evaluate(listing, [PHash()], size=48, protocol="copy")
@@ -444,6 +463,7 @@ def test_single_pictures_are_enough_for_copy_detection(listing: Path) -> None:
         {"limit": 1},
         {"false_positives": (1.0,)},
         {"fit_on": "train"},
+        {"most_altered": 0},
     ],
 )
 def test_settings_out_of_range_are_refused(listing: Path, settings: dict[str, object]) -> None:

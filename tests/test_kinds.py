@@ -413,6 +413,15 @@ def test_the_loss_is_the_sum_of_its_parts_and_validation_needs_no_memory(folder:
     assert before.item() == pytest.approx((0.8 * bce + 0.2 * sum(parts)).item(), rel=1e-4)
 
 
+def test_validation_counts_from_the_first_epoch_on_large_images(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = iter([1.0, 2.0, 3.0, 4.0, 3.5])
+    monkeypatch.setattr(loop, "_validated", lambda *_: next(losses))
+    small = ("training.small_size=32", "training.small_epochs=2")
+    train(config_of(folder, "small", "training.epochs=5", "training.patience=1", *small))
+    with (folder / "small" / "stage2_log.csv").open(newline="") as lines:
+        assert [row["best"] for row in csv.DictReader(lines)] == ["True", "True", "True", "False"], "and then its patience ends"
+
+
 def test_training_ends_in_the_averaged_network_and_goes_on_after_a_kill(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     best = train(config_of(folder, "whole"))
     loaded = load_lcmem(best)

@@ -188,7 +188,8 @@ class Training:
     """Of the augmentation "realistic": how often an alteration of `models/realistic.py` is drawn, where that is not as usual."""
     small_size: int = 0
     small_epochs: int = 0
-    """With kinds: the first epochs train on images of this side, which takes less time; validation never does."""
+    """With kinds: the first epochs train on images of this side, which takes less time; validation never does, so its loss is
+    compared from the first epoch after them on."""
     checkpoint_minutes: float = 15.0
     """Longest time within an epoch without a checkpoint; 0 writes one after each step."""
     validation_pairs: int = 1024

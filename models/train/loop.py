@@ -193,8 +193,13 @@ def run(config: Config, trainee: Trainee, accelerator: Accelerator, say: Callabl
             raise
         if not math.isfinite(val_loss):
             raise TrainingError(_not_finite("validation", epoch, steps))
-        better = val_loss < state["best"]
-        state["best"], state["waited"] = (val_loss, 0) if better else (state["best"], state["waited"] + 1)
+        # A network that still trains on small images scores the large ones of validation on another scale: its loss rises while it
+        # learns. The newest is the best then, and nothing waits.
+        small = epoch < training.small_epochs
+        better = small or val_loss < state["best"]
+        state["waited"] = 0 if better else state["waited"] + 1
+        if better:
+            state["best"] = math.inf if small else val_loss
         train_loss, seconds = state["loss"] / steps, progress.seconds()
         values = (epoch + 1, round(train_loss, 6), round(val_loss, 6), state["rate"], round(seconds, 1), better)
         state["log"].append(dict(zip(LOG_COLUMNS, values, strict=True)))
