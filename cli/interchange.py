@@ -43,9 +43,9 @@ def index_export(
 ) -> int:
     """Write an index to a file, for a back-up or a move: embeddings, keys, sums, pseudonyms.
 
-    Where the index knows patients, keys become pseudonyms under the site key, since file names may tell who they are; images
-    under such keys cannot be read again by 'index upgrade'. --with-paths writes the keys themselves. A threshold that was set
-    for the index is not in the file.
+    Where the index knows patients, in any group, keys become pseudonyms under the site key, since file names may tell who they
+    are; images under such keys cannot be read again by 'index upgrade'. --with-paths writes the keys themselves. A threshold that
+    was set for the index is not in the file.
 
     \b
     Example:
