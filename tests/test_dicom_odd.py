@@ -37,6 +37,7 @@ from pydicom import uid
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate
+from pydicom.pixels.encoders import RLELosslessEncoder
 from pydicom.pixels.processing import convert_color_space
 from pydicom.sequence import Sequence
 from pydicom.tag import Tag
@@ -323,7 +324,10 @@ def test_a_rescale_with_decimal_commas() -> None:
     np.testing.assert_array_equal(grey(odd), grey(plain))
 
 
-@pytest.mark.parametrize("text", [b"0", b"", b"1 ", b" 1", b"-1", b"00001"])
+USELESS_COUNTS = [b"0", b"-1", b"abc", b"1A", b"2.5", b"nan", b"?", b"\xff\xfe"]
+
+
+@pytest.mark.parametrize("text", [b"", b"1 ", b" 1", b"00001", b"1.0", b"1\\2", *USELESS_COUNTS])
 @pytest.mark.parametrize("encoded", [False, True])
 def test_odd_numbers_of_frames_are_one(text: bytes, encoded: bool) -> None:
     data = dicom(VALUES, BitsStored=12, HighBit=11)
@@ -333,14 +337,70 @@ def test_odd_numbers_of_frames_are_one(text: bytes, encoded: bool) -> None:
         data.add_new("PixelData", "OB", encapsulate([imagecodecs.jpegls_encode(VALUES)]))
     put(data, "NumberOfFrames", text, "IS")
     assert opened(data).frames == 1
+    assert opened(data).notes == ((Note.USELESS_FRAME_COUNT,) if text in USELESS_COUNTS else ())
     np.testing.assert_array_equal(grey(data), plain)
 
 
-def test_0_frames_hide_none() -> None:
-    data = dicom(np.concatenate([VALUES, VALUES]), Rows=48)
-    put(data, "NumberOfFrames", b"0", "IS")
-    with pytest.raises(PictureError, match="holds more"):
-        opened(data)
+def rle(values: NDArray[np.uint16]) -> bytes:
+    return bytes(
+        RLELosslessEncoder.encode(
+            np.ascontiguousarray(values),
+            rows=values.shape[0],
+            columns=values.shape[1],
+            samples_per_pixel=1,
+            number_of_frames=1,
+            bits_allocated=16,
+            bits_stored=12,
+            pixel_representation=0,
+            photometric_interpretation="MONOCHROME2",
+        )
+    )
+
+
+@pytest.mark.parametrize("text", USELESS_COUNTS)
+@pytest.mark.parametrize("codec", ["implicit", "explicit", "big", "jpegls", "jpegls with a table", "rle", "deflated", "1 bit"])
+def test_where_the_number_of_frames_is_useless_the_pixels_tell_it(text: bytes, codec: str) -> None:
+    frames = [VALUES, VALUES[::-1], VALUES[:, ::-1]]
+
+    def opened_with(count: bytes) -> Picture:
+        data = dicom(np.concatenate(frames), "MONOCHROME2", codec if codec in SYNTAXES else "explicit", Rows=48)
+        data.BitsStored, data.HighBit = 12, 11
+        put(data, "NumberOfFrames", count, "IS")
+        if codec == "deflated":
+            return open_picture(deflated(data, [frame.tobytes() for frame in frames]))
+        if codec.startswith("jpegls"):
+            data.file_meta.TransferSyntaxUID = uid.JPEGLSLossless
+            encoded = encapsulate([imagecodecs.jpegls_encode(frame) for frame in frames], has_bot="table" in codec)
+            data.add_new("PixelData", "OB", encoded)
+        elif codec == "rle":
+            data.file_meta.TransferSyntaxUID = uid.RLELossless
+            data.add_new("PixelData", "OB", encapsulate([rle(frame) for frame in frames]))
+        elif codec == "1 bit":
+            data.BitsAllocated, data.BitsStored, data.HighBit = 1, 1, 0
+            data.add_new("PixelData", "OB", np.packbits(np.concatenate(frames) > 2000, bitorder="little").tobytes())
+        return opened(data)
+
+    plain, odd = opened_with(b"3"), opened_with(text)
+    assert (plain.frames, odd.frames, odd.notes) == (3, 3, (Note.USELESS_FRAME_COUNT,))
+    for number in range(3):
+        np.testing.assert_array_equal(odd.frame(number), plain.frame(number))
+
+
+@pytest.mark.parametrize("text", [b"1e999 ", b"0x1   ", b"......", b"\xff\xff\xff\xff\xff\xff"])
+def test_numbers_of_frames_that_pydicom_itself_cannot_read(text: bytes) -> None:
+    data = dicom(VALUES, BitsStored=12, HighBit=11)
+    put(data, "NumberOfFrames", b"77777 ", "IS")
+    picture = open_picture(written(data).replace(b"77777 ", text))
+    assert (picture.frames, picture.notes) == (1, (Note.USELESS_FRAME_COUNT,))
+    assert picture.frame(0).shape == (48, 40, 3)
+
+
+def test_a_useless_number_of_frames_keeps_to_the_limits() -> None:
+    data = dicom(np.zeros((480, 40), np.uint16), Rows=1)
+    put(data, "NumberOfFrames", b"abc", "IS")
+    with pytest.raises(PictureError) as caught:
+        open_picture(written(data), Limits(max_frames=479))
+    assert caught.value.reason is Reason.TOO_LARGE
 
 
 MISSPELLED = [
