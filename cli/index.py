@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -72,8 +74,13 @@ def index_build(
     if archive:
         return fill_from(archive, screener, lambda: Gallery.create(folder, screener.bundle, warn=warn), name, graph, as_json, quiet)
     items, skipped = walk(inputs(paths, null))
+    before = set(os.listdir(folder)) if folder.is_dir() else None
     with Gallery.create(folder, screener.bundle, warn=warn) as gallery:
-        return _fill(screener, gallery, items, skipped, name, graph, as_json, quiet)
+        code = _fill(screener, gallery, items, skipped, name, graph, as_json, quiet, new=True)
+        empty = not len(gallery)
+    if empty:
+        _remove_new(folder, before)
+    return code
 
 
 @index.command("add")
@@ -306,10 +313,21 @@ def _fill(
     graph: bool,
     as_json: bool,
     quiet: bool,
+    new: bool = False,
 ) -> int:
     filling = Filling(as_json=as_json, quiet=quiet)
     filling.follow(screener.index(items, gallery, name=name), len(items), "indexing")
     gallery.update_caches(graph=graph)
     if as_json:
         say_skipped(skipped, quiet)
-    return filling.summed_up(gallery, skipped)
+    return filling.summed_up(gallery, skipped, made=not new)
+
+
+def _remove_new(folder: Path, before: set[str] | None) -> None:
+    """Remove what was made in a folder: all but what it held before; the folder itself where it was not there (None)."""
+    if before is None:
+        shutil.rmtree(folder)
+        return
+    for path in folder.iterdir():
+        if path.name not in before:
+            path.unlink()
