@@ -32,6 +32,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from .containers import without_large_texts
 from .embedded import Embedded, find_embedded
 from .errors import PictureError, Reason
 from .files import Kind, Limits
@@ -222,7 +223,7 @@ class _Pillow:
     """A file that Pillow reads."""
 
     def __init__(self, data: bytes, kind: Kind, limits: Limits) -> None:
-        self._data = data
+        self._data = without_large_texts(data) if kind is Kind.PNG else data
         self._kind = kind
         self._limits = limits
         self._image: ImageFile.ImageFile | None = None

@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import time
+import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -573,15 +574,44 @@ def test_opacity_in_all_of_them() -> None:
     assert opacity().min() == 0
 
 
+TEXTS = {"zTXt": b"k\0\0", "iTXt": b"k\0\1\0\0\0", "iCCP": b"k\0\0", "tEXt": b"k\0"}
+
+
+def chunk(kind: str, size: int) -> bytes:
+    """A chunk with a text or color profile of this size, compressed where it can be."""
+    text = bytes(size) if kind == "tEXt" else zlib.compress(bytes(size))
+    content = kind.encode() + TEXTS[kind] + text
+    return struct.pack(">I", len(content) - 4) + content + struct.pack(">I", zlib.crc32(content))
+
+
 @pytest.mark.parametrize("before_pixels", [True, False])
-@pytest.mark.parametrize(("chunk", "start"), [(b"zTXt", b"k\0\0"), (b"iTXt", b"k\0\1\0\0\0"), (b"iCCP", b"k\0\0")])
-def test_png_files_with_more_metadata_than_pillow_reads_are_not_called_damaged(
-    chunk: bytes, start: bytes, before_pixels: bool
-) -> None:
-    content = chunk + start + zlib.compress(bytes(2**20 + 1))
-    data = saved(rgba()[..., :3], "PNG")
+@pytest.mark.parametrize("kind", ["zTXt", "iTXt", "iCCP"])
+@pytest.mark.parametrize("size", [2**20, 2**20 + 1, 2**26])
+@pytest.mark.parametrize("mode", ["color", "transparent", "16 bits"])
+def test_more_metadata_than_pillow_reads_does_not_hide_a_png(kind: str, size: int, before_pixels: bool, mode: str) -> None:
+    if size == 2**26 and mode != "color":
+        pytest.skip("one mode is enough for the largest")
+    data = saved(rgba() if mode == "transparent" else rgba()[..., :3], "PNG")
+    if mode == "16 bits":
+        data = imagecodecs.png_encode(rgba()[..., :3].astype(np.uint16) * 257)
     at = 33 if before_pixels else len(data) - 12
-    packed = struct.pack(">I", len(content) - 4) + content + struct.pack(">I", zlib.crc32(content))
-    with pytest.raises(PictureError) as caught:
-        open_picture(data[:at] + packed + data[at:]).frame(0)
-    assert caught.value.reason is Reason.UNSUPPORTED
+    start = time.process_time()
+    picture = open_picture(data[:at] + chunk(kind, size) + data[at:])
+    for one, other in zip(picture.renderings(0), open_picture(data).renderings(0), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert time.process_time() - start < 2
+    assert (Note.PRIVATE_DATA in picture.notes) == (size > 2**20)
+
+
+@pytest.mark.parametrize(("kind", "size"), [("zTXt", 2**20), ("zTXt", 2**24), ("iTXt", 2**20)])
+def test_many_texts_of_a_png_cost_little_memory(kind: str, size: int) -> None:
+    data = saved(rgba()[..., :3], "PNG")
+    whole = data[:33] + chunk(kind, size) * 100 + data[33:]
+    tracemalloc.start()
+    picture = open_picture(whole)
+    shown = picture.frame(0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_array_equal(shown, open_picture(data).frame(0))
+    assert peak < 2**27
+    assert Note.PRIVATE_DATA in picture.notes
