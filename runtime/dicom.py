@@ -93,6 +93,8 @@ class Dicom:
         if "NumberOfFrames" in dataset:
             dataset.add_new("NumberOfFrames", "IS", frames)  # pydicom takes the element's own word for it
         self._palette = _palette_of(dataset, expected)
+        if self._palette is None and _says_supplemental(dataset, expected):
+            self.notes = tuple(sorted({*notes, Note.USELESS_PALETTE}))
         self._encoded: list[bytes] | None = None
         if syntax not in _NATIVE:
             self._encoded = _encoded_frames(dataset, frames)
@@ -159,18 +161,22 @@ def _as_rgb(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def _palette_of(dataset: Dataset, expected: Expected) -> Palette | None:
     """The palette, of PALETTE COLOR or a supplemental one; None where it does not apply.
 
-    A supplemental palette applies where Pixel Presentation says that there are colours; a damaged one is left out.
+    A damaged supplemental palette is left out, which is noted.
     """
-    if expected.samples != 1:
-        return None
     if expected.photometric == "PALETTE COLOR":
         return read_palette(dataset)
-    if str(value_of(dataset, "PixelPresentation") or "MONOCHROME").strip().upper() == "MONOCHROME":
+    if not _says_supplemental(dataset, expected):
         return None
     try:
         return read_palette(dataset)
     except PictureError:
         return None
+
+
+def _says_supplemental(dataset: Dataset, expected: Expected) -> bool:
+    """Whether Pixel Presentation says that values of a grey image have colours, by a supplemental palette."""
+    presentation = str(value_of(dataset, "PixelPresentation") or "MONOCHROME").strip(" \0").upper()
+    return expected.photometric.startswith("MONOCHROME") and presentation != "MONOCHROME"
 
 
 def _encoded_frames(dataset: Dataset, frames: int) -> list[bytes]:

@@ -69,6 +69,8 @@ class Note(StrEnum):
     """A modality or VOI LUT is empty, or gives one value for all: it is left out."""
     USELESS_FRAME_COUNT = "useless-frame-count"
     """The number of frames is not a number, or below 1: the pixels tell it."""
+    USELESS_PALETTE = "useless-palette"
+    """The header says that some values of a grayscale image have colors, but no palette can be read: it is left out."""
     SUPPLEMENTAL_PALETTE = "supplemental-palette"
     """Some values of a grayscale image have colors, which many viewers do not show. Frames are screened in color and in gray."""
     EMBEDDED_IMAGE = "embedded-image"

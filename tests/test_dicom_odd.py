@@ -674,7 +674,24 @@ def test_a_damaged_supplemental_palette_leaves_the_image_gray() -> None:
     data = dicom(VALUES, BitsStored=12, HighBit=11, PixelPresentation="COLOR")
     with_palette(data, np.array([[9, 9, 9]] * 3), 100, 16, segmented=True)
     np.testing.assert_array_equal(grey(data), grey(plain))
-    assert Note.SUPPLEMENTAL_PALETTE in opened(data).notes
+    assert opened(data).notes == (Note.SUPPLEMENTAL_PALETTE, Note.USELESS_PALETTE)
+
+
+@pytest.mark.parametrize("missing", ["all", "Red", "Green", "Blue"])
+@pytest.mark.parametrize("element", ["Descriptor", "Data"])
+def test_a_supplemental_palette_that_lacks_a_table_is_noted(missing: str, element: str) -> None:
+    plain = dicom(VALUES, BitsStored=12, HighBit=11)
+    data = with_palette(dicom(VALUES, BitsStored=12, HighBit=11, PixelPresentation="COLOR"), HUES, 3840, 16)
+    assert Note.USELESS_PALETTE not in opened(data).notes
+    for color in ("Red", "Green", "Blue") if missing == "all" else (missing,):
+        del data[f"{color}PaletteColorLookupTable{element}"]
+    if element == "Descriptor" and missing in ("Green", "Blue"):
+        assert Note.USELESS_PALETTE not in opened(data).notes  # the red one serves for all
+        return
+    np.testing.assert_array_equal(grey(data), grey(plain))
+    assert Note.USELESS_PALETTE in opened(data).notes
+    data.PixelPresentation = "MONOCHROME"
+    assert Note.USELESS_PALETTE not in opened(data).notes
 
 
 # -- codestreams' colors ---------------------------------------------------------------------------------------------------------
