@@ -18,6 +18,7 @@ from pydicom import uid
 from pydicom.pixels.processing import convert_color_space
 
 from .errors import PictureError, Reason
+from .jpeg import read_jpeg
 
 __all__ = ["COMPRESSED", "Expected", "decode_codestream"]
 
@@ -97,7 +98,7 @@ def decode_codestream(source: bytes, syntax: str, expected: Expected) -> NDArray
     if syntax in _JPEG:
         values = _decode_jpeg(source, header, expected)
     elif syntax in _JPEG_LS:
-        values = _to_rgb(imagecodecs.jpegls_decode(source), expected)
+        values = _to_rgb(_decode_jpegls(source), expected)
     else:  # OpenJPEG reads HTJ2K too
         values = imagecodecs.jpeg2k_decode(source)
         if expected.samples == 3 and header.ycc is None:
@@ -126,6 +127,23 @@ def _decode_jpeg(source: bytes, header: _Header, expected: Expected) -> NDArray[
     # compression.
     ycc = expected.photometric.startswith("YBR") if header.ycc is None else header.ycc
     return imagecodecs.jpeg8_decode(source, colorspace="YCBCR" if ycc else "RGB", outcolorspace="RGB")
+
+
+def _decode_jpegls(source: bytes) -> NDArray[Any]:
+    """Decode a JPEG-LS codestream; where its end marker is missing, with one added: CharLS looks for it for many seconds.
+
+    Raises:
+        PictureError: pixels are missing too.
+    """
+    if read_jpeg(source).end is not None:
+        return imagecodecs.jpegls_decode(source)
+    # A fragment of odd length has a zero behind it, and of the marker one byte may be left.
+    for rest in (source, source.removesuffix(b"\0").removesuffix(b"\xff")):
+        try:
+            return imagecodecs.jpegls_decode(rest + b"\xff\xd9")
+        except imagecodecs.JpeglsError:
+            continue
+    raise PictureError(Reason.DAMAGED, "its JPEG-LS codestream is cut off")
 
 
 def _to_rgb(values: NDArray[Any], expected: Expected) -> NDArray[Any]:

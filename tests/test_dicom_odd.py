@@ -694,6 +694,35 @@ def test_a_supplemental_palette_that_lacks_a_table_is_noted(missing: str, elemen
     assert Note.USELESS_PALETTE not in opened(data).notes
 
 
+# -- codestreams without an end ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["gray8", "gray16", "color", "near"])
+def test_a_jpeg_ls_codestream_without_its_end_is_read_or_refused_at_once(kind: str) -> None:
+    """CharLS looks for the end marker for up to 20 seconds, also where every pixel is there."""
+    rng = np.random.default_rng(3)
+    shape, dtype = ((48, 40, 3), np.uint8) if kind == "color" else ((48, 40), np.uint16 if kind == "gray16" else np.uint8)
+    values = rng.integers(0, 256, shape).astype(dtype)
+    data = dicom(values, "RGB" if kind == "color" else "MONOCHROME2", uid.JPEGLSNearLossless)
+    code = imagecodecs.jpegls_encode(values, level=2 if kind == "near" else 0)
+    assert code.endswith(b"\xff\xd9")
+
+    def shown(source: bytes) -> NDArray[np.uint8]:
+        data.add_new("PixelData", "OB", encapsulate([source]))
+        return opened(data).frame(0)
+
+    whole = shown(code)
+    began = time.process_time()
+    for lost in (1, 2):
+        np.testing.assert_array_equal(shown(code[: len(code) - lost]), whole)
+    for lost in (5, 10, 11, 50, 51, 300, len(code) // 2, len(code) - 60):
+        for end in (b"", b"\0", b"\xff", b"\xff\xff", b"\xff\xd8", b"\xff\xd9"):
+            with pytest.raises(PictureError) as caught:
+                shown(code[: len(code) - lost] + end)
+            assert caught.value.reason is Reason.DAMAGED
+    assert time.process_time() - began < 2
+
+
 # -- codestreams' colors ---------------------------------------------------------------------------------------------------------
 
 
