@@ -19,6 +19,7 @@ from pydicom.pixels.processing import convert_color_space
 
 from .errors import PictureError, Reason
 from .jpeg import read_jpeg
+from .jpeg2000 import check_chroma
 
 __all__ = ["COMPRESSED", "Expected", "decode_codestream"]
 
@@ -44,6 +45,8 @@ _CODING_STYLE, _START_OF_DATA = 0x52, 0x93
 _SYCC = b"colr\x01\0\0\0\0\0\x12"
 """A JP2 file's box that says its colors are sYCC."""
 _STAND_ALONE = {0x01, *range(0xD0, 0xD9)}
+_COMPONENTS = 4
+"""Of a JPEG 2000 codestream that are looked at: DICOM has 1 or 3."""
 
 
 @dataclass(frozen=True)
@@ -210,8 +213,11 @@ def _jpeg2000_header(source: bytes) -> _Header:
     samples = int.from_bytes(segment[40:42], "big")
     if not tile_columns or not tile_rows:
         raise PictureError(Reason.DAMAGED, "its JPEG 2000 codestream has tiles of no size")
+    sycc = _SYCC in source[:start]
+    components = source[start + 42 : start + 42 + 3 * min(samples, _COMPONENTS)]
+    check_chroma(tuple(zip(components[1::3], components[2::3], strict=False)), sycc)
     # The decoder undoes the transform, and converts what a JP2 file says is YCbCr: then it gives RGB, whatever DICOM's header says.
-    rgb = _SYCC in source[:start] or _component_transform(source, start + 2)
+    rgb = sycc or _component_transform(source, start + 2)
     return _Header(bottom - top, right - left, samples, (segment[42] & 0x7F) + 1, ycc=False if rgb else None)
 
 

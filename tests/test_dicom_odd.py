@@ -737,6 +737,15 @@ def coded(code: bytes, syntax: str, photometric: str) -> FileDataset:
     return data
 
 
+def test_jpeg_2000_colors_that_openjpeg_cannot_convert_are_refused_in_silence(capfd: pytest.CaptureFixture[str]) -> None:
+    code = imagecodecs.jpeg2k_encode(colours(), codecformat="j2k", mct=False)
+    data = coded(code[:42] + bytes((7, 1, 1, 7, 2, 1, 7, 1, 1)) + code[51:], uid.JPEG2000, "YBR_FULL")
+    with pytest.raises(PictureError) as caught:
+        opened(data).frame(0)
+    assert caught.value.reason is Reason.UNSUPPORTED
+    assert capfd.readouterr() == ("", "")
+
+
 HEADERS = ["RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT"]
 
 

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lcmem_onnx.runtime import heif
+from lcmem_onnx.runtime import heif, jpeg2000
 from lcmem_onnx.runtime.errors import PictureError, Reason
 from lcmem_onnx.runtime.files import HEAD, Found, Kind, Limits, sniff, walk
 from lcmem_onnx.runtime.isolation import Nursery
@@ -248,6 +248,37 @@ def test_nothing_is_printed_of_damaged_files(capfd: pytest.CaptureFixture[str]) 
     interlaced = imagecodecs.png_encode(colors().astype(np.uint16) * 257)
     all_frames(interlaced)
     assert capfd.readouterr() == ("", "")
+
+
+ODD_CHROMA = [
+    ((1, 1), (2, 1), (1, 1)),
+    ((1, 1), (2, 1), (2, 2)),
+    ((1, 1), (4, 1), (4, 1)),
+    ((2, 2), (2, 2), (2, 2)),
+    ((1, 1), (162, 1), (1, 1)),
+]
+
+
+@pytest.mark.parametrize("declared", [True, False])
+@pytest.mark.parametrize("steps", ODD_CHROMA)
+def test_colors_that_openjpeg_cannot_convert_are_refused_in_silence(
+    declared: bool, steps: tuple[tuple[int, int], ...], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It prints a line for them and goes on with YCbCr as RGB."""
+    code = imagecodecs.jpeg2k_encode(colors(), codecformat="jp2", mct=False)
+    at = code.index(b"\xff\x4f\xff\x51") + 42
+    data = code[:at] + b"".join(bytes((7, *step)) for step in steps) + code[at + 9 :]
+    if declared:
+        data = data.replace(struct.pack(">4s3BI", b"colr", 1, 0, 0, 16), struct.pack(">4s3BI", b"colr", 1, 0, 0, 18))
+    assert reason_of(lambda: all_frames(data)) is Reason.UNSUPPORTED
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("step", [(1, 1), (2, 1), (2, 2)])
+def test_colors_of_usual_subsampling_are_not_refused_for_it(step: tuple[int, int]) -> None:
+    jpeg2000.check_chroma(((1, 1), step, step), True)
+    jpeg2000.check_chroma(((1, 1), step, step), False)
+    jpeg2000.check_chroma(((1, 1), (2, 2)), True)
 
 
 @pytest.mark.parametrize("bits", [12, 16])
