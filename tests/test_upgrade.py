@@ -722,5 +722,12 @@ def test_an_index_of_another_bundle_names_the_command_that_mends_it(
 
 
 def test_done_adds_up() -> None:
-    done = Upgraded(2, 3, (), Missing.KEEP, refused=False, bundle_changed=False, calibration_removed=False, resumed=0)
-    assert done.as_json()["summary"] == {"upgraded": 2, "current": 3, "dropped": 0, "kept": 0, "unavailable": {}}
+    done = Upgraded(2, 3, (), Missing.KEEP, refused=False, bundle_changed=False, calibration_removed=False, resumed=1)
+    assert done.as_json() == {
+        "schema_version": 1,
+        "summary": {"upgraded": 2, "current": 3, "dropped": 0, "kept": 0, "unavailable": {}},
+        "resumed": 1,
+        "refused": False,
+        "bundle_changed": False,
+        "calibration_removed": False,
+    }
