@@ -14,6 +14,7 @@ import click
 from ..display import printable, progress, say
 from ..ending import FAILED, NOTHING_FOUND
 from .inputs import skipped_in_words
+from .options import named_bundle
 
 if TYPE_CHECKING:
     from ..runtime.gallery import Gallery
@@ -76,5 +77,5 @@ class Filling:
             say(f"error: no image could be added: {f'{folder} is empty' if made else f'no index was made in {folder}'}")
             return FAILED
         if not self._as_json and not self._quiet:
-            click.echo(f"next  lcmem-onnx scan PATH --index {folder}")
+            click.echo(f"next  lcmem-onnx scan PATH --index {folder}{named_bundle()}")
         return FAILED if counts["error"] else NOTHING_FOUND

@@ -17,7 +17,7 @@ from ..ending import FAILED, NOTHING_FOUND
 from .archive import Archive, archive_options, fill_from
 from .filling import Filling
 from .inputs import inputs, say_skipped, walk
-from .options import P, R, bundle_option, filling_options, index_option, json_option, threshold_option
+from .options import P, R, bundle_option, filling_options, index_option, json_option, named_bundle, threshold_option
 
 if TYPE_CHECKING:
     from ..runtime.files import Found, Unfound
@@ -143,8 +143,8 @@ def index_info(folder: Path, as_json: bool, bundle: Path | None) -> int:
             facts |= {f"gallery {name}": _counted(counts) for name, counts in groups.items()}  # type: ignore[attr-defined]
         print_facts(facts, as_json)
         if older and not as_json:
-            of = f" --bundle {printable(str(bundle))}" if bundle else ""  # without it, the upgrade is one to the package's bundle
-            click.echo(f"next  lcmem-onnx index upgrade {printable(str(folder))}{of}")
+            # Without the bundle, the upgrade is one to the package's.
+            click.echo(f"next  lcmem-onnx index upgrade {printable(str(folder))}{named_bundle()}")
     return NOTHING_FOUND
 
 
@@ -226,7 +226,7 @@ def index_compact(folder: Path, graph: bool, bundle: Path | None) -> int:
     with Gallery.open(folder, open_bundle(bundle), read_only=False, warn=warn) as gallery:
         gallery.compact()
         gallery.update_caches(graph=graph)
-    click.echo(f"compacted\nnext  lcmem-onnx index verify --index {printable(str(folder))}")
+    click.echo(f"compacted\nnext  lcmem-onnx index verify --index {printable(str(folder))}{named_bundle()}")
     return NOTHING_FOUND
 
 

@@ -221,3 +221,25 @@ def test_a_folder_without_an_image_leaves_what_else_the_index_folder_holds(pictu
     added = run("index", "add", str(tmp_path / "texts"), "--index", str(index))
     assert added.stderr.splitlines()[-1] == f"error: no image could be added: {index} is empty"
     assert (index / "gallery.sqlite").exists()
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_the_command_that_is_proposed_next_names_the_bundle_where_this_one_did(
+    named: bool, tiny_bundle: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not named:
+        monkeypatch.setenv("LCMEM_ONNX_BUNDLE", str(tiny_bundle))  # which the next command finds too
+    given = ["--bundle", str(tiny_bundle)] if named else []
+    index, file = str(tmp_path / "idx"), str(tmp_path / "out.npz")
+    for command, proposed in (
+        (["index", "build", str(pictures), "--index", index], f"scan PATH --index {index}"),
+        (["index", "add", str(pictures), "--index", index], f"scan PATH --index {index}"),
+        (["index", "compact", "--index", index], f"index verify --index {index}"),
+        (["index", "upgrade", index], f"index verify --index {index}"),
+        (["index", "export", "--index", index, "--out", file], f"index import {file} --index DIR"),
+        (["index", "import", file, "--index", index], f"calibrate --index {index} --negatives DIR"),
+    ):
+        done = run(*command, *given)
+        assert done.exit_code == 0
+        expected = f"next  lcmem-onnx {proposed}" + (f" --bundle {tiny_bundle}" if named else "")
+        assert expected in done.stdout.splitlines()

@@ -669,6 +669,7 @@ def test_the_index_of_the_first_version_is_upgraded(golden: Path, screener: Scre
     before = {(row[0], row[1]): (row[7], row[8]) for row in rows(index, screener.bundle)}
     make_older(index, **{"/golden/": f"{golden}/"})
     code, out, _ = lcmem("index", "upgrade", index)
+    assert f"next  lcmem-onnx index verify --index {index}\n" in out
     assert (code, "9 images embedded again, 0 were current" in out) == (0, True)
     after = rows(index, screener.bundle)
     assert {(row[0], str(row[1]).replace(str(golden), "/golden")): (row[7], row[8]) for row in after} == before
