@@ -13,7 +13,7 @@ import click
 from ..display import print_calibration, print_copies, print_suspects, printable, progress, say, warn
 from ..ending import FAILED, NOTHING_FOUND
 from .inputs import say_skipped, walk
-from .options import index_option, json_option, model_options, quiet_option
+from .options import index_option, json_option, model_options, named_bundle, quiet_option
 
 if TYPE_CHECKING:
     from ..evaluation.copies import CopyScores, Sampled
@@ -120,7 +120,7 @@ def calibrate(
         with Gallery.open(folder, screener.bundle, read_only=False, warn=warn) as gallery:
             store_calibration(gallery, found)
         if not as_json and not quiet:
-            click.echo(f"next  lcmem-onnx scan PATH --index {printable(str(folder))}")
+            click.echo(f"next  lcmem-onnx scan PATH --index {printable(str(folder))}{named_bundle()}")
     return NOTHING_FOUND
 
 
@@ -272,7 +272,7 @@ def _show(found: Calibration | None, folder: Path, as_json: bool) -> int:
         click.echo(json.dumps({"schema_version": 1, "calibration": found.as_json() if found else None}))
     elif found is None:
         click.echo("no calibration: scans use the bundle's threshold, which is one for pairs")
-        click.echo(f"next  lcmem-onnx calibrate --index {printable(str(folder))} --negatives DIR")
+        click.echo(f"next  lcmem-onnx calibrate --index {printable(str(folder))} --negatives DIR{named_bundle()}")
     else:
         print_calibration(found, [], [])
     return NOTHING_FOUND

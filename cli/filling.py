@@ -14,6 +14,7 @@ import click
 from ..display import printable, progress, say
 from ..ending import FAILED, NOTHING_FOUND
 from .inputs import skipped_in_words
+from .options import named_bundle
 
 if TYPE_CHECKING:
     from ..runtime.gallery import Gallery
@@ -51,13 +52,14 @@ class Filling:
                 if self._as_json:
                     click.echo(json.dumps(outcome.as_json()))
 
-    def summed_up(self, gallery: Gallery, skipped: Mapping[str, int], *, known: int = 0) -> int:
-        """Print the summary and the next command, and return the exit code: 2 where an image was not added.
+    def summed_up(self, gallery: Gallery, skipped: Mapping[str, int], *, known: int = 0, made: bool = True) -> int:
+        """Print the summary and the next command, and return the exit code: 2 where an image was not added, or none is there.
 
         Args:
             gallery: the gallery that was filled.
             skipped: how many files or objects were not images, by reason.
             known: pictures that were known before they were looked at.
+            made: whether the index stays where it is empty.
         """
         counts = {**self._counts, "known": self._counts["known"] + known}
         errors = dict(self._errors.most_common())
@@ -68,7 +70,12 @@ class Filling:
             others = f"\n{skipped_in_words(skipped)}" if skipped else ""
             click.echo(
                 f"{counts['new']} added, {counts['known']} known already, {counts['copy']} copies of known ones, "
-                f"{counts['error']} errors{reasons}; the index holds {len(gallery)} frames{others}\n"
-                f"next  lcmem-onnx scan PATH --index {printable(str(gallery.folder))}"
+                f"{counts['error']} errors{reasons}; the index holds {len(gallery)} frames{others}"
             )
+        folder = printable(str(gallery.folder))
+        if not len(gallery):
+            say(f"error: no image could be added: {f'{folder} is empty' if made else f'no index was made in {folder}'}")
+            return FAILED
+        if not self._as_json and not self._quiet:
+            click.echo(f"next  lcmem-onnx scan PATH --index {folder}{named_bundle()}")
         return FAILED if counts["error"] else NOTHING_FOUND

@@ -107,7 +107,7 @@ def gateway_check(context: click.Context, config: Path | None, as_json: bool) ->
         )
     problems = sum(finding.problem is not None for finding in findings)
     if not as_json:
-        click.echo(f"{problems} problems" if problems else "next  lcmem-onnx gateway run")
+        click.echo(f"{problems} problem{'s' if problems > 1 else ''}" if problems else "next  lcmem-onnx gateway run")
     return FAILED if problems else NOTHING_FOUND
 
 

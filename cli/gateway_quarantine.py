@@ -84,7 +84,8 @@ def quarantine_show(context: click.Context, object_id: str, config: Path | None,
         near = [f"{hit['key']} frame {hit['frame']}: {hit['score']:.4f}" for hit in item.result.get("nearest", [])]
         del facts["schema_version"]
         facts |= {"arrived": _moment(item.arrived), "changed": _moment(item.changed)}
-        print_facts(facts | {"nearest": "; ".join(near) or "none"}, False)
+        notes = ", ".join(item.result.get("notes", [])) or "none"
+        print_facts(facts | {"nearest": "; ".join(near) or "none", "notes": notes}, False)
     return NOTHING_FOUND
 
 

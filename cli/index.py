@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +17,7 @@ from ..ending import FAILED, NOTHING_FOUND
 from .archive import Archive, archive_options, fill_from
 from .filling import Filling
 from .inputs import inputs, say_skipped, walk
-from .options import P, R, bundle_option, filling_options, index_option, json_option, threshold_option
+from .options import P, R, bundle_option, filling_options, index_option, json_option, named_bundle, threshold_option
 
 if TYPE_CHECKING:
     from ..runtime.files import Found, Unfound
@@ -72,8 +74,13 @@ def index_build(
     if archive:
         return fill_from(archive, screener, lambda: Gallery.create(folder, screener.bundle, warn=warn), name, graph, as_json, quiet)
     items, skipped = walk(inputs(paths, null))
+    before = set(os.listdir(folder)) if folder.is_dir() else None
     with Gallery.create(folder, screener.bundle, warn=warn) as gallery:
-        return _fill(screener, gallery, items, skipped, name, graph, as_json, quiet)
+        code = _fill(screener, gallery, items, skipped, name, graph, as_json, quiet, new=True)
+        empty = not len(gallery)
+    if empty:
+        _remove_new(folder, before)
+    return code
 
 
 @index.command("add")
@@ -136,8 +143,8 @@ def index_info(folder: Path, as_json: bool, bundle: Path | None) -> int:
             facts |= {f"gallery {name}": _counted(counts) for name, counts in groups.items()}  # type: ignore[attr-defined]
         print_facts(facts, as_json)
         if older and not as_json:
-            of = f" --bundle {printable(str(bundle))}" if bundle else ""  # without it, the upgrade is one to the package's bundle
-            click.echo(f"next  lcmem-onnx index upgrade {printable(str(folder))}{of}")
+            # Without the bundle, the upgrade is one to the package's.
+            click.echo(f"next  lcmem-onnx index upgrade {printable(str(folder))}{named_bundle()}")
     return NOTHING_FOUND
 
 
@@ -219,7 +226,7 @@ def index_compact(folder: Path, graph: bool, bundle: Path | None) -> int:
     with Gallery.open(folder, open_bundle(bundle), read_only=False, warn=warn) as gallery:
         gallery.compact()
         gallery.update_caches(graph=graph)
-    click.echo(f"compacted\nnext  lcmem-onnx index verify --index {printable(str(folder))}")
+    click.echo(f"compacted\nnext  lcmem-onnx index verify --index {printable(str(folder))}{named_bundle()}")
     return NOTHING_FOUND
 
 
@@ -306,10 +313,21 @@ def _fill(
     graph: bool,
     as_json: bool,
     quiet: bool,
+    new: bool = False,
 ) -> int:
     filling = Filling(as_json=as_json, quiet=quiet)
     filling.follow(screener.index(items, gallery, name=name), len(items), "indexing")
     gallery.update_caches(graph=graph)
     if as_json:
         say_skipped(skipped, quiet)
-    return filling.summed_up(gallery, skipped)
+    return filling.summed_up(gallery, skipped, made=not new)
+
+
+def _remove_new(folder: Path, before: set[str] | None) -> None:
+    """Remove what was made in a folder: all but what it held before; the folder itself where it was not there (None)."""
+    if before is None:
+        shutil.rmtree(folder)
+        return
+    for path in folder.iterdir():
+        if path.name not in before:
+            path.unlink()

@@ -14,7 +14,7 @@ import click
 
 from ..display import printable, progress, say, warn
 from ..ending import NOTHING_FOUND
-from .options import bundle_option, index_option, json_option, quiet_option
+from .options import bundle_option, index_option, json_option, named_bundle, quiet_option
 
 if TYPE_CHECKING:
     from ..runtime.bundle import Bundle
@@ -43,9 +43,9 @@ def index_export(
 ) -> int:
     """Write an index to a file, for a back-up or a move: embeddings, keys, sums, pseudonyms.
 
-    Where the index knows patients, keys become pseudonyms under the site key, since file names may tell who they are; images
-    under such keys cannot be read again by 'index upgrade'. --with-paths writes the keys themselves. A threshold that was set
-    for the index is not in the file.
+    Where the index knows patients, in any group, keys become pseudonyms under the site key, since file names may tell who they
+    are; images under such keys cannot be read again by 'index upgrade'. --with-paths writes the keys themselves. A threshold that
+    was set for the index is not in the file.
 
     \b
     Example:
@@ -62,7 +62,7 @@ def index_export(
         click.echo(json.dumps({"schema_version": 1, "path": str(out), **asdict(made)}))
     elif not quiet:
         click.echo(f"{made.rows:,} embeddings in {printable(str(out))}")
-        click.echo(f"next  lcmem-onnx index import {printable(str(out))} --index DIR")
+        click.echo(f"next  lcmem-onnx index import {printable(str(out))} --index DIR{named_bundle()}")
     if not quiet and made.rows:
         if made.keys == "hashed":
             say("note: keys are pseudonyms under the site key; --with-paths writes the file names")
@@ -167,4 +167,4 @@ def _report(done: Imported, gallery: Gallery, folder: Path, as_json: bool, quiet
     if done.calibrated:
         say("note: a threshold had been set for what was read; it is not carried over, since it is one for that gallery alone")
     if not as_json:
-        click.echo(f"next  lcmem-onnx calibrate --index {printable(str(folder))} --negatives DIR")
+        click.echo(f"next  lcmem-onnx calibrate --index {printable(str(folder))} --negatives DIR{named_bundle()}")

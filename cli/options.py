@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import click
+from click.core import ParameterSource
+
+from ..display import printable
 
 if TYPE_CHECKING:
     from ..runtime.screening import Screener
@@ -20,6 +23,7 @@ __all__ = [
     "index_threshold_option",
     "json_option",
     "model_options",
+    "named_bundle",
     "null_option",
     "pair_threshold_option",
     "paths_argument",
@@ -91,6 +95,13 @@ def model_options(command: Callable[P, R]) -> Callable[P, R]:
         return command(*args, model=model, **kwargs)  # type: ignore[arg-type]
 
     return with_model  # type: ignore[return-value]  # the options are bound here, the rest passes through
+
+
+def named_bundle() -> str:
+    """Return ` --bundle B` where the command line names a bundle, for the command that is proposed next; else nothing."""
+    context = click.get_current_context()
+    named = context.get_parameter_source("bundle") is ParameterSource.COMMANDLINE
+    return f" --bundle {printable(str(context.params['bundle']))}" if named else ""
 
 
 def bundle_option(command: Callable[P, R]) -> Callable[P, R]:

@@ -12,7 +12,7 @@ import click
 
 from ..display import printable, progress, say, warn
 from ..ending import FAILED, NOTHING_FOUND, when_interrupted
-from .options import json_option, model_options, quiet_option
+from .options import json_option, model_options, named_bundle, quiet_option
 
 if TYPE_CHECKING:
     from ..runtime.outcomes import EmbeddedFile
@@ -74,7 +74,7 @@ def _report(done: Upgraded, folder: Path, as_json: bool, quiet: bool) -> None:
         lost = f", {many} {'dropped' if done.missing.value == 'drop' else 'kept as they were'}" if many else ""
         resumed = f" ({done.resumed} files had been embedded before)" if done.resumed else ""
         click.echo(f"{done.upgraded} images embedded again{resumed}, {done.current} were current{lost}")
-        click.echo(f"next  lcmem-onnx index verify --index {where}")
+        click.echo(f"next  lcmem-onnx index verify --index {where}{named_bundle()}")
     if done.refused:
         keep = "" if done.bundle_changed else ", or --keep-missing to leave them as the older version rendered them"
         say(

@@ -18,6 +18,8 @@ from pydicom import uid
 from pydicom.pixels.processing import convert_color_space
 
 from .errors import PictureError, Reason
+from .jpeg import read_jpeg
+from .jpeg2000 import check_chroma
 
 __all__ = ["COMPRESSED", "Expected", "decode_codestream"]
 
@@ -43,6 +45,8 @@ _CODING_STYLE, _START_OF_DATA = 0x52, 0x93
 _SYCC = b"colr\x01\0\0\0\0\0\x12"
 """A JP2 file's box that says its colors are sYCC."""
 _STAND_ALONE = {0x01, *range(0xD0, 0xD9)}
+_COMPONENTS = 4
+"""Of a JPEG 2000 codestream that are looked at: DICOM has 1 or 3."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,7 @@ def decode_codestream(source: bytes, syntax: str, expected: Expected) -> NDArray
     if syntax in _JPEG:
         values = _decode_jpeg(source, header, expected)
     elif syntax in _JPEG_LS:
-        values = _to_rgb(imagecodecs.jpegls_decode(source), expected)
+        values = _to_rgb(_decode_jpegls(source), expected)
     else:  # OpenJPEG reads HTJ2K too
         values = imagecodecs.jpeg2k_decode(source)
         if expected.samples == 3 and header.ycc is None:
@@ -126,6 +130,23 @@ def _decode_jpeg(source: bytes, header: _Header, expected: Expected) -> NDArray[
     # compression.
     ycc = expected.photometric.startswith("YBR") if header.ycc is None else header.ycc
     return imagecodecs.jpeg8_decode(source, colorspace="YCBCR" if ycc else "RGB", outcolorspace="RGB")
+
+
+def _decode_jpegls(source: bytes) -> NDArray[Any]:
+    """Decode a JPEG-LS codestream; where its end marker is missing, with one added: CharLS looks for it for many seconds.
+
+    Raises:
+        PictureError: pixels are missing too.
+    """
+    if read_jpeg(source).end is not None:
+        return imagecodecs.jpegls_decode(source)
+    # A fragment of odd length has a zero behind it, and of the marker one byte may be left.
+    for rest in (source, source.removesuffix(b"\0").removesuffix(b"\xff")):
+        try:
+            return imagecodecs.jpegls_decode(rest + b"\xff\xd9")
+        except imagecodecs.JpeglsError:
+            continue
+    raise PictureError(Reason.DAMAGED, "its JPEG-LS codestream is cut off")
 
 
 def _to_rgb(values: NDArray[Any], expected: Expected) -> NDArray[Any]:
@@ -192,8 +213,11 @@ def _jpeg2000_header(source: bytes) -> _Header:
     samples = int.from_bytes(segment[40:42], "big")
     if not tile_columns or not tile_rows:
         raise PictureError(Reason.DAMAGED, "its JPEG 2000 codestream has tiles of no size")
+    sycc = _SYCC in source[:start]
+    components = source[start + 42 : start + 42 + 3 * min(samples, _COMPONENTS)]
+    check_chroma(tuple(zip(components[1::3], components[2::3], strict=False)), sycc)
     # The decoder undoes the transform, and converts what a JP2 file says is YCbCr: then it gives RGB, whatever DICOM's header says.
-    rgb = _SYCC in source[:start] or _component_transform(source, start + 2)
+    rgb = sycc or _component_transform(source, start + 2)
     return _Header(bottom - top, right - left, samples, (segment[42] & 0x7F) + 1, ycc=False if rgb else None)
 
 

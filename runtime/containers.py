@@ -15,15 +15,27 @@ from .boxes import Box, boxes_in
 from .files import TGA_FOOTER
 from .notes import Note
 
-__all__ = ["Contents", "bmff_contents", "box_contents", "gif_contents", "png_contents", "riff_contents", "targa_contents"]
+__all__ = [
+    "Contents",
+    "bmff_contents",
+    "box_contents",
+    "gif_contents",
+    "png_contents",
+    "riff_contents",
+    "targa_contents",
+    "without_large_texts",
+]
 
 _INFLATED = 1 << 24
-"""Bytes of compressed metadata that are looked at."""
+"""Bytes of compressed metadata that are looked at, in a PNG file of all its texts together."""
+_LARGEST_TEXT, _LARGEST_TEXTS = 1 << 20, 1 << 26
+"""Bytes that a compressed text or color profile of a PNG file, and all its texts together, may inflate to: Pillow's bounds."""
 _PNG_PIXELS = {b"IHDR", b"PLTE", b"IDAT", b"IEND", b"fdAT", b"fcTL", b"acTL", b"iCCP"}
 _PNG_KNOWN = _PNG_PIXELS | {
     b"tRNS", b"cHRM", b"gAMA", b"sBIT", b"sRGB", b"cICP", b"mDCV", b"cLLI", b"tEXt", b"zTXt", b"iTXt", b"bKGD", b"hIST", b"pHYs",
     b"sPLT", b"eXIf", b"tIME",
 }  # fmt: skip
+_PNG_TEXTS = {b"tEXt", b"zTXt", b"iTXt", b"iCCP"}
 _HEX_PROFILE = re.compile(rb"^\s*[\w ]*\s+\d+\s+([0-9a-fA-F\s]+)$")
 _WEBP_PIXELS = {b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF", b"ICCP"}
 _JPEG_2000_BOXES = {b"jP  ", b"ftyp", b"jp2h", b"jp2c", b"rreq", b"free"}
@@ -89,7 +101,7 @@ def _targa_end(data: bytes) -> int:
 def png_contents(data: bytes) -> Contents:
     """Return the chunks of a PNG file."""
     metadata: list[bytes] = []
-    at, unknown = 8, 0
+    at, unknown, left = 8, 0, _INFLATED
     while at + 12 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, at)
         if at + 12 + length > len(data):
@@ -98,9 +110,12 @@ def png_contents(data: bytes) -> Contents:
         at += 12 + length
         if kind == b"IEND":
             return Contents(tuple(metadata), at, unknown)
+        unseen = kind in _PNG_TEXTS and (left <= 0 or _text_size(kind, data[at - 4 - length : at - 4]) is None)
         if content:
-            metadata += [content, *_texts(kind, content)]
-        unknown += length if kind not in _PNG_KNOWN else 0
+            texts = [] if unseen else _texts(kind, content)
+            metadata += [content, *texts]
+            left -= max(sum(map(len, texts)) - length, 0)
+        unknown += _LARGEST_TEXT if unseen else length if kind not in _PNG_KNOWN else 0
     return Contents(tuple(metadata), None, unknown)
 
 
@@ -120,6 +135,48 @@ def _texts(kind: bytes, content: bytes) -> list[bytes]:
         packed_digits = re.sub(rb"\s", b"", digits[1])
         return [text, bytes.fromhex(packed_digits[: len(packed_digits) // 2 * 2].decode())]
     return [text]
+
+
+def without_large_texts(data: bytes) -> bytes:
+    """Return a PNG file without the texts and color profiles that are too large for Pillow, which refuses the whole file for them.
+
+    Nothing of them shows in the image.
+    """
+    kept: list[bytes] = [data[:8]]
+    at, total, whole = 8, 0, True
+    while at + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        end = at + 12 + length
+        if kind == b"IEND" or end > len(data):
+            break
+        keep = True
+        if kind in _PNG_TEXTS:
+            size = _text_size(kind, data[at + 8 : end - 4]) if total <= _LARGEST_TEXTS else 0
+            if kind != b"iCCP" and size is not None:
+                total += size
+            keep = size is not None and total <= _LARGEST_TEXTS
+        if keep:
+            kept.append(data[at:end])
+        whole = whole and keep
+        at = end
+    return data if whole else b"".join((*kept, data[at:]))
+
+
+def _text_size(kind: bytes, content: bytes) -> int | None:
+    """How long the text or profile of a chunk is, uncompressed; None for a compressed one above `_LARGEST_TEXT`."""
+    _, _, text = content.partition(b"\0")
+    if kind in (b"zTXt", b"iCCP"):
+        text = text[1:]
+    elif kind == b"iTXt" and text[:1] == b"\1":
+        text = text[2:].partition(b"\0")[2].partition(b"\0")[2]
+    else:
+        return len(text)
+    inflater = zlib.decompressobj()
+    try:
+        size = len(inflater.decompress(text, _LARGEST_TEXT))
+    except zlib.error:  # which Pillow passes over
+        return 0
+    return None if inflater.unconsumed_tail else size
 
 
 def _inflated(text: bytes) -> bytes:

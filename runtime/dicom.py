@@ -25,7 +25,7 @@ from pydicom.filereader import data_element_generator, read_dataset
 
 from .codestream import COMPRESSED, Expected, decode_codestream
 from .depth import to_8_bit
-from .elements import first_number, value_of
+from .elements import first_number, stated_frames, value_of
 from .errors import PictureError, Reason
 from .grey import merged_groups, render_grey
 from .identifiers import identifiers_of
@@ -91,8 +91,10 @@ class Dicom:
         self._syntax = syntax
         self._expected = expected
         if "NumberOfFrames" in dataset:
-            dataset.NumberOfFrames = frames  # pydicom takes the element's own word for it
+            dataset.add_new("NumberOfFrames", "IS", frames)  # pydicom takes the element's own word for it
         self._palette = _palette_of(dataset, expected)
+        if self._palette is None and _says_supplemental(dataset, expected):
+            self.notes = tuple(sorted({*notes, Note.USELESS_PALETTE}))
         self._encoded: list[bytes] | None = None
         if syntax not in _NATIVE:
             self._encoded = _encoded_frames(dataset, frames)
@@ -159,18 +161,22 @@ def _as_rgb(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def _palette_of(dataset: Dataset, expected: Expected) -> Palette | None:
     """The palette, of PALETTE COLOR or a supplemental one; None where it does not apply.
 
-    A supplemental palette applies where Pixel Presentation says that there are colours; a damaged one is left out.
+    A damaged supplemental palette is left out, which is noted.
     """
-    if expected.samples != 1:
-        return None
     if expected.photometric == "PALETTE COLOR":
         return read_palette(dataset)
-    if str(value_of(dataset, "PixelPresentation") or "MONOCHROME").strip().upper() == "MONOCHROME":
+    if not _says_supplemental(dataset, expected):
         return None
     try:
         return read_palette(dataset)
     except PictureError:
         return None
+
+
+def _says_supplemental(dataset: Dataset, expected: Expected) -> bool:
+    """Whether Pixel Presentation says that values of a grey image have colours, by a supplemental palette."""
+    presentation = str(value_of(dataset, "PixelPresentation") or "MONOCHROME").strip(" \0").upper()
+    return expected.photometric.startswith("MONOCHROME") and presentation != "MONOCHROME"
 
 
 def _encoded_frames(dataset: Dataset, frames: int) -> list[bytes]:
@@ -184,8 +190,7 @@ def _encoded_frames(dataset: Dataset, frames: int) -> list[bytes]:
         return fragments  # whatever the tables say; with an extended one there is a fragment to each frame
     encoded = list(islice(generate_frames(dataset.PixelData, number_of_frames=frames), frames + 1))
     # A single frame is given all fragments, so their beginnings are counted too.
-    starts = sum(fragment[:8].startswith(_CODESTREAM_STARTS) for fragment in fragments)
-    if max(len(encoded), starts) > frames:
+    if max(len(encoded), _starts_in(fragments)) > frames:
         raise PictureError(Reason.DAMAGED, f"its header says {frames} frames, but it holds more")
     if _digest(encoded) != _digest(fragments):
         raise PictureError(Reason.DAMAGED, "its table of offsets leaves some of its pixels out")
@@ -232,7 +237,10 @@ def open_dicom(data: bytes, *, max_pixels: int, max_frames: int, max_inflated: i
     if syntax not in _READ:
         name = uid.UID(syntax).name
         raise PictureError(Reason.UNSUPPORTED, f"its transfer syntax is not one that is decoded: {name[:100]!r}")
-    expected, frames = _check_header(dataset, max_pixels, max_frames)
+    expected = _check_header(dataset, max_pixels)
+    frames = stated_frames(dataset) or _held_frames(dataset, syntax, expected)
+    if frames > max_frames:
+        raise PictureError(Reason.TOO_LARGE, f"it has {frames} frames, more than {max_frames}")
     if syntax in _NATIVE:
         _check_length(dataset, expected, frames)
     notes = notes_of(dataset, data[:128] if has_preamble else b"")
@@ -293,6 +301,22 @@ def _inflate(data: bytes, start: int, limit: int) -> bytes:
     return inflated
 
 
+def _held_frames(dataset: Dataset, syntax: str, expected: Expected) -> int:
+    """How many frames the pixels fill, for a header that does not tell: 1 at least, which then may be cut off."""
+    if syntax in _NATIVE:
+        keyword = next(word for word in _PIXEL_KEYWORDS if word in dataset)
+        return max(8 * len(dataset[keyword].value or b"") // frame_bits(expected), 1)
+    _, *fragments = generate_fragments(dataset.PixelData)  # the first is the table of offsets
+    if syntax == _DEFLATED_FRAMES:  # one fragment a frame, without a mark
+        return max(len(fragments), 1)
+    return max(_starts_in(fragments), 1)
+
+
+def _starts_in(fragments: list[bytes]) -> int:
+    """How many fragments begin a frame."""
+    return sum(fragment[:8].startswith(_CODESTREAM_STARTS) for fragment in fragments)
+
+
 def _check_length(dataset: Dataset, expected: Expected, frames: int) -> None:
     """Raise a PictureError if native pixels would fill more frames than the header tells of: those would go unseen."""
     keyword = next(word for word in _PIXEL_KEYWORDS if word in dataset)
@@ -303,8 +327,8 @@ def _check_length(dataset: Dataset, expected: Expected, frames: int) -> None:
         raise PictureError(Reason.DAMAGED, f"its header says {frames} frames of {size}, but it holds more")
 
 
-def _check_header(dataset: Dataset, max_pixels: int, max_frames: int) -> tuple[Expected, int]:
-    """What the header says of the frames, and how many there are.
+def _check_header(dataset: Dataset, max_pixels: int) -> Expected:
+    """What the header says of each frame.
 
     Raises:
         PictureError: it is missing, impossible, or over a limit.
@@ -321,8 +345,6 @@ def _check_header(dataset: Dataset, max_pixels: int, max_frames: int) -> tuple[E
 
     rows, columns, samples = whole("Rows"), whole("Columns"), whole("SamplesPerPixel", 1)
     allocated = whole("BitsAllocated")
-    # 0 and less as DCMTK takes it; if there are more frames in the pixels, it is refused for that.
-    frames = max(whole("NumberOfFrames", 1), 1)
     stored, signed = whole("BitsStored", allocated), whole("PixelRepresentation", 0)
     high_bit = 0 if allocated == 1 else whole("HighBit", stored - 1)
     photometric = str(dataset.get("PhotometricInterpretation") or "").strip()
@@ -330,8 +352,6 @@ def _check_header(dataset: Dataset, max_pixels: int, max_frames: int) -> tuple[E
         raise PictureError(Reason.DAMAGED, f"its header says {columns} x {rows} pixels")
     if rows * columns > max_pixels:
         raise PictureError(Reason.TOO_LARGE, f"its frames are {columns} x {rows} pixels, more than {max_pixels}")
-    if frames > max_frames:
-        raise PictureError(Reason.TOO_LARGE, f"it has {frames} frames, more than {max_frames}")
     if photometric not in _SAMPLES:
         raise PictureError(Reason.UNSUPPORTED, f"its photometric interpretation {photometric[:40]!r} is not known")
     if samples != _SAMPLES[photometric]:
@@ -344,4 +364,4 @@ def _check_header(dataset: Dataset, max_pixels: int, max_frames: int) -> tuple[E
     if high_bit >= allocated or (samples == 3 and high_bit >= stored):
         figures = f"{stored} bits stored in {allocated}, the highest of them at {high_bit}"
         raise PictureError(Reason.DAMAGED, f"its header says {figures}")
-    return Expected(rows, columns, samples, stored, signed == 1, photometric, high_bit, allocated), frames
+    return Expected(rows, columns, samples, stored, signed == 1, photometric, high_bit, allocated)

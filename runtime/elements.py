@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 
-__all__ = ["first_number", "items_of", "numbers_of", "value_of", "words_of"]
+__all__ = ["first_number", "items_of", "numbers_of", "stated_frames", "value_of", "words_of"]
 
 UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, NotImplementedError, OverflowError, ArithmeticError)
 """What pydicom raises where a value does not fit its element."""
@@ -77,6 +77,16 @@ def _number(part: Any) -> float | None:
     except UNREADABLE:
         return None
     return number if math.isfinite(number) else None
+
+
+def stated_frames(dataset: Dataset) -> int | None:
+    """Return the number of frames that the header states, 1 where it states none; None where what it states is no such number."""
+    element = dataset.get_item("NumberOfFrames")
+    value = element.value if element is not None else None
+    if (value.strip(b" \0") if isinstance(value, bytes) else value) in (None, "", b""):
+        return 1
+    number = first_number(value_of(dataset, "NumberOfFrames"))
+    return int(number) if number is not None and number == int(number) and number >= 1 else None
 
 
 def words_of(dataset: Dataset, keyword: str) -> NDArray[np.uint16]:

@@ -13,6 +13,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
+from .compressed import compressed_content
 from .errors import PictureError, Reason
 from .formats import (
     ADVICE,
@@ -23,7 +24,6 @@ from .formats import (
     dicomdir_format,
     is_bare_dicom,
     recognize,
-    uncompressed_head,
 )
 
 __all__ = [
@@ -207,7 +207,8 @@ def _by_brand(head: bytes) -> Kind | None:
 def identify(stream: BinaryIO) -> Kind | Format:
     """Return what a file is by its content: an image that is read, or another format.
 
-    A compressed image (gzip, bzip2, xz) is an image that is not read; any other compressed file is an archive.
+    A compressed file counts by its content: one of an image, or of a format that is not known, is an image that is not read; any
+    other is an archive.
 
     Args:
         stream: the file, seekable.
@@ -220,15 +221,24 @@ def identify(stream: BinaryIO) -> Kind | Format:
         stream.seek(-len(TGA_FOOTER), os.SEEK_END)
         if stream.read() == TGA_FOOTER:
             return Kind.TGA
-    inside = uncompressed_head(stream)
-    if inside is None:
-        return recognize(stream)
-    content = sniff(inside[:HEAD]) or recognize(BytesIO(inside))
+    compressed = compressed_content(stream)
+    return recognize(stream) if compressed is None else _of_compressed(*compressed)
+
+
+def _of_compressed(name: str, head: bytes | None) -> Format:
+    """What a compressed file counts as, by the start of its content; None where it cannot be unpacked."""
+    if head is None:
+        return Format(f"{name} file that cannot be looked into, so it may hold an image", advice="uncompress it")
+    content = sniff(head[:HEAD]) or recognize(BytesIO(head))
     if isinstance(content, Kind):
         return Format(f"compressed {content.value}", advice="uncompress it")
-    if content.skip is None and content is not UNKNOWN:
-        return Format(f"compressed {content.name}", advice=f"uncompress it and {content.advice}")
-    return Format("compressed file", SkipReason.ARCHIVE)
+    if content is UNKNOWN:
+        return Format(f"{name} file of unknown content, so it may hold an image", advice="uncompress it")
+    if content.skip is SkipReason.DOCUMENT:  # only its start is known, and images may follow
+        return Format(f"compressed {content.name}, which may hold images", advice="uncompress it")
+    if content.skip is not None:
+        return Format(f"compressed file ({name})", SkipReason.ARCHIVE)
+    return Format(f"compressed {content.name}", advice=f"uncompress it and {content.advice}")
 
 
 def refusal(found: Format) -> PictureError:

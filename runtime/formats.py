@@ -9,15 +9,12 @@ The marks come from the formats' own specifications. `files.sniff` knows the for
 
 from __future__ import annotations
 
-import bz2
 import codecs
-import lzma
 import re
 import struct
-import zlib
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 __all__ = [
     "ADVICE",
@@ -30,14 +27,11 @@ __all__ = [
     "is_bare_dicom",
     "is_text",
     "recognize",
-    "uncompressed_head",
 ]
 
 PROBE = 4096
 """Bytes of a file's start that `recognize` looks at, and of its middle and end where the start reads as text."""
 CHUNK = 1 << 20
-COMPRESSED = 2 << 20
-"""Bytes of a compressed file that are read for the start of its content: more than a block of bzip2."""
 OVERLAP = 256
 """Bytes that two chunks share when a document is searched; longer than any mark of an image in one."""
 
@@ -194,10 +188,6 @@ _STRONG = [
         (0, b"Rar!\x1a\x07", "RAR archive"),
         (0, b"7z\xbc\xaf\x27\x1c", "7z archive"),
         (0, b"xar!", "xar archive"),
-        (0, b"\x28\xb5\x2f\xfd", "zstd"),
-        (0, b"\x04\x22\x4d\x18", "lz4"),
-        (0, b"LZIP", "lzip"),
-        (0, b"\x1f\x9d", "compress"),
         (0, b"MSCF", "cabinet"),
         (0, b"\xed\xab\xee\xdb", "RPM package"),
         (0, b"07070", "cpio archive"),
@@ -275,6 +265,7 @@ _QUICKTIME = re.compile(rb"\0\0..(?:moov|mdat|wide|free|skip|pnot)", re.DOTALL)
 _EMF = re.compile(rb"\x01\0\0\0.{36} EMF", re.DOTALL)
 _ICO = re.compile(rb"\0\0[\x01\x02]\0[^\0]\0.{3}\0", re.DOTALL)
 _PCX = re.compile(rb"\n[\0\x02-\x05][\0\x01][\x01\x02\x04\x08]")
+_GIT = re.compile(rb"(?:blob|tree|commit|tag) \d+\0")
 _MGH = re.compile(rb"\0\0\0\x01(?:\0\0..){4}\0\0\0[\0\x01\x03\x04]", re.DOTALL)
 _NPY = re.compile(rb"\x93NUMPY[\x01-\x03].{3,5}\{.*'shape': \((\d*),?\)", re.DOTALL)
 """A NumPy array of no dimension or one."""
@@ -360,6 +351,8 @@ def _by_marks(head: bytes) -> Format | None:
         return Format("MPEG transport stream video", advice=_VIDEO)
     if head.startswith(b"\x93NUMPY"):
         return Format("NumPy list", SkipReason.DATA) if _NPY.match(head) else Format("NumPy array", advice=_ARRAY)
+    if _GIT.match(head):
+        return Format("git object", SkipReason.ARCHIVE)
     if any(mark.match(head) for mark in (_PICKLE, _SAFETENSORS, _ONNX)):
         return Format("Python objects or model weights", SkipReason.DATA)
     return next((Format(name) for mark, name in _BINARY_IMAGES if mark.match(head)), None)
@@ -427,34 +420,6 @@ def _is_tar(head: bytes) -> bool:
     if len(header) < 512 or stated is None or not header[0]:
         return False
     return int(stated[1], 8) == sum(header[:148]) + 8 * 32 + sum(header[156:])
-
-
-def uncompressed_head(stream: BinaryIO) -> bytes | None:
-    """Return the first bytes of a gzip, bzip2, xz or zlib stream's content, at most `PROBE`; None where the file is none.
-
-    Empty where the stream is damaged or cut off before its content begins.
-    """
-    stream.seek(0)
-    head = stream.read(10)
-    unpacker: Any
-    if head.startswith(b"\x1f\x8b\x08"):
-        unpacker = zlib.decompressobj(16 + zlib.MAX_WBITS)
-    elif head.startswith(b"BZh") and head[4:10] == b"1AY&SY":
-        unpacker = bz2.BZ2Decompressor()
-    elif head.startswith((b"\xfd7zXZ\0", b"\x5d\0\0")):
-        unpacker = lzma.LZMADecompressor(memlimit=1 << 27)
-    elif head[:1] == b"\x78" and head[1:2] in (b"\x01", b"\x5e", b"\x9c", b"\xda"):
-        unpacker = zlib.decompressobj()
-    else:
-        return None
-    stream.seek(0)
-    content = b""
-    try:
-        while len(content) < PROBE and stream.tell() < COMPRESSED and not unpacker.eof and (part := stream.read(PROBE)):
-            content += unpacker.decompress(part, PROBE - len(content))
-    except (zlib.error, lzma.LZMAError, OSError, MemoryError):
-        return None if head[:1] == b"\x78" and not content else content  # two bytes are too little to tell zlib
-    return content
 
 
 # -- text --------------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,23 +18,26 @@ from .jpeg import check_size
 from .notes import Note
 from .renderings import Alpha, Decoded, color_renderings, converted, flattened, grey_renderings, has_hidden_image
 
-__all__ = ["Jpeg2000"]
+__all__ = ["Jpeg2000", "check_chroma"]
 
 _CODESTREAM = b"\xff\x4f\xff\x51"
 _MAX_COMPONENTS = 8
 _CMYK, _SRGB, _GREY, _SYCC = 12, 16, 17, 18
 _COLORS = {_CMYK: 4, _SRGB: 3, _GREY: 1, _SYCC: 3}
 _OPACITY, _PREMULTIPLIED = 1, 2
+_CHROMA = {((1, 1), step, step) for step in ((1, 1), (2, 1), (2, 2))}
+"""Subsampling of YCbCr, (columns, rows) of each component, that OpenJPEG converts: 4:4:4, 4:2:2, 4:2:0."""
 
 
 @dataclass(frozen=True)
 class _Size:
-    """What a codestream's SIZ segment says: size in pixels, and of each component the bits and whether it is signed."""
+    """What a codestream's SIZ segment says: size in pixels, and of each component the bits, whether it is signed, and its steps."""
 
     width: int
     height: int
     bits: tuple[int, ...]
     signed: tuple[bool, ...]
+    steps: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,7 @@ class Jpeg2000:
         if self._data.find(b"\xff\xd9", max(start, end - 1024), end) < 0:  # OpenJPEG takes a cut one for whole
             raise PictureError(Reason.DAMAGED, "its JPEG 2000 codestream is cut off")
         whole = number == 0  # with the container, whose palette and channel order apply to the first one
+        check_chroma(size.steps, whole and self._colors.space == _SYCC)
         try:
             values = imagecodecs.jpeg2k_decode(self._data if whole else self._data[start:end])
         except NotImplementedError as error:
@@ -128,8 +133,27 @@ def _read_size(source: bytes) -> _Size:
         raise PictureError(Reason.DAMAGED, "its JPEG 2000 codestream has no size")
     depths = source[42 : 42 + 3 * components : 3]
     return _Size(
-        right - left, bottom - top, tuple((depth & 0x7F) + 1 for depth in depths), tuple(depth >= 0x80 for depth in depths)
+        right - left,
+        bottom - top,
+        tuple((depth & 0x7F) + 1 for depth in depths),
+        tuple(depth >= 0x80 for depth in depths),
+        tuple(zip(source[43 : 43 + 3 * components : 3], source[44 : 44 + 3 * components : 3], strict=False)),
     )
+
+
+def check_chroma(steps: Sequence[tuple[int, int]], declared: bool) -> None:
+    """Refuse colors that OpenJPEG takes for YCbCr and does not convert: it prints a line on stderr, and leaves them as they are.
+
+    Args:
+        steps: of each component, columns and rows between two of its samples.
+        declared: whether the file says that it is YCbCr; else OpenJPEG tells it by the subsampling.
+
+    Raises:
+        PictureError: unsupported.
+    """
+    guessed = len(steps) == 3 and steps[0][0] == steps[0][1] and steps[1][0] != 1
+    if ((declared and len(steps) >= 3) or guessed) and tuple(steps[:3]) not in _CHROMA:
+        raise PictureError(Reason.UNSUPPORTED, "JPEG 2000 colors with this subsampling are not supported")
 
 
 def _colors(data: bytes, header: Box) -> _Colors:

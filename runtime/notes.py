@@ -67,6 +67,10 @@ class Note(StrEnum):
     """The first window is unusable, such as one of width 0: it is left out."""
     USELESS_TABLE = "useless-table"
     """A modality or VOI LUT is empty, or gives one value for all: it is left out."""
+    USELESS_FRAME_COUNT = "useless-frame-count"
+    """The number of frames is not a number, or below 1: the pixels tell it."""
+    USELESS_PALETTE = "useless-palette"
+    """The header says that some values of a grayscale image have colors, but no palette can be read: it is left out."""
     SUPPLEMENTAL_PALETTE = "supplemental-palette"
     """Some values of a grayscale image have colors, which many viewers do not show. Frames are screened in color and in gray."""
     EMBEDDED_IMAGE = "embedded-image"
@@ -159,7 +163,7 @@ def _of_preamble(preamble: bytes) -> Iterator[Note]:
 def _of_header(dataset: Dataset) -> Iterator[Note]:
     from pydicom.charset import python_encoding
 
-    from .elements import first_number, items_of, value_of
+    from .elements import first_number, items_of, stated_frames, value_of
     from .lookup_table import read_table
 
     for keyword, note in (
@@ -180,6 +184,8 @@ def _of_header(dataset: Dataset) -> Iterator[Note]:
     width = value_of(dataset, "WindowWidth")
     if width not in (None, "") and not (first_number(width) or 0) > 0:
         yield Note.USELESS_WINDOW
+    if stated_frames(dataset) is None:
+        yield Note.USELESS_FRAME_COUNT
     tables = [item for keyword in ("ModalityLUTSequence", "VOILUTSequence") for item in items_of(dataset, keyword, stop=_TABLES)]
     if not all((table := read_table(item)) and table.shows for item in tables):
         yield Note.USELESS_TABLE

@@ -2,9 +2,9 @@
 
 A file is told by its first bytes, not by its name, and its header is checked before anything is decoded. Whatever goes
 wrong with one file or one frame is a PictureError. Nothing here changes global settings of Pillow or pydicom, which an
-embedding program shares, so frames may be decoded in threads. Both libraries may issue Python warnings about odd files;
-whether they are shown is left to the program too, since warning filters are global (an error filter makes of such a
-file a damaged one).
+embedding program shares, but for one that would hide damage (see `raster`); so frames may be decoded in threads. Both
+libraries may issue Python warnings about odd files; whether they are shown is left to the program too, since warning
+filters are global (an error filter makes of such a file a damaged one).
 """
 
 from __future__ import annotations

@@ -32,6 +32,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from .containers import without_large_texts
 from .embedded import Embedded, find_embedded
 from .errors import PictureError, Reason
 from .files import Kind, Limits
@@ -109,11 +110,7 @@ class Raster:
             PictureError: too large, of a layout that is not read, or without a finite value.
             Exception: whatever the decoders raise on a damaged file.
         """
-        if ImageFile.LOAD_TRUNCATED_IMAGES:
-            raise PictureError(
-                Reason.UNSUPPORTED, "this program sets Pillow's LOAD_TRUNCATED_IMAGES: damage would not show; unset it"
-            )
-        with self._lock, _unsupported():
+        with self._lock, _strict.pillow(), _unsupported():
             decoded = self._source.decode(number)
             self._seen |= decoded.notes
             self._embedded.compare(number, decoded.renderings[0])
@@ -127,9 +124,43 @@ def open_raster(data: bytes, kind: Kind, limits: Limits) -> Raster:
         PictureError: over a limit, or not supported.
         Exception: whatever Pillow raises on a damaged header.
     """
-    with _unsupported():
-        source = _open(data, kind, limits)
-    return Raster(source, find_embedded(data, kind, source, limits))
+    with _strict.pillow():
+        with _unsupported():
+            source = _open(data, kind, limits)
+        return Raster(source, find_embedded(data, kind, source, limits))
+
+
+class _Strict:
+    """Makes Pillow refuse damaged files while one is read, whatever the program sets for itself.
+
+    `ImageFile.LOAD_TRUNCATED_IMAGES` belongs to the whole process, and some packages set it where they are imported. It is False
+    from the first reader's start to the last one's end, then what it was before.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._readers = 0
+        self._before = False
+
+    @contextmanager
+    def pillow(self) -> Iterator[None]:
+        """A `with` in which damaged files are errors. It may be entered by several threads, and again within itself."""
+        with self._lock:
+            if not self._readers:
+                self._before = False
+            self._readers += 1
+            self._before = self._before or ImageFile.LOAD_TRUNCATED_IMAGES
+            ImageFile.LOAD_TRUNCATED_IMAGES = False
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._readers -= 1
+                if not self._readers:
+                    ImageFile.LOAD_TRUNCATED_IMAGES = self._before or ImageFile.LOAD_TRUNCATED_IMAGES
+
+
+_strict = _Strict()
 
 
 def _open(data: bytes, kind: Kind, limits: Limits) -> _Source:
@@ -192,7 +223,7 @@ class _Pillow:
     """A file that Pillow reads."""
 
     def __init__(self, data: bytes, kind: Kind, limits: Limits) -> None:
-        self._data = data
+        self._data = without_large_texts(data) if kind is Kind.PNG else data
         self._kind = kind
         self._limits = limits
         self._image: ImageFile.ImageFile | None = None

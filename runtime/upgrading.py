@@ -111,6 +111,7 @@ class Upgraded:
         return {
             "schema_version": SCHEMA_VERSION,
             "summary": {**counts, "unavailable": dict(Counter(each.reason for each in self.unavailable).most_common())},
+            "resumed": self.resumed,
             "refused": self.refused,
             "bundle_changed": self.bundle_changed,
             "calibration_removed": self.calibration_removed,

@@ -50,6 +50,21 @@ def kept(sets: Path) -> dict[str, Path]:
     return {"the reference": sets / "reference", "the hold-out": sets / "holdout"}
 
 
+@pytest.mark.parametrize("empty", ["released", "reference", "holdout"])
+@pytest.mark.parametrize("text", [False, True])
+def test_a_set_without_an_image_ends_an_audit_before_anything_is_written(
+    empty: str, text: bool, sets: Path, screener: Screener
+) -> None:
+    for name in {"released", "reference", "holdout"} - {empty}:
+        shutil.copy(next((EXAMPLES / "queries").glob("*.jpg")), sets / name)
+    if text:
+        (sets / empty / "notes.md").write_text("a note")
+    request = Request(sets / "released", sets / "reference", sets / "report", sets / "holdout")
+    with pytest.raises(UsageError, match=f"{empty} cannot be searched for .*: the folder holds no image"):
+        audit(screener, request)
+    assert not (sets / "report").exists()
+
+
 # -- the folder ---------------------------------------------------------------------------------------------------------
 
 

@@ -180,3 +180,66 @@ def test_info_shows_the_site_key_s_name_and_the_calibrated_threshold(
     assert f"threshold {calibration.threshold:.4f}" in text
     assert f"set for this index on {calibration.date[:10]}" in text
     assert "wanted 5 %" in text
+
+
+@pytest.mark.usefixtures("bundle")
+@pytest.mark.parametrize("what", ["texts", "nothing", "a damaged image", "an image that is not read"])
+@pytest.mark.parametrize("options", [[], ["-q"], ["--json"], ["--graph"]])
+def test_a_folder_without_an_image_leaves_no_index(what: str, options: list[str], tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    if what == "texts":
+        (source / "notes.md").write_text("a note\n")
+    elif what == "a damaged image":
+        (source / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    elif what == "an image that is not read":
+        (source / "a.psd").write_bytes(b"8BPS\0\1" + bytes(100))
+    index = tmp_path / "idx"
+    done = run("index", "build", str(source), "--index", str(index), *options)
+    assert done.exit_code == 2
+    assert done.stderr.splitlines()[-1] == f"error: no image could be added: no index was made in {index}"
+    assert "next" not in done.output
+    assert not index.exists()
+    if options == ["--json"]:
+        summary = json.loads(done.stdout.splitlines()[-1])["summary"]
+        assert (summary["new"], summary["error"]) == (0, 1)
+
+
+@pytest.mark.usefixtures("bundle")
+def test_a_folder_without_an_image_leaves_what_else_the_index_folder_holds(pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "texts").mkdir()
+    index = tmp_path / "idx"
+    index.mkdir()
+    (index / "mine.txt").write_text("mine")
+    assert run("index", "build", str(tmp_path / "texts"), "--index", str(index), "-q").exit_code == 2
+    assert [path.name for path in index.iterdir()] == ["mine.txt"]
+    assert run("index", "build", str(pictures), "--index", str(index), "-q").exit_code == 0
+    # An index that is there stays, and what is wrong is said.
+    added = run("index", "add", str(tmp_path / "texts"), "--index", str(index))
+    assert (added.exit_code, "the index holds 6 frames" in added.stdout) == (2, True)
+    assert run("index", "remove", "--index", str(index), "--gallery", "default").exit_code == 0
+    added = run("index", "add", str(tmp_path / "texts"), "--index", str(index))
+    assert added.stderr.splitlines()[-1] == f"error: no image could be added: {index} is empty"
+    assert (index / "gallery.sqlite").exists()
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_the_command_that_is_proposed_next_names_the_bundle_where_this_one_did(
+    named: bool, tiny_bundle: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not named:
+        monkeypatch.setenv("LCMEM_ONNX_BUNDLE", str(tiny_bundle))  # which the next command finds too
+    given = ["--bundle", str(tiny_bundle)] if named else []
+    index, file = str(tmp_path / "idx"), str(tmp_path / "out.npz")
+    for command, proposed in (
+        (["index", "build", str(pictures), "--index", index], f"scan PATH --index {index}"),
+        (["index", "add", str(pictures), "--index", index], f"scan PATH --index {index}"),
+        (["index", "compact", "--index", index], f"index verify --index {index}"),
+        (["index", "upgrade", index], f"index verify --index {index}"),
+        (["index", "export", "--index", index, "--out", file], f"index import {file} --index DIR"),
+        (["index", "import", file, "--index", index], f"calibrate --index {index} --negatives DIR"),
+    ):
+        done = run(*command, *given)
+        assert done.exit_code == 0
+        expected = f"next  lcmem-onnx {proposed}" + (f" --bundle {tiny_bundle}" if named else "")
+        assert expected in done.stdout.splitlines()

@@ -795,7 +795,6 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     "rle of nothing": lambda: one(uid.RLELossless, bytes(2)),
     "1e5 frames": lambda: changed(NumberOfFrames=100000),
     "4000 frames": lambda: changed(NumberOfFrames=4000),
-    "frames 1A": lambda: SOUND.replace(ROWS, b"\x28\x00\x08\x00IS\x02\x001A" + ROWS),
     "deflate bomb": lambda: deflated(BOMB_HEAD + bytes(1 << 26)),
     "deflate of nothing": lambda: deflated(b""),
     "deflate cut off": lambda: deflated(SOUND[300:])[:-9],

@@ -37,6 +37,7 @@ from pydicom import uid
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate
+from pydicom.pixels.encoders import RLELosslessEncoder
 from pydicom.pixels.processing import convert_color_space
 from pydicom.sequence import Sequence
 from pydicom.tag import Tag
@@ -323,7 +324,10 @@ def test_a_rescale_with_decimal_commas() -> None:
     np.testing.assert_array_equal(grey(odd), grey(plain))
 
 
-@pytest.mark.parametrize("text", [b"0", b"", b"1 ", b" 1", b"-1", b"00001"])
+USELESS_COUNTS = [b"0", b"-1", b"abc", b"1A", b"2.5", b"nan", b"?", b"\xff\xfe"]
+
+
+@pytest.mark.parametrize("text", [b"", b"1 ", b" 1", b"00001", b"1.0", b"1\\2", *USELESS_COUNTS])
 @pytest.mark.parametrize("encoded", [False, True])
 def test_odd_numbers_of_frames_are_one(text: bytes, encoded: bool) -> None:
     data = dicom(VALUES, BitsStored=12, HighBit=11)
@@ -333,14 +337,70 @@ def test_odd_numbers_of_frames_are_one(text: bytes, encoded: bool) -> None:
         data.add_new("PixelData", "OB", encapsulate([imagecodecs.jpegls_encode(VALUES)]))
     put(data, "NumberOfFrames", text, "IS")
     assert opened(data).frames == 1
+    assert opened(data).notes == ((Note.USELESS_FRAME_COUNT,) if text in USELESS_COUNTS else ())
     np.testing.assert_array_equal(grey(data), plain)
 
 
-def test_0_frames_hide_none() -> None:
-    data = dicom(np.concatenate([VALUES, VALUES]), Rows=48)
-    put(data, "NumberOfFrames", b"0", "IS")
-    with pytest.raises(PictureError, match="holds more"):
-        opened(data)
+def rle(values: NDArray[np.uint16]) -> bytes:
+    return bytes(
+        RLELosslessEncoder.encode(
+            np.ascontiguousarray(values),
+            rows=values.shape[0],
+            columns=values.shape[1],
+            samples_per_pixel=1,
+            number_of_frames=1,
+            bits_allocated=16,
+            bits_stored=12,
+            pixel_representation=0,
+            photometric_interpretation="MONOCHROME2",
+        )
+    )
+
+
+@pytest.mark.parametrize("text", USELESS_COUNTS)
+@pytest.mark.parametrize("codec", ["implicit", "explicit", "big", "jpegls", "jpegls with a table", "rle", "deflated", "1 bit"])
+def test_where_the_number_of_frames_is_useless_the_pixels_tell_it(text: bytes, codec: str) -> None:
+    frames = [VALUES, VALUES[::-1], VALUES[:, ::-1]]
+
+    def opened_with(count: bytes) -> Picture:
+        data = dicom(np.concatenate(frames), "MONOCHROME2", codec if codec in SYNTAXES else "explicit", Rows=48)
+        data.BitsStored, data.HighBit = 12, 11
+        put(data, "NumberOfFrames", count, "IS")
+        if codec == "deflated":
+            return open_picture(deflated(data, [frame.tobytes() for frame in frames]))
+        if codec.startswith("jpegls"):
+            data.file_meta.TransferSyntaxUID = uid.JPEGLSLossless
+            encoded = encapsulate([imagecodecs.jpegls_encode(frame) for frame in frames], has_bot="table" in codec)
+            data.add_new("PixelData", "OB", encoded)
+        elif codec == "rle":
+            data.file_meta.TransferSyntaxUID = uid.RLELossless
+            data.add_new("PixelData", "OB", encapsulate([rle(frame) for frame in frames]))
+        elif codec == "1 bit":
+            data.BitsAllocated, data.BitsStored, data.HighBit = 1, 1, 0
+            data.add_new("PixelData", "OB", np.packbits(np.concatenate(frames) > 2000, bitorder="little").tobytes())
+        return opened(data)
+
+    plain, odd = opened_with(b"3"), opened_with(text)
+    assert (plain.frames, odd.frames, odd.notes) == (3, 3, (Note.USELESS_FRAME_COUNT,))
+    for number in range(3):
+        np.testing.assert_array_equal(odd.frame(number), plain.frame(number))
+
+
+@pytest.mark.parametrize("text", [b"1e999 ", b"0x1   ", b"......", b"\xff\xff\xff\xff\xff\xff"])
+def test_numbers_of_frames_that_pydicom_itself_cannot_read(text: bytes) -> None:
+    data = dicom(VALUES, BitsStored=12, HighBit=11)
+    put(data, "NumberOfFrames", b"77777 ", "IS")
+    picture = open_picture(written(data).replace(b"77777 ", text))
+    assert (picture.frames, picture.notes) == (1, (Note.USELESS_FRAME_COUNT,))
+    assert picture.frame(0).shape == (48, 40, 3)
+
+
+def test_a_useless_number_of_frames_keeps_to_the_limits() -> None:
+    data = dicom(np.zeros((480, 40), np.uint16), Rows=1)
+    put(data, "NumberOfFrames", b"abc", "IS")
+    with pytest.raises(PictureError) as caught:
+        open_picture(written(data), Limits(max_frames=479))
+    assert caught.value.reason is Reason.TOO_LARGE
 
 
 MISSPELLED = [
@@ -614,7 +674,53 @@ def test_a_damaged_supplemental_palette_leaves_the_image_gray() -> None:
     data = dicom(VALUES, BitsStored=12, HighBit=11, PixelPresentation="COLOR")
     with_palette(data, np.array([[9, 9, 9]] * 3), 100, 16, segmented=True)
     np.testing.assert_array_equal(grey(data), grey(plain))
-    assert Note.SUPPLEMENTAL_PALETTE in opened(data).notes
+    assert opened(data).notes == (Note.SUPPLEMENTAL_PALETTE, Note.USELESS_PALETTE)
+
+
+@pytest.mark.parametrize("missing", ["all", "Red", "Green", "Blue"])
+@pytest.mark.parametrize("element", ["Descriptor", "Data"])
+def test_a_supplemental_palette_that_lacks_a_table_is_noted(missing: str, element: str) -> None:
+    plain = dicom(VALUES, BitsStored=12, HighBit=11)
+    data = with_palette(dicom(VALUES, BitsStored=12, HighBit=11, PixelPresentation="COLOR"), HUES, 3840, 16)
+    assert Note.USELESS_PALETTE not in opened(data).notes
+    for color in ("Red", "Green", "Blue") if missing == "all" else (missing,):
+        del data[f"{color}PaletteColorLookupTable{element}"]
+    if element == "Descriptor" and missing in ("Green", "Blue"):
+        assert Note.USELESS_PALETTE not in opened(data).notes  # the red one serves for all
+        return
+    np.testing.assert_array_equal(grey(data), grey(plain))
+    assert Note.USELESS_PALETTE in opened(data).notes
+    data.PixelPresentation = "MONOCHROME"
+    assert Note.USELESS_PALETTE not in opened(data).notes
+
+
+# -- codestreams without an end ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["gray8", "gray16", "color", "near"])
+def test_a_jpeg_ls_codestream_without_its_end_is_read_or_refused_at_once(kind: str) -> None:
+    """CharLS looks for the end marker for up to 20 seconds, also where every pixel is there."""
+    rng = np.random.default_rng(3)
+    shape, dtype = ((48, 40, 3), np.uint8) if kind == "color" else ((48, 40), np.uint16 if kind == "gray16" else np.uint8)
+    values = rng.integers(0, 256, shape).astype(dtype)
+    data = dicom(values, "RGB" if kind == "color" else "MONOCHROME2", uid.JPEGLSNearLossless)
+    code = imagecodecs.jpegls_encode(values, level=2 if kind == "near" else 0)
+    assert code.endswith(b"\xff\xd9")
+
+    def shown(source: bytes) -> NDArray[np.uint8]:
+        data.add_new("PixelData", "OB", encapsulate([source]))
+        return opened(data).frame(0)
+
+    whole = shown(code)
+    began = time.process_time()
+    for lost in (1, 2):
+        np.testing.assert_array_equal(shown(code[: len(code) - lost]), whole)
+    for lost in (5, 10, 11, 50, 51, 300, len(code) // 2, len(code) - 60):
+        for end in (b"", b"\0", b"\xff", b"\xff\xff", b"\xff\xd8", b"\xff\xd9"):
+            with pytest.raises(PictureError) as caught:
+                shown(code[: len(code) - lost] + end)
+            assert caught.value.reason is Reason.DAMAGED
+    assert time.process_time() - began < 2
 
 
 # -- codestreams' colors ---------------------------------------------------------------------------------------------------------
@@ -629,6 +735,15 @@ def coded(code: bytes, syntax: str, photometric: str) -> FileDataset:
     data = dicom(colours(), photometric, syntax)
     data.add_new("PixelData", "OB", encapsulate([code]))
     return data
+
+
+def test_jpeg_2000_colors_that_openjpeg_cannot_convert_are_refused_in_silence(capfd: pytest.CaptureFixture[str]) -> None:
+    code = imagecodecs.jpeg2k_encode(colours(), codecformat="j2k", mct=False)
+    data = coded(code[:42] + bytes((7, 1, 1, 7, 2, 1, 7, 1, 1)) + code[51:], uid.JPEG2000, "YBR_FULL")
+    with pytest.raises(PictureError) as caught:
+        opened(data).frame(0)
+    assert caught.value.reason is Reason.UNSUPPORTED
+    assert capfd.readouterr() == ("", "")
 
 
 HEADERS = ["RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT"]

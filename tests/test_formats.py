@@ -135,6 +135,14 @@ def zipped(members: dict[str, bytes], *, stored: bool = False) -> bytes:
     return stream.getvalue()
 
 
+def lzip(content: bytes) -> bytes:
+    """As the program lzip writes it: a header, an LZMA stream, a checksum and two lengths."""
+    options = {"id": lzma.FILTER_LZMA1, "dict_size": 1 << 16, "lc": 3, "lp": 0, "pb": 2}
+    packed = lzma.compress(content, lzma.FORMAT_RAW, filters=[options])
+    trailer = struct.pack("<IQQ", zlib.crc32(content), len(content), len(packed) + 26)
+    return b"LZIP\1\x10" + packed + trailer
+
+
 def tar(form: int) -> bytes:
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w", format=form) as archive:
@@ -203,6 +211,21 @@ IMAGES: dict[str, bytes] = {
     "PNG, compressed": gzip.compress(png()),
     "PNG in bzip2": bz2.compress(png()),
     "PNG in xz": lzma.compress(png()),
+    "PNG in lzma": lzma.compress(png(), lzma.FORMAT_ALONE),
+    "PNG in zlib": zlib.compress(png()),
+    "PNG in zstd": imagecodecs.zstd_encode(png()),
+    "PNG in zstd behind a part to skip": b"\x52\x2a\x4d\x18\x05\0\0\0hello" + imagecodecs.zstd_encode(png()),
+    "PNG in lz4": imagecodecs.lz4f_encode(png()),
+    "PNG in lzip": lzip(png()),
+    "NIfTI in zstd": imagecodecs.zstd_encode(nifti()),
+    "pixels in zstd": imagecodecs.zstd_encode(np.random.default_rng(5).bytes(300_000)),
+    "pixels in gzip": gzip.compress(np.random.default_rng(5).bytes(3000)),
+    "compress": b"\x1f\x9d\x90" + bytes(range(200)),
+    "zstd with a dictionary": b"\x28\xb5\x2f\xfd\x01\x50\x07" + bytes(100),
+    "gzip, cut off": gzip.compress(png())[:9],
+    "zstd, cut off": imagecodecs.zstd_encode(png())[:9],
+    "lz4, cut off": imagecodecs.lz4f_encode(png())[:9],
+    "PDF in gzip": gzip.compress(pdf(image=False)),
     "DICOM, compressed": gzip.compress(CT),
     "XBM": b"/* made by hand */\n#define a_width 8\n#define a_height 2\nstatic char a_bits[] = { 0x13, 0x00 };\n",
     "EPS": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
@@ -273,7 +296,14 @@ OTHERS: dict[str, tuple[str, bytes]] = {
     "bzip2": ("archive", bz2.compress(b"hello\n")),
     "xz": ("archive", lzma.compress(b"hello\n")),
     "zlib": ("archive", zlib.compress(b"blob 5\0hello")),
-    "gzip, cut off": ("archive", gzip.compress(png())[:9]),
+    "zstd": ("archive", imagecodecs.zstd_encode(b"hello\n")),
+    "tar.zst": ("archive", imagecodecs.zstd_encode(tar(tarfile.PAX_FORMAT) + bytes(400_000))),
+    "lz4": ("archive", imagecodecs.lz4f_encode(b"hello\n" * 20_000)),
+    "lzip": ("archive", lzip(b"hello\n")),
+    "gzip of nothing": ("archive", gzip.compress(b"")),
+    "zstd of nothing": ("archive", imagecodecs.zstd_encode(b"")),
+    "lz4 of nothing": ("archive", imagecodecs.lz4f_encode(b"")),
+    "text about LZIP": ("text", b"LZIP is a program that compresses.\n"),
     "7z": ("archive", b"7z\xbc\xaf\x27\x1c\0\4" + bytes(100)),
     "RAR": ("archive", b"Rar!\x1a\x07\1\0" + bytes(100)),
     "PDF of text": ("document", pdf(image=False)),
@@ -355,6 +385,10 @@ def test_any_bytes_are_told_quickly_and_without_an_error(start: bytes, rest: byt
         gzip.compress(bytes(1 << 24)),
         bz2.compress(bytes(1 << 24)),
         lzma.compress(bytes(1 << 24)),
+        imagecodecs.zstd_encode(bytes(1 << 28)),
+        b"\x28\xb5\x2f\xfd\0\x50" + b"\x02\0\x10x" * 500_000,  # each block is one byte, 131,072 times
+        imagecodecs.lz4f_encode(bytes(1 << 24)),
+        b"\x50\x2a\x4d\x18\0\0\0\0" * 100_000,
     ],
 )
 def test_hostile_starts_take_no_time(data: bytes) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import re
+import stat
 import sys
 import zipfile
 from collections.abc import Iterable, Iterator
@@ -394,13 +396,26 @@ def test_without_patients_keys_stay_as_they_are(bundle: Bundle, tmp_path: Path) 
         assert export_gallery(gallery, tmp_path / "out.npz").keys == "paths"
 
 
-def test_only_the_groups_that_go_out_decide(gallery: Gallery, tmp_path: Path) -> None:
-    """Of the group north every fourth picture has a patient; here none is left."""
+def test_one_patient_in_any_group_hides_the_keys_of_all(gallery: Gallery, tmp_path: Path) -> None:
+    """Of the group north every fourth picture has a patient; here none is left. Its file names may tell of some."""
     for entry in entries(0, 30):
         if entry.patient and entry.gallery == "north":
             gallery.remove(key=entry.key, compact=False)
-    assert export_gallery(gallery, tmp_path / "north.npz", ["north"]).keys == "paths"
+    assert export_gallery(gallery, tmp_path / "north.npz", ["north"]).keys == "hashed"
     assert export_gallery(gallery, tmp_path / "default.npz", ["default"]).keys == "hashed"
+    assert export_gallery(gallery, tmp_path / "named.npz", ["north"], with_paths=True).keys == "paths"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes of POSIX")
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("mask", [0o022, 0o000, 0o077])
+def test_only_its_owner_can_read_an_export(kind: str, mask: int, gallery: Gallery, tmp_path: Path) -> None:
+    before = os.umask(mask)
+    try:
+        export_gallery(gallery, tmp_path / f"out.{kind}")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / f"out.{kind}").stat().st_mode) == 0o600
 
 
 def test_with_another_site_key_nothing_goes_out_under_pseudonyms(

@@ -277,9 +277,58 @@ def test_truncated_deep_pictures_are_damaged(form: str) -> None:
     assert reason_of(lambda: open_picture(data[: len(data) // 2]).frame(0)) is Reason.DAMAGED
 
 
-def test_pillow_set_to_tolerate_damage_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "BMP", "WEBP", "GIF"])
+def test_a_program_that_has_pillow_accept_damage(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sound files are read as ever, damaged ones stay damaged, and the program finds its setting as it left it."""
+    data = saved(Image.fromarray(noise(60, 50)), form)
+    expected = open_picture(data).frame(0)
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
-    assert reason_of(lambda: open_picture(saved(Image.fromarray(noise()), "PNG")).frame(0)) is Reason.UNSUPPORTED
+    assert np.array_equal(open_picture(data).frame(0), expected)
+    assert reason_of(lambda: open_picture(data[: len(data) * 2 // 3]).frame(0)) is Reason.DAMAGED
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is True
+
+
+def test_a_program_that_has_pillow_accept_damage_reads_in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = saved(Image.fromarray(noise(300, 300)), "PNG")
+    broken = whole[: len(whole) // 2]
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+
+    def read(number: int) -> bool:
+        if number % 2:
+            return reason_of(lambda: open_picture(broken).frame(0)) is Reason.DAMAGED
+        return open_picture(whole).frame(0).shape == (300, 300, 3)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(read, range(100)))
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is True
+
+
+def test_weasyprint_in_the_same_process(tmp_path: Path) -> None:
+    """It has Pillow accept damaged images in the whole process, from its import on: so a process of its own."""
+    whole = tmp_path / "whole.png"
+    whole.write_bytes(saved(Image.fromarray(noise()), "PNG"))
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(whole.read_bytes()[:-100])
+    script = """
+import sys
+try:
+    import weasyprint
+except (ImportError, OSError) as error:
+    sys.exit(f"no weasyprint: {error}")
+from PIL import ImageFile
+from lcmem_onnx.runtime.errors import PictureError
+from lcmem_onnx.runtime.pictures import open_picture, read_file
+assert ImageFile.LOAD_TRUNCATED_IMAGES, "weasyprint no longer sets it: this test shows nothing"
+print(open_picture(read_file(sys.argv[1])).frame(0).shape)
+try:
+    open_picture(read_file(sys.argv[2])).frame(0)
+except PictureError as error:
+    print(error.reason)
+"""
+    done = subprocess.run([sys.executable, "-c", script, whole, broken], capture_output=True, text=True, timeout=120)
+    if done.stderr.startswith("no weasyprint"):
+        pytest.skip(done.stderr.strip())
+    assert (done.stdout, done.returncode) == ("(20, 30, 3)\ndamaged\n", 0), done.stderr
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import time
+import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lcmem_onnx.runtime import heif
+from lcmem_onnx.runtime import heif, jpeg2000
 from lcmem_onnx.runtime.errors import PictureError, Reason
 from lcmem_onnx.runtime.files import HEAD, Found, Kind, Limits, sniff, walk
 from lcmem_onnx.runtime.isolation import Nursery
@@ -247,6 +248,37 @@ def test_nothing_is_printed_of_damaged_files(capfd: pytest.CaptureFixture[str]) 
     interlaced = imagecodecs.png_encode(colors().astype(np.uint16) * 257)
     all_frames(interlaced)
     assert capfd.readouterr() == ("", "")
+
+
+ODD_CHROMA = [
+    ((1, 1), (2, 1), (1, 1)),
+    ((1, 1), (2, 1), (2, 2)),
+    ((1, 1), (4, 1), (4, 1)),
+    ((2, 2), (2, 2), (2, 2)),
+    ((1, 1), (162, 1), (1, 1)),
+]
+
+
+@pytest.mark.parametrize("declared", [True, False])
+@pytest.mark.parametrize("steps", ODD_CHROMA)
+def test_colors_that_openjpeg_cannot_convert_are_refused_in_silence(
+    declared: bool, steps: tuple[tuple[int, int], ...], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It prints a line for them and goes on with YCbCr as RGB."""
+    code = imagecodecs.jpeg2k_encode(colors(), codecformat="jp2", mct=False)
+    at = code.index(b"\xff\x4f\xff\x51") + 42
+    data = code[:at] + b"".join(bytes((7, *step)) for step in steps) + code[at + 9 :]
+    if declared:
+        data = data.replace(struct.pack(">4s3BI", b"colr", 1, 0, 0, 16), struct.pack(">4s3BI", b"colr", 1, 0, 0, 18))
+    assert reason_of(lambda: all_frames(data)) is Reason.UNSUPPORTED
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("step", [(1, 1), (2, 1), (2, 2)])
+def test_colors_of_usual_subsampling_are_not_refused_for_it(step: tuple[int, int]) -> None:
+    jpeg2000.check_chroma(((1, 1), step, step), True)
+    jpeg2000.check_chroma(((1, 1), step, step), False)
+    jpeg2000.check_chroma(((1, 1), (2, 2)), True)
 
 
 @pytest.mark.parametrize("bits", [12, 16])
@@ -573,15 +605,44 @@ def test_opacity_in_all_of_them() -> None:
     assert opacity().min() == 0
 
 
+TEXTS = {"zTXt": b"k\0\0", "iTXt": b"k\0\1\0\0\0", "iCCP": b"k\0\0", "tEXt": b"k\0"}
+
+
+def chunk(kind: str, size: int) -> bytes:
+    """A chunk with a text or color profile of this size, compressed where it can be."""
+    text = bytes(size) if kind == "tEXt" else zlib.compress(bytes(size))
+    content = kind.encode() + TEXTS[kind] + text
+    return struct.pack(">I", len(content) - 4) + content + struct.pack(">I", zlib.crc32(content))
+
+
 @pytest.mark.parametrize("before_pixels", [True, False])
-@pytest.mark.parametrize(("chunk", "start"), [(b"zTXt", b"k\0\0"), (b"iTXt", b"k\0\1\0\0\0"), (b"iCCP", b"k\0\0")])
-def test_png_files_with_more_metadata_than_pillow_reads_are_not_called_damaged(
-    chunk: bytes, start: bytes, before_pixels: bool
-) -> None:
-    content = chunk + start + zlib.compress(bytes(2**20 + 1))
-    data = saved(rgba()[..., :3], "PNG")
+@pytest.mark.parametrize("kind", ["zTXt", "iTXt", "iCCP"])
+@pytest.mark.parametrize("size", [2**20, 2**20 + 1, 2**26])
+@pytest.mark.parametrize("mode", ["color", "transparent", "16 bits"])
+def test_more_metadata_than_pillow_reads_does_not_hide_a_png(kind: str, size: int, before_pixels: bool, mode: str) -> None:
+    if size == 2**26 and mode != "color":
+        pytest.skip("one mode is enough for the largest")
+    data = saved(rgba() if mode == "transparent" else rgba()[..., :3], "PNG")
+    if mode == "16 bits":
+        data = imagecodecs.png_encode(rgba()[..., :3].astype(np.uint16) * 257)
     at = 33 if before_pixels else len(data) - 12
-    packed = struct.pack(">I", len(content) - 4) + content + struct.pack(">I", zlib.crc32(content))
-    with pytest.raises(PictureError) as caught:
-        open_picture(data[:at] + packed + data[at:]).frame(0)
-    assert caught.value.reason is Reason.UNSUPPORTED
+    start = time.process_time()
+    picture = open_picture(data[:at] + chunk(kind, size) + data[at:])
+    for one, other in zip(picture.renderings(0), open_picture(data).renderings(0), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert time.process_time() - start < 2
+    assert (Note.PRIVATE_DATA in picture.notes) == (size > 2**20)
+
+
+@pytest.mark.parametrize(("kind", "size"), [("zTXt", 2**20), ("zTXt", 2**24), ("iTXt", 2**20)])
+def test_many_texts_of_a_png_cost_little_memory(kind: str, size: int) -> None:
+    data = saved(rgba()[..., :3], "PNG")
+    whole = data[:33] + chunk(kind, size) * 100 + data[33:]
+    tracemalloc.start()
+    picture = open_picture(whole)
+    shown = picture.frame(0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_array_equal(shown, open_picture(data).frame(0))
+    assert peak < 2**27
+    assert Note.PRIVATE_DATA in picture.notes

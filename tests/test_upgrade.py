@@ -669,6 +669,7 @@ def test_the_index_of_the_first_version_is_upgraded(golden: Path, screener: Scre
     before = {(row[0], row[1]): (row[7], row[8]) for row in rows(index, screener.bundle)}
     make_older(index, **{"/golden/": f"{golden}/"})
     code, out, _ = lcmem("index", "upgrade", index)
+    assert f"next  lcmem-onnx index verify --index {index}\n" in out
     assert (code, "9 images embedded again, 0 were current" in out) == (0, True)
     after = rows(index, screener.bundle)
     assert {(row[0], str(row[1]).replace(str(golden), "/golden")): (row[7], row[8]) for row in after} == before
@@ -722,5 +723,12 @@ def test_an_index_of_another_bundle_names_the_command_that_mends_it(
 
 
 def test_done_adds_up() -> None:
-    done = Upgraded(2, 3, (), Missing.KEEP, refused=False, bundle_changed=False, calibration_removed=False, resumed=0)
-    assert done.as_json()["summary"] == {"upgraded": 2, "current": 3, "dropped": 0, "kept": 0, "unavailable": {}}
+    done = Upgraded(2, 3, (), Missing.KEEP, refused=False, bundle_changed=False, calibration_removed=False, resumed=1)
+    assert done.as_json() == {
+        "schema_version": 1,
+        "summary": {"upgraded": 2, "current": 3, "dropped": 0, "kept": 0, "unavailable": {}},
+        "resumed": 1,
+        "refused": False,
+        "bundle_changed": False,
+        "calibration_removed": False,
+    }

@@ -25,7 +25,16 @@ Place = tuple[int, int]
 """A folder on disk, by its device and inode: the same by whatever path, link, mount or spelling it is reached."""
 
 
-def walked(folder: Path) -> tuple[list[FoundFile | Unfound], int]:
+def walked(folder: Path, what: str) -> tuple[list[FoundFile | Unfound], int]:
+    """Return the images of a set, and how many files were skipped.
+
+    Args:
+        folder: where it lies.
+        what: what it is to the audit ("the reference").
+
+    Raises:
+        UsageError: there is no image in it, or it cannot be searched.
+    """
     found: list[FoundFile | Unfound] = []
     skipped = 0
     for item in walk([folder]):
@@ -33,6 +42,10 @@ def walked(folder: Path) -> tuple[list[FoundFile | Unfound], int]:
             skipped += 1
         else:
             found.append(item)
+    if not found:
+        raise UsageError(f"{folder} holds no image: {what} must be there")
+    if isinstance(found[0], Unfound) and found[0].path == folder:
+        raise UsageError(f"{folder} cannot be searched for {what}: {found[0].error}")
     return found, skipped
 
 

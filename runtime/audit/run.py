@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..bundle import Bundle
 from ..errors import GalleryError, PictureError, UsageError
-from ..files import Unfound, read_file
+from ..files import read_file
 from ..gallery import Gallery, SiteKey
 from ..gallery.calibration import decide_threshold, stored_calibration
 from ..head import check_threshold
@@ -223,6 +223,9 @@ def audit(
     if request.suspects not in ("leave-out", "keep"):
         raise UsageError(f"suspects must be leave-out or keep, got {request.suspects}")
     kept_back = {"the reference": request.reference, **({"the hold-out": request.holdout} if request.holdout else {})}
+    folders = {"the released pictures": request.released, **kept_back}
+    # Before anything is written or embedded: a set without an image ends the audit.
+    sets = {what: walked(folder, what) for what, folder in folders.items() if what != "the reference" or not is_index(folder)}
     request = replace(request, out=prepare_output(request.out, request.released, kept_back))
     private = request.out / PRIVATE
     patients = Patients(request.patients) if request.patients else None
@@ -248,12 +251,7 @@ def audit(
                 caveats.append("The hold-out's patients could not be compared with the reference's, for want of the site key.")
 
         def embedded(folder: Path, what: str, looks_here: Sequence[object]) -> PictureSet:
-            found, skipped = walked(folder)
-            first = found[0] if found else None
-            if first is None:
-                raise UsageError(f"{folder} holds no picture: {what} must be there")
-            if isinstance(first, Unfound) and first.path == folder:
-                raise UsageError(f"{folder} cannot be searched for {what}: {first.error}")
+            found, skipped = sets[what]
             into = PictureSet(max(1, len(looks_here)), screener.bundle.features, skipped)
             model = f"{screener.bundle.fingerprint}/reader{READER_VERSION}" + (f"/tta{VERSION}" if looks_here else "")
             with Cache(private / "embeddings.sqlite", model, screener.bundle.features, key.name) as cache:

@@ -205,13 +205,9 @@ class Gallery:
             "site_key": self._store.setting(SITE_KEY),
         }
 
-    def holds_pseudonyms(self, galleries: Collection[str] | None = None) -> bool:
-        """Whether the patient or the study of any picture is known, in all or in some of its galleries.
-
-        Raises:
-            UsageError: a gallery of that name holds nothing.
-        """
-        return self._store.holds_pseudonyms(self._chosen(galleries))
+    def holds_pseudonyms(self) -> bool:
+        """Whether the patient or the study of any picture is known."""
+        return self._store.holds_pseudonyms()
 
     def galleries(self) -> list[str]:
         """The names of the groups that hold pictures, sorted."""

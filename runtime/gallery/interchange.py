@@ -6,8 +6,8 @@ where it ends in `.npz`. Both are written and read a block at a time.
 
 An import is one transaction: whatever is off (a damaged row, another model's, a key that stands for another picture here) the
 gallery stays as it was. What is there already is left as it is, so an import may be repeated. Settings are not carried: a
-threshold that was set for one gallery is none for another. Keys are names of files; where patients are known they are replaced
-by pseudonyms, unless they are asked for.
+threshold that was set for one gallery is none for another. Keys are names of files; where the gallery knows patients
+they are replaced by pseudonyms, unless they are asked for.
 """
 
 from __future__ import annotations
@@ -107,10 +107,10 @@ def export_gallery(
     *,
     with_paths: bool = False,
 ) -> Manifest:
-    """Write a gallery to a file, which appears under its name only when it is whole.
+    """Write a gallery to a file, which appears under its name only when it is whole, and which its owner alone can read.
 
-    Where patients are known, keys become pseudonyms under the site key (see `SiteKey.key`): they are names of files, which may
-    hold names of patients.
+    Where the patient or study of any image of the gallery is known, also of one that is not written, keys become pseudonyms under
+    the site key (see `SiteKey.key`): they are names of files, which may hold names of patients.
 
     Args:
         path: ends in `.parquet` or `.npz`; it must not exist.
@@ -125,8 +125,8 @@ def export_gallery(
     if path.exists():
         raise GalleryError(f"{path} exists already: an export overwrites nothing, so give another name")
     try:
-        key = None if with_paths or not gallery.holds_pseudonyms(galleries) else gallery.site_key()
-        return put_whole(path, lambda draft: _written(gallery, draft, galleries, watch, write, key))
+        key = gallery.site_key() if gallery.holds_pseudonyms() and not with_paths else None
+        return put_whole(path, lambda draft: _written(gallery, draft, galleries, watch, write, key), private=True)
     except OSError as error:
         raise GalleryError(f"{path} cannot be written: {error.strerror or error}") from error
 

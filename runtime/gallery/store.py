@@ -85,12 +85,11 @@ class Store(Database):
             query = "SELECT count(*) FROM pictures WHERE rendering = 0 AND reader < ?"
             return int(self.connection.execute(query, (READER_VERSION,)).fetchone()[0])
 
-    def holds_pseudonyms(self, galleries: Sequence[str] | None = None) -> bool:
-        """Whether the patient or the study of any picture is known, in all or in some galleries."""
-        where, names = _within(galleries)
+    def holds_pseudonyms(self) -> bool:
+        """Whether the patient or the study of any picture is known."""
         with self.explained():
-            query = f"SELECT 1 FROM pictures WHERE (patient IS NOT NULL OR study IS NOT NULL){where} LIMIT 1"
-            return self.connection.execute(query, names).fetchone() is not None
+            query = "SELECT 1 FROM pictures WHERE patient IS NOT NULL OR study IS NOT NULL LIMIT 1"
+            return self.connection.execute(query).fetchone() is not None
 
     def files(self) -> int:
         """How many pictures there are, each with all its frames: keys, counted in each gallery."""
