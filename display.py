@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeAlias, TypeVar
 
@@ -34,6 +35,7 @@ __all__ = [
     "printable",
     "progress",
     "say",
+    "stepping",
     "warn",
 ]
 
@@ -79,6 +81,28 @@ def progress(items: Iterable[T], total: int | None, what: str, quiet: bool, plac
                 elapsed = bar.tasks[task].elapsed
                 bar.update(task, advance=1, rate=f"{(bar.tasks[task].completed + 1) / elapsed:.1f}/s" if elapsed else "")
             yield item
+
+
+@contextmanager
+def stepping(quiet: bool) -> Iterator[Callable[[int, int, str], None]]:
+    """Yield a function that takes a step's number (from 1), how many there are, and what it does.
+
+    On a terminal a bar shows them, and the time since the start. Lines for stderr (`say`) go above it.
+    """
+    if quiet or not sys.stderr.isatty():
+        yield lambda number, total, what: None
+        return
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("step {task.fields[number]} of {task.total}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=_console(sys.stderr), transient=True, redirect_stdout=False) as bar:
+        task = bar.add_task("", total=1, number=1)
+        yield lambda number, total, what: bar.update(task, completed=number - 1, total=total, number=number, description=what)
 
 
 def say(line: str) -> None:

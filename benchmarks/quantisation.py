@@ -32,7 +32,15 @@ from lcmem_onnx.runtime.machine import cpu_features, cpu_limit, cpu_name, versio
 from lcmem_onnx.runtime.providers import open_session
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
-from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_dynamic, quantize_static
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    CalibrationMethod,
+    QuantFormat,
+    QuantType,
+    quantize_dynamic,
+    quantize_static,
+)
+from onnxruntime.quantization.shape_inference import quant_pre_process
 
 LAYERS = ("Conv", "MatMul", "Gemm")
 BLOCK = 32
@@ -159,13 +167,32 @@ def _all_layers(ready: Quantiser, fp32: Path, out: Path) -> None:
     ready.write(out, [])
 
 
+class _Pictures(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
+    """The calibration pictures, as onnxruntime's tools read them."""
+
+    def __init__(self, ready: Quantiser) -> None:
+        self._rest = iter(ready.pictures)
+
+    def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
+        picture = next(self._rest, None)
+        return None if picture is None else {"pictures": picture[None]}
+
+
+def _prepared(fp32: Path) -> str:
+    """The graph with the types of its tensors, which onnxruntime's tools want."""
+    prepared = fp32.with_name("prepared.onnx")
+    if not prepared.exists():
+        quant_pre_process(str(fp32), str(prepared), skip_symbolic_shape=True, skip_optimization=True)
+    return str(prepared)
+
+
 def _static(weights: QuantType) -> Callable[[Quantiser, Path, Path], None]:
-    """As exported, but with 8 bits."""
+    """By onnxruntime's tools: activations' extremes, 8 bits, weights to the nearest step; the same layers in float."""
 
     def write(ready: Quantiser, fp32: Path, out: Path) -> None:
         kept = {layer.node for layer in ready.kept([])}
         quantize_static(
-            str(ready.prepared), str(out), ready.pictures(), quant_format=QuantFormat.QDQ, op_types_to_quantize=list(LAYERS),
+            _prepared(fp32), str(out), _Pictures(ready), quant_format=QuantFormat.QDQ, op_types_to_quantize=list(LAYERS),
             nodes_to_quantize=[layer.node for layer in ready.layers if layer.node not in kept], per_channel=True,
             activation_type=QuantType.QUInt8, weight_type=weights, calibrate_method=CalibrationMethod.MinMax,
         )  # fmt: skip
@@ -177,7 +204,7 @@ def _dynamic(ready: Quantiser, fp32: Path, out: Path) -> None:
     """Activations' ranges found in each run; the same layers kept in float."""
     kept = [layer.node for layer in ready.kept([])]
     quantize_dynamic(
-        str(ready.prepared), str(out), op_types_to_quantize=list(LAYERS), per_channel=True, reduce_range=True,
+        _prepared(fp32), str(out), op_types_to_quantize=list(LAYERS), per_channel=True, reduce_range=True,
         weight_type=QuantType.QInt8, nodes_to_exclude=kept,
     )  # fmt: skip
 

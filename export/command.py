@@ -6,7 +6,8 @@ import shlex
 from pathlib import Path
 
 import click
-from lcmem_onnx.display import printable
+from lcmem_onnx.display import printable, stepping
+from lcmem_onnx.display import say as tell
 from lcmem_onnx.ending import Ending
 from lcmem_onnx.runtime.errors import UsageError
 
@@ -75,7 +76,7 @@ def main(
 
     def say(line: str) -> None:
         if not quiet:
-            click.echo(printable(line), err=True)
+            tell(printable(line))
 
     try:
         from .package import Request, export_bundle
@@ -83,25 +84,27 @@ def main(
         if str(error.name).startswith("lcmem_onnx"):
             raise
         raise UsageError(f"exporting needs {error.name}, which is not installed: pip install 'lcmem-onnx[export]'") from error
-    done = export_bundle(
-        Request(
-            checkpoint=checkpoint,
-            out=out,
-            vae=vae,
-            image_size=image_size,
-            variants=_separated(variants),
-            calibration=calibration,
-            int8_exclude=_separated(int8_exclude),
-            allow_drift=allow_drift,
-            threshold=threshold,
-            pictures=pictures,
-            name=name,
-            licence=licence,
-            replace=force,
-            strangers=strangers,
-        ),
-        say,
-    )
+    with stepping(quiet) as step:
+        done = export_bundle(
+            Request(
+                checkpoint=checkpoint,
+                out=out,
+                vae=vae,
+                image_size=image_size,
+                variants=_separated(variants),
+                calibration=calibration,
+                int8_exclude=_separated(int8_exclude),
+                allow_drift=allow_drift,
+                threshold=threshold,
+                pictures=pictures,
+                name=name,
+                licence=licence,
+                replace=force,
+                strangers=strangers,
+            ),
+            say,
+            step,
+        )
     shown = printable(str(out))
     say(f"written   {shown} ({', '.join(done.variants)})")
     for name, reasons in done.left_out.items():

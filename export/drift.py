@@ -79,6 +79,10 @@ class Measured:
     shows: NDArray[np.int64]
     embeddings: Embeddings
 
+    def first(self, count: int) -> Measured:
+        """The first so many pictures alone."""
+        return replace(self, pictures=self.pictures[:count], shows=self.shows[:count], embeddings=self.embeddings[:count])
+
     def drift(self, variant: str, graph: Path, work: Path) -> Drift:
         """Measure one encoder.
 

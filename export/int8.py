@@ -1,23 +1,23 @@
-"""The int8 variant: static quantisation with onnxruntime's tools, QDQ, weights per channel.
+"""The int8 variant: convolutions and linear layers in bytes (`qdq`), calibrated on images, weights rounded by what they see.
 
-Convolutions and linear layers with constant weights are quantised, nothing else: normalisations, statistics and activations between
-them stay in float. So do the first convolution, which sees the pixels, the VAE's last two, which give the latents (a sweep over the
-layers of the bundled model found them to do twice the damage of any other), and the last linear layer, which gives the embedding's
-logits; further layers by name, or those that a sweep finds out (`sensitivities`).
+Some layers stay in float: what costs as much in float as in bytes, or does more damage than it saves. These are the first
+convolutions of both branches, where maps are large and channels few; the VAE's last two, which give the latents; ConvNeXt's
+depthwise convolutions; and the last linear layers, which give the embedding's logits. On the bundled model the trunk's stem and
+first block did more damage than the rest of the trunk together, and are no slower in float. Further layers stay in float by name,
+or because a sweep finds them (`sensitivities`).
 
-Weights take 7 bits, not 8. On processors without VNNI, products of unsigned and signed bytes are summed in pairs in 16 bits, and
-two large ones saturate; with 7-bit weights they cannot. One file is then right everywhere. Measured on the bundled model, mean
-difference of embeddings from fp32: 7 bits .0128 on a processor with VNNI and .0125 on an emulated one with AVX2 alone; 8 bits .0154
-and .0231.
+What error remains is partly the same for every image: with enough images, each number of the embedding is scaled and shifted,
+before its sigmoid, to be as near to fp32's as can be.
 """
 
 from __future__ import annotations
 
-import logging
+import re
 import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -25,19 +25,28 @@ import onnx
 from lcmem_onnx.runtime.errors import ExportError, UsageError
 from lcmem_onnx.runtime.providers import open_session
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto
-from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
-from onnxruntime.quantization.shape_inference import quant_pre_process
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from .half import SMALL
+from .qdq import quantise, tensors_to_observe
+from .rounding import Moments
 from .trace import INPUT, OUTPUT, save_stripped
 
 __all__ = ["INT8", "Layer", "Quantiser", "outliers", "quantiser"]
 
 INT8 = "encoder.int8.onnx"
-LATENTS = ("vae.encoder.conv_out.", "vae.quant_conv.")
+IN_FLOAT = re.compile(
+    r"vae\.(encoder\.conv_in|encoder\.conv_out|quant_conv)\.|model\.features\.\d+\.\d+\.block\.0\."
+    r"|model\.classifier\.|trunk\.(stem|projection|blocks\.[0-4])\."
+)
 QUANTISED = ("Conv", "MatMul", "Gemm")
 OUTLIER = 4.0
 """A layer that alone does so many times the median layer's damage is kept in float by "auto"."""
+FOR_MOMENTS = 48
+"""The first so many images tell how weights are rounded; more change little and take most of the time."""
+ENOUGH = 32
+"""With fewer images the embedding's numbers are not corrected: two values of each are estimated."""
+EDGE = 1e-6
 
 Pictures = NDArray[np.uint8]
 Embeddings = NDArray[np.float32]
@@ -51,39 +60,61 @@ class Layer:
     weight: str
 
 
-class _Calibration(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
-    def __init__(self, pictures: Pictures) -> None:
-        self._rest = iter(pictures)
+@dataclass(frozen=True)
+class _Observed:
+    """What calibration finds: activations' ranges, products of layers' inputs, and fp32's embeddings of the images."""
 
-    def get_next(self) -> dict[str, Pictures] | None:
-        picture = next(self._rest, None)
-        return None if picture is None else {INPUT: picture[None]}
+    ranges: dict[str, tuple[float, float]]
+    moments: dict[str, NDArray[np.float64]]
+    embeddings: Embeddings
 
 
 class Quantiser:
     """An encoder ready to be quantised: calibrated once, written as often as wanted. Made by `quantiser`.
 
     Attributes:
-        prepared: the fp32 graph, types of its tensors noted; it lasts as long as the `quantiser`.
+        fp32: the fp32 graph.
+        pictures: those that calibrate it, uint8 (n, size, size, 3).
         layers: those that can be quantised, in order.
     """
 
     def __init__(self, fp32: Path, pictures: Pictures, work: Path) -> None:
-        self._work, self._pictures = work, pictures
-        self.prepared, self._ranges = work / "prepared.onnx", work / "ranges.json"
-        try:
-            # Shapes only: its optimisation would take GroupNormalization apart.
-            quant_pre_process(str(fp32), str(self.prepared), skip_symbolic_shape=True, skip_optimization=True)
-        except Exception as error:  # onnxruntime's and onnx's exceptions have no common base below it
-            raise ExportError(f"onnxruntime cannot prepare {fp32.name} for int8: {error}") from error
-        self.layers = _layers(onnx.load(str(self.prepared)))
+        self.fp32, self.pictures, self._work = fp32, pictures, work
+        self.layers = _layers(onnx.load(str(fp32)))
 
-    def pictures(self) -> CalibrationDataReader:
-        """The calibration pictures, from the first, as onnxruntime's tools read them."""
-        return _Calibration(self._pictures)
+    @cached_property
+    def _observed(self) -> _Observed:
+        """One run of each image; a tensor's range is taken in the graph, so that memory does not grow with the images."""
+        model = onnx.load(str(self.fp32))
+        named = {layer.node for layer in self.layers}
+        shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+        moments = Moments({node.name: (node, shapes[node.input[1]]) for node in model.graph.node if node.name in named})
+        names = sorted(tensors_to_observe(model, named))
+        limits = [f"{name} {operator}" for name in names for operator in ("ReduceMin", "ReduceMax")]
+        for name in names:
+            for operator in ("ReduceMin", "ReduceMax"):
+                model.graph.node.append(helper.make_node(operator, [name], [f"{name} {operator}"], keepdims=0))
+        reported = [*limits, *moments.inputs]
+        model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in reported)
+        reporting = self._work / "reporting.onnx"
+        onnx.save(model, str(reporting))
+        del model
+        session = open_session(reporting, "cpu").session
+        reporting.unlink()
+        found, embeddings = [], []
+        for number, picture in enumerate(self.pictures):
+            wanted = [OUTPUT, *limits, *(moments.inputs if number < FOR_MOMENTS else ())]
+            values = dict(zip(wanted, session.run(wanted, {INPUT: picture[None]}), strict=True))
+            if number < FOR_MOMENTS:
+                moments.add(values)
+            found.append([float(values[name]) for name in limits])
+            embeddings.append(values[OUTPUT])
+        lowest, highest = np.min(found, 0)[::2], np.max(found, 0)[1::2]
+        ranges = {name: (float(lowest[at]), float(highest[at])) for at, name in enumerate(names)}
+        return _Observed(ranges, moments.means(), np.concatenate(embeddings))
 
     def kept(self, exclude: Collection[str]) -> list[Layer]:
-        """The layers that stay in float: the first, the latents', the last, and those whose weights' names begin as in `exclude`.
+        """The layers that stay in float: the first and the last, `IN_FLOAT`, and those whose weights' names begin as in `exclude`.
 
         Raises:
             UsageError: a name fits no layer.
@@ -93,48 +124,37 @@ class Quantiser:
                 known = ", ".join(layer.weight for layer in self.layers[:3])
                 raise UsageError(f"no layer's name begins with {name!r}; the first layers are {known}")
         ends = (self.layers[0], self.layers[-1])
-        named = (*LATENTS, *exclude)
-        return [layer for layer in self.layers if layer in ends or layer.weight.startswith(named)]
+        return [
+            layer
+            for layer in self.layers
+            if layer in ends or IN_FLOAT.match(layer.weight) or layer.weight.startswith(tuple(exclude))
+        ]
 
     def write(self, out: Path, kept: Collection[Layer]) -> None:
         """Quantise all layers but `kept`.
 
         Raises:
-            ExportError: onnxruntime cannot.
+            ExportError: no layer is left.
         """
         nodes = [layer.node for layer in self.layers if layer not in kept]
         if not nodes:
             raise ExportError("every layer is kept in float: there is nothing left for int8")
-        logger = logging.getLogger()
-        level = logger.level
-        logger.setLevel(logging.ERROR)  # onnxruntime's tools advise on the root logger to do what was done just before
-        try:
-            quantize_static(
-                str(self.prepared),
-                str(out),
-                self.pictures(),
-                quant_format=QuantFormat.QDQ,
-                op_types_to_quantize=list(QUANTISED),
-                nodes_to_quantize=nodes,
-                per_channel=True,
-                reduce_range=True,
-                activation_type=QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
-                calibrate_method=CalibrationMethod.MinMax,
-                calibration_cache_path=self._ranges,
-            )
-        except Exception as error:
-            raise ExportError(f"onnxruntime cannot quantise the encoder: {error}") from error
-        finally:
-            logger.setLevel(level)
-        save_stripped(onnx.load(str(out)), out)
+        observed = self._observed
+        model = onnx.load(str(self.fp32))
+        in_float = {tensor.name for tensor in model.graph.initializer if tensor.data_type == TensorProto.FLOAT}
+        quantise(model, nodes, observed.ranges, observed.moments)
+        _store_in_half(model, in_float)
+        save_stripped(model, out)
+        if len(self.pictures) >= ENOUGH:
+            _correct(model, *_fitted(_embedded(out, self.pictures), observed.embeddings))
+            save_stripped(model, out)
 
     def sensitivities(self, pictures: Pictures) -> Iterator[tuple[Layer, float]]:
         """Quantise each layer alone, in order, and give the mean absolute change of the embeddings of `pictures`.
 
         One network for each layer, so this takes as long as there are layers.
         """
-        reference = _embedded(self.prepared, pictures)
+        reference = _embedded(self.fp32, pictures)
         alone = self._work / "alone.onnx"
         for layer in self.layers[1:-1]:
             self.write(alone, [other for other in self.layers if other != layer])
@@ -143,7 +163,7 @@ class Quantiser:
 
 @contextmanager
 def quantiser(fp32: Path, pictures: Pictures, work: Path | None = None) -> Iterator[Quantiser]:
-    """A `Quantiser` of the fp32 encoder as it was traced, with the types of its tensors noted; its files are gone afterwards.
+    """A `Quantiser` of the fp32 encoder as it was traced; its files are gone afterwards.
 
     `pictures`, uint8 (n, size, size, 3), calibrate it. Its files lie in `work` meanwhile, or where the system has temporary ones.
     """
@@ -176,6 +196,44 @@ def _both_ways(node: NodeProto, constants: Collection[str]) -> Iterator[tuple[st
     for name, other in ((first, second), (second, first)):
         if other in constants:
             yield name, other
+
+
+def _store_in_half(model: ModelProto, names: Collection[str]) -> None:
+    """Store these weights in fp16, those of any size: they are expanded once, when a session opens."""
+    casts = []
+    for tensor in model.graph.initializer:
+        values = numpy_helper.to_array(tensor)
+        if tensor.name in names and values.nbytes >= SMALL and np.abs(values).max() < np.finfo(np.float16).max:
+            stored = f"{tensor.name}.fp16"
+            casts.append(helper.make_node("Cast", [stored], [tensor.name], name=f"expand {stored}", to=TensorProto.FLOAT))
+            tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), stored))
+    for node in reversed(casts):
+        model.graph.node.insert(0, node)
+
+
+def _fitted(given: Embeddings, wanted: Embeddings) -> tuple[Embeddings, Embeddings]:
+    """Factor and offset, float32 (features,) each, that bring each number's logits nearest to the wanted ones' (least squares)."""
+    x, y = (np.log(one / (1 - one)) for one in (each.astype(np.float64).clip(EDGE, 1 - EDGE) for each in (given, wanted)))
+    apart, spread = (x - x.mean(0)) * (y - y.mean(0)), (x - x.mean(0)) ** 2
+    factor = np.where(spread.mean(0) > EDGE, apart.mean(0) / np.maximum(spread.mean(0), EDGE), 1.0)
+    return factor.astype(np.float32), (y.mean(0) - factor * x.mean(0)).astype(np.float32)
+
+
+def _correct(model: ModelProto, factor: Embeddings, offset: Embeddings) -> None:
+    """Scale and shift the embedding's numbers before their sigmoid, in place."""
+    at, last = next((at, node) for at, node in enumerate(model.graph.node) if OUTPUT in node.output)
+    if last.op_type != "Sigmoid":
+        raise ExportError(f"the encoder ends in {last.op_type} and not in Sigmoid: int8 cannot be corrected")
+    given = last.input[0]
+    for name, value in (("correction factor", factor), ("correction offset", offset)):
+        model.graph.initializer.append(numpy_helper.from_array(value, name))
+    nodes = [
+        helper.make_node("Mul", [given, "correction factor"], ["scaled logits"], name="scale logits"),
+        helper.make_node("Add", ["scaled logits", "correction offset"], ["corrected logits"], name="shift logits"),
+    ]
+    last.input[0] = "corrected logits"
+    for node in reversed(nodes):
+        model.graph.node.insert(at, node)
 
 
 def _embedded(model: Path, pictures: Pictures) -> Embeddings:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -35,7 +35,7 @@ from lcmem_onnx.runtime.strangers import read_strangers
 
 from .drift import measured_in_torch
 from .parity import Parity, choose_pictures, prove
-from .picture_sets import choose_sets, with_copies
+from .picture_sets import PictureSets, choose_sets, with_copies
 from .placement import check_free, draft_beside, put_in_place, refuse_leftovers, remove_abandoned
 from .preprocessing import PICTURE, write_preprocessing
 from .trace import INPUT, OUTPUT, check_graph, save_stripped, trace
@@ -53,7 +53,10 @@ UNKNOWN_LICENCE = "not stated: the weights are under the terms of whoever traine
 
 @dataclass(frozen=True)
 class Request:
-    """What to export. `None` takes the checkpoint's own value, or the reference's."""
+    """What to export. `None` takes the checkpoint's own value, or the reference's.
+
+    `calibration_name` says in the manifest what the folder `calibration` holds, if the folder's path would not.
+    """
 
     checkpoint: Path
     out: Path
@@ -63,6 +66,7 @@ class Request:
     threshold: float | None = None
     pictures: Path | None = None
     calibration: Path | None = None
+    calibration_name: str | None = None
     int8_exclude: tuple[str, ...] = ()
     allow_drift: bool = False
     name: str | None = None
@@ -86,12 +90,28 @@ class Exported:
     left_out: Mapping[str, tuple[str, ...]]
 
 
-def export_bundle(request: Request, say: Callable[[str], None] = lambda line: None) -> Exported:
+class _Steps:
+    """The steps of an export, told as they begin."""
+
+    def __init__(self, variants: Sequence[str], tell: Callable[[int, int, str], None]) -> None:
+        self._tell, self._total, self._number = tell, 4 + 2 * len(variants), 0
+
+    def begin(self, what: str) -> None:
+        self._number += 1
+        self._tell(self._number, self._total, what)
+
+
+def export_bundle(
+    request: Request,
+    say: Callable[[str], None] = lambda line: None,
+    step: Callable[[int, int, str], None] = lambda number, total, what: None,
+) -> Exported:
     """Export a checkpoint to a bundle folder, atomically: it is proven in a temporary folder and then renamed.
 
     Args:
         request: what to export.
-        say: is told each step, a line each.
+        say: is told what was done, a line each.
+        step: is told each step that begins: its number from 1, how many there are, and what it does.
 
     Raises:
         UsageError: the output exists, an option's value is out of range, or the strangers' tail cannot be used.
@@ -111,6 +131,8 @@ def export_bundle(request: Request, say: Callable[[str], None] = lambda line: No
         check_threshold(request.threshold)
     pictures = choose_pictures(request.pictures)
 
+    steps = _Steps(request.variants, step)
+    steps.begin("loading the checkpoint")
     loaded = load_lcmem(request.checkpoint, request.vae)
     image_size = _image_size(request, loaded)
     say(f"loaded    {loaded.description}; pictures of {image_size}x{image_size}")
@@ -121,6 +143,7 @@ def export_bundle(request: Request, say: Callable[[str], None] = lambda line: No
         for abandoned in remove_abandoned(out):
             say(f"removed   {abandoned}, left by an export that was killed")
         with draft_beside(out) as (draft, work):
+            steps.begin("tracing the network")
             traced = work / "traced.onnx"
             trace(loaded.network, image_size, traced)
             graph = check_graph(traced, image_size, loaded.network.features)
@@ -130,16 +153,23 @@ def export_bundle(request: Request, say: Callable[[str], None] = lambda line: No
             write_preprocessing(draft / PREPROCESS, image_size)
             manifest = _manifest(request, loaded, image_size, draft)
             _write(draft / MANIFEST, {**manifest, "variants": {"fp32": {"file": ENCODER}}, "files": _files(draft)})
+            steps.begin("proving fp32 against torch")
             parity = prove(loaded.network, draft, pictures, image_size, work)
             say(
                 f"proven    {parity.pictures} pictures in batches of {', '.join(map(str, parity.batch_sizes))}: embeddings "
                 f"differ from torch by {parity.embedding_max:.1e} at most, scores by {parity.score_max:.1e}"
             )
             making = Making(traced, draft, sets.calibration, request.int8_exclude, say)
-            made = {name: making.make(name) for name in VARIANTS if name in request.variants}
+            made, weighed = {}, {}
+            for name in (name for name in VARIANTS if name in request.variants):
+                steps.begin(f"writing {name}")
+                made[name] = making.make(name)
+            steps.begin("embedding the measured images in torch")
             threshold = float(manifest["threshold"]["value"])
             measured = measured_in_torch(loaded.network, threshold, *with_copies(sets.measured))
-            weighed = {name: weigh(name, its, draft, measured, work, say) for name, its in made.items()}
+            for name, its in made.items():
+                steps.begin(f"measuring {name}")
+                weighed[name] = weigh(name, its, draft, measured, work, say)
             left_out = {name: its.past for name, its in weighed.items() if its.past and not request.allow_drift}
             kept = {name: its for name, its in weighed.items() if name not in left_out}
             if not kept:
@@ -151,13 +181,17 @@ def export_bundle(request: Request, say: Callable[[str], None] = lambda line: No
             entries = {name: its.entry for name, its in kept.items()}
             if "fp32" in entries:
                 entries["fp32"]["graph"] = graph
-            proof = {"parity": {"fp32": parity.as_json()}, "measured_on": printable(sets.about)}
+            proof = {"parity": {"fp32": parity.as_json()}, "measured_on": printable(_about(request, sets))}
             _write(draft / MANIFEST, {**manifest, "variants": entries, "files": _files(draft), **proof})
             open_bundle(draft)
             put_in_place(draft, out, replace=request.replace)
     except OSError as error:
         raise ExportError(f"{request.out} cannot be written: {error.strerror or error}. Nothing was left behind") from error
     return Exported(parity, tuple(kept), left_out)
+
+
+def _about(request: Request, sets: PictureSets) -> str:
+    return sets.about.replace(str(request.calibration), request.calibration_name) if request.calibration_name else sets.about
 
 
 def _past(left_out: Mapping[str, tuple[str, ...]]) -> str:

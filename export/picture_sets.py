@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 
 from .parity import SAMPLES, SUFFIXES, pictures_in
 
-__all__ = ["ALTERATIONS", "PictureSets", "choose_sets", "with_copies"]
+__all__ = ["ALTERATIONS", "SMALL", "PictureSets", "choose_sets", "with_copies"]
 
 Pictures = NDArray[np.uint8]
 SMALL = 256
-MEASURED, CALIBRATED = (16, 6), (48, 16)
+MEASURED, CALIBRATED = (16, 3), (96, 8)
 """At most so many pictures, up to `SMALL` and above. Measured ones are embedded four times each, altered, in torch and in every
-variant: a picture of the full-size network takes five seconds on two cores."""
+variant: a picture of the full-size network takes five seconds on two cores, and an export shall take minutes."""
 DRAWN = 3_000_000
 """First seed of drawn pictures: beyond those that any training draws."""
 ALTERATIONS = (("rotation", 10.0), ("brightness", 1.3), ("jpeg", 40.0))

@@ -22,7 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import torch
+from lcmem_onnx.evaluation.alterations import PAPER_GRID, alter
 from lcmem_onnx.evaluation.evaluate import CopyAt, CopyDetection, Evaluation, Reidentification, evaluate
 from lcmem_onnx.evaluation.filelist import Listed, read_file_list
 from lcmem_onnx.evaluation.networks import BundleScorer
@@ -31,10 +33,13 @@ from lcmem_onnx.evaluation.tail import measure_strangers
 from lcmem_onnx.export.package import Request, export_bundle
 from lcmem_onnx.runtime.bundle import Threshold, open_bundle
 from lcmem_onnx.runtime.errors import TrainingError
+from lcmem_onnx.runtime.files import read_file
 from lcmem_onnx.runtime.machine import cpu_limit, cpu_name
+from lcmem_onnx.runtime.pictures import open_picture
 from lcmem_onnx.runtime.screening import Screener
 from lcmem_onnx.runtime.strangers import Strangers
 from lcmem_onnx.runtime.syncing import put_whole
+from PIL import Image
 
 from .checkpoint import Loaded, load_lcmem, save_lcmem
 from .train.__main__ import Training, train
@@ -61,8 +66,10 @@ MEASURED_RATES = (1e-2, DECISION_RATE)
 MOST_ALTERED = 40
 """Images of each data set that the copy detection of the card alters, in 77 cells each; all of TEST would take hours."""
 BASELINES = ("phash", "pdq")
-VARIANTS = ("fp16",)
-"""In the package, for its size."""
+VARIANTS = ("fp16", "int8")
+"""In the package: for its size, and for its speed. fp32 would add twice fp16's size."""
+CALIBRATION = 128
+"""Images of the TRAIN split for int8: three in four calibrate it, the others measure its drift."""
 
 Say = Callable[[str], None]
 
@@ -99,7 +106,7 @@ def make(images: Path, out: Path, trunk: Path, further: Sequence[Path], settings
     trained = best_file(configs[-1])
     with tempfile.TemporaryDirectory() as scratch:
         unmeasured = Path(scratch) / "bundle"
-        export_bundle(Request(trained, unmeasured, name=NAME, variants=VARIANTS))
+        export_bundle(Request(trained, unmeasured, name=NAME, variants=("fp16",)))
         bundle = open_bundle(unmeasured)
         say("measuring the strangers' tail on the VAL split")
         uncertain = [name for name, source in sources.items() if not source.distinct]
@@ -127,8 +134,45 @@ def make(images: Path, out: Path, trunk: Path, further: Sequence[Path], settings
     (out / "measured.json").write_text(json.dumps(measured.as_json(), indent=1) + "\n", encoding="utf-8")
     checkpoint, card = out / f"{NAME}.pth", _card(configs, rows, sources, measured)
     _save(load_lcmem(trained), checkpoint, threshold=asdict(threshold), strangers=strangers.as_json(), card=card)
-    export_bundle(Request(checkpoint, out / "bundle", name=NAME, licence="MIT", replace=True, variants=VARIANTS), say)
+    with tempfile.TemporaryDirectory() as scratch:
+        write_calibration_images(rows, Path(scratch))
+        request = Request(
+            checkpoint,
+            out / "bundle",
+            name=NAME,
+            licence="MIT",
+            replace=True,
+            variants=VARIANTS,
+            calibration=Path(scratch),
+            calibration_name="images of the TRAIN split, every second one altered",
+        )
+        for name, reasons in export_bundle(request, say).left_out.items():
+            say(f"warning: {name} was left out: {'; '.join(reasons)}")
     return out / "bundle"
+
+
+def write_calibration_images(rows: Sequence[Listed], folder: Path) -> None:
+    """Write up to `CALIBRATION` images of the TRAIN split into a folder: of each data set alike, every second one altered.
+
+    int8 must hold for altered copies too: noise and brightness take activations further than images as they are.
+
+    Raises:
+        PictureError: an image cannot be read.
+    """
+    sets: dict[str, list[Listed]] = {}
+    for row in rows:
+        if row.split == "TRAIN":
+            sets.setdefault(row.ds_name, []).append(row)
+    rng = np.random.default_rng(0)
+    cells = [(name, strength) for name, strengths in PAPER_GRID.items() for strength in strengths]
+    each = -(-CALIBRATION // max(1, len(sets)))
+    chosen = [row for its in sets.values() for row in its[:: max(1, len(its) // each)][:each]]
+    for number, row in enumerate(rng.permutation(len(chosen))[:CALIBRATION]):
+        image = open_picture(read_file(chosen[row].path)).frame(0)
+        if number % 2:
+            name, strength = cells[int(rng.integers(len(cells)))]
+            image = alter(image, name, strength, rng)
+        Image.fromarray(image).save(folder / f"{number:04}.png")
 
 
 def _configs(images: Path, out: Path, trunk: Path, further: Sequence[Path], settings: Sequence[str]) -> list[Config]:

