@@ -100,7 +100,7 @@ def stepping(quiet: bool) -> Iterator[Callable[[int, int, str], None]]:
         TimeElapsedColumn(),
         TextColumn("{task.description}"),
     )
-    with Progress(*columns, console=_console(sys.stderr), transient=True, redirect_stdout=False) as bar:
+    with Progress(*columns, console=console_on(sys.stderr), transient=True, redirect_stdout=False) as bar:
         task = bar.add_task("", total=1, number=1)
         yield lambda number, total, what: bar.update(task, completed=number - 1, total=total, number=number, description=what)
 

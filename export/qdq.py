@@ -10,7 +10,7 @@ A clip from 0 (ReLU, ReLU6) after a quantised convolution costs nothing: the byt
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 
 import numpy as np
@@ -173,7 +173,8 @@ class _Quantising:
         if len(node.input) < 3:
             return 0.0
         bias = numpy_helper.to_array(self.constants[node.input[2]])
-        return np.abs(bias) / np.float32(2**LARGEST_SUM * self._scale(given)[0])
+        least: NDArray[np.float32] = np.abs(bias) / np.float32(2**LARGEST_SUM * self._scale(given)[0])
+        return least
 
     def _bias(self, node: NodeProto, scale: NDArray[np.float32]) -> None:
         """In the integers that the products are summed in."""
@@ -234,7 +235,7 @@ def _largest_two(rows: NDArray[np.float32]) -> NDArray[np.float32]:
     return largest
 
 
-def _replace(field: object, values: list[object]) -> None:
+def _replace(field: object, values: Sequence[object]) -> None:
     copies = [type(value)() for value in values]
     for copy, value in zip(copies, values, strict=True):
         copy.CopyFrom(value)  # type: ignore[attr-defined]
