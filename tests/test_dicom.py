@@ -41,7 +41,6 @@ SHIPPED = Path(pydicom.__file__).parent / "data"
 UNREADABLE = {
     "JPEG2000-embedded-sequence-delimiter.dcm",
     "MR_truncated.dcm",
-    "badVR.dcm",
     "meta_missing_tsyntax.dcm",
     "nested_priv_SQ.dcm",
 }

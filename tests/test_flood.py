@@ -133,26 +133,26 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]
 def test_a_scan_warns_once_and_says_so_in_the_summary(folders: tuple[Path, Path, Path]) -> None:
     """Any two images reach so low a threshold."""
     _, others, index = folders
-    done = lcmem("scan", others, "--index", index, "--threshold", "1e-9", "--json", "--top", "1")
+    done = lcmem("scan", others, "--index", index, "--threshold", "0.01", "--json", "--top", "1")
     *lines, last = map(json.loads, done.stdout.splitlines())
     assert last["summary"]["flood"] == {
         "images": 6,
         "several_patients": 6,
         "expected_at_most": 0.05,
-        "threshold": 1e-9,
+        "threshold": 0.01,
         "by_patient": False,
     }
     assert {len(line["matches"]) for line in lines} == {len(line["identities"]) for line in lines} == {1}
     assert {line["matches_total"] for line in lines} == {8}
     assert done.stderr.count("is too low for this gallery: 6 of 6 images match 5 or more different images each") == 1
     assert f"lcmem-onnx calibrate --index {index} --negatives" in done.stderr
-    quiet = lcmem("scan", others, "--index", index, "--threshold", "1e-9", "-q")
+    quiet = lcmem("scan", others, "--index", index, "--threshold", "0.01", "-q")
     assert (quiet.exit_code, quiet.stderr) == (1, "")
 
 
 def test_a_scan_against_a_folder_says_how_to_calibrate(folders: tuple[Path, Path, Path]) -> None:
     images, others, _ = folders
-    done = lcmem("scan", others, "--against", images, "--threshold", "1e-9")
+    done = lcmem("scan", others, "--against", images, "--threshold", "0.01")
     assert f"index build {images} --index DIR" in done.stderr
 
 

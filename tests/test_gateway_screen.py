@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lcmem_onnx.runtime.errors import Reason
 from lcmem_onnx.runtime.gallery import Gallery, Hit
-from lcmem_onnx.runtime.gallery.calibration import ThresholdSource
+from lcmem_onnx.runtime.gallery.calibration import ThresholdSource, decide_threshold
 from lcmem_onnx.runtime.gateway.header import HeaderError, read_header
 from lcmem_onnx.runtime.gateway.outcome import Cause, Outcome
 from lcmem_onnx.runtime.gateway.privacy import create_site_key
@@ -87,16 +87,17 @@ def saved(dataset: Dataset) -> bytes:
     return buffer.getvalue()
 
 
-def test_clear_goes_on_and_a_match_is_held(spool: Spool, screener: Screener) -> None:
+def test_clear_goes_on_and_a_match_is_held(spool: Spool, screener: Screener, index: Path) -> None:
     match, clear = outcomes(spool, screener, CT.read_bytes(), MR.read_bytes())
     assert (match.verdict, match.action, match.reason) == ("match", "quarantine", "at-or-above-threshold")
     assert match.nearest[0].key.endswith("ct-slice.dcm")
     assert match.nearest[0].score > 0.99
     assert (clear.verdict, clear.action, clear.destinations) == ("clear", "forward", ("archive",))
-    assert clear.threshold == screener.bundle.threshold.value
-    assert clear.threshold_source is ThresholdSource.BUNDLE
+    with Gallery.open(index, screener.bundle) as gallery:
+        assert clear.threshold == decide_threshold(gallery).threshold
+    assert clear.threshold_source is ThresholdSource.STRANGERS
     for kept in (clear.for_audit(spool.pseudonyms), clear.for_spool(spool.pseudonyms)):
-        assert json.loads(json.dumps(kept))["threshold_source"] == "bundle"
+        assert json.loads(json.dumps(kept))["threshold_source"] == "strangers"
     assert clear.model == screener.bundle.fingerprint
     assert clear.index
     assert clear.frames == 1
