@@ -419,7 +419,7 @@ def _watermark(image: Pixels, rng: np.random.Generator) -> Pixels:
     letters = "".join(rng.choice(LETTERS, int(rng.integers(4, 16))))
     scale, font = rng.uniform(0.5, 1.6) * side / 400, int(rng.integers(0, 8))
     pen = max(1, int(scale * rng.uniform(1, 3)))
-    (wide, tall), _ = cv2.getTextSize(letters, font, scale, pen)
+    wide, tall = (max(1, length) for length in cv2.getTextSize(letters, font, scale, pen)[0])
     for row, bottom in enumerate(range(tall, side + tall, max(tall, int(tall * rng.uniform(1.3, 6))))):
         for left in range(-(row % 2) * wide // 2, side, wide + tall):
             cv2.putText(cover, letters, (left, bottom), font, scale, 255, pen, cv2.LINE_AA)
