@@ -90,13 +90,14 @@ def with_copies(pictures: Pictures) -> tuple[Pictures, NDArray[np.int64]]:
 def _own(count: int, size: int) -> Pictures:
     """The package's pictures, and drawn ones."""
     samples = _read(_listed(SAMPLES), count, size)
-    return np.concatenate([samples, _drawn(DRAWN, count - len(samples), size)])
+    missing = count - len(samples)
+    return np.concatenate([samples, _drawn(DRAWN, missing, size)]) if missing > 0 else samples
 
 
 def _drawn(first: int, count: int, size: int) -> Pictures:
-    """As many scenes as phantoms."""
-    seeds = range(first, first + count // 2)
-    return np.stack([*(scene(seed, size) for seed in seeds), *(phantom(seed, 0, size) for seed in seeds)])
+    """As many scenes as phantoms, or one more."""
+    scenes, phantoms = (range(first, first + half) for half in (count - count // 2, count // 2))
+    return np.stack([*(scene(seed, size) for seed in scenes), *(phantom(seed, 0, size) for seed in phantoms)])
 
 
 def _listed(folder: Path) -> list[Path]:

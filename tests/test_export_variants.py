@@ -21,6 +21,7 @@ from lcmem_onnx.export.drift import _auc  # noqa: E402
 from lcmem_onnx.export.half import HALF, HALF_ON_CPU, HALF_WEIGHTS  # noqa: E402
 from lcmem_onnx.export.int8 import INT8, Layer, outliers, quantiser  # noqa: E402
 from lcmem_onnx.export.package import Request, export_bundle  # noqa: E402
+from lcmem_onnx.export import picture_sets  # noqa: E402
 from lcmem_onnx.export.picture_sets import choose_sets, with_copies  # noqa: E402
 from lcmem_onnx.export.trace import trace  # noqa: E402
 from lcmem_onnx.models.checkpoint import load_lcmem  # noqa: E402
@@ -212,6 +213,14 @@ def test_the_auc_is_scikit_learns() -> None:
 
 
 # -- picture sets -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [picture_sets.SMALL, picture_sets.SMALL + 1])
+def test_without_folders_there_are_enough_pictures_of_any_size(size: int) -> None:
+    sets = choose_sets(None, None, size)
+    few = int(size > picture_sets.SMALL)
+    assert sets.measured.shape == (picture_sets.MEASURED[few], size, size, 3)
+    assert sets.calibration.shape == (picture_sets.CALIBRATED[few], size, size, 3)
 
 
 def test_calibration_pictures_are_not_measured_on(tmp_path: Path) -> None:
