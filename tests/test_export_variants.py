@@ -15,13 +15,12 @@ onnx = pytest.importorskip("onnx")
 
 import onnxruntime as ort  # noqa: E402
 from click.testing import CliRunner  # noqa: E402
-from lcmem_onnx.export import drift  # noqa: E402
+from lcmem_onnx.export import drift, picture_sets  # noqa: E402
 from lcmem_onnx.export.command import main  # noqa: E402
 from lcmem_onnx.export.drift import _auc  # noqa: E402
 from lcmem_onnx.export.half import HALF, HALF_ON_CPU, HALF_WEIGHTS  # noqa: E402
 from lcmem_onnx.export.int8 import INT8, Layer, outliers, quantiser  # noqa: E402
 from lcmem_onnx.export.package import Request, export_bundle  # noqa: E402
-from lcmem_onnx.export import picture_sets  # noqa: E402
 from lcmem_onnx.export.picture_sets import choose_sets, with_copies  # noqa: E402
 from lcmem_onnx.export.trace import trace  # noqa: E402
 from lcmem_onnx.models.checkpoint import load_lcmem  # noqa: E402
