@@ -35,7 +35,7 @@ from lcmem_onnx.runtime.strangers import read_strangers
 
 from .drift import measured_in_torch
 from .parity import Parity, choose_pictures, prove
-from .picture_sets import PictureSets, choose_sets, with_copies
+from .picture_sets import choose_sets, with_copies
 from .placement import check_free, draft_beside, put_in_place, refuse_leftovers, remove_abandoned
 from .preprocessing import PICTURE, write_preprocessing
 from .trace import INPUT, OUTPUT, check_graph, save_stripped, trace
@@ -136,7 +136,7 @@ def export_bundle(
     loaded = load_lcmem(request.checkpoint, request.vae)
     image_size = _image_size(request, loaded)
     say(f"loaded    {loaded.description}; pictures of {image_size}x{image_size}")
-    sets = choose_sets(request.pictures, request.calibration, image_size)
+    sets = choose_sets(request.pictures, request.calibration, image_size, request.calibration_name)
     if sets.warning and "int8" in request.variants:
         say(f"warning: {sets.warning}")
     try:
@@ -181,17 +181,13 @@ def export_bundle(
             entries = {name: its.entry for name, its in kept.items()}
             if "fp32" in entries:
                 entries["fp32"]["graph"] = graph
-            proof = {"parity": {"fp32": parity.as_json()}, "measured_on": printable(_about(request, sets))}
+            proof = {"parity": {"fp32": parity.as_json()}, "measured_on": printable(sets.about)}
             _write(draft / MANIFEST, {**manifest, "variants": entries, "files": _files(draft), **proof})
             open_bundle(draft)
             put_in_place(draft, out, replace=request.replace)
     except OSError as error:
         raise ExportError(f"{request.out} cannot be written: {error.strerror or error}. Nothing was left behind") from error
     return Exported(parity, tuple(kept), left_out)
-
-
-def _about(request: Request, sets: PictureSets) -> str:
-    return sets.about.replace(str(request.calibration), request.calibration_name) if request.calibration_name else sets.about
 
 
 def _past(left_out: Mapping[str, tuple[str, ...]]) -> str:

@@ -47,13 +47,14 @@ class PictureSets:
     warning: str | None
 
 
-def choose_sets(folder: Path | None, calibration: Path | None, size: int) -> PictureSets:
+def choose_sets(folder: Path | None, calibration: Path | None, size: int, calibration_name: str | None = None) -> PictureSets:
     """Read the user's pictures, spread over the folders, or take the package's and draw others.
 
     Args:
         folder: pictures to measure on; if None, some of `calibration` that calibration does not use, or the package's.
         calibration: pictures to calibrate with; if None, drawn ones.
         size: the network's picture size.
+        calibration_name: what `calibration` holds, in words; None calls it by its path.
 
     Raises:
         UsageError: a folder holds too few pictures.
@@ -65,14 +66,14 @@ def choose_sets(folder: Path | None, calibration: Path | None, size: int) -> Pic
         about = f"{folder or 'pictures of the package and drawn ones'}; drawn ones"
         seen = _read(_listed(folder), measured, size) if folder else _own(measured, size)
         return PictureSets(seen, _drawn(DRAWN + 1000, calibrated, size), about, warning)
-    found = _listed(calibration)
+    found, called = _listed(calibration), calibration_name or str(calibration)
     if folder is not None:
-        return PictureSets(_read(_listed(folder), measured, size), _read(found, calibrated, size), f"{folder}; {calibration}", None)
+        return PictureSets(_read(_listed(folder), measured, size), _read(found, calibrated, size), f"{folder}; {called}", None)
     if len(found) < 8:
         raise UsageError(f"{calibration} holds {len(found)} pictures; calibration takes 8 or more, 64 are better")
     # Every fourth to measure on, spread like the rest.
     kept_back, rest = found[::4], [path for at, path in enumerate(found) if at % 4]
-    return PictureSets(_read(kept_back, measured, size), _read(rest, calibrated, size), f"{calibration}, split", None)
+    return PictureSets(_read(kept_back, measured, size), _read(rest, calibrated, size), f"{called}, split", None)
 
 
 def with_copies(pictures: Pictures) -> tuple[Pictures, NDArray[np.int64]]:
