@@ -1,6 +1,6 @@
 """Altered copies of real images for training, as users make them, and simulated further examinations of a radiograph.
 
-`altered_copy` draws one to three of 39 alterations: display settings, processing, geometry, marks, frames, collages, noise, blur
+`altered_copy` draws one to three of 40 alterations: display settings, processing, geometry, marks, frames, collages, noise, blur
 and re-encoding. They apply at the image's own resolution; Pillow's bilinear filter then resizes to the network's input, exactly as
 inference does. Noise, blur and JPEG partly come after that, since files are also degraded at small sizes.
 
@@ -141,6 +141,11 @@ def _quarter_turn(image: Pixels, rng: np.random.Generator) -> Pixels:
 
 def _mirror(image: Pixels, rng: np.random.Generator) -> Pixels:
     return np.ascontiguousarray(image[:, ::-1] if rng.random() < 0.8 else image[::-1])
+
+
+def _upside_down(image: Pixels, rng: np.random.Generator) -> Pixels:
+    """Turned by 180 degrees or, as often, mirrored top to bottom."""
+    return np.ascontiguousarray(image[::-1, ::-1] if rng.random() < 0.5 else image[::-1])
 
 
 def _crop(image: Pixels, rng: np.random.Generator, smallest: float = 0.22) -> Pixels:
@@ -558,6 +563,7 @@ ALTERATIONS: Mapping[str, tuple[float, Draw]] = MappingProxyType(
         "aspect": (1.1, _aspect),
         "collage": (1.2, _alone),
         "elastic": (0.5, _elastic),
+        "upside down": (0.0, _upside_down),  # only where a recipe asks for it: quarter turns and mirror draw it too, but seldom
     }
 )
 """Of each alteration how often it is drawn, as a weight, and what draws it."""

@@ -123,7 +123,7 @@ def test_a_finished_training_is_not_done_again(
     monkeypatch.setattr(bundled, "START", tiny_checkpoint)
     with pytest.raises(KeyboardInterrupt):
         bundled.make(images, made, lite0_weights, (), TINY, lambda line: None)
-    assert exported == [made / "bundled" / "stage2_best_network.pth"]
+    assert exported == [made / "bundled-1" / "stage2_best_network.pth"]
 
 
 def test_drawn_images_can_be_learned_from_as_a_kind_of_their_own(
@@ -155,10 +155,12 @@ def test_the_recipe_starts_from_the_network_of_0_1_0(lite0_weights: Path, tmp_pa
 
 
 def test_a_further_stage_starts_from_the_one_before(lite0_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundled, "RECIPES", ("bundled", "bundled"))
+    monkeypatch.setattr(bundled, "RECIPES", ("bundled-1", "bundled-2"))
     first, second = bundled._configs(tmp_path, tmp_path / "out", lite0_weights, (), ())
     assert (first.network.start, first.network.trunk) == (bundled.START, lite0_weights)
-    assert second.network.start == tmp_path / "out" / "bundled" / "stage2_best_network.pth"
+    assert second.network.trunk is None
+    assert second.data.kinds == first.data.kinds
+    assert second.network.start == tmp_path / "out" / "bundled-1" / "stage2_best_network.pth"
 
 
 def test_every_data_set_of_the_recipe_has_a_source(tmp_path: Path) -> None:

@@ -106,6 +106,23 @@ def test_the_recipes_are_configurations(recipe: Path) -> None:
         assert not config.network.monotone_head
 
 
+def test_a_recipe_extends_another(tmp_path: Path) -> None:
+    (tmp_path / "base.toml").write_text('stage = "1"\nout = "o"\n[training]\nepochs = 7\nrate = 1e-3\n[data.kinds.a]\nsets = ["x"]')
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('extends = "base.toml"\nstage = "2"\n[training]\nepochs = 9\naugmentation = "realistic"\nnegatives = "pooled"')
+    config = read_config(recipe, ("training.rate=2e-3",))
+    assert (config.stage, config.training.epochs, config.training.rate) == ("2", 9, 2e-3)
+    assert config.data.kinds["a"].sets == ("x",)
+    for content, message in (
+        ('extends = "recipe.toml"', "extends itself"),
+        ('extends = "gone.toml"', "gone.toml cannot be read"),
+        ("extends = 3", "extends is 3; expected the path of a recipe"),
+    ):
+        recipe.write_text(content)
+        with pytest.raises(TrainingError, match=message):
+            read_config(recipe)
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

@@ -1,4 +1,7 @@
-"""A training's configuration: one TOML file a stage, read into frozen dataclasses. A key that does not exist is an error."""
+"""A training's configuration: one TOML file a stage, read into frozen dataclasses. A key that does not exist is an error.
+
+`extends = "OTHER.toml"` takes over what another recipe says: stages of one training differ in a few settings only.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,8 @@ from ..realistic import ALTERATIONS
 
 __all__ = ["Config", "Kind", "read_config"]
 
+EXTENDS = "extends"
+"""The key of a file that names another one, whose settings it takes over where it has none of its own."""
 REALISTIC, POOLED = "realistic", "pooled"
 """The augmentation and the negatives that batches of one kind are trained with."""
 
@@ -216,7 +221,8 @@ class Config:
 
 
 def read_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
-    """Read and check a TOML file. Paths in it are relative to the folder that the command runs in.
+    """Read and check a TOML file and what it extends. Paths in it are relative to the folder that the command runs in, but for
+    that of `extends`, which is relative to the file's own.
 
     Args:
         overrides: `table.key=value` settings that outrank the file, values in TOML's notation.
@@ -224,15 +230,37 @@ def read_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
     Raises:
         TrainingError: unreadable, a key that does not exist, a value of another type, or values that do not go together.
     """
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise TrainingError(f"{path} cannot be read as a TOML configuration: {error}") from error
+    content = _content(path)
     for override in overrides:
         _override(content, override)
     config: Config = _filled(Config, content, str(path), "")
     _check(config, path)
     return config
+
+
+def _content(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The settings of a file, over those of the file that it extends."""
+    if path.resolve() in extended_by:
+        raise TrainingError(f"{path} extends itself, by way of {extended_by[-1]}: remove one 'extends'")
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise TrainingError(f"{path} cannot be read as a TOML configuration: {error}") from error
+    if EXTENDS not in content:
+        return content
+    base = content.pop(EXTENDS)
+    if not isinstance(base, str) or not base:
+        raise TrainingError(f"{path}: {EXTENDS} is {base!r}; expected the path of a recipe, relative to this one's folder")
+    return _merged(_content(path.parent / base, (*extended_by, path.resolve())), content)
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Tables key by key, everything else from `above`."""
+    merged = below | above
+    for key in below.keys() & above.keys():
+        if isinstance(below[key], dict) and isinstance(above[key], dict):
+            merged[key] = _merged(below[key], above[key])
+    return merged
 
 
 def _override(content: dict[str, Any], setting: str) -> None:
