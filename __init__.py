@@ -1,6 +1,6 @@
-"""lcmem-onnx: do two pictures show the same patient, or the same picture altered? LCMem on onnxruntime, without PyTorch.
+"""lcmem-onnx: do two images show the same patient, or the same image altered? LCMem on onnxruntime, without PyTorch.
 
-The names below are the public API. They are imported when they are first used, so that `import lcmem_onnx` (and with it
+The public API is what `__init__.pyi` lists. A name is imported when it is first used, so that `import lcmem_onnx` (and with it
 `lcmem-onnx --help`) costs nothing.
 
     from lcmem_onnx import Gallery, Screener
@@ -13,93 +13,13 @@ The names below are the public API. They are imported when they are first used, 
             print(result.path, result.verdict, result.matches)
 """
 
-from __future__ import annotations
-
-import importlib
 import os
-from typing import TYPE_CHECKING, Any
+
+import lazy_loader
 
 # onnxruntime's wheels (1.32 for one) hold a telemetry client that looks for Microsoft's server some seconds after the import
 # and leaves a file in the temporary folder. Its disable_telemetry_events() does not stop that; this variable does, if it is set
 # before onnxruntime is imported. That makes it the one thing done at import here. Who sets it to anything keeps it.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-if TYPE_CHECKING:
-    from .runtime.bundle import Bundle, open_bundle
-    from .runtime.errors import (
-        ArchiveError,
-        BundleError,
-        CheckpointError,
-        ConfigError,
-        EncodingError,
-        ExportError,
-        FileListError,
-        GalleryError,
-        GalleryMismatchError,
-        GatewayError,
-        KeyConflictError,
-        LcmemError,
-        PictureError,
-        ProviderError,
-        Reason,
-        TrainingError,
-        UsageError,
-    )
-    from .runtime.files import Limits
-    from .runtime.gallery import Entry, Gallery, Hit, Identity, SearchResult, SiteKey
-    from .runtime.head import Head
-    from .runtime.screening import Comparison, Indexed, Result, Screener, Verdict
-
-__all__ = [
-    "ArchiveError",
-    "Bundle",
-    "BundleError",
-    "CheckpointError",
-    "Comparison",
-    "ConfigError",
-    "EncodingError",
-    "Entry",
-    "ExportError",
-    "FileListError",
-    "Gallery",
-    "GalleryError",
-    "GalleryMismatchError",
-    "GatewayError",
-    "Head",
-    "Hit",
-    "Identity",
-    "Indexed",
-    "KeyConflictError",
-    "LcmemError",
-    "Limits",
-    "PictureError",
-    "ProviderError",
-    "Reason",
-    "Result",
-    "Screener",
-    "SearchResult",
-    "SiteKey",
-    "TrainingError",
-    "UsageError",
-    "Verdict",
-    "open_bundle",
-]
-
-_HOMES = {
-    "bundle": ("Bundle", "open_bundle"),
-    "gallery": ("Entry", "Gallery", "Hit", "Identity", "SearchResult", "SiteKey"),
-    "head": ("Head",),
-    "files": ("Limits",),
-    "screening": ("Comparison", "Indexed", "Result", "Screener", "Verdict"),
-}
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".runtime.{_HOME_OF.get(name, 'errors')}", __name__), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

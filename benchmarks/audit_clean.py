@@ -12,10 +12,10 @@ import json
 
 import click
 import numpy as np
-from lcmem_onnx.runtime.audit.limits import Limit, by_chance, choose_limit
-from lcmem_onnx.runtime.audit.nearest import InMemory
+from lcmem_onnx.runtime.audit.neighbours import InMemory
 from lcmem_onnx.runtime.audit.statistics import nearer, shift
-from lcmem_onnx.runtime.bundle import open_bundle
+from lcmem_onnx.runtime.audit.thresholds import Limit, by_chance, choose_limit
+from lcmem_onnx.runtime.model.bundle import open_bundle
 
 LATENT, SPREAD = 10, 1.1
 FIXED = 0.9

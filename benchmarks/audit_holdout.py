@@ -25,7 +25,7 @@ import numpy as np
 from lcmem_onnx.evaluation.alterations import alter
 from lcmem_onnx.runtime.audit.run import Audit, Request, audit
 from lcmem_onnx.runtime.errors import PictureError
-from lcmem_onnx.runtime.pictures import open_picture
+from lcmem_onnx.runtime.images.image import open_picture
 from lcmem_onnx.runtime.screening import Screener
 from numpy.typing import NDArray
 

@@ -5,7 +5,7 @@ and hold-out. Copies of reference pictures, altered by the paper's transforms, a
 and an audit is made; then the same without copies. That is done for many seeds. A planted copy counts as listed when the report
 lists it; all else that it lists is a false one.
 
-    python -m lcmem_onnx.models.photographs --out photographs
+    python -m lcmem_onnx.models.bundled.photographs --out photographs
     python benchmarks/audit_planted.py --phantoms 1800 --scenes 1800 --pictures photographs/photographs --work planted
 """
 
@@ -24,7 +24,7 @@ import numpy as np
 from lcmem_onnx.evaluation.alterations import PAPER_GRID, alter
 from lcmem_onnx.runtime.audit.run import Audit, Request, audit
 from lcmem_onnx.runtime.errors import PictureError
-from lcmem_onnx.runtime.pictures import open_picture
+from lcmem_onnx.runtime.images.image import open_picture
 from lcmem_onnx.runtime.screening import Screener
 
 CELLS = [(transform, strength) for transform, strengths in PAPER_GRID.items() for strength in strengths]
@@ -32,9 +32,9 @@ FIRST_SEED = 2_000_000
 
 
 def drawn(folder: Path, phantoms: int, scenes: int) -> list[Path]:
-    """Phantoms, one visit each, and scenes, as `models/generate.py` draws them for its test split."""
-    from lcmem_onnx.models.phantoms import kind_of, phantom
-    from lcmem_onnx.models.scenes import scene
+    """Phantoms, one visit each, and scenes, as `models/synthetic/generate.py` draws them for its test split."""
+    from lcmem_onnx.models.synthetic.phantoms import kind_of, phantom
+    from lcmem_onnx.models.synthetic.scenes import scene
 
     cv2.setNumThreads(1)
     for what, count in (("phantoms", phantoms), ("scenes", scenes)):

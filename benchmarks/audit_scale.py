@@ -22,11 +22,11 @@ from pathlib import Path
 import click
 import cv2
 import numpy as np
-from lcmem_onnx.runtime.audit.cache import Cache, Cached
+from lcmem_onnx.runtime.audit.embedding_cache import Cache, Cached
 from lcmem_onnx.runtime.audit.run import PRIVATE
 from lcmem_onnx.runtime.audit.thumbnails import thumbnail
-from lcmem_onnx.runtime.bundle import open_bundle
-from lcmem_onnx.runtime.reader import READER_VERSION
+from lcmem_onnx.runtime.images.reader_version import READER_VERSION
+from lcmem_onnx.runtime.model.bundle import open_bundle
 from numpy.typing import NDArray
 
 LATENT, SPREAD, SIDE = 10, 1.1, 96

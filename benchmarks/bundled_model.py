@@ -25,7 +25,7 @@ from lcmem_onnx.evaluation.networks import BundleScorer
 from lcmem_onnx.evaluation.protocols import CELLS
 from lcmem_onnx.evaluation.scorers import open_baselines
 from lcmem_onnx.evaluation.scoring import Plan, Scored, score_all
-from lcmem_onnx.runtime.machine import cpu_limit, cpu_name
+from lcmem_onnx.runtime.system.cpu import cpu_limit, cpu_name
 
 PHOTOGRAPH = Path(__file__).parent.parent / "examples" / "pictures" / "gallery" / "astronaut.jpg"
 PAPER = np.array([cell.paper for cell in CELLS])

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 from lcmem_onnx import Screener
-from lcmem_onnx.models.phantoms import phantom
-from lcmem_onnx.runtime.gallery.calibration import calibrate
-from lcmem_onnx.runtime.head import sigmoid
-from lcmem_onnx.runtime.machine import cpu_limit, cpu_name
-from lcmem_onnx.runtime.preprocess import resize
+from lcmem_onnx.models.synthetic.phantoms import phantom
+from lcmem_onnx.runtime.calibration.threshold import calibrate
+from lcmem_onnx.runtime.images.preprocess import resize
+from lcmem_onnx.runtime.model.head import sigmoid
+from lcmem_onnx.runtime.system.cpu import cpu_limit, cpu_name
 from numpy.typing import NDArray
 
 FIRST_OF_GALLERY, FIRST_STRANGER = 50_000_000, 60_000_000

@@ -24,9 +24,9 @@ import cv2
 import numpy as np
 import pydicom
 from lcmem_onnx.runtime.errors import PictureError
-from lcmem_onnx.runtime.grey import merged_groups, padding_mask
-from lcmem_onnx.runtime.pictures import Picture, open_picture
-from lcmem_onnx.runtime.preprocess import BLANK_LEVELS
+from lcmem_onnx.runtime.images.dicom.grayscale import merged_groups, padding_mask
+from lcmem_onnx.runtime.images.image import Picture, open_picture
+from lcmem_onnx.runtime.images.preprocess import BLANK_LEVELS
 from numpy.typing import NDArray
 
 PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")

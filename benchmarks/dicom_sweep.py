@@ -34,7 +34,7 @@ import imagecodecs
 import numpy as np
 import pydicom
 from lcmem_onnx.runtime.errors import PictureError
-from lcmem_onnx.runtime.pictures import open_picture
+from lcmem_onnx.runtime.images.image import open_picture
 from numpy.typing import NDArray
 from PIL import Image
 from pydicom import uid

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 from lcmem_onnx import Gallery, Screener
-from lcmem_onnx.runtime.files import read_file
-from lcmem_onnx.runtime.machine import cpu_limit, cpu_name, versions
-from lcmem_onnx.runtime.pictures import open_picture
+from lcmem_onnx.runtime.images.formats import read_file
+from lcmem_onnx.runtime.images.image import open_picture
+from lcmem_onnx.runtime.system.cpu import cpu_limit, cpu_name, versions
 from PIL import Image
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "pictures" / "gallery"

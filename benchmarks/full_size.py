@@ -29,9 +29,9 @@ from lcmem_onnx.models.autoencoder import AutoencoderShape
 from lcmem_onnx.models.checkpoint import load_lcmem
 from lcmem_onnx.models.convnext import ConvNeXtShape
 from lcmem_onnx.models.lcmem import LCMem
-from lcmem_onnx.runtime.encoder import Encoder
-from lcmem_onnx.runtime.machine import cpu_limit, cpu_name, versions
+from lcmem_onnx.runtime.model.encoder import Encoder
 from lcmem_onnx.runtime.screening import Screener
+from lcmem_onnx.runtime.system.cpu import cpu_limit, cpu_name, versions
 
 
 def make_checkpoint(path: Path) -> None:

@@ -41,9 +41,9 @@ from pathlib import Path
 
 import numpy as np
 from lcmem_onnx.runtime.errors import PictureError, Reason
-from lcmem_onnx.runtime.files import Limits
-from lcmem_onnx.runtime.isolation import WALL_FACTOR, IsolatedPicture, Nursery
-from lcmem_onnx.runtime.pictures import Picture, open_picture
+from lcmem_onnx.runtime.images.formats import Limits
+from lcmem_onnx.runtime.images.image import Picture, open_picture
+from lcmem_onnx.runtime.images.sandbox import WALL_FACTOR, IsolatedPicture, Nursery
 
 LIMITS = Limits(max_pixels=1 << 22, max_frames=256, max_inflated_bytes=1 << 24, max_seconds=5, max_memory_bytes=1 << 30)
 SIZE = 64

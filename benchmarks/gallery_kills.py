@@ -26,9 +26,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
-from lcmem_onnx.runtime.bundle import Bundle, Threshold
-from lcmem_onnx.runtime.gallery import Entry, Gallery, cache, codes, flat, searcher
-from lcmem_onnx.runtime.head import Head
+from lcmem_onnx.runtime.gallery import Entry, Gallery
+from lcmem_onnx.runtime.gallery.search import exact, l1_codes, searcher, vector_cache
+from lcmem_onnx.runtime.model.bundle import Bundle, Threshold
+from lcmem_onnx.runtime.model.head import Head
 
 FEATURES = 64
 PER_PATIENT = 3
@@ -49,11 +50,11 @@ def entry(number: int) -> Entry:
 
 
 def small_caches() -> None:
-    for module in (flat, searcher):
+    for module in (exact, searcher):
         module.CACHE_FROM = 20
-    for module in (codes, cache, flat):
+    for module in (l1_codes, vector_cache, exact):
         module.BLOCK = 64
-    flat.READ_AT_ONCE = 50
+    exact.READ_AT_ONCE = 50
     searcher.exact_enough = lambda count, width: count <= 30
     searcher.UNGRAPHED = 10
     searcher.FIRST_CANDIDATES = 16  # what is asked for is in the graph itself, and there are thousands of questions

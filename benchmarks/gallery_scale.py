@@ -2,7 +2,7 @@
 
 python benchmarks/gallery_scale.py FOLDER [--vectors 100000] [--parts exact,graph,opening] [--statistics FILE.npz]
 
-The vectors are drawn, 512 features each, like those of the bundled model: 200 phantoms (models/phantoms.py, identities that no
+The vectors are drawn, 512 features each, like those of the bundled model: 200 phantoms (models/synthetic, identities that no
 training saw) are embedded at three visits each; in the space before the sigmoid, the means of the identities and the spread of
 the visits around them give two normal distributions (covariances of rank 199 and 400). A patient is a draw of the first, with 1
 to 9 pictures that are draws of the second around it. Queries are further pictures of patients in the gallery (half) and of
@@ -25,14 +25,14 @@ from pathlib import Path
 
 import hnswlib
 import numpy as np
-from lcmem_onnx.models.phantoms import phantom
-from lcmem_onnx.runtime.bundle import open_bundle
+from lcmem_onnx.models.synthetic.phantoms import phantom
 from lcmem_onnx.runtime.gallery import Entry, Gallery
-from lcmem_onnx.runtime.gallery.codes import Coder
-from lcmem_onnx.runtime.gallery.graph import EF_CONSTRUCTION, FIRST_BEAM, SEED, M
-from lcmem_onnx.runtime.gallery.searcher import FIRST_CANDIDATES
-from lcmem_onnx.runtime.machine import cpu_limit, cpu_name
+from lcmem_onnx.runtime.gallery.search.hnsw import EF_CONSTRUCTION, FIRST_BEAM, SEED, M
+from lcmem_onnx.runtime.gallery.search.l1_codes import Coder
+from lcmem_onnx.runtime.gallery.search.searcher import FIRST_CANDIDATES
+from lcmem_onnx.runtime.model.bundle import open_bundle
 from lcmem_onnx.runtime.screening import Screener
+from lcmem_onnx.runtime.system.cpu import cpu_limit, cpu_name
 
 IDENTITIES, VISITS, FIRST_IDENTITY = 200, 3, 20_000
 ADDED_AT_ONCE = 10_000
@@ -239,7 +239,7 @@ def graph(folder: Path, vectors: np.ndarray, queries: np.ndarray) -> None:
             )
     program = """
 import sys, numpy as np, hnswlib
-from lcmem_onnx.runtime.bundle import open_bundle
+from lcmem_onnx.runtime.model.bundle import open_bundle
 from lcmem_onnx.runtime.gallery import Gallery
 queries = np.load(sys.argv[3])
 if sys.argv[1] == "raw":

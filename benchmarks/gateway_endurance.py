@@ -25,8 +25,8 @@ from pathlib import Path
 
 from lcmem_onnx.runtime.gateway.audit_trail import trail_files, verify_trail
 from lcmem_onnx.runtime.gateway.config import read_config
-from lcmem_onnx.runtime.gateway.init import write_example
-from lcmem_onnx.runtime.gateway.locking import running_facts
+from lcmem_onnx.runtime.gateway.example_config import write_example
+from lcmem_onnx.runtime.gateway.lock import running_facts
 from lcmem_onnx.runtime.gateway.settings import ReceiveSettings, Settings
 from lcmem_onnx.runtime.gateway.spool import Spool, State
 from pydicom import dcmread

@@ -17,11 +17,11 @@ from lcmem_onnx import open_bundle
 from lcmem_onnx.evaluation.alterations import PAPER_GRID, alter
 from lcmem_onnx.evaluation.filelist import read_file_list
 from lcmem_onnx.evaluation.realistic import NEEDS_OTHER, REALISTIC, alter_realistically
-from lcmem_onnx.runtime.bundle import Bundle
-from lcmem_onnx.runtime.encoder import Encoder
-from lcmem_onnx.runtime.files import read_file
-from lcmem_onnx.runtime.pictures import open_picture
-from lcmem_onnx.runtime.preprocess import resize
+from lcmem_onnx.runtime.images.formats import read_file
+from lcmem_onnx.runtime.images.image import open_picture
+from lcmem_onnx.runtime.images.preprocess import resize
+from lcmem_onnx.runtime.model.bundle import Bundle
+from lcmem_onnx.runtime.model.encoder import Encoder
 from numpy.typing import NDArray
 
 CELLS = [(alter, name, strength) for name, strengths in PAPER_GRID.items() for strength in strengths] + [

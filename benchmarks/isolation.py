@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
-from lcmem_onnx.runtime.isolation import Nursery
-from lcmem_onnx.runtime.pictures import open_picture
+from lcmem_onnx.runtime.images.image import open_picture
+from lcmem_onnx.runtime.images.sandbox import Nursery
 
 ROUNDS = 40
 TICK = 1000 / os.sysconf("SC_CLK_TCK")

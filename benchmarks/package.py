@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from lcmem_onnx import Screener
-from lcmem_onnx.runtime.machine import cpu_limit, cpu_name
+from lcmem_onnx.runtime.system.cpu import cpu_limit, cpu_name
 
 ROOT = Path(__file__).parent.parent
 PICTURE = ROOT / "examples" / "pictures" / "gallery" / "astronaut.jpg"

@@ -23,13 +23,13 @@ import numpy as np
 import onnx
 from full_size import make_checkpoint
 from lcmem_onnx import open_bundle
+from lcmem_onnx.export.calibration_images import choose_sets, with_copies
 from lcmem_onnx.export.int8 import Quantiser, quantiser
-from lcmem_onnx.export.picture_sets import choose_sets, with_copies
 from lcmem_onnx.export.trace import trace
 from lcmem_onnx.models.checkpoint import load_lcmem
-from lcmem_onnx.runtime.bundle import Bundle
-from lcmem_onnx.runtime.machine import cpu_features, cpu_limit, cpu_name, versions
-from lcmem_onnx.runtime.providers import open_session
+from lcmem_onnx.runtime.model.bundle import Bundle
+from lcmem_onnx.runtime.model.session import open_session
+from lcmem_onnx.runtime.system.cpu import cpu_features, cpu_limit, cpu_name, versions
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnxruntime.quantization import (

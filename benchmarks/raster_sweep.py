@@ -27,7 +27,7 @@ from typing import Any
 import imagecodecs
 import numpy as np
 from lcmem_onnx.runtime.errors import PictureError
-from lcmem_onnx.runtime.pictures import open_picture
+from lcmem_onnx.runtime.images.image import open_picture
 from numpy.typing import NDArray
 from PIL import Image
 

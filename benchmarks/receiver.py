@@ -6,10 +6,10 @@ import json
 import subprocess
 from pathlib import Path
 
-from lcmem_onnx.runtime.child_python import module_command
-from lcmem_onnx.runtime.gateway.parts import Order, write_order
-from lcmem_onnx.runtime.gateway.privacy import create_site_key
 from lcmem_onnx.runtime.gateway.settings import ReceiveSettings, Settings, SpoolSettings
+from lcmem_onnx.runtime.gateway.worker_process import Order, write_order
+from lcmem_onnx.runtime.privacy import create_site_key
+from lcmem_onnx.runtime.system.python_process import module_command
 
 __all__ = ["start_receiver"]
 
@@ -21,7 +21,7 @@ def start_receiver(folder: Path, receive: ReceiveSettings) -> tuple[subprocess.P
     settings = Settings(spool=SpoolSettings(folder / "spool", min_free_mb=64), site_key=folder / "site.key", receive=receive)
     with open(folder / "log", "wb") as log:
         process = subprocess.Popen(
-            module_command("lcmem_onnx.runtime.gateway.parts"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log
+            module_command("lcmem_onnx.runtime.gateway.workers"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log
         )
     assert process.stdin
     assert process.stdout

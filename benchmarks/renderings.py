@@ -20,8 +20,8 @@ import data_store
 import numpy as np
 import pydicom
 from lcmem_onnx.runtime.errors import PictureError
-from lcmem_onnx.runtime.head import Floats
-from lcmem_onnx.runtime.pictures import open_picture
+from lcmem_onnx.runtime.images.image import open_picture
+from lcmem_onnx.runtime.model.head import Floats
 from lcmem_onnx.runtime.screening import Screener
 from numpy.typing import NDArray
 from PIL import Image

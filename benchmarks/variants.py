@@ -28,16 +28,16 @@ import numpy as np
 import torch
 from full_size import make_checkpoint
 from lcmem_onnx import open_bundle
-from lcmem_onnx.export.package import Request, export_bundle
+from lcmem_onnx.export.pipeline import Request, export_bundle
 from lcmem_onnx.models.autoencoder import AutoencoderShape
 from lcmem_onnx.models.checkpoint import load_lcmem, save_lcmem
 from lcmem_onnx.models.convnext import ConvNeXtShape
 from lcmem_onnx.models.lcmem import LCMem
-from lcmem_onnx.models.scenes import scene
-from lcmem_onnx.runtime.bundle import Bundle
-from lcmem_onnx.runtime.encoder import Encoder
-from lcmem_onnx.runtime.machine import cpu_features, cpu_limit, cpu_name, versions
-from lcmem_onnx.runtime.providers import available_providers
+from lcmem_onnx.models.synthetic.scenes import scene
+from lcmem_onnx.runtime.model.bundle import Bundle
+from lcmem_onnx.runtime.model.encoder import Encoder
+from lcmem_onnx.runtime.model.session import available_providers
+from lcmem_onnx.runtime.system.cpu import cpu_features, cpu_limit, cpu_name, versions
 from PIL import Image
 
 BATCHES = (1, 4, 16, 64)

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from lcmem_onnx.runtime.calibration.threshold import AlterationMisses, Doubles, misses
 from lcmem_onnx.runtime.errors import PictureError, Reason
-from lcmem_onnx.runtime.files import read_file
 from lcmem_onnx.runtime.gallery import Gallery
-from lcmem_onnx.runtime.gallery.calibration import AlterationMisses, Doubles, misses
-from lcmem_onnx.runtime.head import Floats, sigmoid
-from lcmem_onnx.runtime.preprocess import is_blank, resize
+from lcmem_onnx.runtime.images.formats import read_file
+from lcmem_onnx.runtime.images.preprocess import is_blank, resize
+from lcmem_onnx.runtime.model.head import Floats, sigmoid
 from lcmem_onnx.runtime.screening import Screener
 from numpy.typing import NDArray
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from lcmem_onnx.runtime.errors import FileListError, UsageError
-from lcmem_onnx.runtime.machine import cpu_limit
+from lcmem_onnx.runtime.system.cpu import cpu_limit
 from numpy.typing import NDArray
 
 from .compare import Scorer

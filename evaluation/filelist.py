@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lcmem_onnx.runtime.errors import FileListError
-from lcmem_onnx.runtime.syncing import put_whole
+from lcmem_onnx.runtime.system.atomic_write import put_whole
 
 __all__ = ["SPLITS", "Listed", "read_file_list", "write_file_list"]
 

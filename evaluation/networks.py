@@ -10,8 +10,8 @@ from typing import Any
 import cv2
 import numpy as np
 from lcmem_onnx.runtime.errors import EncodingError, UsageError
-from lcmem_onnx.runtime.preprocess import resize
-from lcmem_onnx.runtime.providers import AUTO, open_session
+from lcmem_onnx.runtime.images.preprocess import resize
+from lcmem_onnx.runtime.model.session import AUTO, open_session
 from lcmem_onnx.runtime.screening import Screener
 from numpy.typing import NDArray
 from PIL import Image

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
-from lcmem_onnx.runtime.preprocess import resize
+from lcmem_onnx.runtime.images.preprocess import resize
 from numpy.typing import NDArray
 
 from .alterations import BEYOND_THE_PAPER, PAPER_GRID, alter

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from lcmem_onnx.runtime.errors import FileListError, PictureError, Reason, UsageError
-from lcmem_onnx.runtime.pictures import DEFAULT_LIMITS, Limits, open_picture, read_file
-from lcmem_onnx.runtime.preprocess import is_blank, resize
+from lcmem_onnx.runtime.images.image import DEFAULT_LIMITS, Limits, open_picture, read_file
+from lcmem_onnx.runtime.images.preprocess import is_blank, resize
 
 from .compare import Pixels
 from .filelist import Listed

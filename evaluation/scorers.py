@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from lcmem_onnx.runtime.bundle import MANIFEST
 from lcmem_onnx.runtime.errors import UsageError
-from lcmem_onnx.runtime.providers import AUTO
+from lcmem_onnx.runtime.model.bundle import MANIFEST
+from lcmem_onnx.runtime.model.session import AUTO
 from lcmem_onnx.runtime.screening import Screener
 
 from .compare import Scorer

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
-from lcmem_onnx.display import printable
+from lcmem_onnx.console.terminal import printable
 
 if TYPE_CHECKING:
     from rich.console import Console

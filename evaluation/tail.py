@@ -16,8 +16,8 @@ from itertools import pairwise
 
 import numpy as np
 from lcmem_onnx.runtime.errors import FileListError
+from lcmem_onnx.runtime.model.strangers import Strangers, Tail, logit
 from lcmem_onnx.runtime.screening import Screener
-from lcmem_onnx.runtime.strangers import Strangers, Tail, logit
 from numpy.typing import NDArray
 
 from .filelist import Listed

@@ -6,9 +6,9 @@ import shlex
 from pathlib import Path
 
 import click
-from lcmem_onnx.display import printable, stepping
-from lcmem_onnx.display import say as tell
-from lcmem_onnx.ending import Ending
+from lcmem_onnx.console.exit_codes import Ending
+from lcmem_onnx.console.terminal import printable, stepping
+from lcmem_onnx.console.terminal import say as tell
 from lcmem_onnx.runtime.errors import UsageError
 
 __all__ = ["main"]
@@ -79,7 +79,7 @@ def main(
             tell(printable(line))
 
     try:
-        from .package import Request, export_bundle
+        from .pipeline import Request, export_bundle
     except ModuleNotFoundError as error:
         if str(error.name).startswith("lcmem_onnx"):
             raise

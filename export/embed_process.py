@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 
 import numpy as np
-from lcmem_onnx.runtime.providers import open_session
+from lcmem_onnx.runtime.model.session import open_session
 
-from .lifeline import end_with_starter
+from .child_process import end_with_starter
 
 __all__ = ["main"]
 

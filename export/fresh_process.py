@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lcmem_onnx.runtime.bundle import open_bundle
-from lcmem_onnx.runtime.encoder import Encoder
-from lcmem_onnx.runtime.files import read_file
-from lcmem_onnx.runtime.pictures import open_picture
+from lcmem_onnx.runtime.images.formats import read_file
+from lcmem_onnx.runtime.images.image import open_picture
+from lcmem_onnx.runtime.model.bundle import open_bundle
+from lcmem_onnx.runtime.model.encoder import Encoder
 
-from .lifeline import end_with_starter
+from .child_process import end_with_starter
 
 __all__ = ["main"]
 

@@ -23,13 +23,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 from lcmem_onnx.runtime.errors import ExportError, UsageError
-from lcmem_onnx.runtime.providers import open_session
+from lcmem_onnx.runtime.model.session import open_session
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from .gptq import Moments
 from .half import SMALL
 from .qdq import quantise, tensors_to_observe
-from .rounding import Moments
 from .trace import INPUT, OUTPUT, save_stripped
 
 __all__ = ["INT8", "Layer", "Quantiser", "outliers", "quantiser"]

@@ -16,14 +16,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from lcmem_onnx.models.lcmem import LCMem
-from lcmem_onnx.runtime.child_python import module_command
 from lcmem_onnx.runtime.errors import ExportError, PictureError, UsageError
-from lcmem_onnx.runtime.files import read_file
-from lcmem_onnx.runtime.pictures import open_picture
+from lcmem_onnx.runtime.images.formats import read_file
+from lcmem_onnx.runtime.images.image import open_picture
+from lcmem_onnx.runtime.system.python_process import module_command
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from .lifeline import held
+from .child_process import held
 
 __all__ = [
     "BATCH_SIZES",

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from .rounding import Rounding
+from .gptq import Rounding
 
 __all__ = ["quantise", "tensors_to_observe"]
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .calibration_images import ALTERATIONS, SMALL
 from .drift import Drift, Measured
 from .half import HALF, HALF_ON_CPU, HALF_WEIGHTS, write_half
 from .int8 import INT8, Layer, Quantiser, outliers, quantiser
-from .picture_sets import ALTERATIONS, SMALL
 
 __all__ = ["AUTO_EXCLUDE", "ENCODER", "VARIANTS", "Made", "Making", "Weighed", "weigh"]
 

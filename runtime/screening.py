@@ -21,24 +21,25 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from .bundle import Bundle, open_bundle
-from .encoder import Encoder
+from .calibration.threshold import Decision, decide_pair_threshold, decide_threshold
 from .errors import EncodingError, GalleryError, KeyConflictError, LcmemError, PictureError, Reason, UsageError
-from .files import DEFAULT_LIMITS, Found, Limits, Skipped, Supplied, Unfound, picture_name, read_file, walk_or_supplied
-from .gallery import DEFAULT_GALLERY, Added, Entry, Gallery, Hit, Identity, Search, check_gallery_name
-from .gallery.calibration import Decision, ThresholdSource, decide_pair_threshold, decide_threshold
-from .head import Floats
-from .identifiers import NOBODY, Identifiers
-from .machine import cpu_limit
-from .notes import Note
-from .outcomes import SCHEMA_VERSION, Comparison, Embedded, EmbeddedFile, Indexed, Verdict, hit_json, judged
-from .pictures import Picture, open_picture, views_of
-from .preprocess import check_rgb
-from .providers import AUTO
-from .variants import AUTO_VARIANT
+from .gallery import DEFAULT_GALLERY, Added, Entry, Gallery, Search, check_gallery_name
+from .images.content_flags import Note
+from .images.dicom.identifiers import NOBODY, Identifiers
+from .images.discovery import Found, Skipped, Supplied, Unfound, picture_name, walk_or_supplied
+from .images.formats import DEFAULT_LIMITS, Limits, read_file
+from .images.image import Picture, open_picture, views_of
+from .images.preprocess import check_rgb
+from .model.bundle import Bundle, open_bundle
+from .model.encoder import Encoder
+from .model.head import Floats
+from .model.session import AUTO
+from .model.variant import AUTO_VARIANT
+from .results import SCHEMA_VERSION, Comparison, Embedded, EmbeddedFile, Indexed, Result, ThresholdSource, Verdict, judged
+from .system.cpu import cpu_limit
 
 if TYPE_CHECKING:
-    from .isolation import IsolatedPicture, Nursery
+    from .images.sandbox import IsolatedPicture, Nursery
 
 __all__ = ["SCHEMA_VERSION", "Comparison", "Embedded", "Indexed", "Result", "Screener", "Source", "Verdict"]
 
@@ -50,63 +51,6 @@ picture that is supplied under a name of its own."""
 FRAMES_AHEAD = 16
 """Frames that a worker decodes before its turn comes. The rest of a long picture is decoded when it is that picture's turn,
 so that one file of 4,000 frames does not fill the memory."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """The verdict on one frame of one picture.
-
-    Attributes:
-        path: the picture, as valid text.
-        frame: the frame's number from 0; None when the picture as a whole could not be judged.
-        verdict: see `Verdict`.
-        reason: a stable code for programs.
-        detail: for people: what is wrong, when the verdict is `error`.
-        threshold: the score that was needed for a match.
-        threshold_source: where that comes from.
-        matches: gallery pictures at or above it, best first.
-        total: how many there are, of which `matches` lists the best.
-        nearest: the best gallery picture, match or not.
-        sha256: of the file, hex; None when it could not be read.
-        identities: the patients of the matches, best first.
-        notes: what else the file holds that was not screened, such as overlays and thumbnails (see `Note`).
-        complete: False where the search went through the graph, so that a match may be missing (see `SearchResult`).
-    """
-
-    path: str
-    frame: int | None
-    verdict: Verdict
-    reason: Reason
-    threshold: float
-    detail: str | None = None
-    matches: tuple[Hit, ...] = ()
-    total: int = 0
-    nearest: Hit | None = None
-    sha256: str | None = None
-    identities: tuple[Identity, ...] = ()
-    complete: bool = True
-    notes: tuple[Note, ...] = ()
-    threshold_source: ThresholdSource = ThresholdSource.GIVEN
-
-    def as_json(self) -> dict[str, Any]:
-        """The line of JSON that `scan --json` prints. Fields are added in later versions, never removed or redefined."""
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "path": self.path,
-            "frame": self.frame,
-            "verdict": self.verdict.value,
-            "reason": self.reason.value,
-            "detail": self.detail,
-            "threshold": self.threshold,
-            "threshold_source": self.threshold_source.value,
-            "matches": [hit_json(hit) for hit in self.matches],
-            "matches_total": self.total,
-            "nearest": hit_json(self.nearest) if self.nearest else None,
-            "sha256": self.sha256,
-            "identities": [{"patient": one.patient, "score": one.score, "best": hit_json(one.best)} for one in self.identities],
-            "complete": self.complete,
-            "notes": [note.value for note in self.notes],
-        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -543,7 +487,7 @@ class Screener:
 
 
 def _nursery(limits: Limits) -> Nursery:
-    from .isolation import Nursery  # with all the decoders, which take longer to import than a picture to scan
+    from .images.sandbox import Nursery
 
     return Nursery(limits)
 

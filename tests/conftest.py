@@ -51,7 +51,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny network's bundle, exported as a user does it. Not to be changed: copy it first."""
     from lcmem_onnx.export import drift
-    from lcmem_onnx.export.package import Request, export_bundle
+    from lcmem_onnx.export.pipeline import Request, export_bundle
 
     out = tmp_path_factory.mktemp("bundle") / "tiny"
     with pytest.MonkeyPatch.context() as patch:

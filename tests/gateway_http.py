@@ -9,10 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import httpx2 as httpx
-from lcmem_onnx.runtime.gallery.calibration import ThresholdSource
 from lcmem_onnx.runtime.gateway.http.server import HttpServer
 from lcmem_onnx.runtime.gateway.outcome import Near, Outcome
-from lcmem_onnx.runtime.gateway.privacy import create_site_key
 from lcmem_onnx.runtime.gateway.settings import (
     Destination,
     GallerySettings,
@@ -23,6 +21,8 @@ from lcmem_onnx.runtime.gateway.settings import (
     SpoolSettings,
 )
 from lcmem_onnx.runtime.gateway.spool import Item, Spool
+from lcmem_onnx.runtime.privacy import create_site_key
+from lcmem_onnx.runtime.results import ThresholdSource
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "pictures"
 CT = EXAMPLES / "gallery" / "ct-slice.dcm"

@@ -15,8 +15,8 @@ from typing import Any
 from click.testing import CliRunner
 from lcmem_onnx.cli import main
 from lcmem_onnx.runtime.gateway.config import read_config
-from lcmem_onnx.runtime.gateway.init import write_example
-from lcmem_onnx.runtime.gateway.locking import running_facts
+from lcmem_onnx.runtime.gateway.example_config import write_example
+from lcmem_onnx.runtime.gateway.lock import running_facts
 from lcmem_onnx.runtime.gateway.spool import Spool, State
 
 __all__ = ["Gateway", "eventually", "example_for_tests"]

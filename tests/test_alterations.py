@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from lcmem_onnx.evaluation.alterations import BEYOND_THE_PAPER, PAPER_GRID, alter
-from lcmem_onnx.models.augment import AUGMENTATIONS
-from lcmem_onnx.models.scenes import scene
+from lcmem_onnx.models.synthetic.scenes import scene
+from lcmem_onnx.models.train.augment import AUGMENTATIONS
 from PIL import Image, ImageEnhance
 
 GRID = [(name, strength) for table in (PAPER_GRID, BEYOND_THE_PAPER) for name, strengths in table.items() for strength in strengths]

@@ -20,11 +20,10 @@ from lcmem_onnx.runtime.archive import connection as connection_module  # noqa: 
 from lcmem_onnx.runtime.archive.connection import Connection, Credentials, Pace, Server, read_credentials  # noqa: E402
 from lcmem_onnx.runtime.archive.journal import Journal  # noqa: E402
 from lcmem_onnx.runtime.archive.listing import check_uid, parse_query  # noqa: E402
-from lcmem_onnx.runtime.archive.names import Names  # noqa: E402
+from lcmem_onnx.runtime.archive.multipart import first_part  # noqa: E402
 from lcmem_onnx.runtime.archive.pages import read_pages  # noqa: E402
-from lcmem_onnx.runtime.archive.parts import first_part  # noqa: E402
 from lcmem_onnx.runtime.archive.pull import Pull, open_source  # noqa: E402
-from lcmem_onnx.runtime.gallery.pseudonyms import SiteKey  # noqa: E402
+from lcmem_onnx.runtime.privacy import SiteKey  # noqa: E402
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "pictures"
 CT = (EXAMPLES / "gallery" / "ct-slice.dcm").read_bytes()
@@ -272,22 +271,22 @@ def test_a_listing_that_never_rests_is_given_up() -> None:
 
 def test_names_depend_on_the_site_key_and_are_an_hmac_as_others_compute_it() -> None:
     key = bytes(range(32))
-    names = Names(SiteKey(key))
-    assert re.fullmatch("sop:[0-9a-f]{32}", names.of(CT_UID))
-    assert names.of(CT_UID) != Names(SiteKey(bytes(32))).of(CT_UID) != names.of(MR_UID)
+    names = SiteKey(key)
+    assert re.fullmatch("sop:[0-9a-f]{32}", names.object_name(CT_UID))
+    assert names.object_name(CT_UID) != SiteKey(bytes(32)).object_name(CT_UID) != names.object_name(MR_UID)
     program = ["openssl", "dgst", "-sha256", "-mac", "HMAC", "-macopt", f"hexkey:{key.hex()}"]
     try:
         printed = subprocess.run(program, input=b"uid\x001.2.3", capture_output=True, check=True).stdout.decode()
     except FileNotFoundError:
         pytest.skip("there is no openssl")
-    assert names.of("1.2.3") == "sop:" + printed.split()[-1][:32]
+    assert names.object_name("1.2.3") == "sop:" + printed.split()[-1][:32]
 
 
 def test_the_gateway_gives_an_object_the_same_digits() -> None:
-    from lcmem_onnx.runtime.gateway.privacy import Pseudonyms
+    from lcmem_onnx.runtime.privacy import SiteKey
 
     key = bytes(range(32))
-    assert Names(SiteKey(key)).of(CT_UID) == "sop:" + Pseudonyms(SiteKey(key)).of("uid", CT_UID)
+    assert SiteKey(key).object_name(CT_UID) == "sop:" + SiteKey(key).short("uid", CT_UID)
 
 
 def test_queries_are_checked_before_they_are_sent() -> None:
@@ -481,7 +480,7 @@ def test_query_keys_go_to_their_level() -> None:
     query = parse_query(["StudyDate=20260101-", "Modality=CT", "InstanceNumber=1"])
     with connected(handler) as connection:
         source = open_source("dicomweb", connection, query, 100)
-        list(source.listed(_Blank(), Names(SiteKey(bytes(32)))))  # type: ignore[arg-type]
+        list(source.listed(_Blank(), SiteKey(bytes(32))))  # type: ignore[arg-type]
     assert asked[0] == ("/studies", {"StudyDate": "20260101-"})
     assert asked[1] == ("/studies/1.2/series", {"Modality": "CT"})
     assert asked[2] == ("/studies/1.2/series/1.2/instances", {"InstanceNumber": "1"})

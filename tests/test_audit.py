@@ -25,13 +25,13 @@ from click.testing import CliRunner
 from lcmem_onnx.cli import main
 from lcmem_onnx.evaluation.alterations import alter
 from lcmem_onnx.runtime.audit.findings import Grade
-from lcmem_onnx.runtime.audit.limits import Basis
-from lcmem_onnx.runtime.audit.report import Shown, write_report
+from lcmem_onnx.runtime.audit.report.html_report import Shown, write_report
 from lcmem_onnx.runtime.audit.run import PRIVATE, Audit, Request, audit
-from lcmem_onnx.runtime.encoder import Encoder
+from lcmem_onnx.runtime.audit.thresholds import Basis
+from lcmem_onnx.runtime.calibration.threshold import calibrate, store_calibration
 from lcmem_onnx.runtime.errors import UsageError
 from lcmem_onnx.runtime.gallery import Gallery
-from lcmem_onnx.runtime.gallery.calibration import calibrate, store_calibration
+from lcmem_onnx.runtime.model.encoder import Encoder
 from lcmem_onnx.runtime.screening import Screener
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "pictures"
@@ -155,7 +155,7 @@ def test_a_name_is_no_formula_in_a_spreadsheet(done: Audit) -> None:
     _, table, _ = read(done)
     assert not [row["path"] for row in table if row["path"].startswith(("=", "+", "-", "@"))]
     top = replace(done.findings[0], name=FORMULA)
-    from lcmem_onnx.runtime.audit.report import _csv
+    from lcmem_onnx.runtime.audit.report.html_report import _csv
 
     assert f"'{FORMULA}".encode() in _csv(replace(done, findings=[top]))
 

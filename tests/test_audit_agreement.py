@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from lcmem_onnx.evaluation.alterations import alter
-from lcmem_onnx.runtime.audit.agreement import AGREES, agreement
-from lcmem_onnx.runtime.pictures import open_picture
+from lcmem_onnx.runtime.audit.pixel_match import AGREES, agreement
+from lcmem_onnx.runtime.images.image import open_picture
 from numpy.typing import NDArray
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "pictures"

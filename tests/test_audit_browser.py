@@ -17,7 +17,7 @@ import pytest
 
 pytest.importorskip("jinja2")
 pytest.importorskip("scipy")
-from lcmem_onnx.runtime.audit.report import Shown, write_report
+from lcmem_onnx.runtime.audit.report.html_report import Shown, write_report
 from lcmem_onnx.runtime.audit.run import Request, audit
 from lcmem_onnx.runtime.screening import Screener
 

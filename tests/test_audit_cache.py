@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lcmem_onnx.runtime.audit.cache import Cache, Cached
+from lcmem_onnx.runtime.audit.embedding_cache import Cache, Cached
 from lcmem_onnx.runtime.errors import GalleryError
 
 ONE, OTHER = b"1" * 32, b"2" * 32

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from lcmem_onnx.cli import main
 from lcmem_onnx.evaluation.alterations import alter
 from lcmem_onnx.runtime.audit.patients import LISTED, Patients
-from lcmem_onnx.runtime.audit.report import Shown, write_report
+from lcmem_onnx.runtime.audit.report.html_report import Shown, write_report
 from lcmem_onnx.runtime.audit.run import Audit, Request, audit
 from lcmem_onnx.runtime.audit.suspects import Other, Suspicion
 from lcmem_onnx.runtime.errors import UsageError

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 pytest.importorskip("scipy")
-from lcmem_onnx.runtime.audit.limits import Basis, Limit, by_chance, choose_limit
-from lcmem_onnx.runtime.bundle import Bundle, open_bundle
+from lcmem_onnx.runtime.audit.thresholds import Basis, Limit, by_chance, choose_limit
 from lcmem_onnx.runtime.errors import UsageError
+from lcmem_onnx.runtime.model.bundle import Bundle, open_bundle
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lcmem_onnx.runtime.audit import nearest
-from lcmem_onnx.runtime.audit.nearest import InMemory
+from lcmem_onnx.runtime.audit import neighbours
+from lcmem_onnx.runtime.audit.neighbours import InMemory
 from lcmem_onnx.runtime.errors import UsageError
-from lcmem_onnx.runtime.head import Floats, Head
+from lcmem_onnx.runtime.model.head import Floats, Head
 
 FEATURES = 24
 
@@ -65,7 +65,7 @@ def test_few_candidates_miss_neither_the_nearest_nor_a_match(seed: int, count: i
     reference, queries = embeddings(seed, count, clusters), embeddings(seed + 1, 20, clusters)
     keys = [str(number) for number in range(count)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nearest, "CANDIDATES", 4)
+        patch.setattr(neighbours, "CANDIDATES", 4)
         memory = InMemory(model, keys, [0] * count, reference)
         alone, matching = memory.search(queries, None, 2), memory.search(queries, 0.7, 2)
     for query, one, more in zip(queries, alone, matching, strict=True):

@@ -21,10 +21,10 @@ import cv2
 import numpy as np
 from click.testing import CliRunner
 from lcmem_onnx.cli import main
-from lcmem_onnx.runtime.audit import outputs
 from lcmem_onnx.runtime.audit.folders import PRIVATE, prepare_output
-from lcmem_onnx.runtime.audit.outputs import replace_together
-from lcmem_onnx.runtime.audit.report import FILES, Shown, write_report
+from lcmem_onnx.runtime.audit.report import outputs
+from lcmem_onnx.runtime.audit.report.html_report import FILES, Shown, write_report
+from lcmem_onnx.runtime.audit.report.outputs import replace_together
 from lcmem_onnx.runtime.audit.run import Audit, Request, audit
 from lcmem_onnx.runtime.errors import UsageError
 from lcmem_onnx.runtime.gallery import Gallery
@@ -305,7 +305,7 @@ def test_a_failure_at_any_step_leaves_the_earlier_files(
 KILLED = """
 import os, sys
 from pathlib import Path
-from lcmem_onnx.runtime.audit.outputs import replace_together
+from lcmem_onnx.runtime.audit.report.outputs import replace_together
 sys.path.insert(0, sys.argv[1])
 from test_audit_output import NAMES, NEW, OLD, contents
 out = Path(sys.argv[2])

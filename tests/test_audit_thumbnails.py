@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lcmem_onnx.runtime.audit.agreement import AGREES, NOT_COMPARABLE, agreement
+from lcmem_onnx.runtime.audit.pixel_match import AGREES, NOT_COMPARABLE, agreement
 from lcmem_onnx.runtime.audit.suspects import PROMISING
 from lcmem_onnx.runtime.audit.thumbnails import ORIENTATIONS, SIDE, Alignment, align, candidates, oriented, thumbnail
 from numpy.typing import NDArray

@@ -13,8 +13,8 @@ pytest.importorskip("torch")  # the models' package
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lcmem_onnx.evaluation.filelist import Listed, read_file_list
-from lcmem_onnx.models.bodies import another_body, bodies
-from lcmem_onnx.models.phantoms import phantom
+from lcmem_onnx.models.synthetic.bodies import another_body, bodies
+from lcmem_onnx.models.synthetic.phantoms import phantom
 from lcmem_onnx.runtime.errors import TrainingError
 from numpy.typing import NDArray
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lcmem_onnx.runtime.bundle import BUNDLED, MANIFEST, fingerprint, open_bundle, seal
 from lcmem_onnx.runtime.errors import BundleError
+from lcmem_onnx.runtime.model.bundle import BUNDLED, MANIFEST, fingerprint, open_bundle, seal
 
 
 @pytest.fixture

@@ -17,10 +17,10 @@ import torch
 from click.testing import CliRunner
 from lcmem_onnx import Gallery, Screener, TrainingError, open_bundle
 from lcmem_onnx.evaluation.filelist import Listed, read_file_list, write_file_list
-from lcmem_onnx.export.package import Request
-from lcmem_onnx.models import bundled
+from lcmem_onnx.export.pipeline import Request
+from lcmem_onnx.models.bundled import bundled
 from lcmem_onnx.models.checkpoint import load_lcmem
-from lcmem_onnx.models.generate import Amounts, generate
+from lcmem_onnx.models.synthetic.generate import Amounts, generate
 from PIL import Image
 
 SOURCE = "NIH ChestX-ray14, chest X-rays"

@@ -10,13 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lcmem_onnx.runtime.bundle import Bundle, Threshold, seal
-from lcmem_onnx.runtime.errors import GalleryError, UsageError
-from lcmem_onnx.runtime.gallery import Entry, Gallery
-from lcmem_onnx.runtime.gallery.calibration import (
-    SETTING,
+from lcmem_onnx.runtime.calibration.threshold import (
     Calibration,
-    ThresholdSource,
     calibrate,
     decide_threshold,
     forecasts,
@@ -25,7 +20,12 @@ from lcmem_onnx.runtime.gallery.calibration import (
     store_calibration,
     stored_calibration,
 )
-from lcmem_onnx.runtime.head import Floats, Head
+from lcmem_onnx.runtime.errors import GalleryError, UsageError
+from lcmem_onnx.runtime.gallery import Entry, Gallery
+from lcmem_onnx.runtime.gallery.storage.schema import CALIBRATION_SETTING
+from lcmem_onnx.runtime.model.bundle import Bundle, Threshold, seal
+from lcmem_onnx.runtime.model.head import Floats, Head
+from lcmem_onnx.runtime.results import ThresholdSource
 from numpy.typing import NDArray
 
 FEATURES = 32
@@ -206,7 +206,7 @@ def test_a_damaged_calibration_is_an_error_and_not_another_threshold(
             "newer": json.dumps(seal({**found.as_json(), "format_version": 99})),
             "nan": json.dumps(seal({**found.as_json(), "threshold": math.nan})),
         }[damage]
-        gallery.set_setting(SETTING, text)
+        gallery.set_setting(CALIBRATION_SETTING, text)
         with pytest.raises(GalleryError, match="calibrate again"):
             decide_threshold(gallery)
         assert decide_threshold(gallery, 0.5).threshold == 0.5

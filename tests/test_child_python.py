@@ -14,8 +14,8 @@ from pathlib import Path
 
 import lcmem_onnx
 import pytest
-from lcmem_onnx.runtime import child_python
-from lcmem_onnx.runtime.child_python import child_search_path, module_command
+from lcmem_onnx.runtime.system import python_process
+from lcmem_onnx.runtime.system.python_process import child_search_path, module_command
 
 ROOT = Path(lcmem_onnx.__file__).parent
 EXAMPLES = ROOT / "examples" / "pictures"
@@ -68,16 +68,16 @@ def test_every_interpreter_is_started_off_the_working_directory() -> None:
 
 def test_planted_modules_do_run_without_the_option(planted: Path) -> None:
     """The planted files are able to do harm: without `-P` one of them runs."""
-    command = [part for part in module_command("lcmem_onnx.runtime.gateway.parts") if part != "-P"]
+    command = [part for part in module_command("lcmem_onnx.runtime.gateway.workers") if part != "-P"]
     finished = subprocess.run(command, cwd=planted, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     assert finished.returncode
     assert ran(planted)
 
 
 def test_a_part_of_the_gateway_runs_nothing_planted(planted: Path, tmp_path: Path) -> None:
-    from lcmem_onnx.runtime.gateway.parts import Order, write_order
-    from lcmem_onnx.runtime.gateway.privacy import create_site_key
     from lcmem_onnx.runtime.gateway.settings import FolderSettings, Settings, SpoolSettings
+    from lcmem_onnx.runtime.gateway.worker_process import Order, write_order
+    from lcmem_onnx.runtime.privacy import create_site_key
 
     create_site_key(tmp_path / "site.key")
     (tmp_path / "in").mkdir()
@@ -86,7 +86,7 @@ def test_a_part_of_the_gateway_runs_nothing_planted(planted: Path, tmp_path: Pat
         site_key=tmp_path / "site.key",
         folder=(FolderSettings(tmp_path / "in"),),
     )
-    command = module_command("lcmem_onnx.runtime.gateway.parts")
+    command = module_command("lcmem_onnx.runtime.gateway.workers")
     with subprocess.Popen(command, cwd=planted, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as part:
         assert part.stdin
         assert part.stdout
@@ -112,7 +112,7 @@ def test_drawing_a_held_image_runs_nothing_planted(planted: Path, monkeypatch: p
 @pytest.mark.parametrize("entry", ["", ".", None])
 def test_the_decoders_run_nothing_planted(entry: str | None, planted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`python -c` puts "" on the search path, `python -m` the folder's name; the decoding process gets neither."""
-    from lcmem_onnx.runtime.isolation import Nursery
+    from lcmem_onnx.runtime.images.sandbox import Nursery
 
     monkeypatch.chdir(planted)
     monkeypatch.setattr(sys, "path", [str(planted) if entry is None else entry, *sys.path])
@@ -137,7 +137,7 @@ def test_the_search_path_keeps_everything_else(tmp_path: Path, monkeypatch: pyte
 def test_the_working_directory_stays_where_the_package_itself_is_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An application that ships this package in its own folder, and runs in it."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(child_python, "__file__", str(tmp_path / "lcmem_onnx" / "runtime" / "child_python.py"))
+    monkeypatch.setattr(python_process, "__file__", str(tmp_path / "lcmem_onnx" / "runtime" / "system" / "python_process.py"))
     monkeypatch.setattr(sys, "path", ["", "/usr/lib/python"])
     assert child_search_path() == [str(tmp_path), "/usr/lib/python"]
 
@@ -147,7 +147,7 @@ def test_a_process_is_no_more_open_than_the_one_that_starts_it(option: str, tmp_
     """PYTHONPATH counts in the new process if and only if it does in this one."""
     program = (
         "import subprocess, sys\n"
-        "from lcmem_onnx.runtime.child_python import python_command\n"
+        "from lcmem_onnx.runtime.system.python_process import python_command\n"
         "show = 'import sys; print(sys.flags.safe_path, sys.flags.ignore_environment, sys.flags.no_user_site)'\n"
         "print(sys.flags.safe_path, sys.flags.ignore_environment, sys.flags.no_user_site, flush=True)\n"
         "subprocess.run([*python_command(), '-c', show], check=True)\n"
@@ -174,7 +174,7 @@ def test_an_installed_wheel_starts_its_processes(planted: Path, tmp_path: Path) 
     program = (
         "import asyncio, pathlib, lcmem_onnx\n"
         "from lcmem_onnx.runtime.gateway.http.pictures import Drawer\n"
-        "from lcmem_onnx.runtime.isolation import Nursery\n"
+        "from lcmem_onnx.runtime.images.sandbox import Nursery\n"
         f"path = pathlib.Path({str(CT)!r})\n"
         "print(lcmem_onnx.__file__, len(asyncio.run(Drawer().draw(path, 0))) > 1000)\n"
         "with Nursery() as nursery:\n"

@@ -11,9 +11,10 @@ import pydicom
 import pytest
 from click.testing import CliRunner, Result
 from lcmem_onnx.cli import main
-from lcmem_onnx.runtime.bundle import open_bundle
-from lcmem_onnx.runtime.gallery import Gallery, SiteKey
-from lcmem_onnx.runtime.gallery.calibration import calibrate, store_calibration
+from lcmem_onnx.runtime.calibration.threshold import calibrate, store_calibration
+from lcmem_onnx.runtime.gallery import Gallery
+from lcmem_onnx.runtime.model.bundle import open_bundle
+from lcmem_onnx.runtime.privacy import SiteKey
 from pydicom.data import get_testdata_file
 
 

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from lcmem_onnx.cli import main
 from lcmem_onnx.evaluation.copies import ALTERATIONS, CopyScores, sample, score_copies
 from lcmem_onnx.evaluation.protocols import GRIDS
-from lcmem_onnx.runtime.bundle import open_bundle
+from lcmem_onnx.runtime.calibration.alarms import RATES, alarm_load
+from lcmem_onnx.runtime.calibration.threshold import Decision, calibrate, decide_threshold, stored_calibration
 from lcmem_onnx.runtime.gallery import Gallery
-from lcmem_onnx.runtime.gallery.alarms import RATES, alarm_load
-from lcmem_onnx.runtime.gallery.calibration import Decision, ThresholdSource, calibrate, decide_threshold, stored_calibration
+from lcmem_onnx.runtime.model.bundle import open_bundle
+from lcmem_onnx.runtime.results import ThresholdSource
 from lcmem_onnx.runtime.screening import Screener
 from PIL import Image, ImageOps
 

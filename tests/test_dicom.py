@@ -21,10 +21,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lcmem_onnx.runtime.errors import PictureError, Reason
-from lcmem_onnx.runtime.isolation import Nursery
-from lcmem_onnx.runtime.notes import SUSPICIOUS, Note
-from lcmem_onnx.runtime.pictures import SAME_LEVELS, Kind, Limits, Picture, open_picture
-from lcmem_onnx.runtime.preprocess import is_blank
+from lcmem_onnx.runtime.images.content_flags import SUSPICIOUS, Note
+from lcmem_onnx.runtime.images.image import SAME_LEVELS, Kind, Limits, Picture, open_picture
+from lcmem_onnx.runtime.images.preprocess import is_blank
+from lcmem_onnx.runtime.images.sandbox import Nursery
 from numpy.typing import NDArray
 from PIL import Image
 from pydicom import uid

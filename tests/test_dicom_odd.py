@@ -25,12 +25,12 @@ import pydicom
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lcmem_onnx.runtime.elements import first_number, numbers_of, words_of
 from lcmem_onnx.runtime.errors import PictureError, Reason
-from lcmem_onnx.runtime.isolation import Nursery
-from lcmem_onnx.runtime.lookup_table import read_palette, read_table
-from lcmem_onnx.runtime.notes import SUSPICIOUS, Note
-from lcmem_onnx.runtime.pictures import Limits, Picture, open_picture
+from lcmem_onnx.runtime.images.content_flags import SUSPICIOUS, Note
+from lcmem_onnx.runtime.images.dicom.elements import first_number, numbers_of, words_of
+from lcmem_onnx.runtime.images.dicom.lookup_table import read_palette, read_table
+from lcmem_onnx.runtime.images.image import Limits, Picture, open_picture
+from lcmem_onnx.runtime.images.sandbox import Nursery
 from numpy.typing import NDArray
 from PIL import Image
 from pydicom import uid

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lcmem_onnx.runtime.bundle import Bundle, open_bundle
-from lcmem_onnx.runtime.encoder import Encoder, run_bound
-from lcmem_onnx.runtime.providers import Session
+from lcmem_onnx.runtime.model.bundle import Bundle, open_bundle
+from lcmem_onnx.runtime.model.encoder import Encoder, run_bound
+from lcmem_onnx.runtime.model.session import Session
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def test_a_gpu_is_given_the_picture_by_io_binding_and_larger_batches(bundle: Bun
         seen.append((given, wanted, device))
         return run_bound(session, given, wanted, batch, "cpu")  # type: ignore[arg-type]
 
-    monkeypatch.setattr("lcmem_onnx.runtime.encoder.run_bound", bound)
+    monkeypatch.setattr("lcmem_onnx.runtime.model.encoder.run_bound", bound)
     pixels = np.zeros((2, bundle.image_size, bundle.image_size, 3), np.uint8)
     assert encoder.embed_resized(pixels).shape == (2, bundle.features)
     assert seen == [("pictures", "embeddings", "cuda")]

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from lcmem_onnx.runtime.gallery.leftovers import PREFIX
+from lcmem_onnx.runtime.gallery.storage.leftovers import PREFIX
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "pictures"
 GALLERY, QUERIES = EXAMPLES / "gallery", EXAMPLES / "queries"
@@ -94,7 +94,7 @@ def test_names_that_stdout_cannot_spell_are_escaped_and_no_result_is_lost(index:
     ("package", "extra"), [("onnxruntime", "cpu"), ("click_extra", "cpu"), ("httpx2", "archive"), ("nibabel", "train")]
 )
 def test_a_package_that_is_missing_is_named_with_what_brings_it(package: str, extra: str) -> None:
-    failing = f"import click, sys; from lcmem_onnx.ending import Ending; sys.modules['{package}'] = None\n"
+    failing = f"import click, sys; from lcmem_onnx.console.exit_codes import Ending; sys.modules['{package}'] = None\n"
     failing += f"@click.command(cls=Ending)\ndef main():\n    import {package}\nmain([])"
     done = subprocess.run([sys.executable, "-c", failing], capture_output=True, text=True, check=False)
     assert done.returncode == 2
@@ -142,6 +142,9 @@ def test_a_signal_cleans_up_and_says_so(number: int, code: int, says: str, tmp_p
 
 
 def test_a_process_that_nohup_started_lives_on(tmp_path: Path) -> None:
-    program = "import os, signal; from lcmem_onnx.ending import _signals\nwith _signals(): os.kill(os.getpid(), signal.SIGHUP)"
+    program = (
+        "import os, signal; from lcmem_onnx.console.exit_codes import _signals\n"
+        "with _signals(): os.kill(os.getpid(), signal.SIGHUP)"
+    )
     code, _, _ = shell(f"nohup {sys.executable} -c '{program}'", cwd=tmp_path)
     assert code == 0

@@ -18,8 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lcmem_onnx import FileListError, Screener, UsageError
 from lcmem_onnx.cli import main
-from lcmem_onnx.ending import Terminated
-from lcmem_onnx.evaluation import command, scoring, tables
+from lcmem_onnx.commands import evaluate as evaluate_command
+from lcmem_onnx.console.exit_codes import Terminated
+from lcmem_onnx.evaluation import scoring, tables
 from lcmem_onnx.evaluation.evaluate import Evaluation, evaluate
 from lcmem_onnx.evaluation.filelist import Listed, write_file_list
 from lcmem_onnx.evaluation.hashes import PHash
@@ -36,7 +37,7 @@ from lcmem_onnx.evaluation.protocols import (
     reidentification_pairs,
 )
 from lcmem_onnx.evaluation.reading import _Partners, _read
-from lcmem_onnx.runtime.head import sigmoid
+from lcmem_onnx.runtime.model.head import sigmoid
 from PIL import Image
 
 IDENTITIES = 5
@@ -691,7 +692,7 @@ def test_an_onnx_baseline_gives_a_vector_a_picture(
 
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(command, "NEEDED", ("sklearn", "no_such_package"))
+    monkeypatch.setattr(evaluate_command, "NEEDED", ("sklearn", "no_such_package"))
     done = run("--list", tmp_path / "list.csv")
     assert done.exit_code == 2
     assert "no_such_package" in done.stderr

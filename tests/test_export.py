@@ -18,22 +18,22 @@ torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 
 from click.testing import CliRunner  # noqa: E402
-from lcmem_onnx.export import group_norm, package, parity, placement  # noqa: E402
+from lcmem_onnx.export import group_norm, output_folder, parity, pipeline  # noqa: E402
 from lcmem_onnx.export.command import main  # noqa: E402
-from lcmem_onnx.export.package import Request, export_bundle  # noqa: E402
 from lcmem_onnx.export.parity import EMBEDDING_TOLERANCE, choose_pictures, embed_in_torch  # noqa: E402
+from lcmem_onnx.export.pipeline import Request, export_bundle  # noqa: E402
 from lcmem_onnx.export.trace import check_graph, trace  # noqa: E402
 from lcmem_onnx.models.autoencoder import AutoencoderShape  # noqa: E402
 from lcmem_onnx.models.checkpoint import load_lcmem, save_lcmem  # noqa: E402
 from lcmem_onnx.models.convnext import ConvNeXtShape  # noqa: E402
 from lcmem_onnx.models.lcmem import LCMem  # noqa: E402
 from lcmem_onnx.models.resnet import ResNetShape  # noqa: E402
-from lcmem_onnx.runtime.bundle import open_bundle  # noqa: E402
-from lcmem_onnx.runtime.encoder import Encoder  # noqa: E402
 from lcmem_onnx.runtime.errors import ExportError, UsageError  # noqa: E402
-from lcmem_onnx.runtime.files import read_file  # noqa: E402
-from lcmem_onnx.runtime.pictures import open_picture  # noqa: E402
-from lcmem_onnx.runtime.providers import open_session  # noqa: E402
+from lcmem_onnx.runtime.images.formats import read_file  # noqa: E402
+from lcmem_onnx.runtime.images.image import open_picture  # noqa: E402
+from lcmem_onnx.runtime.model.bundle import open_bundle  # noqa: E402
+from lcmem_onnx.runtime.model.encoder import Encoder  # noqa: E402
+from lcmem_onnx.runtime.model.session import open_session  # noqa: E402
 from onnx import TensorProto, helper  # noqa: E402
 
 
@@ -60,7 +60,7 @@ def test_the_manifest_states_what_a_stranger_needs(tiny_bundle: Path, tiny_check
         "encoder.fp32.onnx", "encoder.fp16.onnx", "encoder.fp16-on-cpu.onnx", "encoder.fp16.weights", "encoder.int8.onnx",
         "head.json", "preprocess.onnx",
     }  # fmt: skip
-    assert manifest["checkpoint"]["checkpoint"]["sha256"] == package._sha256(tiny_checkpoint)
+    assert manifest["checkpoint"]["checkpoint"]["sha256"] == pipeline._sha256(tiny_checkpoint)
     assert manifest["parity"]["fp32"]["batch_sizes"] == [1, 2, 3]
     assert manifest["parity"]["fp32"]["pictures"] >= 3
     assert 0 <= manifest["parity"]["fp32"]["embedding_max"] <= EMBEDDING_TOLERANCE
@@ -114,7 +114,7 @@ def test_the_users_own_pictures_can_prove_it(tiny_checkpoint: Path, pictures: Pa
 def test_a_failed_proof_leaves_nothing(
     failure: str, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = package.trace
+    real = pipeline.trace
 
     def spoiled(network: LCMem, image_size: int, path: Path) -> None:
         real(network, image_size, path)
@@ -129,7 +129,7 @@ def test_a_failed_proof_leaves_nothing(
                 tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
         onnx.save(model, str(path))
 
-    monkeypatch.setattr(package, "trace", spoiled)
+    monkeypatch.setattr(pipeline, "trace", spoiled)
     with pytest.raises(ExportError, match="disagree|not finite|does not run|not valid ONNX"):
         export_bundle(Request(tiny_checkpoint, tmp_path / "out"))
     assert list(tmp_path.iterdir()) == []
@@ -168,7 +168,7 @@ def test_a_bundle_is_never_lost_while_it_is_replaced(
 
     monkeypatch.setattr(Path, "rename", rename)
     with pytest.raises(kind, match="no more"):
-        placement.put_in_place(draft, out, replace=True)
+        output_folder.put_in_place(draft, out, replace=True)
     assert open_bundle(out).manifest == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["draft", "out"]
 
@@ -187,7 +187,7 @@ def rename(self, target):
     return real(self, target)
 Path.rename = rename
 Path({str(tmp_path / "draft")!r}).mkdir()
-placement.put_in_place(Path({str(tmp_path / "draft")!r}), Path({str(out)!r}), replace=True)
+output_folder.put_in_place(Path({str(tmp_path / "draft")!r}), Path({str(out)!r}), replace=True)
 """
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == -signal.SIGKILL
     assert not out.exists()
@@ -209,7 +209,7 @@ def test_what_a_killed_export_left_is_removed_by_the_next_one_and_what_is_at_wor
 import os, signal, sys
 from pathlib import Path
 from lcmem_onnx.export import placement
-with placement.draft_beside(Path({str(out)!r})) as draft:
+with output_folder.draft_beside(Path({str(out)!r})) as draft:
     (draft.work / "traced.onnx").write_bytes(b"x")
     print("drawn", flush=True)
     sys.stdin.read()
@@ -224,10 +224,10 @@ with placement.draft_beside(Path({str(out)!r})) as draft:
             assert worker.stdout.readline() == "drawn\n"
         before = set(tmp_path.iterdir())
         assert len(before) == 2
-        assert placement.remove_abandoned(out) == []
+        assert output_folder.remove_abandoned(out) == []
         workers[0].kill()
         workers[0].wait()
-        (removed,) = placement.remove_abandoned(out)
+        (removed,) = output_folder.remove_abandoned(out)
         assert set(tmp_path.iterdir()) == before - {removed}
         workers[1].communicate("")
         assert list(tmp_path.iterdir()) == []
@@ -244,13 +244,13 @@ def test_what_only_looks_like_a_leftover_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / ".out.unproven-link").symlink_to(real)
     (tmp_path / ".out.unproven-file").write_text("no folder")
     (tmp_path / ".out2.unproven-x").mkdir()
-    assert placement.remove_abandoned(tmp_path / "out") == []
+    assert output_folder.remove_abandoned(tmp_path / "out") == []
     assert len(list(tmp_path.iterdir())) == 4
     assert (real / "thesis.txt").exists()
 
 
 def test_folders_made_for_an_output_that_does_not_come_are_gone(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="full"), placement.draft_beside(tmp_path / "a" / "b" / "out"):
+    with pytest.raises(OSError, match="full"), output_folder.draft_beside(tmp_path / "a" / "b" / "out"):
         raise OSError("full")
     assert list(tmp_path.iterdir()) == []
 
@@ -262,7 +262,7 @@ def test_a_process_ends_with_the_one_that_started_it(tmp_path: Path) -> None:
     )
     starter = f"""
 import subprocess, sys
-from lcmem_onnx.export.lifeline import held
+from lcmem_onnx.export.child_process import held
 with held() as lifeline:
     subprocess.run([sys.executable, "-c", {child!r}], stdin=lifeline)
 """
@@ -279,27 +279,27 @@ def test_a_bundle_that_holds_anything_else_is_not_replaced(manifest: str, tiny_b
     out = Path(shutil.copytree(tiny_bundle, tmp_path / "out"))
     if manifest == "damaged":
         (out / "bundle.json").write_text("{")
-    placement.check_free(out, replace=True)
+    output_folder.check_free(out, replace=True)
     shutil.copy(tiny_bundle / "head.json", out / "lcmem.pt")
     with pytest.raises(UsageError, match=r"holds what is no part of a bundle \(lcmem.pt\)"):
-        placement.check_free(out, replace=True)
+        output_folder.check_free(out, replace=True)
     (out / "lcmem.pt").rename(out / "encoder.pth")
     with pytest.raises(UsageError, match=r"holds what is no part of a bundle \(encoder.pth\)"):
-        placement.check_free(out, replace=True)
+        output_folder.check_free(out, replace=True)
 
 
 @pytest.mark.parametrize("content", ['{"format": "a web page\'s scripts"}', "[]"])
 def test_another_program_s_bundle_is_not_replaced(content: str, tmp_path: Path) -> None:
     (tmp_path / "bundle.json").write_text(content)
     with pytest.raises(UsageError, match="is no bundle, so --force does not replace it"):
-        placement.check_free(tmp_path, replace=True)
+        output_folder.check_free(tmp_path, replace=True)
 
 
 def test_what_came_while_the_export_was_at_work_is_not_replaced(tiny_bundle: Path, tmp_path: Path) -> None:
     """A second export to the same place, say, ten minutes later."""
     out, draft = Path(shutil.copytree(tiny_bundle, tmp_path / "out")), Path(shutil.copytree(tiny_bundle, tmp_path / "draft"))
     with pytest.raises(UsageError, match="exists already"):
-        placement.put_in_place(draft, out, replace=False)
+        output_folder.put_in_place(draft, out, replace=False)
     assert open_bundle(out).name == "tiny"
     assert draft.exists()
 
@@ -313,7 +313,7 @@ def test_a_link_that_leads_nowhere_is_refused_at_once(tiny_checkpoint: Path, tmp
 def test_replacing_a_link_to_a_bundle_leaves_what_it_led_to(tiny_bundle: Path, tmp_path: Path) -> None:
     real, draft = Path(shutil.copytree(tiny_bundle, tmp_path / "real")), Path(shutil.copytree(tiny_bundle, tmp_path / "draft"))
     (tmp_path / "out").symlink_to(real)
-    placement.put_in_place(draft, tmp_path / "out", replace=True)
+    output_folder.put_in_place(draft, tmp_path / "out", replace=True)
     assert not (tmp_path / "out").is_symlink()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "real"]
     assert open_bundle(real).name == "tiny"
@@ -483,7 +483,7 @@ def test_whatever_happens_the_command_ends_as_all_do(
     def fails(*arguments: object) -> None:
         raise error
 
-    monkeypatch.setattr(package, "export_bundle", fails)
+    monkeypatch.setattr(pipeline, "export_bundle", fails)
     result = CliRunner().invoke(main, ["--ckpt", str(tmp_path / "x.pt")])
     assert result.exit_code == code
     assert result.stderr.splitlines()[-1] == last

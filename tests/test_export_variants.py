@@ -15,17 +15,17 @@ onnx = pytest.importorskip("onnx")
 
 import onnxruntime as ort  # noqa: E402
 from click.testing import CliRunner  # noqa: E402
-from lcmem_onnx.export import drift, picture_sets  # noqa: E402
+from lcmem_onnx.export import calibration_images, drift  # noqa: E402
+from lcmem_onnx.export.calibration_images import choose_sets, with_copies  # noqa: E402
 from lcmem_onnx.export.command import main  # noqa: E402
 from lcmem_onnx.export.drift import _auc  # noqa: E402
 from lcmem_onnx.export.half import HALF, HALF_ON_CPU, HALF_WEIGHTS  # noqa: E402
 from lcmem_onnx.export.int8 import INT8, Layer, outliers, quantiser  # noqa: E402
-from lcmem_onnx.export.package import Request, export_bundle  # noqa: E402
-from lcmem_onnx.export.picture_sets import choose_sets, with_copies  # noqa: E402
+from lcmem_onnx.export.pipeline import Request, export_bundle  # noqa: E402
 from lcmem_onnx.export.trace import trace  # noqa: E402
 from lcmem_onnx.models.checkpoint import load_lcmem  # noqa: E402
-from lcmem_onnx.runtime.bundle import open_bundle  # noqa: E402
 from lcmem_onnx.runtime.errors import ExportError, UsageError  # noqa: E402
+from lcmem_onnx.runtime.model.bundle import open_bundle  # noqa: E402
 from lcmem_onnx.runtime.screening import Screener  # noqa: E402
 from onnx import TensorProto, numpy_helper  # noqa: E402
 from sklearn.metrics import roc_auc_score  # noqa: E402
@@ -214,12 +214,12 @@ def test_the_auc_is_scikit_learns() -> None:
 # -- picture sets -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [picture_sets.SMALL, picture_sets.SMALL + 1])
+@pytest.mark.parametrize("size", [calibration_images.SMALL, calibration_images.SMALL + 1])
 def test_without_folders_there_are_enough_pictures_of_any_size(size: int) -> None:
     sets = choose_sets(None, None, size)
-    few = int(size > picture_sets.SMALL)
-    assert sets.measured.shape == (picture_sets.MEASURED[few], size, size, 3)
-    assert sets.calibration.shape == (picture_sets.CALIBRATED[few], size, size, 3)
+    few = int(size > calibration_images.SMALL)
+    assert sets.measured.shape == (calibration_images.MEASURED[few], size, size, 3)
+    assert sets.calibration.shape == (calibration_images.CALIBRATED[few], size, size, 3)
 
 
 def test_calibration_pictures_are_not_measured_on(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from lcmem_onnx.cli import main
-from lcmem_onnx.runtime.bundle import MANIFEST, seal
+from lcmem_onnx.runtime.model.bundle import MANIFEST, seal
 
 from .test_display import on_terminal, seen
 

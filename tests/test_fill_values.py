@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from lcmem_onnx.runtime.depth import PERCENTILES, percentile_range
-from lcmem_onnx.runtime.pictures import open_picture
+from lcmem_onnx.runtime.images.bit_depth import PERCENTILES, percentile_range
+from lcmem_onnx.runtime.images.image import open_picture
 from numpy.typing import NDArray
 from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset

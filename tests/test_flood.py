@@ -12,12 +12,13 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 from lcmem_onnx.cli import main
+from lcmem_onnx.runtime.calibration.flood import MANY, Flood, FloodWatch
+from lcmem_onnx.runtime.calibration.threshold import Decision
 from lcmem_onnx.runtime.errors import Reason
-from lcmem_onnx.runtime.flood import MANY, Flood, FloodWatch
 from lcmem_onnx.runtime.gallery import Hit, Identity
-from lcmem_onnx.runtime.gallery.calibration import Decision, ThresholdSource
-from lcmem_onnx.runtime.head import Head
-from lcmem_onnx.runtime.screening import Result as Screened
+from lcmem_onnx.runtime.model.head import Head
+from lcmem_onnx.runtime.results import Result as Screened
+from lcmem_onnx.runtime.results import ThresholdSource
 from lcmem_onnx.runtime.screening import Verdict
 from PIL import Image
 from scipy.stats import binom

@@ -35,9 +35,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lcmem_onnx.cli import main
 from lcmem_onnx.runtime.errors import PictureError, Reason
-from lcmem_onnx.runtime.files import Found, Kind, Skipped, SkipReason, Unfound, identify, walk
-from lcmem_onnx.runtime.formats import Format
-from lcmem_onnx.runtime.pictures import open_picture
+from lcmem_onnx.runtime.images.discovery import Found, Skipped, SkipReason, Unfound, walk
+from lcmem_onnx.runtime.images.file_signatures import Format
+from lcmem_onnx.runtime.images.formats import Kind, identify
+from lcmem_onnx.runtime.images.image import open_picture
 from PIL import Image
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset

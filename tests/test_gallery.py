@@ -13,12 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lcmem_onnx.runtime.bundle import Bundle, Threshold, seal
 from lcmem_onnx.runtime.errors import GalleryError, GalleryMismatchError, KeyConflictError, UsageError
-from lcmem_onnx.runtime.gallery import Added, Gallery, database, searcher
-from lcmem_onnx.runtime.gallery.graph import MANIFEST, Graph, GraphExhaustedError, load_graph, save_graph
-from lcmem_onnx.runtime.gallery.store import DATABASE, Entry
-from lcmem_onnx.runtime.head import Floats, Head
+from lcmem_onnx.runtime.gallery import Added, Gallery
+from lcmem_onnx.runtime.gallery.search import searcher
+from lcmem_onnx.runtime.gallery.search.hnsw import MANIFEST, Graph, GraphExhaustedError, load_graph, save_graph
+from lcmem_onnx.runtime.gallery.storage import database
+from lcmem_onnx.runtime.gallery.storage.store import DATABASE, Entry
+from lcmem_onnx.runtime.model.bundle import Bundle, Threshold, seal
+from lcmem_onnx.runtime.model.head import Floats, Head
 
 FEATURES = 32
 SOURCES = 400
@@ -215,7 +217,7 @@ def test_folders_of_any_name_work(name: str, bundle: Bundle, tmp_path: Path, mon
 def test_a_writer_waits_for_another_and_then_says_who_is_in_the_way(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lcmem_onnx.runtime.gallery.database.BUSY_SECONDS", 0.1)
+    monkeypatch.setattr("lcmem_onnx.runtime.gallery.storage.database.BUSY_SECONDS", 0.1)
     with Gallery.create(tmp_path / "idx", bundle) as gallery:
         other = sqlite3.connect(tmp_path / "idx" / DATABASE, isolation_level=None)
         other.execute("BEGIN IMMEDIATE")

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lcmem_onnx.runtime.bundle import Bundle, Threshold
 from lcmem_onnx.runtime.errors import GalleryError
 from lcmem_onnx.runtime.gallery import Entry, Gallery
-from lcmem_onnx.runtime.head import Floats, Head
+from lcmem_onnx.runtime.model.bundle import Bundle, Threshold
+from lcmem_onnx.runtime.model.head import Floats, Head
 
 FEATURES = 32
 
@@ -105,7 +105,7 @@ def test_one_bad_embedding_among_many_refuses_all_of_them(value: float, tmp_path
 
 def test_threads_add_search_and_erase_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each thread's own acknowledged pictures are found by it at once, and each erased one never again."""
-    monkeypatch.setattr("lcmem_onnx.runtime.gallery.searcher.UNGRAPHED", 5)
+    monkeypatch.setattr("lcmem_onnx.runtime.gallery.search.searcher.UNGRAPHED", 5)
     wrong: list[str] = []
     with Gallery.create(tmp_path / "idx", make_bundle()) as gallery:
         gallery.add_all(entry(number, one) for number, one in enumerate(vectors(99, 50), 10_000))

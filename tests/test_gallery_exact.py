@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lcmem_onnx.runtime.bundle import Bundle, Threshold
 from lcmem_onnx.runtime.errors import GalleryError
-from lcmem_onnx.runtime.gallery import Entry, Gallery, codes, flat, verification
-from lcmem_onnx.runtime.gallery.codes import Coder, near
-from lcmem_onnx.runtime.gallery.store import Changes
-from lcmem_onnx.runtime.head import Floats, Head
+from lcmem_onnx.runtime.gallery import Entry, Gallery, verification
+from lcmem_onnx.runtime.gallery.search import exact, l1_codes
+from lcmem_onnx.runtime.gallery.search.l1_codes import Coder, near
+from lcmem_onnx.runtime.gallery.storage.store import Changes
+from lcmem_onnx.runtime.model.bundle import Bundle, Threshold
+from lcmem_onnx.runtime.model.head import Floats, Head
 
 FEATURES = 24
 
@@ -44,9 +45,9 @@ def true_scores(head: Head, query: Floats, gallery: Floats) -> np.ndarray:
 @pytest.fixture
 def cached(monkeypatch: pytest.MonkeyPatch) -> None:
     """A cache also for small galleries, in blocks small enough for several, filled in several steps."""
-    monkeypatch.setattr(flat, "CACHE_FROM", 50)
-    monkeypatch.setattr("lcmem_onnx.runtime.gallery.searcher.CACHE_FROM", 50)
-    monkeypatch.setattr(flat, "READ_AT_ONCE", 70)
+    monkeypatch.setattr(exact, "CACHE_FROM", 50)
+    monkeypatch.setattr("lcmem_onnx.runtime.gallery.search.searcher.CACHE_FROM", 50)
+    monkeypatch.setattr(exact, "READ_AT_ONCE", 70)
     for module in ("codes", "cache", "flat"):
         monkeypatch.setattr(f"lcmem_onnx.runtime.gallery.{module}.BLOCK", 64)
 
@@ -279,7 +280,7 @@ def test_a_full_disk_while_the_cache_is_written_leaves_the_older_one(
         assert gallery.search(vectors(0, 1), 0.9)[0].total == 1
         assert gallery._searcher.flat.cached == 100
     assert told == []
-    assert codes.KEPT >= 2
+    assert l1_codes.KEPT >= 2
 
 
 @pytest.mark.usefixtures("cached")
@@ -361,14 +362,14 @@ def test_what_the_graph_found_is_not_passed_over_by_its_codes(
     coder = Coder(head)
     encoded, slack = coder.encode(gallery)
     (code,), (its,) = coder.encode(query[None])
-    sums = codes.distances(code, encoded)
+    sums = l1_codes.distances(code, encoded)
     assert (sums == np.abs(encoded.astype(int) - code).sum(axis=1)).all()
     low, high = gallery.min(axis=0), gallery.max(axis=0)
     scores = true_scores(head, query, gallery)
     for threshold in (0.01, 0.5, 0.99):
         radius, reach = head.radius(threshold, query, low, high), head.reach(query, low, high)
         for among in (None, wanted):
-            kept = codes.near_enough(sums, slack + its, coder.step, among, radius, reach)
+            kept = l1_codes.near_enough(sums, slack + its, coder.step, among, radius, reach)
             assert kept[scores >= threshold].all()
             some = scores if among is None else scores[among]
             if len(some):
@@ -382,7 +383,7 @@ def test_through_the_graph_of_a_cached_gallery_what_brute_force_finds(
 ) -> None:
     """Groups, an erasure and additions beyond the cache and the graph; with codes from the map and from the file."""
     if from_file:
-        monkeypatch.setattr("lcmem_onnx.runtime.gallery.cache.MAPPED", 0)
+        monkeypatch.setattr("lcmem_onnx.runtime.gallery.search.vector_cache.MAPPED", 0)
     bundle = make_bundle(Head(-np.random.default_rng(5).exponential(3.0, FEATURES).astype(np.float32), 6.0))
     centres = vectors(1, 20)
     spread = 0.1 * np.random.default_rng(2).normal(0, 1, (260, FEATURES))

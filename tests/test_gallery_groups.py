@@ -10,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lcmem_onnx.runtime.bundle import Bundle, Threshold
 from lcmem_onnx.runtime.errors import GalleryError, KeyConflictError, UsageError
-from lcmem_onnx.runtime.gallery import Added, Entry, Gallery, SiteKey
-from lcmem_onnx.runtime.gallery.records import EMPTY, row_digest
-from lcmem_onnx.runtime.gallery.schema import DATABASE, VECTORS
-from lcmem_onnx.runtime.head import Floats, Head
+from lcmem_onnx.runtime.gallery import Added, Entry, Gallery
+from lcmem_onnx.runtime.gallery.storage.records import EMPTY, row_digest
+from lcmem_onnx.runtime.gallery.storage.schema import DATABASE, VECTORS
+from lcmem_onnx.runtime.model.bundle import Bundle, Threshold
+from lcmem_onnx.runtime.model.head import Floats, Head
+from lcmem_onnx.runtime.privacy import SiteKey
 
 FEATURES = 32
 

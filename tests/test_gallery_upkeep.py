@@ -16,14 +16,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from lcmem_onnx.runtime.bundle import Bundle, Threshold
 from lcmem_onnx.runtime.errors import GalleryError, GalleryMismatchError
-from lcmem_onnx.runtime.gallery import Entry, Gallery, database, naming, searcher
-from lcmem_onnx.runtime.gallery.graph import MANIFEST, graph_there
-from lcmem_onnx.runtime.gallery.leftovers import PREFIX, remove_leftovers
-from lcmem_onnx.runtime.gallery.locking import WriterLock
-from lcmem_onnx.runtime.gallery.records import EMPTY, row_digest, row_digests
-from lcmem_onnx.runtime.head import Floats, Head
+from lcmem_onnx.runtime.gallery import Entry, Gallery
+from lcmem_onnx.runtime.gallery.search import hits, searcher
+from lcmem_onnx.runtime.gallery.search.hnsw import MANIFEST, graph_there
+from lcmem_onnx.runtime.gallery.storage import database
+from lcmem_onnx.runtime.gallery.storage.leftovers import PREFIX, remove_leftovers
+from lcmem_onnx.runtime.gallery.storage.locking import WriterLock
+from lcmem_onnx.runtime.gallery.storage.records import EMPTY, row_digest, row_digests
+from lcmem_onnx.runtime.model.bundle import Bundle, Threshold
+from lcmem_onnx.runtime.model.head import Floats, Head
 
 FEATURES = 32
 
@@ -107,7 +109,7 @@ def test_a_file_system_without_locks_is_named_as_such(bundle: Bundle, tmp_path: 
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     folder = made(tmp_path / "idx", bundle, vectors(0, 3))
-    monkeypatch.setattr("lcmem_onnx.runtime.gallery.locking.fcntl.flock", no_locks)
+    monkeypatch.setattr("lcmem_onnx.runtime.gallery.storage.locking.fcntl.flock", no_locks)
     with pytest.raises(GalleryError, match="cannot be locked"):
         Gallery.open(folder, bundle, read_only=False)
     with Gallery.open(folder, bundle) as gallery:
@@ -254,7 +256,7 @@ def test_what_a_killed_scan_left_is_removed_by_the_next(bundle: Bundle, tmp_path
     that a user keeps in the temporary folder."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     program = (
-        "import sys, tempfile; from pathlib import Path; from lcmem_onnx.runtime.gallery.locking import WriterLock\n"
+        "import sys, tempfile; from pathlib import Path; from lcmem_onnx.runtime.gallery.storage.locking import WriterLock\n"
         "lock = WriterLock(Path(sys.argv[1])); print('locked', flush=True); sys.stdin.read()"
     )
     left, alive, young, open_to_all, link = (
@@ -318,8 +320,8 @@ def test_hits_people_and_totals_are_the_same_in_however_many_look_ups(
     many: int, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three names for each vector, of two patients; `many` at 2 takes the way of vectors that thousands of pictures have."""
-    monkeypatch.setattr("lcmem_onnx.runtime.gallery.store.MANY_ROWS", many)
-    monkeypatch.setattr(naming, "FIRST", 4)
+    monkeypatch.setattr("lcmem_onnx.runtime.gallery.storage.store.MANY_ROWS", many)
+    monkeypatch.setattr(hits, "FIRST", 4)
     embeddings = np.clip(vectors(0, 1) + np.linspace(0, 1e-3, 40, dtype=np.float32)[:, None], 0, 1)
     folder = tmp_path / "idx"
     with Gallery.create(folder, bundle) as gallery:

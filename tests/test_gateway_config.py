@@ -12,9 +12,9 @@ import pytest
 from click.testing import CliRunner
 from lcmem_onnx.cli import main
 from lcmem_onnx.runtime.errors import ConfigError, GatewayError
-from lcmem_onnx.runtime.gateway.check import check_settings
 from lcmem_onnx.runtime.gateway.config import read_config
-from lcmem_onnx.runtime.gateway.init import EXAMPLE, write_example
+from lcmem_onnx.runtime.gateway.example_config import EXAMPLE, write_example
+from lcmem_onnx.runtime.gateway.preflight import check_settings
 
 GALLERY = Path(__file__).parent.parent / "examples" / "pictures" / "gallery"
 TEXT = EXAMPLE.read_text(encoding="utf-8")

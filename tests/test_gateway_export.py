@@ -230,16 +230,16 @@ def test_nothing_of_the_working_directory_is_run(gateway: Gateway, collector: Co
 
 def test_a_flusher_that_died_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The thread that writes the trail's file, in this process: an error that nobody foresaw ends it, and another goes on."""
-    from lcmem_onnx.runtime.gateway import service
+    from lcmem_onnx.runtime.gateway import supervisor
     from lcmem_onnx.runtime.gateway.audit_trail import AuditTrail
-    from lcmem_onnx.runtime.gateway.service import Service
     from lcmem_onnx.runtime.gateway.settings import Settings, SpoolSettings
     from lcmem_onnx.runtime.gateway.spool import Spool
+    from lcmem_onnx.runtime.gateway.supervisor import Service
 
     from .gateway_http import gateway_settings
 
-    monkeypatch.setattr(service, "TROUBLE_SECONDS", 0.01)
-    monkeypatch.setattr(service, "needed_parts", lambda settings: [])
+    monkeypatch.setattr(supervisor, "TROUBLE_SECONDS", 0.01)
+    monkeypatch.setattr(supervisor, "needed_parts", lambda settings: [])
     configured = gateway_settings(tmp_path)
     settings = Settings(spool=SpoolSettings(configured.spool.folder, min_free_mb=1), site_key=configured.site_key)
     flush, failures = AuditTrail.flush, iter([RuntimeError("unforeseen"), MemoryError(), RecursionError()])
@@ -250,50 +250,50 @@ def test_a_flusher_that_died_is_started_again(tmp_path: Path, monkeypatch: pytes
         return flush(trail)
 
     monkeypatch.setattr(AuditTrail, "flush", failing)
-    supervisor = Service(settings)
+    service = Service(settings)
     with Spool(settings) as spool:
         spool.audit.note("started")
-        thread = threading.Thread(target=supervisor._supervise, args=(spool, 0))
+        thread = threading.Thread(target=service._supervise, args=(spool, 0))
         thread.start()
         try:
             eventually(lambda: bool(trail_files(settings.audit_folder)))
         finally:
-            supervisor.stop()
+            service.stop()
             thread.join(10)
     assert next(failures, None) is None
 
 
 def test_a_database_in_trouble_ends_neither_the_supervisor_nor_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from lcmem_onnx.runtime.errors import GatewayError
-    from lcmem_onnx.runtime.gateway import service
-    from lcmem_onnx.runtime.gateway.service import Service
+    from lcmem_onnx.runtime.gateway import supervisor
     from lcmem_onnx.runtime.gateway.settings import Settings, SpoolSettings
     from lcmem_onnx.runtime.gateway.spool import Spool
+    from lcmem_onnx.runtime.gateway.supervisor import Service
 
     from .gateway_http import gateway_settings
 
-    monkeypatch.setattr(service, "TROUBLE_SECONDS", 0.01)
-    monkeypatch.setattr(service, "needed_parts", lambda settings: ["screen"])
+    monkeypatch.setattr(supervisor, "TROUBLE_SECONDS", 0.01)
+    monkeypatch.setattr(supervisor, "needed_parts", lambda settings: ["screen"])
     configured = gateway_settings(tmp_path)
     settings = Settings(spool=SpoolSettings(configured.spool.folder, min_free_mb=1), site_key=configured.site_key)
     troubles = iter([GatewayError("database is locked"), GatewayError("database or disk is full"), OSError("no process")])
     turns: list[str] = []
 
-    def keep_running(supervisor: Service, name: str, spool: Spool, lock: int) -> None:
+    def keep_running(service: Service, name: str, spool: Spool, lock: int) -> None:
         turns.append(name)
         if error := next(troubles, None):
             raise error
 
     monkeypatch.setattr(Service, "_keep_running", keep_running)
-    supervisor = Service(settings)
+    service = Service(settings)
     with Spool(settings) as spool:
-        thread = threading.Thread(target=supervisor._supervise, args=(spool, 0))
+        thread = threading.Thread(target=service._supervise, args=(spool, 0))
         thread.start()
         try:
             eventually(lambda: len(turns) > 5)
             assert thread.is_alive()
         finally:
-            supervisor.stop()
+            service.stop()
             thread.join(10)
 
 
@@ -302,19 +302,19 @@ def test_what_a_library_prints_does_not_make_a_part_unready(tmp_path: Path, monk
     import subprocess
     import time
 
-    from lcmem_onnx.runtime.gateway import service
-    from lcmem_onnx.runtime.gateway.service import Service, _Child
+    from lcmem_onnx.runtime.gateway import supervisor
+    from lcmem_onnx.runtime.gateway.supervisor import Service, _Child
 
     from .gateway_http import gateway_settings
 
-    monkeypatch.setattr(service, "needed_parts", lambda settings: ["screen"])
+    monkeypatch.setattr(supervisor, "needed_parts", lambda settings: ["screen"])
     settings = gateway_settings(tmp_path)
     settings.spool.folder.mkdir()
     program = "print('Warning: a banner', 7, sep='\\n'); print('{\"port\": 5}'); print('x' * 1000000)"
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
-    supervisor, child = Service(settings), _Child("screen", process, "owner", time.monotonic())
-    supervisor._children["screen"] = child
-    supervisor._listen(child)
+    service, child = Service(settings), _Child("screen", process, "owner", time.monotonic())
+    service._children["screen"] = child
+    service._listen(child)
     assert process.wait(10) == 0
     assert (child.ready, child.facts) == (True, {"port": 5})
-    assert '"port": 5' in (settings.spool.folder / service.RUNNING).read_text()
+    assert '"port": 5' in (settings.spool.folder / supervisor.RUNNING).read_text()

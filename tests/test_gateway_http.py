@@ -22,15 +22,15 @@ pytest.importorskip("uvicorn")
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from lcmem_onnx.runtime.errors import ConfigError, GatewayError  # noqa: E402
-from lcmem_onnx.runtime.gallery.store import DATABASE  # noqa: E402
+from lcmem_onnx.runtime.gallery.storage.store import DATABASE  # noqa: E402
 from lcmem_onnx.runtime.gateway.config import read_config  # noqa: E402
 from lcmem_onnx.runtime.gateway.http import bodies  # noqa: E402
 from lcmem_onnx.runtime.gateway.http.callers import Callers  # noqa: E402
 from lcmem_onnx.runtime.gateway.http.stow import _Parts  # noqa: E402
-from lcmem_onnx.runtime.gateway.parts import Part  # noqa: E402
 from lcmem_onnx.runtime.gateway.settings import HttpCaller, HttpSettings, TlsServer  # noqa: E402
 from lcmem_onnx.runtime.gateway.spool import Source, Spool, State  # noqa: E402
-from lcmem_onnx.runtime.gateway.web import run_web  # noqa: E402
+from lcmem_onnx.runtime.gateway.worker_process import Part  # noqa: E402
+from lcmem_onnx.runtime.gateway.workers import run_web  # noqa: E402
 
 from .gateway_http import (  # noqa: E402
     CT,
@@ -208,7 +208,7 @@ def test_an_object_that_is_asked_about_gets_its_verdict_and_is_gone(tmp_path: Pa
         }  # fmt: skip
         assert said["threshold_source"] == "bundle"
         assert said["matches"] == [said["nearest"]]
-        assert said["nearest"]["key"] == spool.pseudonyms.of("gallery", str(CT))
+        assert said["nearest"]["key"] == spool.site_key.short("gallery", str(CT))
         assert str(CT) not in answer.text
         assert client.post("/v1/screen", content=MR.read_bytes(), headers=bearer(MODALITY)).json()["verdict"] == "clear"
         assert spool.files.ids() == set()
@@ -285,7 +285,7 @@ def test_metrics_count_and_name_nobody(tmp_path: Path) -> None:
         object_id = spool.list([State.QUARANTINED])[0].id
         client.get(f"/quarantine/{object_id}")
         text = client.get("/metrics", headers=bearer(LOOKER)).text
-        for secret in (CT_UID, MR_UID, "1CT1", "CompressedSamples", object_id, spool.pseudonyms.of("uid", CT_UID)):
+        for secret in (CT_UID, MR_UID, "1CT1", "CompressedSamples", object_id, spool.site_key.short("uid", CT_UID)):
             assert secret not in text
 
 
@@ -514,7 +514,7 @@ def test_logs_hold_no_raw_uid(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
 def test_pictures_of_other_formats_may_be_asked_about_and_are_never_taken_in(tmp_path: Path) -> None:
     """The gateway's own screening, on a PNG of the slice: asked about it is a match, stored or from a folder it is no object."""
     from lcmem_onnx.runtime.gallery import Gallery
-    from lcmem_onnx.runtime.gateway.screen import ObjectScreener
+    from lcmem_onnx.runtime.gateway.object_screener import ObjectScreener
     from lcmem_onnx.runtime.gateway.spool import Arrival
     from lcmem_onnx.runtime.screening import Screener
 

@@ -123,7 +123,7 @@ def test_the_overview_shows_counts_and_pseudonyms_and_escapes(served: Served) ->
     log_in(client)
     page = client.get("/").text
     held = spool.list([State.QUARANTINED])[0]
-    assert spool.pseudonyms.of("uid", CT_UID)[:12] in page
+    assert spool.site_key.short("uid", CT_UID)[:12] in page
     assert f'href="/quarantine/{held.id}"' in page
     assert "&lt;b&gt;CT1&lt;/b&gt;" in page
     assert "<b>CT1</b>" not in page
@@ -172,9 +172,9 @@ def test_both_pictures_are_drawn_and_that_they_were_seen_is_noted(served: Served
     assert client.get(f"/quarantine/{held}/picture.png").status_code == 200  # drawn before, and shown once more
     seen = [line for line in audit(spool) if line["event"] == "viewed"]
     assert {(line["who"], line["object"], line["address"]) for line in seen} == {("Ada Example (duty)", held, "127.0.0.1")}
-    assert {line["sop_instance"] for line in seen} == {spool.pseudonyms.of("uid", CT_UID)}
+    assert {line["sop_instance"] for line in seen} == {spool.site_key.short("uid", CT_UID)}
     assert [(line["what"], line["frame"]) for line in seen] == [("details", 0), ("image", 0), ("nearest", 0), ("image", 0)]
-    assert seen[2]["gallery_image"] == spool.pseudonyms.of("gallery", str(CT))
+    assert seen[2]["gallery_image"] == spool.site_key.short("gallery", str(CT))
 
 
 @pytest.mark.parametrize("content", [b"not DICOM", bytes(128) + b"DICM" + b"\x02\x00", CT.read_bytes()[:9000]])

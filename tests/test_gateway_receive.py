@@ -22,10 +22,10 @@ import pytest
 pynetdicom = pytest.importorskip("pynetdicom")
 
 from lcmem_onnx.runtime.errors import GatewayError  # noqa: E402
-from lcmem_onnx.runtime.gateway.privacy import create_site_key  # noqa: E402
-from lcmem_onnx.runtime.gateway.receive import Receiver  # noqa: E402
+from lcmem_onnx.runtime.gateway.c_store_scp import Receiver  # noqa: E402
 from lcmem_onnx.runtime.gateway.settings import ReceiveSettings, Settings, SpoolSettings, TlsServer  # noqa: E402
 from lcmem_onnx.runtime.gateway.spool import Spool, State  # noqa: E402
+from lcmem_onnx.runtime.privacy import create_site_key  # noqa: E402
 from pydicom import dcmread  # noqa: E402
 from pydicom.data import get_testdata_file  # noqa: E402
 from pynetdicom import AE, _config  # noqa: E402

@@ -17,17 +17,18 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from lcmem_onnx.runtime.calibration.threshold import decide_threshold
 from lcmem_onnx.runtime.errors import Reason
 from lcmem_onnx.runtime.gallery import Gallery, Hit
-from lcmem_onnx.runtime.gallery.calibration import ThresholdSource, decide_threshold
-from lcmem_onnx.runtime.gateway.header import HeaderError, read_header
+from lcmem_onnx.runtime.gateway.dicom_header import HeaderError, read_header
+from lcmem_onnx.runtime.gateway.object_screener import ObjectScreener, worst_frame
 from lcmem_onnx.runtime.gateway.outcome import Cause, Outcome
-from lcmem_onnx.runtime.gateway.privacy import create_site_key
 from lcmem_onnx.runtime.gateway.rules import Facts, choose_rule, decide
-from lcmem_onnx.runtime.gateway.screen import ObjectScreener, worst_frame
 from lcmem_onnx.runtime.gateway.settings import Destination, GallerySettings, Rule, Settings, SpoolSettings
 from lcmem_onnx.runtime.gateway.spool import Arrival, Source, Spool, State
-from lcmem_onnx.runtime.screening import Result, Screener, Verdict
+from lcmem_onnx.runtime.privacy import create_site_key
+from lcmem_onnx.runtime.results import Result, ThresholdSource
+from lcmem_onnx.runtime.screening import Screener, Verdict
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
@@ -96,7 +97,7 @@ def test_clear_goes_on_and_a_match_is_held(spool: Spool, screener: Screener, ind
     with Gallery.open(index, screener.bundle) as gallery:
         assert clear.threshold == decide_threshold(gallery).threshold
     assert clear.threshold_source is ThresholdSource.STRANGERS
-    for kept in (clear.for_audit(spool.pseudonyms), clear.for_spool(spool.pseudonyms)):
+    for kept in (clear.for_audit(spool.site_key), clear.for_spool(spool.site_key)):
         assert json.loads(json.dumps(kept))["threshold_source"] == "strangers"
     assert clear.model == screener.bundle.fingerprint
     assert clear.index
@@ -110,7 +111,7 @@ def test_the_source_of_the_threshold_is_kept_and_absent_where_nothing_was_compar
     match, unread = outcomes(spool, screener, CT.read_bytes(), b"not DICOM", settings=given)
     assert (match.threshold, match.threshold_source) == (0.9, ThresholdSource.GIVEN)
     assert (unread.verdict, unread.threshold, unread.threshold_source) == ("error", None, None)
-    assert unread.for_audit(spool.pseudonyms)["threshold_source"] is None
+    assert unread.for_audit(spool.site_key)["threshold_source"] is None
 
 
 def test_the_worst_frame_decides_and_is_named(spool: Spool, screener: Screener) -> None:

@@ -22,14 +22,13 @@ pynetdicom = pytest.importorskip("pynetdicom")
 
 from click.testing import CliRunner  # noqa: E402
 from lcmem_onnx.cli import main  # noqa: E402
-from lcmem_onnx.runtime.gateway import service, store_scu  # noqa: E402
+from lcmem_onnx.runtime.gateway import c_store_scu, supervisor  # noqa: E402
 from lcmem_onnx.runtime.gateway.audit_trail import trail_files  # noqa: E402
-from lcmem_onnx.runtime.gateway.deliveries import Deliveries  # noqa: E402
-from lcmem_onnx.runtime.gateway.forward import Forwarder  # noqa: E402
+from lcmem_onnx.runtime.gateway.c_store_scp import Receiver  # noqa: E402
+from lcmem_onnx.runtime.gateway.c_store_scu import StoreScu  # noqa: E402
+from lcmem_onnx.runtime.gateway.delivery_queue import Deliveries  # noqa: E402
+from lcmem_onnx.runtime.gateway.forwarder import Forwarder  # noqa: E402
 from lcmem_onnx.runtime.gateway.outcome import Outcome  # noqa: E402
-from lcmem_onnx.runtime.gateway.privacy import create_site_key  # noqa: E402
-from lcmem_onnx.runtime.gateway.receive import Receiver  # noqa: E402
-from lcmem_onnx.runtime.gateway.service import Service, _Child  # noqa: E402
 from lcmem_onnx.runtime.gateway.settings import (  # noqa: E402
     Destination,
     ReceiveSettings,
@@ -39,7 +38,8 @@ from lcmem_onnx.runtime.gateway.settings import (  # noqa: E402
     SpoolSettings,
 )
 from lcmem_onnx.runtime.gateway.spool import Arrival, Source, Spool, State  # noqa: E402
-from lcmem_onnx.runtime.gateway.store_scu import StoreScu  # noqa: E402
+from lcmem_onnx.runtime.gateway.supervisor import Service, _Child  # noqa: E402
+from lcmem_onnx.runtime.privacy import create_site_key  # noqa: E402
 from pydicom import dcmread  # noqa: E402
 from pydicom.data import get_testdata_file  # noqa: E402
 from pynetdicom import AE, _config  # noqa: E402
@@ -242,7 +242,7 @@ def test_objects_keep_their_transfer_syntax(sending: tuple[Spool, Forwarder], ar
 def test_more_kinds_than_an_association_holds(
     sending: tuple[Spool, Forwarder], archive: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_scu, "CONTEXTS", 2)
+    monkeypatch.setattr(c_store_scu, "CONTEXTS", 2)
     spool, forwarder = sending
     for number in range(5):
         dataset = dcmread(MR)
@@ -277,7 +277,7 @@ def test_an_archive_that_is_away_is_tried_again_and_then_dead(sending: tuple[Spo
 
 
 def test_an_archive_that_takes_no_such_syntax_says_so(tmp_path: Path) -> None:
-    from lcmem_onnx.runtime.gateway.deliveries import Delivery
+    from lcmem_onnx.runtime.gateway.delivery_queue import Delivery
     from pynetdicom.ae import ApplicationEntity
 
     create_site_key(tmp_path / "site.key")
@@ -335,23 +335,23 @@ def test_a_screening_that_takes_too_long_is_ended_and_its_object_held(tmp_path: 
     settings = Settings(
         spool=SpoolSettings(tmp_path / "spool", min_free_mb=1), site_key=tmp_path / "site.key", screen=ScreenSettings(1e-6)
     )
-    supervisor = Service(settings)
+    service = Service(settings)
     with Spool(settings) as spool:
         with open(MR, "rb") as file:
             object_id = spool.put_stream(file, Arrival(Source.FOLDER), 1 << 30).id
         for expected in (State.RECEIVED, State.QUARANTINED):
             stuck = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-            supervisor._children["screen"] = _Child("screen", stuck, "stuck", time.monotonic())
+            service._children["screen"] = _Child("screen", stuck, "stuck", time.monotonic())
             assert spool.claim("stuck", 1)
             time.sleep(0.01)
-            supervisor._end_overdue(spool)
+            service._end_overdue(spool)
             assert stuck.poll() == -signal.SIGKILL
             assert spool.get(object_id).state is expected
         assert spool.get(object_id).reason == "timed-out"
 
 
 def test_a_second_service_is_refused(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service, "LOCK_SECONDS", 0.3)
+    monkeypatch.setattr(supervisor, "LOCK_SECONDS", 0.3)
     gateway.settings.spool.folder.mkdir()
     with open(gateway.settings.spool.folder / "lock", "wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

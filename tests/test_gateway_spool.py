@@ -12,14 +12,13 @@ from pathlib import Path
 
 import pytest
 from lcmem_onnx.runtime.errors import GatewayError
-from lcmem_onnx.runtime.gallery.pseudonyms import SiteKey
 from lcmem_onnx.runtime.gateway.audit_trail import trail_files, verify_trail
-from lcmem_onnx.runtime.gateway.deliveries import Deliveries, wait_before
+from lcmem_onnx.runtime.gateway.delivery_queue import Deliveries, wait_before
 from lcmem_onnx.runtime.gateway.outcome import Cause, Near, Outcome
-from lcmem_onnx.runtime.gateway.privacy import Pseudonyms, create_site_key, read_site_key
 from lcmem_onnx.runtime.gateway.quarantine import Quarantine
 from lcmem_onnx.runtime.gateway.settings import Destination, GallerySettings, Retry, Rule, Settings, SpoolSettings
 from lcmem_onnx.runtime.gateway.spool import Arrival, Item, Source, Spool, SpoolFullError, State, TooLargeError
+from lcmem_onnx.runtime.privacy import SiteKey, create_site_key, read_site_key
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "pictures"
 CT = EXAMPLES / "gallery" / "ct-slice.dcm"
@@ -85,7 +84,7 @@ def test_no_patient_is_in_the_audit_trail(settings: Settings) -> None:
         text = "".join(path.read_text() for path in trail_files(settings.audit_folder))
         assert spool.get(item_id).sop_instance not in text
         assert "Doe" not in text
-        assert spool.pseudonyms.of("gallery", "/a/Doe^Jane.dcm") in text
+        assert spool.site_key.short("gallery", "/a/Doe^Jane.dcm") in text
         assert spool.get(item_id).result["nearest"][0]["key"] == "/a/Doe^Jane.dcm"
 
 
@@ -384,11 +383,11 @@ def test_a_spool_that_is_not_there_is_not_made_by_looking(tmp_path: Path, settin
 
 
 def test_pseudonyms_depend_on_the_key_and_the_kind(tmp_path: Path) -> None:
-    one, other = Pseudonyms(SiteKey(bytes(32))), Pseudonyms(SiteKey(bytes([1]) * 32))
-    assert one.of("uid", "1.2.3") == one.of("uid", "1.2.3")
-    assert len({one.of("uid", "1.2.3"), one.of("gallery", "1.2.3"), other.of("uid", "1.2.3")}) == 3
-    assert one.of("uid", "") == ""
-    assert one.of("uid", "\udcff")
+    one, other = SiteKey(bytes(32)), SiteKey(bytes([1]) * 32)
+    assert one.short("uid", "1.2.3") == one.short("uid", "1.2.3")
+    assert len({one.short("uid", "1.2.3"), one.short("gallery", "1.2.3"), other.short("uid", "1.2.3")}) == 3
+    assert one.short("uid", "") == ""
+    assert one.short("uid", "\udcff")
     path = tmp_path / "key"
     create_site_key(path)
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o600

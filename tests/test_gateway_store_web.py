@@ -13,11 +13,11 @@ httpx = pytest.importorskip("httpx2")
 pytest.importorskip("pynetdicom")
 
 from lcmem_onnx.runtime.errors import GatewayError  # noqa: E402
-from lcmem_onnx.runtime.gateway.deliveries import Delivery  # noqa: E402
-from lcmem_onnx.runtime.gateway.forward import Answer  # noqa: E402
+from lcmem_onnx.runtime.gateway.delivery_queue import Delivery  # noqa: E402
+from lcmem_onnx.runtime.gateway.forwarder import Answer  # noqa: E402
 from lcmem_onnx.runtime.gateway.settings import Destination  # noqa: E402
 from lcmem_onnx.runtime.gateway.spool import Arrival, Source, Spool  # noqa: E402
-from lcmem_onnx.runtime.gateway.store_web import StoreWeb  # noqa: E402
+from lcmem_onnx.runtime.gateway.stow_client import StoreWeb  # noqa: E402
 
 from .gateway_http import CT, CT_CLASS, CT_UID, MR, gateway_settings, serving  # noqa: E402
 

@@ -22,9 +22,9 @@ pytest.importorskip("pynetdicom")
 
 from lcmem_onnx.runtime.errors import GatewayError
 from lcmem_onnx.runtime.gateway import syslog
-from lcmem_onnx.runtime.gateway.audit_messages import MOST_BYTES, Cleared, audit_message, cleared_message
 from lcmem_onnx.runtime.gateway.audit_trail import AuditTrail, trail_files
 from lcmem_onnx.runtime.gateway.database import Database
+from lcmem_onnx.runtime.gateway.dicom_audit_messages import MOST_BYTES, Cleared, audit_message, cleared_message
 from lcmem_onnx.runtime.gateway.health import STATE, ExportState
 from lcmem_onnx.runtime.gateway.settings import SyslogSettings, TlsClient
 from lcmem_onnx.runtime.gateway.syslog import SyslogSender, frame

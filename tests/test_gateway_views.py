@@ -20,8 +20,8 @@ from click.testing import CliRunner  # noqa: E402
 from lcmem_onnx.cli import main  # noqa: E402
 from lcmem_onnx.runtime.gateway.audit_trail import trail_files, verify_trail  # noqa: E402
 from lcmem_onnx.runtime.gateway.config import read_config  # noqa: E402
+from lcmem_onnx.runtime.gateway.example_config import write_example  # noqa: E402
 from lcmem_onnx.runtime.gateway.http.pictures import Drawer  # noqa: E402
-from lcmem_onnx.runtime.gateway.init import write_example  # noqa: E402
 from lcmem_onnx.runtime.gateway.quarantine import current_user  # noqa: E402
 from lcmem_onnx.runtime.gateway.spool import Arrival, Source, Spool, State  # noqa: E402
 from pydicom import dcmread  # noqa: E402
@@ -123,9 +123,9 @@ def test_what_cannot_be_traced_is_not_shown(address: str, broken: str, served: S
 
 def test_looking_at_an_object_of_a_sound_header_names_study_and_patient_by_pseudonym(served: Served) -> None:
     """The same digits as in an index that was built with this site key."""
-    from lcmem_onnx.runtime.gallery.pseudonyms import SiteKey
-    from lcmem_onnx.runtime.gateway.header import read_header
+    from lcmem_onnx.runtime.gateway.dicom_header import read_header
     from lcmem_onnx.runtime.gateway.outcome import Outcome
+    from lcmem_onnx.runtime.privacy import SiteKey
 
     spool, client = served
     stored = spool.put_stream(io.BytesIO(CT.read_bytes() + b" "), Arrival(Source.FOLDER, "x"), 1 << 30)
@@ -173,7 +173,7 @@ def test_a_command_that_shows_details_leaves_a_line(arguments: list[str], config
     assert shown.exit_code == 0
     assert str(CT) in shown.output.replace("\n", "")
     (line,) = [line for line in audit(spool) if line["event"] == "viewed"]
-    assert (line["object"], line["sop_instance"]) == (held, spool.pseudonyms.of("uid", CT_UID))
+    assert (line["object"], line["sop_instance"]) == (held, spool.site_key.short("uid", CT_UID))
     assert (line["who"], line["address"], line["what"]) == (current_user(), socket.gethostname(), "details")
     assert verify_trail(spool.database, spool.settings.audit_folder).whole
 

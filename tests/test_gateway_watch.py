@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 from lcmem_onnx.runtime.errors import GatewayError
-from lcmem_onnx.runtime.gateway import watch
-from lcmem_onnx.runtime.gateway.privacy import create_site_key
+from lcmem_onnx.runtime.gateway import folder_watcher
 from lcmem_onnx.runtime.gateway.settings import FolderSettings, Settings, SpoolSettings
 from lcmem_onnx.runtime.gateway.spool import Source, Spool, State
+from lcmem_onnx.runtime.privacy import create_site_key
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "pictures"
 CT = (EXAMPLES / "gallery" / "ct-slice.dcm").read_bytes()
@@ -34,7 +34,7 @@ def spool(tmp_path: Path) -> Iterator[Spool]:
 
 
 def test_a_file_is_taken_when_it_has_settled(folder: FolderSettings, spool: Spool) -> None:
-    watcher = watch.FolderWatcher(folder, spool)
+    watcher = folder_watcher.FolderWatcher(folder, spool)
     path = folder.path / "deep" / "er" / "image.dcm"
     path.parent.mkdir(parents=True)
     path.write_bytes(CT[:1000])
@@ -50,20 +50,20 @@ def test_a_file_is_taken_when_it_has_settled(folder: FolderSettings, spool: Spoo
 
 
 def test_a_file_that_does_not_settle_is_left(folder: FolderSettings, spool: Spool) -> None:
-    watcher = watch.FolderWatcher(replace(folder, settle_seconds=3600), spool)
+    watcher = folder_watcher.FolderWatcher(replace(folder, settle_seconds=3600), spool)
     (folder.path / "image.dcm").write_bytes(CT)
     assert [watcher.look() for _ in range(3)] == [0, 0, 0]
     assert (folder.path / "image.dcm").exists()
 
 
 def test_what_was_claimed_before_a_crash_is_taken_up(folder: FolderSettings, spool: Spool) -> None:
-    watch.FolderWatcher(folder, spool)
-    (folder.path / watch.CLAIMED / ("0" * 32)).write_bytes(CT)
-    assert watch.FolderWatcher(folder, spool).look() == 1
-    (folder.path / watch.CLAIMED / ("1" * 32)).write_bytes(CT)  # in the spool already; the crash came before it was removed
-    assert watch.FolderWatcher(folder, spool).look() == 1
+    folder_watcher.FolderWatcher(folder, spool)
+    (folder.path / folder_watcher.CLAIMED / ("0" * 32)).write_bytes(CT)
+    assert folder_watcher.FolderWatcher(folder, spool).look() == 1
+    (folder.path / folder_watcher.CLAIMED / ("1" * 32)).write_bytes(CT)  # in the spool already
+    assert folder_watcher.FolderWatcher(folder, spool).look() == 1
     assert len(spool.list([State.RECEIVED])) == 1
-    assert not list((folder.path / watch.CLAIMED).iterdir())
+    assert not list((folder.path / folder_watcher.CLAIMED).iterdir())
 
 
 def test_links_pipes_and_hidden_files_are_left(folder: FolderSettings, spool: Spool, tmp_path: Path) -> None:
@@ -72,17 +72,17 @@ def test_links_pipes_and_hidden_files_are_left(folder: FolderSettings, spool: Sp
     (folder.path / "folder").symlink_to(tmp_path)
     os.mkfifo(folder.path / "pipe.dcm")
     (folder.path / ".unfinished").write_bytes(CT)
-    watcher = watch.FolderWatcher(folder, spool)
+    watcher = folder_watcher.FolderWatcher(folder, spool)
     assert [watcher.look() for _ in range(3)] == [0, 0, 0]
     assert not spool.list(State)
-    os.symlink(tmp_path / "secret", folder.path / watch.CLAIMED / "planted")
+    os.symlink(tmp_path / "secret", folder.path / folder_watcher.CLAIMED / "planted")
     assert watcher.look() == 0
 
 
 def test_a_full_disk_leaves_files_claimed_until_there_is_room(
     folder: FolderSettings, spool: Spool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    watcher = watch.FolderWatcher(folder, spool)
+    watcher = folder_watcher.FolderWatcher(folder, spool)
     (folder.path / "image.dcm").write_bytes(CT)
     monkeypatch.setattr(spool, "has_room", lambda: False)
     assert [watcher.look() for _ in range(3)] == [0, 0, 0]
@@ -91,16 +91,16 @@ def test_a_full_disk_leaves_files_claimed_until_there_is_room(
 
 
 def test_too_large_is_put_aside(folder: FolderSettings, spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch, "MAX_BYTES", 100)
-    watcher = watch.FolderWatcher(folder, spool)
+    monkeypatch.setattr(folder_watcher, "MAX_BYTES", 100)
+    watcher = folder_watcher.FolderWatcher(folder, spool)
     (folder.path / "image.dcm").write_bytes(CT)
     assert [watcher.look() for _ in range(3)] == [0, 0, 0]
-    assert [path.read_bytes() for path in (folder.path / watch.REFUSED).iterdir()] == [CT]
+    assert [path.read_bytes() for path in (folder.path / folder_watcher.REFUSED).iterdir()] == [CT]
 
 
 def test_a_writer_that_keeps_the_file_open_changes_nothing(folder: FolderSettings, spool: Spool) -> None:
     """What is screened is a copy: whoever still has the file open writes to bytes that nobody reads."""
-    watcher = watch.FolderWatcher(folder, spool)
+    watcher = folder_watcher.FolderWatcher(folder, spool)
     with open(folder.path / "image.dcm", "wb", buffering=0) as writer:
         writer.write(CT)
         watcher.look()
@@ -113,7 +113,7 @@ def test_a_writer_that_keeps_the_file_open_changes_nothing(folder: FolderSetting
 
 def test_it_runs_until_it_is_stopped(folder: FolderSettings, spool: Spool) -> None:
     stop = threading.Event()
-    thread = threading.Thread(target=watch.FolderWatcher(folder, spool).run, args=(stop,))
+    thread = threading.Thread(target=folder_watcher.FolderWatcher(folder, spool).run, args=(stop,))
     thread.start()
     (folder.path / "image.dcm").write_bytes(CT)
     for _ in range(1000):
@@ -128,4 +128,4 @@ def test_it_runs_until_it_is_stopped(folder: FolderSettings, spool: Spool) -> No
 
 def test_what_is_no_folder(folder: FolderSettings, spool: Spool, tmp_path: Path) -> None:
     with pytest.raises(GatewayError, match="no folder"):
-        watch.FolderWatcher(replace(folder, path=tmp_path / "none"), spool)
+        folder_watcher.FolderWatcher(replace(folder, path=tmp_path / "none"), spool)

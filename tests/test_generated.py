@@ -12,9 +12,9 @@ pytest.importorskip("tqdm")
 from click.testing import CliRunner
 from lcmem_onnx import TrainingError
 from lcmem_onnx.evaluation.filelist import read_file_list
-from lcmem_onnx.models.generate import Amounts, generate, main
-from lcmem_onnx.models.phantoms import KINDS, kind_of, phantom
-from lcmem_onnx.models.scenes import scene
+from lcmem_onnx.models.synthetic.generate import Amounts, generate, main
+from lcmem_onnx.models.synthetic.phantoms import KINDS, kind_of, phantom
+from lcmem_onnx.models.synthetic.scenes import scene
 from PIL import Image
 
 

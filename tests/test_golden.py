@@ -12,11 +12,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from lcmem_onnx.cli import main
-from lcmem_onnx.runtime.archive.names import Names
-from lcmem_onnx.runtime.audit.pseudonyms import Pseudonyms as ReportPseudonyms
+from lcmem_onnx.runtime.calibration.threshold import stored_calibration
 from lcmem_onnx.runtime.gallery import Gallery
-from lcmem_onnx.runtime.gallery.calibration import stored_calibration
-from lcmem_onnx.runtime.gallery.pseudonyms import SiteKey
+from lcmem_onnx.runtime.privacy import ReportPseudonyms, SiteKey
 from lcmem_onnx.runtime.screening import Screener
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -127,21 +125,17 @@ def test_the_index_can_be_written(golden: Path, expected: Any) -> None:
 
 
 def test_pseudonyms_of_a_site_key_never_change(golden: Path, expected: Any) -> None:
-    from lcmem_onnx.runtime.gateway.privacy import Pseudonyms, read_site_key
-
     wanted = expected["pseudonyms"]
     key = SiteKey.open(golden / "site.key")
-    gateway = Pseudonyms(read_site_key(golden / "site.key"))
-    names = Names(key)
     assert key.name == wanted["site_key"]
     for patient, issuer, pseudonym in wanted["patients"]:
         assert key.patient(patient, issuer) == pseudonym
     for uid, pseudonym in wanted["studies"]:
         assert key.study(uid) == pseudonym
     for kind, uid, pseudonym in wanted["gateway"]:
-        assert gateway.of(kind, uid) == pseudonym
+        assert key.short(kind, uid) == pseudonym
     for uid, name in wanted["archive"]:
-        assert names.of(uid) == name
+        assert key.object_name(uid) == name
 
 
 def test_the_bundle_gives_the_embeddings_that_were_stored(golden: Path, screener: Screener) -> None:
@@ -209,10 +203,10 @@ def test_the_spool_is_taken_up_and_drained(golden: Path, expected: Any) -> None:
     """What waited is screened and forwarded, what was held can be released, what was dead is tried again."""
     from lcmem_onnx.runtime.gateway.audit_trail import verify_trail
     from lcmem_onnx.runtime.gateway.config import read_config
-    from lcmem_onnx.runtime.gateway.deliveries import Deliveries, Delivery
-    from lcmem_onnx.runtime.gateway.forward import Answer, Forwarder
+    from lcmem_onnx.runtime.gateway.delivery_queue import Deliveries, Delivery
+    from lcmem_onnx.runtime.gateway.forwarder import Answer, Forwarder
+    from lcmem_onnx.runtime.gateway.object_screener import ObjectScreener
     from lcmem_onnx.runtime.gateway.quarantine import Quarantine
-    from lcmem_onnx.runtime.gateway.screen import ObjectScreener
     from lcmem_onnx.runtime.gateway.spool import Spool, State
 
     class Archive:

@@ -6,7 +6,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from lcmem_onnx.runtime.gallery.growth import Growth, rarefied
+from lcmem_onnx.runtime.calibration.fpir_growth import Growth, rarefied
 from numpy.typing import NDArray
 
 

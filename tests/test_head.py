@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lcmem_onnx.runtime.errors import UsageError
-from lcmem_onnx.runtime.head import Head, check_threshold
+from lcmem_onnx.runtime.model.head import Head, check_threshold
 
 
 def random_head(seed: int, features: int = 24, positive: float = 0.3) -> Head:

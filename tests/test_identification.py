@@ -12,12 +12,12 @@ import pydicom
 import pytest
 from click.testing import CliRunner, Result
 from lcmem_onnx.cli import main
-from lcmem_onnx.runtime.bundle import Bundle, Threshold, open_bundle
+from lcmem_onnx.runtime.calibration.open_set import Suspicion, best_scores, copy_score, judge_negatives
+from lcmem_onnx.runtime.calibration.threshold import stored_calibration
 from lcmem_onnx.runtime.gallery import Entry, Gallery
-from lcmem_onnx.runtime.gallery.calibration import stored_calibration
-from lcmem_onnx.runtime.head import Head
-from lcmem_onnx.runtime.identification import Suspicion, best_scores, copy_score, judge_negatives
-from lcmem_onnx.runtime.identifiers import Identifiers
+from lcmem_onnx.runtime.images.dicom.identifiers import Identifiers
+from lcmem_onnx.runtime.model.bundle import Bundle, Threshold, open_bundle
+from lcmem_onnx.runtime.model.head import Head
 from lcmem_onnx.runtime.screening import Embedded
 from PIL import Image
 
@@ -90,7 +90,7 @@ def embedded(folder: Path) -> list[Embedded]:
 
 
 def test_scores_are_the_heads_own_whatever_the_chunks(index: Path, strangers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lcmem_onnx.runtime.identification.CHUNK", 4)
+    monkeypatch.setattr("lcmem_onnx.runtime.calibration.open_set.CHUNK", 4)
     pictures = embedded(strangers)[:3]
     with Gallery.open(index, open_bundle()) as gallery:
         records = list(gallery.entries())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from lcmem_onnx.runtime.identifiers import Identifiers, identifiers_of
+from lcmem_onnx.runtime.images.dicom.identifiers import Identifiers, identifiers_of
 from pydicom import Dataset
 from pydicom.dataelem import RawDataElement
 from pydicom.tag import Tag

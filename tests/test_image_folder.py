@@ -17,8 +17,8 @@ pytest.importorskip("tqdm")
 from click.testing import CliRunner
 from lcmem_onnx import FileListError
 from lcmem_onnx.evaluation.filelist import read_file_list
-from lcmem_onnx.models import image_folder
-from lcmem_onnx.models.image_folder import rebuild
+from lcmem_onnx.models.bundled import image_folder
+from lcmem_onnx.models.bundled.image_folder import rebuild
 from PIL import Image
 
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")

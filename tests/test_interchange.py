@@ -17,13 +17,14 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from lcmem_onnx.cli import main
-from lcmem_onnx.runtime.bundle import Bundle, Threshold, seal
 from lcmem_onnx.runtime.errors import GalleryError, GalleryMismatchError, KeyConflictError, LcmemError, UsageError
-from lcmem_onnx.runtime.gallery import Entry, Gallery, Record, SiteKey
-from lcmem_onnx.runtime.gallery import interchange as interchange_module
-from lcmem_onnx.runtime.gallery.calibration import SETTING
-from lcmem_onnx.runtime.gallery.interchange import export_gallery, import_gallery, merge_galleries, read_manifest
-from lcmem_onnx.runtime.head import Head
+from lcmem_onnx.runtime.gallery import Entry, Gallery, Record
+from lcmem_onnx.runtime.gallery.interchange import transfer as interchange_module
+from lcmem_onnx.runtime.gallery.interchange.transfer import export_gallery, import_gallery, merge_galleries, read_manifest
+from lcmem_onnx.runtime.gallery.storage.schema import CALIBRATION_SETTING
+from lcmem_onnx.runtime.model.bundle import Bundle, Threshold, seal
+from lcmem_onnx.runtime.model.head import Head
+from lcmem_onnx.runtime.privacy import SiteKey
 
 FEATURES = 16
 PATIENT = "ab" * 32
@@ -85,7 +86,7 @@ def bundle() -> Bundle:
 def gallery(bundle: Bundle, tmp_path: Path) -> Iterator[Gallery]:
     with Gallery.create(tmp_path / "from", bundle) as gallery:
         gallery.add_all(entries(0, 30))
-        gallery.set_setting(SETTING, "a threshold")
+        gallery.set_setting(CALIBRATION_SETTING, "a threshold")
         gallery.site_key()
         yield gallery
 
@@ -106,7 +107,7 @@ def test_what_goes_out_comes_in(kind: str, gallery: Gallery, empty: Gallery, tmp
     assert rows(empty) == rows(gallery)
     assert (done.added, done.known, done.calibrated) == (len(gallery), 0, True)
     # What was set for one gallery is not for another; the name of the site key goes with the pseudonyms.
-    assert empty.setting(SETTING) is None
+    assert empty.setting(CALIBRATION_SETTING) is None
     assert empty.site_key().name == gallery.site_key().name
     again = import_gallery(path, empty)
     assert (again.added, again.known) == (0, len(gallery))
@@ -473,7 +474,7 @@ def test_version_2_without_readers_or_with_none_is_refused(gallery: Gallery, emp
 
 
 def test_the_commands_go_out_in_and_together(tmp_path: Path) -> None:
-    from lcmem_onnx.runtime.bundle import open_bundle
+    from lcmem_onnx.runtime.model.bundle import open_bundle
 
     def lcmem(*arguments: str | Path) -> tuple[int, str, str]:
         done = CliRunner().invoke(main, [str(argument) for argument in arguments])
@@ -484,7 +485,7 @@ def test_the_commands_go_out_in_and_together(tmp_path: Path) -> None:
     with Gallery.create(tmp_path / "a", open_bundle()) as one:
         vectors = random.random((4, one.bundle.features), dtype=np.float32)
         one.add_all(Entry(f"/p/{n}.png", n.to_bytes(32, "big"), 1, {0: vector}) for n, vector in enumerate(vectors))
-        one.set_setting(SETTING, "{}")
+        one.set_setting(CALIBRATION_SETTING, "{}")
     out = tmp_path / "a.npz"
     assert lcmem("index", "export", "--index", tmp_path / "a", "--out", out)[0] == 0
     code, _, said = lcmem("index", "export", "--index", tmp_path / "a", "--out", out)
@@ -508,7 +509,7 @@ def test_the_commands_go_out_in_and_together(tmp_path: Path) -> None:
 
 
 def test_an_export_with_patients_says_that_keys_are_pseudonyms_and_they_can_be_erased(tmp_path: Path) -> None:
-    from lcmem_onnx.runtime.bundle import open_bundle
+    from lcmem_onnx.runtime.model.bundle import open_bundle
 
     def lcmem(*arguments: str | Path) -> tuple[int, str, str]:
         done = CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lcmem_onnx.runtime.gallery.intervals import CONFIDENCE, clopper_pearson, incomplete_beta, order_interval, supported_rate
+from lcmem_onnx.runtime.calibration.intervals import CONFIDENCE, clopper_pearson, incomplete_beta, order_interval, supported_rate
 
 special = pytest.importorskip("scipy.special")
 stats = pytest.importorskip("scipy.stats")

@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from lcmem_onnx.runtime import isolation
 from lcmem_onnx.runtime.errors import PictureError, Reason
-from lcmem_onnx.runtime.files import Limits
-from lcmem_onnx.runtime.isolation import IsolatedPicture, Nursery
-from lcmem_onnx.runtime.notes import Note
-from lcmem_onnx.runtime.pictures import open_picture
+from lcmem_onnx.runtime.images import sandbox
+from lcmem_onnx.runtime.images.content_flags import Note
+from lcmem_onnx.runtime.images.formats import Limits
+from lcmem_onnx.runtime.images.image import open_picture
+from lcmem_onnx.runtime.images.sandbox import IsolatedPicture, Nursery
 from PIL import Image
 
 pytestmark = [
@@ -34,7 +34,7 @@ PICTURES = Path(__file__).parent.parent / "examples" / "pictures" / "queries"
 HOSTILE = """
 import ctypes, os, time
 from lcmem_onnx.runtime import decoding_process as process
-from lcmem_onnx.runtime.identifiers import Identifiers
+from lcmem_onnx.runtime.images.dicom.identifiers import Identifiers
 process.Identifiers = Identifiers
 sound = process.open_picture
 class Picture:
@@ -90,14 +90,14 @@ def nursery() -> Iterator[Nursery]:
 @pytest.fixture(scope="module")
 def hostile() -> Iterator[Nursery]:
     """One whose decoders do what a picture's content says."""
-    usual = isolation._PROGRAM
+    usual = sandbox._PROGRAM
     loaded, _, run = usual.rpartition("nurse(")
-    isolation._PROGRAM = loaded + HOSTILE.replace("{", "{{").replace("}", "}}") + "nurse(" + run
+    sandbox._PROGRAM = loaded + HOSTILE.replace("{", "{{").replace("}", "}}") + "nurse(" + run
     os.environ["SECRET_OF_THE_TESTS"] = "x"
     with Nursery(Limits(max_seconds=1, max_memory_bytes=1 << 28)) as made:
         made.open((PICTURES / "other-coffee.jpg").read_bytes()).close()
         yield made
-    isolation._PROGRAM = usual
+    sandbox._PROGRAM = usual
     del os.environ["SECRET_OF_THE_TESTS"]
 
 
@@ -218,7 +218,7 @@ def test_a_decoder_that_goes_wrong_on_opening(hostile: Nursery) -> None:
 
 
 def test_a_decoder_that_waits_for_ever_is_ended_by_the_clock(hostile: Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(isolation, "WALL_FACTOR", 0.5)
+    monkeypatch.setattr(sandbox, "WALL_FACTOR", 0.5)
     picture = hostile.open(b"frame sleep")
     began = time.monotonic()
     with pytest.raises(PictureError) as caught:

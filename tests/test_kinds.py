@@ -23,12 +23,12 @@ from lcmem_onnx.models.autoencoder import AutoencoderShape  # noqa: E402
 from lcmem_onnx.models.checkpoint import load_lcmem, load_state  # noqa: E402
 from lcmem_onnx.models.convnext import ConvNeXtShape  # noqa: E402
 from lcmem_onnx.models.lcmem import LCMem  # noqa: E402
-from lcmem_onnx.models.losses import nt_xent, pooled_bce  # noqa: E402
 from lcmem_onnx.models.train import loop  # noqa: E402
 from lcmem_onnx.models.train.__main__ import train  # noqa: E402
 from lcmem_onnx.models.train.config import Config, Kind, read_config  # noqa: E402
 from lcmem_onnx.models.train.kind_loss import KindLoss, Memory  # noqa: E402
 from lcmem_onnx.models.train.kinds import training_batches, validation_batches  # noqa: E402
+from lcmem_onnx.models.train.losses import nt_xent, pooled_bce  # noqa: E402
 from lcmem_onnx.models.train.pictures import listed  # noqa: E402
 from lcmem_onnx.models.train.stages import _optimizers, network_for  # noqa: E402
 from PIL import Image  # noqa: E402

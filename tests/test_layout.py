@@ -129,7 +129,9 @@ assert codes == [0, 0, 1, 0, 0, 0], codes
     assert all(json.loads(line)["schema_version"] == 1 for line in lines)
 
 
-@pytest.mark.parametrize("first", ["lcmem_onnx", "lcmem_onnx.runtime.encoder", "lcmem_onnx.export.package", "lcmem_onnx.cli"])
+@pytest.mark.parametrize(
+    "first", ["lcmem_onnx", "lcmem_onnx.runtime.model.encoder", "lcmem_onnx.export.pipeline", "lcmem_onnx.cli"]
+)
 def test_onnxruntime_is_imported_with_its_telemetry_off(first: str, tmp_path: Path) -> None:
     """The test above sees Python's sockets only; onnxruntime's own client opens them in C, and leaves a file when it is on."""
     program = f"""
@@ -145,7 +147,7 @@ sys.meta_path.insert(0, Watch())
 import {first}
 import onnxruntime
 """
-    if first == "lcmem_onnx.export.package":
+    if first == "lcmem_onnx.export.pipeline":
         pytest.importorskip("torch")
     assert run(program) == "seen\n"
     assert not (tmp_path / ".ses").exists()

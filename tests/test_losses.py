@@ -9,7 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from lcmem_onnx.models.losses import hardest_bce, nt_xent, pair_loss, rolled_bce, tail_bce  # noqa: E402
+from lcmem_onnx.models.train.losses import hardest_bce, nt_xent, pair_loss, rolled_bce, tail_bce  # noqa: E402
 
 
 @pytest.fixture

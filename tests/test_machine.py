@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from lcmem_onnx.runtime.machine import cpu_features, cpu_limit, cpu_name, versions
+from lcmem_onnx.runtime.system.cpu import cpu_features, cpu_limit, cpu_name, versions
 
 ALLOWED = len(os.sched_getaffinity(0))
 

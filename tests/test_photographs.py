@@ -15,10 +15,10 @@ pytest.importorskip("imagehash")
 
 from lcmem_onnx import TrainingError
 from lcmem_onnx.evaluation.filelist import Listed, read_file_list
-from lcmem_onnx.models import photographs
-from lcmem_onnx.models.photographs import SOURCES, Source, collect
-from lcmem_onnx.models.same_scenes import SAME_SCENES
-from lcmem_onnx.models.scenes import scene
+from lcmem_onnx.models.bundled import photographs
+from lcmem_onnx.models.bundled.photographs import SOURCES, Source, collect
+from lcmem_onnx.models.bundled.same_scenes import SAME_SCENES
+from lcmem_onnx.models.synthetic.scenes import scene
 from PIL import Image
 
 

@@ -23,8 +23,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lcmem_onnx.runtime.errors import PictureError, Reason
-from lcmem_onnx.runtime.files import SkipReason
-from lcmem_onnx.runtime.pictures import (
+from lcmem_onnx.runtime.images.discovery import SkipReason
+from lcmem_onnx.runtime.images.image import (
     Found,
     Kind,
     Limits,
@@ -317,7 +317,7 @@ except (ImportError, OSError) as error:
     sys.exit(f"no weasyprint: {error}")
 from PIL import ImageFile
 from lcmem_onnx.runtime.errors import PictureError
-from lcmem_onnx.runtime.pictures import open_picture, read_file
+from lcmem_onnx.runtime.images.image import open_picture, read_file
 assert ImageFile.LOAD_TRUNCATED_IMAGES, "weasyprint no longer sets it: this test shows nothing"
 print(open_picture(read_file(sys.argv[1])).frame(0).shape)
 try:
@@ -414,7 +414,7 @@ def test_a_folder_without_permission_as_another_user(tmp_path: Path) -> None:
         os.chmod(folder, 0o755)
     program = (
         "import os, sys, json\n"
-        "from lcmem_onnx.runtime.pictures import walk, Unfound\n"
+        "from lcmem_onnx.runtime.images.image import walk, Unfound\n"
         "os.geteuid() or os.setuid(65534)\n"
         "print(json.dumps([item.error.reason for item in walk([sys.argv[1]]) if isinstance(item, Unfound)]))"
     )

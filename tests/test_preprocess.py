@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lcmem_onnx.runtime.errors import UsageError
-from lcmem_onnx.runtime.preprocess import as_array, is_blank, resize, turned
+from lcmem_onnx.runtime.images.preprocess import as_array, is_blank, resize, turned
 from numpy.typing import NDArray
 from PIL import Image
 

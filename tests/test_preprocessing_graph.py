@@ -14,7 +14,7 @@ import onnxruntime as ort
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lcmem_onnx.export.preprocessing import write_preprocessing
-from lcmem_onnx.runtime.bundle import open_bundle
+from lcmem_onnx.runtime.model.bundle import open_bundle
 from lcmem_onnx.runtime.screening import Screener
 from PIL import Image
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import onnxruntime
 import pytest
-from lcmem_onnx.runtime import providers
-from lcmem_onnx.runtime.bundle import open_bundle
 from lcmem_onnx.runtime.errors import BundleError, ProviderError, UsageError
-from lcmem_onnx.runtime.providers import available_providers, open_session
+from lcmem_onnx.runtime.model import session as session_module
+from lcmem_onnx.runtime.model.bundle import open_bundle
+from lcmem_onnx.runtime.model.session import available_providers, open_session
 
 
 @pytest.fixture
@@ -47,8 +47,8 @@ def test_a_provider_that_is_there_but_does_not_come_up_is_an_error(model: Path, 
         assert (name, told["use_tf32"]) == ("CUDAExecutionProvider", "0")
         return made(path, options, providers=["CPUExecutionProvider"])
 
-    monkeypatch.setattr(providers, "available_providers", lambda: ["cuda", "cpu"])
-    monkeypatch.setattr(providers.ort, "InferenceSession", falls_back)
+    monkeypatch.setattr(session_module, "available_providers", lambda: ["cuda", "cpu"])
+    monkeypatch.setattr(session_module.ort, "InferenceSession", falls_back)
     with pytest.raises(ProviderError, match="cuda was asked for, but onnxruntime runs on cpu"):
         open_session(model, "cuda")
 

@@ -13,9 +13,9 @@ onnx = pytest.importorskip("onnx")
 import onnxruntime as ort  # noqa: E402
 import torch  # noqa: E402
 from lcmem_onnx.export.folding import folded  # noqa: E402
+from lcmem_onnx.export.gptq import Moments, Rounding  # noqa: E402
 from lcmem_onnx.export.int8 import _fitted, quantiser  # noqa: E402
 from lcmem_onnx.export.qdq import quantise, tensors_to_observe  # noqa: E402
-from lcmem_onnx.export.rounding import Moments, Rounding  # noqa: E402
 from lcmem_onnx.export.trace import trace  # noqa: E402
 from lcmem_onnx.models.autoencoder import AutoencoderShape  # noqa: E402
 from lcmem_onnx.models.convnext import ConvNeXtShape  # noqa: E402

@@ -18,9 +18,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lcmem_onnx.runtime.errors import PictureError, Reason
-from lcmem_onnx.runtime.notes import Note
-from lcmem_onnx.runtime.pictures import open_picture
-from lcmem_onnx.runtime.renderings import Alpha, flattened, has_hidden_image
+from lcmem_onnx.runtime.images.content_flags import Note
+from lcmem_onnx.runtime.images.image import open_picture
+from lcmem_onnx.runtime.images.raster.renderings import Alpha, flattened, has_hidden_image
 from numpy.typing import NDArray
 from PIL import Image
 

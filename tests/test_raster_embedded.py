@@ -18,10 +18,10 @@ import cv2
 import imagecodecs
 import numpy as np
 import pytest
-from lcmem_onnx.runtime.isolation import Nursery
-from lcmem_onnx.runtime.notes import Note
-from lcmem_onnx.runtime.pictures import open_picture
-from lcmem_onnx.runtime.thumbnails import shows_the_same
+from lcmem_onnx.runtime.images.content_flags import Note
+from lcmem_onnx.runtime.images.image import open_picture
+from lcmem_onnx.runtime.images.raster.thumbnails import shows_the_same
+from lcmem_onnx.runtime.images.sandbox import Nursery
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 

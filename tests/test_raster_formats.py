@@ -22,12 +22,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lcmem_onnx.runtime import heif, jpeg2000
 from lcmem_onnx.runtime.errors import PictureError, Reason
-from lcmem_onnx.runtime.files import HEAD, Found, Kind, Limits, sniff, walk
-from lcmem_onnx.runtime.isolation import Nursery
-from lcmem_onnx.runtime.notes import Note
-from lcmem_onnx.runtime.pictures import open_picture
+from lcmem_onnx.runtime.images.content_flags import Note
+from lcmem_onnx.runtime.images.discovery import Found, walk
+from lcmem_onnx.runtime.images.formats import HEAD, Kind, Limits, sniff
+from lcmem_onnx.runtime.images.image import open_picture
+from lcmem_onnx.runtime.images.raster import heif, jpeg2000
+from lcmem_onnx.runtime.images.sandbox import Nursery
 from PIL import Image
 
 from .raster_files import HEIGHT, WIDTH, animated, colors, opacity, rgba, samples, saved, tiff_of
@@ -338,7 +339,7 @@ def test_animations(form: str, options: dict[str, object]) -> None:
 
 @pytest.mark.parametrize("at_once", [0, 1 << 26])
 def test_jpeg_xl_animations(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lcmem_onnx.runtime import jpegxl
+    from lcmem_onnx.runtime.images.raster import jpegxl
 
     monkeypatch.setattr(jpegxl, "_AT_ONCE", at_once)
     expected = np.stack([colors(), colors()[::-1], colors()[:, ::-1]])

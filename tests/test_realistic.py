@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lcmem_onnx.evaluation.protocols import CELLS, GRIDS, REALISTIC_CELLS, Cell, cell_rng, realistically_altered
 from lcmem_onnx.evaluation.realistic import HELD_OUT, REALISTIC, alter_realistically
-from lcmem_onnx.models.scenes import scene
-from lcmem_onnx.runtime.preprocess import resize
+from lcmem_onnx.models.synthetic.scenes import scene
+from lcmem_onnx.runtime.images.preprocess import resize
 from PIL import Image, ImageOps
 
 EVERY = [(name, strength) for name, strengths in REALISTIC.items() for strength in strengths]

@@ -13,10 +13,11 @@ import pydicom
 import pytest
 from click.testing import CliRunner
 from lcmem_onnx.cli import main
-from lcmem_onnx.runtime.bundle import Bundle, open_bundle
 from lcmem_onnx.runtime.errors import Reason
 from lcmem_onnx.runtime.gallery import Entry, Gallery
-from lcmem_onnx.runtime.screening import Result, Screener, Verdict
+from lcmem_onnx.runtime.model.bundle import Bundle, open_bundle
+from lcmem_onnx.runtime.results import Result
+from lcmem_onnx.runtime.screening import Screener, Verdict
 from numpy.typing import NDArray
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom")

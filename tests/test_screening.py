@@ -10,12 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lcmem_onnx.runtime import preprocess, screening
-from lcmem_onnx.runtime.bundle import Bundle, open_bundle
-from lcmem_onnx.runtime.encoder import Encoder
+from lcmem_onnx.runtime import screening
+from lcmem_onnx.runtime.calibration.threshold import Decision
 from lcmem_onnx.runtime.errors import EncodingError, GalleryError, PictureError, Reason, UsageError
 from lcmem_onnx.runtime.gallery import Added, Gallery
-from lcmem_onnx.runtime.gallery.calibration import Decision, ThresholdSource
+from lcmem_onnx.runtime.images import preprocess
+from lcmem_onnx.runtime.model.bundle import Bundle, open_bundle
+from lcmem_onnx.runtime.model.encoder import Encoder
+from lcmem_onnx.runtime.results import ThresholdSource
 from lcmem_onnx.runtime.screening import Screener, Verdict
 from PIL import Image
 

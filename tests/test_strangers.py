@@ -19,13 +19,14 @@ from hypothesis import strategies as st
 from lcmem_onnx.cli import main
 from lcmem_onnx.evaluation.filelist import Listed, write_file_list
 from lcmem_onnx.evaluation.tail import RATES, Sample, make_strangers, measure_strangers
-from lcmem_onnx.runtime.bundle import FORMAT_VERSION, MANIFEST, Bundle, open_bundle, seal
+from lcmem_onnx.runtime.calibration.threshold import decide_pair_threshold, decide_threshold
 from lcmem_onnx.runtime.errors import BundleError, FileListError, UsageError
 from lcmem_onnx.runtime.gallery import Gallery
-from lcmem_onnx.runtime.gallery.calibration import ThresholdSource, decide_pair_threshold, decide_threshold
-from lcmem_onnx.runtime.head import sigmoid
+from lcmem_onnx.runtime.model.bundle import FORMAT_VERSION, MANIFEST, Bundle, open_bundle, seal
+from lcmem_onnx.runtime.model.head import sigmoid
+from lcmem_onnx.runtime.model.strangers import Strangers, Tail, flagged, pair_rate, read_strangers
+from lcmem_onnx.runtime.results import ThresholdSource
 from lcmem_onnx.runtime.screening import Screener
-from lcmem_onnx.runtime.strangers import Strangers, Tail, flagged, pair_rate, read_strangers
 from PIL import Image
 
 
@@ -314,7 +315,7 @@ def test_a_version_that_is_newer_is_refused(tiny_bundle: Path, tmp_path: Path) -
 
 def test_an_export_takes_the_checkpoints_tail_or_the_options(tiny_checkpoint: Path, bundle: Bundle, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
-    from lcmem_onnx.export.package import Request, export_bundle
+    from lcmem_onnx.export.pipeline import Request, export_bundle
     from lcmem_onnx.models.checkpoint import load_lcmem, save_lcmem
 
     content = strangers(bundle.fingerprint).as_json()
@@ -383,7 +384,7 @@ def test_the_threshold_is_for_the_size_and_the_wanted_share(gallery: Path, bundl
 
 
 def test_a_calibrated_index_keeps_its_own_threshold(gallery: Path, bundle: Bundle) -> None:
-    from lcmem_onnx.runtime.gallery.calibration import calibrate, store_calibration
+    from lcmem_onnx.runtime.calibration.threshold import calibrate, store_calibration
 
     found = calibrate(np.linspace(0.1, 0.6, 100)[:, None], 6, 0.1, bundle.fingerprint)
     with Gallery.open(gallery, bundle, read_only=False) as opened:
@@ -498,9 +499,9 @@ def test_the_gateway_takes_a_share_from_its_configuration(
     gallery: Path, tailed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from lcmem_onnx.runtime.errors import ConfigError
-    from lcmem_onnx.runtime.gateway.check import check_settings
     from lcmem_onnx.runtime.gateway.config import read_config
-    from lcmem_onnx.runtime.gateway.init import write_example
+    from lcmem_onnx.runtime.gateway.example_config import write_example
+    from lcmem_onnx.runtime.gateway.preflight import check_settings
 
     path = write_example(tmp_path / "etc")
     text = path.read_text(encoding="utf-8")
@@ -524,10 +525,10 @@ def test_the_gateway_takes_a_share_from_its_configuration(
 def test_the_gateway_screens_with_it(gallery: Path, tailed: Path, tmp_path: Path) -> None:
     import io
 
-    from lcmem_onnx.runtime.gateway.privacy import create_site_key
-    from lcmem_onnx.runtime.gateway.screen import ObjectScreener
+    from lcmem_onnx.runtime.gateway.object_screener import ObjectScreener
     from lcmem_onnx.runtime.gateway.settings import Destination, GallerySettings, Rule, Settings, SpoolSettings
     from lcmem_onnx.runtime.gateway.spool import Arrival, Source, Spool
+    from lcmem_onnx.runtime.privacy import create_site_key
 
     create_site_key(tmp_path / "site.key")
     settings = Settings(

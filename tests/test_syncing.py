@@ -7,7 +7,7 @@ import stat
 from pathlib import Path
 
 import pytest
-from lcmem_onnx.runtime.syncing import put_whole
+from lcmem_onnx.runtime.system.atomic_write import put_whole
 
 
 def test_a_file_is_put_whole_and_what_its_writer_gives_is_given(tmp_path: Path) -> None:

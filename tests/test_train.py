@@ -19,13 +19,13 @@ pytest.importorskip("accelerate")
 
 from lcmem_onnx import CheckpointError, FileListError, TrainingError  # noqa: E402
 from lcmem_onnx.evaluation.filelist import Listed, read_file_list  # noqa: E402
-from lcmem_onnx.models.augment import AUGMENTATIONS  # noqa: E402
 from lcmem_onnx.models.checkpoint import load_lcmem, save_lcmem  # noqa: E402
-from lcmem_onnx.models.generate import Amounts, generate  # noqa: E402
+from lcmem_onnx.models.synthetic.generate import Amounts, generate  # noqa: E402
 from lcmem_onnx.models.train import cache as cache_module  # noqa: E402
 from lcmem_onnx.models.train import latents as latents_module  # noqa: E402
 from lcmem_onnx.models.train import loop  # noqa: E402
 from lcmem_onnx.models.train.__main__ import train  # noqa: E402
+from lcmem_onnx.models.train.augment import AUGMENTATIONS  # noqa: E402
 from lcmem_onnx.models.train.config import Config, read_config  # noqa: E402
 from lcmem_onnx.models.train.latents import cached_latents  # noqa: E402
 from lcmem_onnx.models.train.loop import finished  # noqa: E402
@@ -33,7 +33,7 @@ from lcmem_onnx.models.train.maps import PairedMaps, Views, _turned, cached_maps
 from lcmem_onnx.models.train.pairs import PairedPictures, chosen_identities  # noqa: E402
 from lcmem_onnx.models.train.pictures import Identity, Pictures, identities, listed  # noqa: E402
 from lcmem_onnx.models.train.stages import PairLoss, network_for  # noqa: E402
-from lcmem_onnx.runtime.preprocess import resize  # noqa: E402
+from lcmem_onnx.runtime.images.preprocess import resize  # noqa: E402
 from PIL import Image  # noqa: E402
 
 RECIPES = sorted((Path(__file__).parent.parent / "models" / "recipes").glob("*.toml"))
@@ -109,7 +109,9 @@ def test_the_recipes_are_configurations(recipe: Path) -> None:
 def test_a_recipe_extends_another(tmp_path: Path) -> None:
     (tmp_path / "base.toml").write_text('stage = "1"\nout = "o"\n[training]\nepochs = 7\nrate = 1e-3\n[data.kinds.a]\nsets = ["x"]')
     recipe = tmp_path / "recipe.toml"
-    recipe.write_text('extends = "base.toml"\nstage = "2"\n[training]\nepochs = 9\naugmentation = "realistic"\nnegatives = "pooled"')
+    recipe.write_text(
+        'extends = "base.toml"\nstage = "2"\n[training]\nepochs = 9\naugmentation = "realistic"\nnegatives = "pooled"'
+    )
     config = read_config(recipe, ("training.rate=2e-3",))
     assert (config.stage, config.training.epochs, config.training.rate) == ("2", 9, 2e-3)
     assert config.data.kinds["a"].sets == ("x",)
@@ -225,7 +227,7 @@ def test_a_validation_split_of_few_is_validated_on_in_smaller_batches(folder: Pa
 
 def test_three_stages_end_in_a_bundle_that_screens(folder: Path) -> None:
     from lcmem_onnx import open_bundle
-    from lcmem_onnx.export.package import Request, export_bundle
+    from lcmem_onnx.export.pipeline import Request, export_bundle
 
     stage1 = train(config_of(folder, "1"))
     assert {key.split(".")[0] for key in torch.load(stage1)["state_dict"]} == {"model", "fc_end"}

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lcmem_onnx.models import realistic
-from lcmem_onnx.models.realistic import ALTERATIONS, altered_copy, another_examination
-from lcmem_onnx.runtime.preprocess import resize
+from lcmem_onnx.models.train import realistic
+from lcmem_onnx.models.train.realistic import ALTERATIONS, altered_copy, another_examination
+from lcmem_onnx.runtime.images.preprocess import resize
 from PIL import Image
 
 PHOTOGRAPH = Path(__file__).parent.parent / "examples" / "pictures" / "gallery" / "astronaut.jpg"

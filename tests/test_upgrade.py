@@ -24,18 +24,19 @@ from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lcmem_onnx.cli import main
-from lcmem_onnx.runtime.bundle import BUNDLED, Bundle, open_bundle
+from lcmem_onnx.runtime.calibration.threshold import calibrate, store_calibration, stored_calibration
 from lcmem_onnx.runtime.errors import GalleryError, GalleryMismatchError, UsageError
-from lcmem_onnx.runtime.gallery import Entry, Gallery, SiteKey
-from lcmem_onnx.runtime.gallery.calibration import calibrate, store_calibration, stored_calibration
-from lcmem_onnx.runtime.gallery.graph import graph_there
-from lcmem_onnx.runtime.gallery.locking import WriterLock
-from lcmem_onnx.runtime.gallery.records import EMPTY, row_digest
-from lcmem_onnx.runtime.gallery.schema import DATABASE, PICTURE_COLUMNS
-from lcmem_onnx.runtime.outcomes import EmbeddedFile
-from lcmem_onnx.runtime.reader import READER_VERSION
+from lcmem_onnx.runtime.gallery import Entry, Gallery
+from lcmem_onnx.runtime.gallery.search.hnsw import graph_there
+from lcmem_onnx.runtime.gallery.storage.locking import WriterLock
+from lcmem_onnx.runtime.gallery.storage.records import EMPTY, row_digest
+from lcmem_onnx.runtime.gallery.storage.schema import DATABASE, PICTURE_COLUMNS
+from lcmem_onnx.runtime.images.reader_version import READER_VERSION
+from lcmem_onnx.runtime.index_upgrade import Missing, Upgraded, upgrade_index
+from lcmem_onnx.runtime.model.bundle import BUNDLED, Bundle, open_bundle
+from lcmem_onnx.runtime.privacy import SiteKey
+from lcmem_onnx.runtime.results import EmbeddedFile
 from lcmem_onnx.runtime.screening import Screener
-from lcmem_onnx.runtime.upgrading import Missing, Upgraded, upgrade_index
 from PIL import Image
 from pydicom.data import get_testdata_file
 

@@ -11,11 +11,11 @@ from types import MappingProxyType
 import pytest
 from click.testing import CliRunner
 from lcmem_onnx.cli import main
-from lcmem_onnx.runtime import encoder, timings
-from lcmem_onnx.runtime.bundle import Bundle, Variant, open_bundle
 from lcmem_onnx.runtime.errors import BundleError, UsageError
+from lcmem_onnx.runtime.model import benchmark_cache, encoder
+from lcmem_onnx.runtime.model.bundle import Bundle, Variant, open_bundle
+from lcmem_onnx.runtime.model.variant import choose
 from lcmem_onnx.runtime.screening import Screener
-from lcmem_onnx.runtime.variants import choose
 
 VNNI = ("avx2", "avx512_vnni")
 Bundles = Callable[..., Bundle]
@@ -100,38 +100,38 @@ def test_a_gpu_that_does_not_come_up_leaves_the_cpus_graph(tiny_bundle: Path, mo
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(timings, "user_cache_path", lambda *args, **kwargs: tmp_path / "cache")
+    monkeypatch.setattr(benchmark_cache, "user_cache_path", lambda *args, **kwargs: tmp_path / "cache")
     return tmp_path / "cache"
 
 
 def test_times_are_remembered_for_this_bundle_and_number_of_threads(tiny_bundle: Path, cache: Path) -> None:
     bundle = open_bundle(tiny_bundle)
-    assert timings.measured(bundle) is None
-    times = timings.measure_variants(bundle, threads=1)
+    assert benchmark_cache.measured(bundle) is None
+    times = benchmark_cache.measure_variants(bundle, threads=1)
     assert set(times) == set(bundle.variants)
     assert all(value > 0 for value in times.values())
-    timings.remember(bundle, times, threads=1)
-    timings.remember(bundle, {"fp32": 7.0}, threads=9)
-    assert timings.measured(bundle, threads=1) == times
-    assert timings.measured(bundle, threads=9) == {"fp32": 7.0}
-    assert timings.measured(open_bundle(), threads=1) is None
-    assert [path.name for path in cache.iterdir()] == [timings.FILE]
+    benchmark_cache.remember(bundle, times, threads=1)
+    benchmark_cache.remember(bundle, {"fp32": 7.0}, threads=9)
+    assert benchmark_cache.measured(bundle, threads=1) == times
+    assert benchmark_cache.measured(bundle, threads=9) == {"fp32": 7.0}
+    assert benchmark_cache.measured(open_bundle(), threads=1) is None
+    assert [path.name for path in cache.iterdir()] == [benchmark_cache.FILE]
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"x": 1}', "\x00"])
 def test_a_damaged_memory_is_no_memory(content: str, tiny_bundle: Path, cache: Path) -> None:
     cache.mkdir()
-    (cache / timings.FILE).write_text(content)
+    (cache / benchmark_cache.FILE).write_text(content)
     bundle = open_bundle(tiny_bundle)
-    assert timings.measured(bundle) is None
-    timings.remember(bundle, {"fp32": 1.0})
-    assert timings.measured(bundle) == {"fp32": 1.0}
+    assert benchmark_cache.measured(bundle) is None
+    benchmark_cache.remember(bundle, {"fp32": 1.0})
+    assert benchmark_cache.measured(bundle) == {"fp32": 1.0}
 
 
 def test_a_cache_that_cannot_be_written_is_an_error(tiny_bundle: Path, cache: Path) -> None:
     cache.write_text("a file")
     with pytest.raises(UsageError, match="cannot be written"):
-        timings.remember(open_bundle(tiny_bundle), {"fp32": 1.0})
+        benchmark_cache.remember(open_bundle(tiny_bundle), {"fp32": 1.0})
 
 
 def test_doctor_times_them_and_says_what_runs(tiny_bundle: Path, cache: Path) -> None:
@@ -140,7 +140,7 @@ def test_doctor_times_them_and_says_what_runs(tiny_bundle: Path, cache: Path) ->
     facts = json.loads(result.stdout)
     assert facts["fp32,_a_picture"].endswith(" ms")
     assert "it was measured on this machine" in facts["variant_in_use"]
-    assert (cache / timings.FILE).exists()
+    assert (cache / benchmark_cache.FILE).exists()
 
 
 def test_a_variant_is_chosen_on_the_command_line(tiny_bundle: Path, pictures: Path) -> None:

@@ -6,7 +6,7 @@ import io
 
 import numpy as np
 import pytest
-from lcmem_onnx.runtime.pictures import open_picture
+from lcmem_onnx.runtime.images.image import open_picture
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 

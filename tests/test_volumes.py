@@ -14,7 +14,7 @@ pytest.importorskip("nrrd")
 import nibabel
 import nrrd
 from lcmem_onnx import TrainingError
-from lcmem_onnx.models.volumes import axial_slices, planes_apart
+from lcmem_onnx.models.synthetic.volumes import axial_slices, planes_apart
 
 
 def body(shape: tuple[int, int, int]) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from lcmem_onnx.ending import Ending
+from lcmem_onnx.console.exit_codes import Ending
 
 from .allocator import keep_freed_memory
 from .config import Config, read_config

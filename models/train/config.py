@@ -16,9 +16,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from lcmem_onnx.runtime.errors import TrainingError
 
-from ..augment import AUGMENTATIONS
 from ..convnext import CONVNEXT_NAMES
-from ..realistic import ALTERATIONS
+from .augment import AUGMENTATIONS
+from .realistic import ALTERATIONS
 
 __all__ = ["Config", "Kind", "read_config"]
 
@@ -190,7 +190,7 @@ class Training:
     """Decay of an exponential moving average of the weights, which is then what is validated and kept; 0 keeps none."""
     augmentation: str = "paper"
     alterations: Mapping[str, float] = field(default_factory=dict)
-    """Of the augmentation "realistic": how often an alteration of `models/realistic.py` is drawn, where that is not as usual."""
+    """Of the augmentation "realistic": how often an alteration of `realistic` is drawn, where that is not as usual."""
     small_size: int = 0
     small_epochs: int = 0
     """With kinds: the first epochs train on images of this side, which takes less time; validation never does, so its loss is

@@ -8,8 +8,8 @@ from accelerate.utils import gather
 from torch import Tensor, nn
 
 from ..lcmem import LCMem
-from ..losses import nt_xent, pooled_bce
 from .config import Config
+from .losses import nt_xent, pooled_bce
 
 __all__ = ["KindLoss", "Memory", "latents_in_parts"]
 

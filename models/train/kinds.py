@@ -13,15 +13,15 @@ import numpy as np
 import torch
 from lcmem_onnx.evaluation.filelist import Listed
 from lcmem_onnx.runtime.errors import TrainingError
-from lcmem_onnx.runtime.preprocess import resize
+from lcmem_onnx.runtime.images.preprocess import resize
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..realistic import altered_copy, another_examination
 from .config import Config, Kind
 from .pairs import channels_first
 from .pictures import Identity, Pictures, identities
+from .realistic import altered_copy, another_examination
 
 __all__ = ["KindBatches", "training_batches", "validation_batches"]
 

@@ -22,8 +22,8 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast, gather_object, set_seed
 from lcmem_onnx.runtime.errors import FileListError, TrainingError
-from lcmem_onnx.runtime.machine import cpu_features, cpu_limit
-from lcmem_onnx.runtime.syncing import put_whole
+from lcmem_onnx.runtime.system.atomic_write import put_whole
+from lcmem_onnx.runtime.system.cpu import cpu_features, cpu_limit
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 from tqdm import tqdm

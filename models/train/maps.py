@@ -19,8 +19,8 @@ from lcmem_onnx.evaluation.filelist import Listed
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..augment import AUGMENTATIONS
 from ..lcmem import LCMem
+from .augment import AUGMENTATIONS
 from .cache import Halves, Recipe, cached, files_digest, weights_digest
 from .config import Config
 from .pairs import EpochPairs

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..augment import AUGMENTATIONS
+from .augment import AUGMENTATIONS
 from .config import Config, Data
 from .pictures import Identity, Pictures
 

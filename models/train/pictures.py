@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from lcmem_onnx.evaluation.filelist import Listed, read_file_list
 from lcmem_onnx.runtime.errors import FileListError, PictureError
-from lcmem_onnx.runtime.pictures import DEFAULT_LIMITS, open_picture, read_file
-from lcmem_onnx.runtime.preprocess import resize
+from lcmem_onnx.runtime.images.image import DEFAULT_LIMITS, open_picture, read_file
+from lcmem_onnx.runtime.images.preprocess import resize
 from numpy.typing import NDArray
 from PIL import Image
 

@@ -16,10 +16,10 @@ from ..checkpoint import load_state, load_vae, save_lcmem
 from ..convnext import CONVNEXT_NAMES, Block, ConvNeXtShape
 from ..efficientnet_lite import TrunkShape, pretrained_state
 from ..lcmem import LCMem
-from ..losses import pair_loss
 from .config import Config, Network, Training
 from .kind_loss import KindLoss, latents_in_parts
 from .loop import EpochSet, Trainee
+from .losses import pair_loss
 
 __all__ = ["PairLoss", "network_for", "stage_trainee"]
 

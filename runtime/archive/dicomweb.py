@@ -10,12 +10,12 @@ from functools import partial
 from typing import Any
 
 from ..errors import ArchiveError
+from ..privacy import SiteKey
 from .connection import Connection
 from .journal import Journal
 from .listing import Instance, Mark, Query, check_uid
-from .names import Names
+from .multipart import first_part
 from .pages import read_pages
-from .parts import first_part
 
 __all__ = ["DicomWeb"]
 
@@ -46,12 +46,12 @@ class DicomWeb:
         self._of_instance = {name: value for name, value in query if name in OF_INSTANCE}
         self._of_study = {name: value for name, value in query if name not in OF_SERIES | OF_INSTANCE}
 
-    def listed(self, journal: Journal, names: Names) -> Iterator[Instance | Mark]:
+    def listed(self, journal: Journal, site_key: SiteKey) -> Iterator[Instance | Mark]:
         """All instances that the query finds, a mark after each study. Studies walked before, of the same size, are passed over."""
         for study in self._search("/studies", self._of_study, STUDY_UID):
             uid = _value(study, STUDY_UID)
             count = _value(study, INSTANCES, optional=True)
-            digest = names.digest("study", self._identity, uid, count)
+            digest = site_key.digest("study", self._identity, uid, count)
             if count and journal.is_walked(digest):
                 continue
             base = f"/studies/{uid}"

@@ -10,10 +10,10 @@ from functools import partial
 from typing import Any
 
 from ..errors import ArchiveError
+from ..privacy import SiteKey
 from .connection import Connection
 from .journal import Journal
 from .listing import Instance, Mark, Query, check_uid
-from .names import Names
 from .pages import PAGE, read_pages
 
 __all__ = ["Orthanc"]
@@ -33,7 +33,7 @@ class Orthanc:
         self._query = dict(query)
         self._max_bytes = max_bytes
 
-    def listed(self, journal: Journal, names: Names) -> Iterator[Instance | Mark]:
+    def listed(self, journal: Journal, site_key: SiteKey) -> Iterator[Instance | Mark]:
         """All instances, or all since the last time, with marks that carry the change's number."""
         system = self._ask("/system", dict)
         if "Version" not in system:
@@ -41,7 +41,7 @@ class Orthanc:
         if self._query:
             yield from self._found()
             return
-        source = names.digest("orthanc", self._connection.url, str(system.get("DatabaseServerIdentifier", "")))
+        source = site_key.digest("orthanc", self._connection.url, str(system.get("DatabaseServerIdentifier", "")))
         newest = int(self._ask("/changes?last", dict).get("Last", 0))
         cursor = journal.cursor(source)
         # A lower number than we have seen: another database, or a log that was cleared.

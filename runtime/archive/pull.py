@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Protocol
 
 from ..errors import ArchiveError, Reason
-from ..files import Supplied
 from ..gallery import DEFAULT_GALLERY, Gallery
+from ..images.discovery import Supplied
+from ..privacy import SiteKey
 from ..screening import Indexed, Screener
 from .connection import Connection
 from .dicomweb import DicomWeb
 from .journal import Journal
 from .listing import Instance, Mark, Query, holds_pictures
-from .names import Names
 from .orthanc import Orthanc
 
 __all__ = ["Counts", "Pull", "Source", "open_source"]
@@ -34,7 +34,7 @@ GIVE_UP_AFTER = 20
 class Source(Protocol):
     """What an archive lists, in an order of its own."""
 
-    def listed(self, journal: Journal, names: Names) -> Iterator[Instance | Mark]: ...
+    def listed(self, journal: Journal, site_key: SiteKey) -> Iterator[Instance | Mark]: ...
 
 
 @dataclass
@@ -91,7 +91,7 @@ class Pull:
         self._screener = screener
         self._gallery = gallery
         self._name = name
-        self._names = Names(gallery.site_key())
+        self._site_key = gallery.site_key()
         self._again = again
         self._plan: deque[str | Mark] = deque()
         self._in_flight: set[str] = set()
@@ -127,13 +127,13 @@ class Pull:
     def _fed(self, journal: Journal) -> Iterator[Supplied]:
         """The objects to be fetched, as the screener asks for them; the workers fetch. What goes by is noted in the plan."""
         try:
-            for item in self._source.listed(journal, self._names):
+            for item in self._source.listed(journal, self._site_key):
                 if isinstance(item, Mark):
                     self._plan.append(item)
                     if not self._in_flight:
                         self._pass_marks(journal)
                     continue
-                key = self._names.of(item.uid)
+                key = self._site_key.object_name(item.uid)
                 if key in self._in_flight:
                     continue
                 if self._gallery.holds(key, self._name) or journal.is_settled(key):

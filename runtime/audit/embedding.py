@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import LcmemError, PictureError, Reason
-from ..head import Floats
-from ..identifiers import NOBODY, Identifiers
-from ..notes import Note
-from ..pictures import boundary, views_of
+from ..images.content_flags import Note
+from ..images.dicom.identifiers import NOBODY, Identifiers
+from ..images.image import boundary, views_of
+from ..model.head import Floats
 from ..screening import Screener, Where
 from .thumbnails import thumbnail
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from ..errors import Reason
-from .nearest import Match
+from .neighbours import Match
 from .statistics import Interval, rate_interval
 
 __all__ = [

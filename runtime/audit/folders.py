@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ..errors import UsageError
-from ..files import Found as FoundFile
-from ..files import Skipped, Unfound, walk
+from ..images.discovery import Found as FoundFile
+from ..images.discovery import Skipped, Unfound, walk
 
 __all__ = ["PRIVATE", "PRIVATE_FILE", "prepare_output", "walked"]
 

@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import PictureError
-from ..files import read_file
 from ..gallery import Added, Gallery
-from ..gallery.schema import DATABASE
+from ..gallery.storage.schema import DATABASE
+from ..images.formats import read_file
 from ..screening import Screener
 from .embedding import frame_of
-from .nearest import InIndex, InMemory, Match, Searchable
+from .neighbours import InIndex, InMemory, Match, Searchable
 from .patients import Patients
 from .sets import Item, PictureSet
 

@@ -13,31 +13,31 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bundle import Bundle
+from ..calibration.threshold import decide_threshold, stored_calibration
 from ..errors import GalleryError, PictureError, UsageError
-from ..files import read_file
-from ..gallery import Gallery, SiteKey
-from ..gallery.calibration import decide_threshold, stored_calibration
-from ..head import check_threshold
-from ..machine import cpu_limit
-from ..reader import READER_VERSION
+from ..gallery import Gallery
+from ..images.formats import read_file
+from ..images.reader_version import READER_VERSION
+from ..model.bundle import Bundle
+from ..model.head import check_threshold
+from ..model.strangers import check_rate
+from ..privacy import ReportPseudonyms, SiteKey
 from ..screening import Screener
-from ..strangers import check_rate
-from .agreement import AGREES, agreement
-from .cache import Cache
+from ..system.cpu import cpu_limit
 from .embedding import frame_of
+from .embedding_cache import Cache
 from .findings import Finding, Grade
 from .folders import PRIVATE, prepare_output, walked
 from .labels import folder_of, read_labels
-from .limits import Basis, ByChance, Limit, by_chance, choose_limit
-from .looks import LOOKS, VERSION
-from .nearest import Found, InMemory, Match
+from .neighbours import Found, InMemory, Match
 from .patients import Patients
-from .pseudonyms import Pseudonyms
+from .pixel_match import AGREES, agreement
 from .reference import Reference, is_index, searchable_set
 from .sets import Item, PictureSet, embed_set
 from .statistics import Excess, Nearer, Shift, by_trial, nearer, shift
 from .suspects import CERTAIN, Other, Suspect, Suspicion, vet
+from .thresholds import Basis, ByChance, Limit, by_chance, choose_limit
+from .tta import LOOKS, VERSION
 
 __all__ = ["PRIVATE", "Audit", "Looking", "Memorization", "Progress", "Request", "Tests", "audit", "is_index"]
 
@@ -187,7 +187,7 @@ class Audit:
     not_compared: int
     tests: Tests | None
     looking: Looking | None
-    pseudonyms: Pseudonyms
+    pseudonyms: ReportPseudonyms
     seconds: float
     caveats: tuple[str, ...]
     pixels: Callable[[Match], NDArray[np.uint8] | None] = field(repr=False)
@@ -237,7 +237,7 @@ def audit(
             gallery = open_things.enter_context(Gallery.open(request.reference, screener.bundle, warn=warn))
             if not len(gallery):
                 raise GalleryError(f"{request.reference} holds no pictures, so nothing can be found in it: add some first")
-        pseudonyms = Pseudonyms(private / "pseudonyms.key")
+        pseudonyms = ReportPseudonyms(private / "pseudonyms.key")
         own_key = SiteKey(pseudonyms.secret)
         reference = Reference(screener, gallery, request.search) if gallery is not None else None
         if reference is not None:
@@ -307,7 +307,7 @@ class _Work:
         released: PictureSet,
         holdout: PictureSet | None,
         labels: dict[str, dict[str, str]],
-        pseudonyms: Pseudonyms,
+        pseudonyms: ReportPseudonyms,
         started: float,
     ) -> Audit:
         request = self.request

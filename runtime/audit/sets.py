@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import Reason
-from ..files import Found, Unfound, picture_name
-from ..gallery import SiteKey
-from ..head import Floats
-from ..notes import SUSPICIOUS, Note
+from ..images.content_flags import SUSPICIOUS, Note
+from ..images.discovery import Found, Unfound, picture_name
+from ..model.head import Floats
+from ..privacy import SiteKey
 from ..screening import Screener
-from .cache import Cache, Cached
 from .embedding import Look, Seeing
+from .embedding_cache import Cache, Cached
 from .thumbnails import SIDE
 
 __all__ = ["Item", "PictureSet", "embed_set"]

@@ -19,16 +19,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..calibration.open_set import copy_score
 from ..errors import PictureError
-from ..files import read_file
-from ..head import Floats, sigmoid
-from ..identification import copy_score
-from ..machine import cpu_limit
+from ..images.formats import read_file
+from ..model.head import Floats, sigmoid
 from ..screening import Screener
-from .agreement import AGREES, NOT_COMPARABLE, agreement
+from ..system.cpu import cpu_limit
 from .embedding import frame_of
-from .nearest import Match, Searchable
+from .neighbours import Match, Searchable
 from .patients import LISTED
+from .pixel_match import AGREES, NOT_COMPARABLE, agreement
 from .reference import Reference, searchable_set
 from .sets import PictureSet
 from .thumbnails import Alignment, align, candidates, thumbnail

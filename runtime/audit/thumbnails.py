@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ..head import Floats
+from ..model.head import Floats
 
 __all__ = ["SIDE", "Alignment", "Pixels", "align", "candidates", "oriented", "thumbnail"]
 

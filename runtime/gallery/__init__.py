@@ -1,22 +1,8 @@
-"""The gallery: embeddings kept, a search graph cached beside them, matches found."""
+"""A gallery: embeddings of images with their keys and patients, searched for matches.
 
-from .gallery import Added, Gallery
-from .pseudonyms import SiteKey
-from .records import DEFAULT_GALLERY, Entry, Record, check_gallery_name
-from .results import Hit, Identity, Search, SearchResult
-from .verification import Verification
+Names are imported when they are first used: `gallery.storage` alone brings neither numpy nor hnswlib.
+"""
 
-__all__ = [
-    "DEFAULT_GALLERY",
-    "Added",
-    "Entry",
-    "Gallery",
-    "Hit",
-    "Identity",
-    "Record",
-    "Search",
-    "SearchResult",
-    "SiteKey",
-    "Verification",
-    "check_gallery_name",
-]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -15,21 +15,21 @@ from types import TracebackType
 
 import numpy as np
 
-from ..bundle import Bundle
 from ..errors import GalleryError, UsageError
-from ..head import Floats, check_threshold
-from ..reader import READER_VERSION
-from .database import check_there, create_database
-from .erasure import compact_database, compaction_due, erase, mark_compacted
-from .graph import graph_there
-from .leftovers import PREFIX, remove_leftovers
-from .locking import WriterLock
-from .pseudonyms import SiteKey
-from .records import DEFAULT_GALLERY, Entry, Record
-from .results import Search, SearchResult
-from .searcher import Searcher
-from .staging import remove_staging
-from .store import Store
+from ..images.reader_version import READER_VERSION
+from ..model.bundle import Bundle
+from ..model.head import Floats, check_threshold
+from ..privacy import SiteKey
+from .search.hnsw import graph_there
+from .search.results import Search, SearchResult
+from .search.searcher import Searcher
+from .storage.database import check_there, create_database
+from .storage.erasure import compact_database, compaction_due, erase, mark_compacted
+from .storage.leftovers import PREFIX, remove_leftovers
+from .storage.locking import WriterLock
+from .storage.records import DEFAULT_GALLERY, Entry, Record
+from .storage.staging import remove_staging
+from .storage.store import Store
 from .verification import Verification, verify
 
 __all__ = ["Added", "Gallery"]

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import GalleryError
-from .cache import open_cache
-from .graph import graph_there, load_graph
-from .records import EMPTY
-from .results import Search, SearchResult
-from .searcher import Searcher
-from .store import Store
+from .search.hnsw import graph_there, load_graph
+from .search.results import Search, SearchResult
+from .search.searcher import Searcher
+from .search.vector_cache import open_cache
+from .storage.records import EMPTY
+from .storage.store import Store
 
 __all__ = ["Recall", "Verification", "verify"]
 

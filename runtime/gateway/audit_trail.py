@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..errors import GatewayError
-from ..syncing import sync
+from ..system.atomic_write import sync
 from .database import Connection, Database, read_meta, write_meta
 
 __all__ = [

@@ -227,7 +227,7 @@ def _check_rule(rule: Rule, place: str, settings: Settings, reader: _Reader) -> 
         raise reader.error(f"{place}.forward_to", "the rule forwards, and names no destination")
     if (rule.on_match == "forward") != bool(rule.forward_matches_to):
         raise reader.error(f"{place}.forward_matches_to", 'this goes together with on_match = "forward"')
-    from ..notes import Note  # pydicom comes with it
+    from ..images.content_flags import Note
 
     notes = [note.value for note in Note]
     for note in rule.hold_notes:

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from .audit_messages import Cleared
 from .database import Connection, Database, read_meta, write_meta
+from .dicom_audit_messages import Cleared
 from .settings import SyslogSettings
 from .trail_reader import Position
 

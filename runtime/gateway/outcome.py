@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
 
-from ..gallery.calibration import ThresholdSource
-from ..identifiers import NOBODY, Identifiers
-from .privacy import Pseudonyms
+from ..images.dicom.identifiers import NOBODY, Identifiers
+from ..privacy import SiteKey
+from ..results import ThresholdSource
 from .settings import Action
 
 __all__ = ["Cause", "Near", "Outcome"]
@@ -91,7 +91,7 @@ class Outcome:
     timings: dict[str, float] = field(default_factory=dict)
     threshold_source: ThresholdSource | None = None
 
-    def for_audit(self, pseudonyms: Pseudonyms) -> dict[str, Any]:
+    def for_audit(self, site_key: SiteKey) -> dict[str, Any]:
         """Fields for the audit trail: gallery pictures and the study by pseudonym."""
         return {
             "verdict": self.verdict,
@@ -106,7 +106,7 @@ class Outcome:
             "threshold_source": self.threshold_source and self.threshold_source.value,
             "nearest": [
                 {
-                    "pseudonym": pseudonyms.of("gallery", near.key),
+                    "pseudonym": site_key.short("gallery", near.key),
                     "patient": near.patient,
                     "frame": near.frame,
                     "score": round(near.score, 6),
@@ -116,14 +116,17 @@ class Outcome:
             "model_sha256": self.model,
             "index_sha256": self.index,
             "notes": list(self.notes),
-            **self._whose(pseudonyms),
+            **self._whose(site_key),
             "timings": {name: round(seconds, 4) for name, seconds in self.timings.items()},
         }
 
-    def _whose(self, pseudonyms: Pseudonyms) -> dict[str, str]:
-        return {"study": pseudonyms.of("study", self.study), "patient": pseudonyms.patient(self.identifiers)}
+    def _whose(self, site_key: SiteKey) -> dict[str, str]:
+        return {
+            "study": site_key.short("study", self.study),
+            "patient": site_key.short_patient(self.identifiers.patient_id, self.identifiers.issuer),
+        }
 
-    def for_spool(self, pseudonyms: Pseudonyms) -> dict[str, Any]:
+    def for_spool(self, site_key: SiteKey) -> dict[str, Any]:
         """What the spool keeps beside the object, raw keys included: as well guarded as the object itself."""
         return {
             "gallery": self.gallery,
@@ -135,5 +138,5 @@ class Outcome:
             "model_sha256": self.model,
             "index_sha256": self.index,
             "notes": list(self.notes),
-            **self._whose(pseudonyms),
+            **self._whose(site_key),
         }

@@ -67,7 +67,7 @@ class Quarantine:
                 fields: dict[str, object] = {"what": what.value, "frame": frame}
                 near = (item.result.get("nearest") or [None])[0]
                 if what is View.NEAREST and near:
-                    fields |= {"gallery_image": self._spool.pseudonyms.of("gallery", near["key"]), "frame": near["frame"]}
+                    fields |= {"gallery_image": self._spool.site_key.short("gallery", near["key"]), "frame": near["frame"]}
                 self._spool.audit.record(connection, "viewed", **self._spool.subject(item), who=who, address=address, **fields)
         self._spool.audit.flush()
 

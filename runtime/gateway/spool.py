@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..errors import GatewayError
+from ..privacy import read_site_key
 from .audit_trail import AuditTrail
 from .database import Connection, Database, Row
-from .files import Measured, ObjectFiles, TooLargeError, measure
+from .object_files import Measured, ObjectFiles, TooLargeError, measure
 from .outcome import Cause, Outcome
-from .privacy import Pseudonyms, read_site_key
 from .settings import Settings
 
 __all__ = ["Arrival", "Item", "Source", "Spool", "SpoolFullError", "State", "Stored", "TooLargeError"]
@@ -142,7 +142,7 @@ class Spool:
 
     def __init__(self, settings: Settings, *, create: bool = True) -> None:
         self.settings = settings
-        self.pseudonyms = Pseudonyms(read_site_key(settings.site_key))
+        self.site_key = read_site_key(settings.site_key)
         if create:
             settings.spool.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.database = Database(settings.spool.folder / "spool.sqlite", create=create)
@@ -243,7 +243,7 @@ class Spool:
             source=arrival.source.value,
             calling_aet=arrival.calling_aet,
             address=arrival.address,
-            sop_instance=self.pseudonyms.of("uid", sop_instance),
+            sop_instance=self.site_key.short("uid", sop_instance),
             sop_class=_public_class(sop_class),
             input_sha256=measured.file_sha256,
             data_sha256=measured.data_sha256,
@@ -297,7 +297,7 @@ class Spool:
         connection.execute(
             "UPDATE objects SET state = ?, changed = ?, rule = ?, verdict = ?, reason = ?, result = ?, claimed_by = NULL,"
             " claimed = NULL WHERE id = ?",
-            (state, now, outcome.rule, outcome.verdict, outcome.reason, json.dumps(outcome.for_spool(self.pseudonyms)), item.id),
+            (state, now, outcome.rule, outcome.verdict, outcome.reason, json.dumps(outcome.for_spool(self.site_key)), item.id),
         )
         if row["claimed_by"]:
             # The others of this batch have their whole time before them: it counts from here.
@@ -310,11 +310,11 @@ class Spool:
             "screened",
             object=item.id,
             state=state.value,
-            sop_instance=self.pseudonyms.of("uid", item.sop_instance),
+            sop_instance=self.site_key.short("uid", item.sop_instance),
             sop_class=_public_class(item.sop_class),
             calling_aet=item.calling_aet,
             input_sha256=item.file_sha256,
-            **outcome.for_audit(self.pseudonyms),
+            **outcome.for_audit(self.site_key),
         )
         return state
 
@@ -344,7 +344,7 @@ class Spool:
         """Return the fields of an audit line that say which object it is about: ids of the gateway's own, and pseudonyms."""
         fields = {
             "object": item.id,
-            "sop_instance": self.pseudonyms.of("uid", item.sop_instance),
+            "sop_instance": self.site_key.short("uid", item.sop_instance),
             "sop_class": _public_class(item.sop_class),
             "study": str(item.result.get("study") or ""),
             "patient": str(item.result.get("patient") or ""),

@@ -21,12 +21,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import GatewayError
-from .associations import client_context
-from .audit_messages import Cleared, audit_message, cleared_message, is_cleared
 from .audit_trail import AuditTrail
 from .database import Database
+from .dicom_audit_messages import Cleared, audit_message, cleared_message, is_cleared
+from .dicom_server import client_context
 from .health import ExportState, moment_of
-from .logs import Log
+from .json_logging import Log
 from .settings import SyslogSettings, TlsClient
 from .spool import count_event
 from .trail_reader import Damage, Line, TrailReader

@@ -189,20 +189,17 @@ def draw_images() -> None:
 
 def pseudonyms() -> dict[str, Any]:
     """What this version makes of some identifiers under the test key, in each place that has pseudonyms."""
-    from lcmem_onnx.runtime.archive.names import Names
-    from lcmem_onnx.runtime.gallery.pseudonyms import SiteKey
-    from lcmem_onnx.runtime.gateway.privacy import Pseudonyms
+    from lcmem_onnx.runtime.privacy import SiteKey
 
     key = SiteKey.open(ROOT / "site.key")
     patients = [("GOLDEN-1", ISSUER), ("GOLDEN-1", None), (" 4711 ", ""), ("Größe^\u5c71", "St. Mary"), ("", None)]
     uids = [f"{UID}.1.0", f"{UID}.2.1", "1.2.3", ""]
-    gateway = Pseudonyms(key)
     return {
         "site_key": key.name,
         "patients": [[patient, issuer, key.patient(patient, issuer)] for patient, issuer in patients],
         "studies": [[uid, key.study(uid)] for uid in uids],
-        "gateway": [[kind, uid, gateway.of(kind, uid)] for kind in ("uid", "study", "picture") for uid in uids],
-        "archive": [[uid, Names(key).of(uid)] for uid in uids],
+        "gateway": [[kind, uid, key.short(kind, uid)] for kind in ("uid", "study", "picture") for uid in uids],
+        "archive": [[uid, key.object_name(uid)] for uid in uids],
     }
 
 

@@ -17,7 +17,6 @@ import pytest
 from lcmem_onnx import Gallery, Screener
 from lcmem_onnx.runtime.archive.connection import Connection, Credentials, Pace, Server
 from lcmem_onnx.runtime.archive.listing import parse_query
-from lcmem_onnx.runtime.archive.names import Names
 from lcmem_onnx.runtime.archive.pull import Pull, open_source
 
 ORTHANC = "http://127.0.0.1:18042"
@@ -81,11 +80,14 @@ def test_all_of_it_and_then_what_is_new(kind: str, orthanc: httpx.Client, screen
     store(orthanc, variant(1))
     assert pull(kind, screener, folder) == ["new"]
     with Gallery.open(folder, screener.bundle) as gallery:
-        names = Names(gallery.site_key())
-        assert all(gallery.holds(names.of(pydicom.dcmread(path).SOPInstanceUID)) for path in SLICES)
+        key = gallery.site_key()
+        assert all(gallery.holds(key.object_name(pydicom.dcmread(path).SOPInstanceUID)) for path in SLICES)
         (result,) = screener.screen([EXAMPLES / "queries" / "copy-of-ct-slice-exported.png"], gallery)
         assert result.verdict.value == "match"
-        assert result.matches[0].key in {names.of(pydicom.dcmread(SLICES[0]).SOPInstanceUID), names.of("2.25.1001")}
+        assert result.matches[0].key in {
+            key.object_name(pydicom.dcmread(SLICES[0]).SOPInstanceUID),
+            key.object_name("2.25.1001"),
+        }
 
 
 @pytest.mark.parametrize("kind", ["orthanc", "dicomweb"])

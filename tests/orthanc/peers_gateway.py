@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx2 as httpx
 import pydicom
 import pytest
-from lcmem_onnx.runtime.gateway.privacy import create_site_key
+from lcmem_onnx.runtime.privacy import create_site_key
 
 ORTHANC = "http://127.0.0.1:18042"
 USER = ("tester", "only-for-tests")
@@ -198,10 +198,10 @@ def test_orthancs_own_stow_client_gets_its_answer(gateway: Path, orthanc: httpx.
 
 def test_stow_out_is_taken_by_orthancs_plugin(gateway: Path, orthanc: httpx.Client) -> None:
     from lcmem_onnx.runtime.gateway.config import read_config
-    from lcmem_onnx.runtime.gateway.deliveries import Delivery
+    from lcmem_onnx.runtime.gateway.delivery_queue import Delivery
     from lcmem_onnx.runtime.gateway.settings import Destination
     from lcmem_onnx.runtime.gateway.spool import Arrival, Source, Spool
-    from lcmem_onnx.runtime.gateway.store_web import StoreWeb
+    from lcmem_onnx.runtime.gateway.stow_client import StoreWeb
 
     dataset = pydicom.dcmread(MR)
     dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = "2.25.817"

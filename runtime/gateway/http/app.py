@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ...errors import GatewayError
 from ..health import Check, export_check, trail_check
-from ..logs import Log
+from ..json_logging import Log
 from ..settings import HttpSettings, Settings
 from ..spool import Spool
 from .bodies import Refused, drain

@@ -14,7 +14,7 @@ from typing import BinaryIO
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 
-from ..files import ObjectFiles
+from ..object_files import ObjectFiles
 from ..settings import HttpSettings
 
 __all__ = ["Refused", "Spooling", "chunks", "drain", "small_body"]

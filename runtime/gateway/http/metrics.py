@@ -10,7 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from ..deliveries import Deliveries
+from ..delivery_queue import Deliveries
 from ..health import ExportState
 from ..spool import Spool
 

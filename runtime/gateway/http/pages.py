@@ -24,9 +24,9 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from ...errors import GatewayError
-from ..deliveries import Deliveries
+from ..delivery_queue import Deliveries
 from ..health import Check
-from ..logs import Log
+from ..json_logging import Log
 from ..quarantine import DECIDABLE, Quarantine, View
 from ..settings import HttpSettings, Settings
 from ..spool import Item, Spool, State
@@ -225,7 +225,7 @@ class Pages:
         return {
             "id": item.id,
             "short": item.id[:8],
-            "pseudonym": self._spool.pseudonyms.of("uid", item.sop_instance)[:12] or item.id[:12],
+            "pseudonym": self._spool.site_key.short("uid", item.sop_instance)[:12] or item.id[:12],
             "iso": moment.isoformat(timespec="seconds"),
             "when": moment.strftime("%H:%M:%S" if today else "%d %b %H:%M"),
             "caller": item.calling_aet or item.source.value,

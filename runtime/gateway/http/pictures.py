@@ -8,7 +8,7 @@ import os
 from collections import OrderedDict
 from pathlib import Path
 
-from ...child_python import module_command
+from ...system.python_process import module_command
 from .rendering import FAILED
 
 __all__ = ["Drawer", "NotDrawnError"]

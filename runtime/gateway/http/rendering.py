@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> int:
     from PIL import Image
 
     from ...errors import PictureError, Reason
-    from ...pictures import open_picture
+    from ...images.image import open_picture
 
     warnings.simplefilter("ignore")
     try:

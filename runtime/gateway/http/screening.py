@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from ...errors import GatewayError
-from ..logs import Log
+from ..json_logging import Log
 from ..settings import HttpSettings, Settings
 from ..spool import Arrival, Item, Source, Spool, SpoolFullError, State
 from .bodies import Refused, Spooling, chunks
@@ -71,7 +71,7 @@ def _as_json(item: Item, spool: Spool) -> dict[str, Any]:
     result = item.result
     threshold = result.get("threshold")
     nearest = [
-        {"key": spool.pseudonyms.of("gallery", near["key"]), "frame": near["frame"], "score": near["score"]}
+        {"key": spool.site_key.short("gallery", near["key"]), "frame": near["frame"], "score": near["score"]}
         for near in result.get("nearest", [])
     ]
     matches = [near for near in nearest if item.verdict == "match" and threshold is not None and near["score"] >= threshold]

@@ -16,7 +16,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ...errors import GatewayError
-from ..logs import Log
+from ..json_logging import Log
 from ..settings import Settings, TlsServer
 from ..spool import Spool
 from .app import make_app

@@ -19,8 +19,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from ...errors import GatewayError
-from ..files import measure_meta
-from ..logs import Log
+from ..json_logging import Log
+from ..object_files import measure_meta
 from ..settings import HttpSettings
 from ..spool import Arrival, Source, Spool, SpoolFullError
 from .bodies import Refused, Spooling, chunks

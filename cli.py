@@ -1,0 +1,34 @@
+"""The command `lcmem-onnx`: a group whose commands live in `commands/` and are imported when they run."""
+
+from __future__ import annotations
+
+import click
+
+from .console.exit_codes import EndingGroup
+from .console.lazy_group import LazyGroup
+
+__all__ = ["main"]
+
+COMMANDS = {
+    name: f"lcmem_onnx.commands.{name}:{name}"
+    for name in ("audit", "bundle", "calibrate", "doctor", "evaluate", "gateway", "index", "scan")
+} | {"compare": "lcmem_onnx.commands.scan:compare"}
+
+
+class _Commands(EndingGroup, LazyGroup):
+    """Lazy, and with this package's exit codes."""
+
+
+@click.group(cls=_Commands, lazy=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="lcmem-onnx", prog_name="lcmem-onnx")
+def main() -> None:
+    """Tell whether images show a patient, or are a copy of an image, that is in a gallery.
+
+    \b
+    Exit codes: 0 nothing found, 1 at least one match, 2 an error
+    (also when some images matched: what could not be screened may match as well).
+    """
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,278 @@
+"""`calibrate`: the threshold of one index, set on pictures of strangers and kept with it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ..console.exit_codes import FAILED, NOTHING_FOUND
+from ..console.terminal import print_calibration, print_copies, print_suspects, printable, progress, say, warn
+from .inputs import say_skipped, walk
+from .options import index_option, json_option, model_options, named_bundle, quiet_option
+
+if TYPE_CHECKING:
+    from ..evaluation.copies import CopyScores, Sampled
+    from ..runtime.calibration.open_set import Negatives
+    from ..runtime.calibration.threshold import Calibration
+    from ..runtime.gallery import Gallery
+    from ..runtime.model.head import Floats
+    from ..runtime.screening import Embedded, Screener
+
+__all__ = ["calibrate"]
+
+COPIES = 100
+"""Images altered by default. Of none missed the rate is below 3.6 %, with 95 % confidence."""
+
+
+@click.command()
+@index_option
+@click.option("--negatives", type=click.Path(path_type=Path), help="Folder of pictures of people who are not in the index.")
+@click.option(
+    "--pairs",
+    type=click.Path(path_type=Path),
+    help="CSV with the columns query and mate: pictures of people in the index, and their keys there. Measures what is missed.",
+)
+@click.option(
+    "--fpir",
+    type=float,
+    default=0.01,
+    show_default=True,
+    help="Wanted false-positive identification rate: the share of strangers' pictures that may be flagged.",
+)
+@click.option(
+    "--suspects",
+    type=click.Choice(["refuse", "leave-out", "keep"]),
+    default="refuse",
+    show_default=True,
+    help="What to do with negatives that are in the index or look like copies. 'keep' counts the look-alikes; those that are in "
+    "the index never count.",
+)
+@click.option(
+    "--ignore-patients", is_flag=True, help="Take no notice of the patients' numbers in DICOM headers, which may be anonymous."
+)
+@click.option(
+    "--copies",
+    type=click.IntRange(min=0),
+    help="Images of the index to alter and search for, to measure what is missed; 0 alters none.  [default: 100, with --pairs 0]",
+)
+@click.option("--dry-run", is_flag=True, help="Measure and print; keep nothing.")
+@click.option("--forget", is_flag=True, help="Take the index's calibration away: scans use the bundle's threshold again.")
+@json_option
+@quiet_option
+@model_options
+def calibrate(
+    folder: Path,
+    negatives: Path | None,
+    pairs: Path | None,
+    fpir: float,
+    suspects: str,
+    ignore_patients: bool,
+    copies: int | None,
+    dry_run: bool,
+    forget: bool,
+    as_json: bool,
+    quiet: bool,
+    model: Callable[[], Screener],
+) -> int:
+    """Set an index's threshold for a wanted rate of false alarms.
+
+    The negatives are pictures of the kind that you will screen, of people who are not in the index. What is found is kept with the
+    index, and 'scan' uses it. What is missed is measured on images of the index that are altered (cropped, blurred, annotated ...),
+    or with --pairs. Without --negatives the calibration that the index has is shown; with --copies what a scan misses now.
+
+    \b
+    Examples:
+      lcmem-onnx calibrate --index hospital.index --negatives strangers/ --fpir 0.01
+      lcmem-onnx calibrate --index hospital.index --negatives strangers/ --pairs mates.csv
+      lcmem-onnx calibrate --index hospital.index --copies 100
+    """
+    if negatives is None and (pairs or dry_run):
+        raise click.UsageError("give --negatives DIR: pictures of people who are not in the index")
+    if forget and (negatives is not None or copies):
+        raise click.UsageError("give either --negatives DIR, to calibrate, or --forget")
+    from ..runtime.calibration.threshold import check_rate, forget_calibration, store_calibration, stored_calibration
+    from ..runtime.gallery import Gallery
+
+    check_rate(fpir)
+    screener = model()
+    if negatives is None:
+        with Gallery.open(folder, screener.bundle, read_only=not forget, warn=warn) as gallery:
+            if forget:
+                forget_calibration(gallery)
+            if copies:
+                return _missed(screener, gallery, copies, as_json, quiet)
+            return _show(None if forget else stored_calibration(gallery), folder, as_json)
+    copies = copies if copies is not None else 0 if pairs else COPIES
+    request = _Request(negatives, pairs, fpir, suspects, ignore_patients, copies, dry_run, as_json, quiet)
+    if not dry_run:
+        # Where it could not be kept in the end, that is said before the work.
+        Gallery.open(folder, screener.bundle, read_only=False, warn=warn).close()
+    with Gallery.open(folder, screener.bundle, warn=warn) as gallery:
+        found = _measure(screener, gallery, request)
+    if found is None:
+        return FAILED
+    if not dry_run:
+        with Gallery.open(folder, screener.bundle, read_only=False, warn=warn) as gallery:
+            store_calibration(gallery, found)
+        if not as_json and not quiet:
+            click.echo(f"next  lcmem-onnx scan PATH --index {printable(str(folder))}{named_bundle()}")
+    return NOTHING_FOUND
+
+
+@dataclass(frozen=True)
+class _Request:
+    """The options that a measurement depends on."""
+
+    folder: Path
+    listing: Path | None
+    rate: float
+    suspects: str
+    ignore_patients: bool
+    copies: int
+    dry_run: bool
+    as_json: bool
+    quiet: bool
+
+
+def _measure(screener: Screener, gallery: Gallery, request: _Request) -> Calibration | None:
+    """Measure, print, and return what is to be kept; None where suspects were refused."""
+    from ..runtime.calibration.alarms import alarm_load
+    from ..runtime.calibration.open_set import chunk_count, judge_negatives, mate_scores, read_pairs
+    from ..runtime.calibration.threshold import calibrate, decide_uncalibrated, forecasts, misses
+    from ..runtime.errors import GalleryError, UsageError
+
+    if not len(gallery):
+        raise GalleryError(f"{gallery.folder} holds no pictures, so there is nothing to calibrate: add some first")
+    pairs = read_pairs(request.listing, gallery) if request.listing else []
+    pictures, unreadable = _embedded(screener, [request.folder], "negatives", request.quiet)
+
+    def watch(chunks: Iterable[tuple[list[str], Floats]]) -> Iterator[tuple[list[str], Floats]]:
+        return progress(chunks, chunk_count(gallery), "scoring", request.quiet, lambda chunk: chunk[0][0])
+
+    judged = judge_negatives(
+        gallery, pictures, keep_alike=request.suspects == "keep", ignore_patients=request.ignore_patients, watch=watch
+    )
+    if judged.suspects and request.suspects == "refuse":
+        _refuse(judged, request.as_json)
+        return None
+    if not len(judged.tops.scores):
+        raise UsageError(f"{request.folder} holds no picture that can serve as a negative{_why(judged, unreadable)}")
+    found = calibrate(judged.tops.scores, judged.tops.size, request.rate, screener.bundle.fingerprint, witnesses=judged.patients)
+    mated = None
+    if pairs:
+        queries, _ = _embedded(screener, list(dict.fromkeys(pair.query for pair in pairs)), "queries", request.quiet)
+        mated = mate_scores(gallery, pairs, queries)
+        if not len(mated):
+            raise UsageError(f"{request.listing}: none of its queries could be read")
+        found = replace(found, misses=misses(mated, found.threshold))
+    ahead = forecasts(found, judged.tops.scores, mated)
+    copies = _copies(screener, gallery, request.copies, request.quiet) if request.copies else None
+    if copies:
+        found = replace(found, copies=copies.misses(found.threshold))
+    otherwise = decide_uncalibrated(gallery)
+    alarms = alarm_load(found, judged.tops.scores, otherwise, copies.misses if copies else lambda threshold: ())
+    counts = {"left_out": len(judged.suspects), "repeated": judged.repeated, "unreadable": unreadable}
+    if request.as_json:
+        line = {
+            **found.as_json(),
+            **counts,
+            "kept": not request.dry_run,
+            "forecasts": [asdict(each) for each in ahead],
+            "alarms": [each.as_json() for each in alarms],
+            "copies_unavailable": copies.unavailable if copies else 0,
+        }
+        click.echo(json.dumps({"schema_version": 1, **line}))
+    else:
+        print_calibration(found, ahead, alarms, **counts, dry_run=request.dry_run)
+    return found
+
+
+def _copies(screener: Screener, gallery: Gallery, count: int, quiet: bool) -> CopyScores | None:
+    """Search for altered copies of the gallery's images; None, and a warning, where none of its images is at hand."""
+    from ..evaluation.copies import sample, score_copies
+
+    def watch(images: Iterable[Sampled]) -> Iterator[Sampled]:
+        return progress(images, min(count, len(sampled)), "altering", quiet, lambda image: image.key)
+
+    sampled = sample(gallery, count)
+    found = score_copies(screener, gallery, sampled, count, watch)
+    if found is None:
+        warn(
+            f"none of {len(sampled):,} images of {gallery.folder} is where it was when it was indexed: what is missed was not "
+            "measured. Mount the images there, or give --pairs"
+        )
+    elif found.unavailable and not quiet:
+        say(f"note: {found.unavailable:,} images of the index are not where they were, or cannot be read; others were altered")
+    return found
+
+
+def _missed(screener: Screener, gallery: Gallery, count: int, as_json: bool, quiet: bool) -> int:
+    """Say which altered copies a scan misses now."""
+    from ..runtime.calibration.threshold import decide_threshold
+    from ..runtime.errors import GalleryError
+
+    if not len(gallery):
+        raise GalleryError(f"{gallery.folder} holds no pictures, so there is nothing to alter: add some first")
+    decision = decide_threshold(gallery)
+    found = _copies(screener, gallery, count, quiet)
+    if found is None:
+        return FAILED
+    missed = found.misses(decision.threshold)
+    if as_json:
+        line = {
+            "threshold": decision.threshold,
+            "threshold_source": decision.source.value,
+            "copies": [asdict(each) for each in missed],
+            "copies_unavailable": found.unavailable,
+        }
+        click.echo(json.dumps({"schema_version": 1, **line}))
+    else:
+        print_copies(missed, decision.threshold, decision.words)
+    return NOTHING_FOUND
+
+
+def _refuse(judged: Negatives, as_json: bool) -> None:
+    """Name the suspects, and the ways on."""
+    print_suspects(judged.suspects, as_json)
+    alike = any(suspect.score is not None for suspect in judged.suspects)
+    say(
+        f"error: {len(judged.suspects)} of the negatives are in the index or look like copies of its pictures; nothing is set. "
+        f"Take them out of the folder, or give --suspects leave-out{' (or keep, if look-alikes are strangers)' if alike else ''}"
+    )
+
+
+def _embedded(screener: Screener, paths: list[Path], what: str, quiet: bool) -> tuple[list[Embedded], int]:
+    """Embed pictures, say which cannot be read, and how many those are."""
+    items, skipped = walk(paths)
+    say_skipped(skipped, quiet, f" among the {what}")
+    pictures: list[Embedded] = []
+    unreadable = 0
+    for picture in progress(screener.embeddings(items), len(items), what, quiet, lambda done: done.path):
+        unreadable += not len(picture.embeddings)
+        for frame, reason, detail in picture.errors:
+            place = picture.path if frame is None else f"{picture.path} frame {frame}"
+            say(f"error: {printable(place)}: {printable(detail)} [{reason}]")
+        pictures.append(picture)
+    return pictures, unreadable
+
+
+def _why(judged: Negatives, unreadable: int) -> str:
+    reasons = {"are in the index or look like copies": len(judged.suspects), "could not be read": unreadable}
+    said = ", ".join(f"{count} {reason}" for reason, count in reasons.items() if count)
+    return f": {said}" if said else ""
+
+
+def _show(found: Calibration | None, folder: Path, as_json: bool) -> int:
+    if as_json:
+        click.echo(json.dumps({"schema_version": 1, "calibration": found.as_json() if found else None}))
+    elif found is None:
+        click.echo("no calibration: scans use the bundle's threshold, which is one for pairs")
+        click.echo(f"next  lcmem-onnx calibrate --index {printable(str(folder))} --negatives DIR{named_bundle()}")
+    else:
+        print_calibration(found, [], [])
+    return NOTHING_FOUND

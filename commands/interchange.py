@@ -1,0 +1,170 @@
+"""`index export`, `index import`, `index merge`: galleries out to files, in, and together."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ..console.exit_codes import NOTHING_FOUND
+from ..console.terminal import printable, progress, say, warn
+from .options import bundle_option, index_option, json_option, named_bundle, quiet_option
+
+if TYPE_CHECKING:
+    from ..runtime.gallery import Gallery, Record
+    from ..runtime.gallery.interchange.transfer import Imported
+    from ..runtime.model.bundle import Bundle
+
+__all__ = ["index_export", "index_import", "index_merge"]
+
+without_patients_option = click.option(
+    "--without-patients",
+    is_flag=True,
+    help="Leave the pseudonyms of patients and studies out, where they were made with another site key.",
+)
+
+
+@click.command("export")
+@index_option
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="File to write; its name ends in .parquet or .npz.")
+@click.option("--gallery", "names", multiple=True, help="Group of the index to write; may be repeated.  [default: all]")
+@click.option("--with-paths", is_flag=True, help="Write keys (file names) as they are, also where patients are known.")
+@bundle_option
+@json_option
+@quiet_option
+def index_export(
+    folder: Path, out: Path, names: tuple[str, ...], with_paths: bool, bundle: Path | None, as_json: bool, quiet: bool
+) -> int:
+    """Write an index to a file, for a back-up or a move: embeddings, keys, sums, pseudonyms.
+
+    Where the index knows patients, in any group, keys become pseudonyms under the site key, since file names may tell who they
+    are; images under such keys cannot be read again by 'index upgrade'. --with-paths writes the keys themselves. A threshold that
+    was set for the index is not in the file.
+
+    \b
+    Example:
+      lcmem-onnx index export --index hospital.index --out hospital.parquet
+    """
+    from ..runtime.gallery import Gallery
+    from ..runtime.gallery.interchange.transfer import export_gallery
+    from ..runtime.model.bundle import open_bundle
+
+    with Gallery.open(folder, open_bundle(bundle), warn=warn) as gallery:
+        watch = _watch(len(gallery), "exporting", quiet)
+        made = export_gallery(gallery, out, names or None, watch, with_paths=with_paths)
+    if as_json:
+        click.echo(json.dumps({"schema_version": 1, "path": str(out), **asdict(made)}))
+    elif not quiet:
+        click.echo(f"{made.rows:,} embeddings in {printable(str(out))}")
+        click.echo(f"next  lcmem-onnx index import {printable(str(out))} --index DIR{named_bundle()}")
+    if not quiet and made.rows:
+        if made.keys == "hashed":
+            say("note: keys are pseudonyms under the site key; --with-paths writes the file names")
+        else:
+            say("note: the file holds the names of the indexed files with their folders")
+    return NOTHING_FOUND
+
+
+@click.command("import")
+@click.argument("file", type=click.Path(path_type=Path))
+@index_option
+@without_patients_option
+@bundle_option
+@json_option
+@quiet_option
+def index_import(file: Path, folder: Path, without_patients: bool, bundle: Path | None, as_json: bool, quiet: bool) -> int:
+    """Add what an export holds to an index, which is made if it is not there: all of it, or nothing.
+
+    What the index has already stays as it is, so an import may be repeated.
+
+    \b
+    Example:
+      lcmem-onnx index import hospital.parquet --index restored.index
+    """
+    from ..runtime.gallery.interchange.transfer import import_gallery, read_manifest
+    from ..runtime.model.bundle import open_bundle
+
+    model = open_bundle(bundle)
+    manifest = read_manifest(file, model.features)  # before an index is made for what is none
+    with _opened(folder, model, new=False) as gallery:
+        watch = _watch(manifest.rows, "importing", quiet)
+        done = import_gallery(file, gallery, without_patients=without_patients, watch=watch)
+        _report(done, gallery, folder, as_json, quiet)
+    return NOTHING_FOUND
+
+
+@click.command("merge")
+@click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="DIR...")
+@index_option
+@without_patients_option
+@bundle_option
+@json_option
+@quiet_option
+def index_merge(
+    sources: tuple[Path, ...], folder: Path, without_patients: bool, bundle: Path | None, as_json: bool, quiet: bool
+) -> int:
+    """Make a new index of all that the indexes DIR hold; those stay as they are.
+
+    A picture that stands in two of them under one key is kept once. Of one key for two pictures nothing is merged.
+
+    \b
+    Example:
+      lcmem-onnx index merge north.index south.index --index both.index
+    """
+    from ..runtime.gallery import Gallery
+    from ..runtime.gallery.interchange.transfer import merge_galleries
+    from ..runtime.model.bundle import open_bundle
+
+    model = open_bundle(bundle)
+    with ExitStack() as stack:
+        opened = [stack.enter_context(Gallery.open(source, model, warn=warn)) for source in sources]
+        gallery = stack.enter_context(_opened(folder, model, new=True))
+        watch = _watch(sum(len(source) for source in opened), "merging", quiet)
+        done = merge_galleries(opened, gallery, without_patients=without_patients, watch=watch)
+        _report(done, gallery, folder, as_json, quiet)
+    return NOTHING_FOUND
+
+
+@contextmanager
+def _opened(folder: Path, model: Bundle, *, new: bool) -> Iterator[Gallery]:
+    """The index to fill. One that was made here for what then failed is taken away again."""
+    from ..runtime.gallery import Gallery
+    from ..runtime.gallery.storage.schema import DATABASE
+
+    if not new and (folder / DATABASE).exists():
+        with Gallery.open(folder, model, read_only=False, warn=warn) as gallery:
+            yield gallery
+        return
+    there = folder.exists()
+    try:
+        with Gallery.create(folder, model, warn=warn) as gallery:
+            yield gallery
+    except BaseException:
+        if not there:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _watch(total: int, what: str, quiet: bool) -> Callable[[Iterable[Record]], Iterable[Record]]:
+    return lambda rows: progress(rows, total, what, quiet, lambda row: f"{row.key}\0{row.frame}")
+
+
+def _report(done: Imported, gallery: Gallery, folder: Path, as_json: bool, quiet: bool) -> None:
+    gallery.update_caches()
+    if as_json:
+        counts = {"added": done.added, "known": done.known, "frames": len(gallery)}
+        click.echo(json.dumps({"schema_version": 1, **counts, "calibration_left_behind": done.calibrated}))
+    elif not quiet:
+        click.echo(f"{done.added:,} frames added, {done.known:,} known already; the index holds {len(gallery):,}")
+    if quiet:
+        return
+    if done.calibrated:
+        say("note: a threshold had been set for what was read; it is not carried over, since it is one for that gallery alone")
+    if not as_json:
+        click.echo(f"next  lcmem-onnx calibrate --index {printable(str(folder))} --negatives DIR{named_bundle()}")

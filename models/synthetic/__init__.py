@@ -1,0 +1,1 @@
+"""Generated training images: phantoms, scenes and deformed slices. Not part of the wheel."""

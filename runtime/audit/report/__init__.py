@@ -1,0 +1,1 @@
+"""The report of an audit: HTML, PDF, JSON and CSV, replaced together."""

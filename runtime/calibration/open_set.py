@@ -1,0 +1,369 @@
+"""One against many, measured on pictures: strangers' best scores in a gallery, mates' scores, and what is no stranger at all.
+
+A negative is a picture whose patient is not in the gallery. One that is there after all would push the threshold up to where
+matches are missed, so negatives are looked through first: the same file, the same patient where patients are known, and a score
+so high that the picture is probably a copy. What they are is for a person to decide; here they are only named.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import FileListError, UsageError
+from ..gallery import Gallery
+from ..images.discovery import picture_name
+from ..model.head import Floats, Head, sigmoid
+from ..privacy import SiteKey
+from ..results import Embedded
+from ..system.cpu import cpu_limit
+from .threshold import Doubles
+
+__all__ = [
+    "KEPT",
+    "Negatives",
+    "Pair",
+    "Suspect",
+    "Suspicion",
+    "Tops",
+    "best_scores",
+    "chunk_count",
+    "copy_score",
+    "judge_negatives",
+    "mate_scores",
+    "read_pairs",
+]
+
+KEPT = 64
+"""Best scores kept of each negative. They say how many gallery vectors it matches, which is needed to foresee other sizes."""
+CHUNK = 4096
+SCORED_AT_ONCE = 512
+"""1 MB of differences at 512 features, for which the memory is at hand: for 8 MB the system is asked for new pages each time,
+which made it 4 times as slow (0.30 µs a pair and not 1.3)."""
+COPY_SHARE = 0.2
+"""Of the distance in logits from the threshold for pairs to a picture's score with itself, the part nearest to the latter in
+which a score is taken for a copy's."""
+FAR_OUT = 3.0
+ENOUGH = 20
+"""Negatives from which on they can tell what is far out among them."""
+NAMED_AT_ONCE = 3
+
+Watch = Callable[[Iterable[tuple[list[str], Floats]]], Iterable[tuple[list[str], Floats]]]
+"""Passes chunks of the gallery on, and may show progress while it does."""
+
+
+class Suspicion(StrEnum):
+    """Why a negative may be none: the same file is in the gallery, or the same patient, or it scores like a copy."""
+
+    SAME_FILE = "same-file"
+    SAME_PATIENT = "same-patient"
+    LIKE_A_COPY = "like-a-copy"
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A negative that is probably none. `key` and `score` are of the gallery picture that it resembles, where they are known."""
+
+    path: str
+    suspicion: Suspicion
+    key: str | None = None
+    score: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Tops:
+    """Of each picture the best scores in a gallery.
+
+    Attributes:
+        scores: float64 (pictures, kept), best first; 0 where the gallery has fewer vectors.
+        keys: of the best gallery picture of each.
+        size: distinct vectors in the gallery.
+    """
+
+    scores: Doubles
+    keys: tuple[str, ...]
+    size: int
+
+
+@dataclass(frozen=True, eq=False)
+class Negatives:
+    """Negatives, looked through.
+
+    Attributes:
+        tops: of those that raise no suspicion, or are to be kept all the same.
+        suspects: the others; nothing of them is in `tops`.
+        repeated: files that were there twice, by content; counted once.
+        patients: how many are behind `tops` where all of them are known, else None.
+    """
+
+    tops: Tops
+    suspects: tuple[Suspect, ...]
+    repeated: int
+    patients: int | None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A picture to search for, and the key of the gallery picture of the same patient that must be found."""
+
+    query: Path
+    mate: str
+
+
+def best_scores(gallery: Gallery, pictures: Sequence[Floats], kept: int = KEPT, watch: Watch = lambda chunks: chunks) -> Tops:
+    """The best scores of pictures in a gallery, by scoring all of it, without a graph.
+
+    Args:
+        pictures: embeddings, (views, features) each: frames and their renderings. The one that scores best counts.
+        kept: how many scores to keep of each.
+        watch: see `Watch`.
+    """
+    head = gallery.bundle.head
+    tops = np.full((len(pictures), kept), -np.inf)
+    keys = [""] * len(pictures)
+    size = 0
+
+    def score(at: int, names: list[str], vectors: Floats) -> None:
+        logits = _logits(head, pictures[at], vectors)
+        best = int(logits.argmax())
+        if logits[best] > tops[at, 0]:
+            keys[at] = names[best]
+        together = np.concatenate([tops[at], logits if len(logits) <= kept else np.partition(logits, -kept)[-kept:]])
+        tops[at] = np.sort(together)[::-1][:kept]
+
+    with ThreadPoolExecutor(cpu_limit(), thread_name_prefix="lcmem-score") as pool:
+        for names, vectors in watch(_distinct(gallery)):
+            size += len(vectors)
+            list(pool.map(lambda at, n=names, v=vectors: score(at, n, v), range(len(pictures))))
+    return Tops(sigmoid(tops), tuple(keys), size)
+
+
+def chunk_count(gallery: Gallery) -> int:
+    """How many chunks `best_scores` passes to its `watch`."""
+    return -(-gallery.vectors() // CHUNK)
+
+
+def _logits(head: Head, frames: Floats, vectors: Floats) -> Doubles:
+    """The best of the frames' logits with each vector, (vectors,)."""
+    parts = [
+        np.max([head.logits(frame, vectors[at : at + SCORED_AT_ONCE]) for frame in frames], axis=0)
+        for at in range(0, len(vectors), SCORED_AT_ONCE)
+    ]
+    logits: Doubles = np.concatenate(parts)
+    return logits
+
+
+def _distinct(gallery: Gallery) -> Iterator[tuple[list[str], Floats]]:
+    """The gallery's distinct vectors in chunks, each with the key of a picture that has it."""
+    seen: set[int] = set()
+    names: list[str] = []
+    vectors: list[Floats] = []
+    for record in gallery.entries():
+        mark = hash(record.embedding.tobytes())
+        if mark in seen:
+            continue
+        seen.add(mark)
+        names.append(record.key)
+        vectors.append(record.embedding)
+        if len(vectors) == CHUNK:
+            yield names, np.stack(vectors)
+            names, vectors = [], []
+    if vectors:
+        yield names, np.stack(vectors)
+
+
+def copy_score(gallery: Gallery, best: Doubles) -> float:
+    """The score from which a negative is taken for a copy, or for a picture of somebody in the gallery.
+
+    Either it is nearly what a picture scores with itself (see `COPY_SHARE`), or it stands far out from the other negatives: by
+    `FAR_OUT` times the distance from their median to their 90th percentile above the latter. Best scores of strangers have
+    an exponential tail, so that takes in four of 10,000 strangers, and up to a tenth of the negatives may be copies before it
+    sees none.
+
+    Args:
+        best: the negatives' best scores, (negatives,).
+    """
+    itself = float(gallery.bundle.head.bias)
+    pairs = float(_logit(np.asarray(gallery.bundle.threshold.value)))
+    limit = itself - COPY_SHARE * max(0.0, itself - pairs)
+    if len(best) >= ENOUGH:
+        median, high = np.sort(_logit(best))[[len(best) // 2, 9 * len(best) // 10]]
+        if np.isfinite(high):
+            limit = min(limit, max(pairs, float(high + FAR_OUT * (high - median))))
+    return float(sigmoid(np.asarray(limit)))
+
+
+def _logit(scores: Doubles) -> Doubles:
+    with np.errstate(divide="ignore"):
+        logits: Doubles = np.log(scores) - np.log1p(-scores)
+    return logits
+
+
+def judge_negatives(
+    gallery: Gallery,
+    pictures: Iterable[Embedded],
+    *,
+    keep_alike: bool = False,
+    ignore_patients: bool = False,
+    watch: Watch = lambda chunks: chunks,
+) -> Negatives:
+    """Look negatives through and score those that are some.
+
+    Args:
+        pictures: those that could be read; what has no embedding is passed over.
+        keep_alike: count negatives that score like a copy. The same file and the same patient never count: a match is right there.
+        ignore_patients: take no notice of the patients in headers: where those are anonymous, all have one number.
+        watch: see `Watch`.
+
+    Raises:
+        UsageError: the gallery's patients cannot be compared with the negatives', for want of the site key.
+    """
+    readable = [picture for picture in pictures if picture.content is not None and len(picture.embeddings)]
+    distinct = {picture.content: picture for picture in readable}
+    files, patients_there = _known(gallery, distinct)
+    left: list[Embedded] = []
+    suspects: list[Suspect] = []
+    site_key: SiteKey | None = None
+    for content, picture in distinct.items():
+        whose = picture.identifiers
+        known = patients_there and whose.patient_id and not ignore_patients
+        if known and site_key is None:
+            site_key = _site_key(gallery)
+        patient = site_key.patient(whose.patient_id, whose.issuer) if known and site_key and whose.patient_id else None
+        if content in files:
+            suspects.append(Suspect(picture.path, Suspicion.SAME_FILE, files[content]))
+        elif patient in patients_there:
+            suspects.append(Suspect(picture.path, Suspicion.SAME_PATIENT, patients_there[patient]))
+        else:
+            left.append(picture)
+    tops = best_scores(gallery, [picture.embeddings for picture in left], watch=watch)
+    alike = np.zeros(len(left), bool) if keep_alike else tops.scores[:, 0] >= copy_score(gallery, tops.scores[:, 0])
+    suspects += [
+        Suspect(left[at].path, Suspicion.LIKE_A_COPY, tops.keys[at], float(tops.scores[at, 0])) for at in np.flatnonzero(alike)
+    ]
+    kept = [int(at) for at in np.flatnonzero(~alike)]
+    patients = {(left[at].identifiers.patient_id, left[at].identifiers.issuer) for at in kept}
+    anonymous = ignore_patients or any(number is None for number, _ in patients)
+    return Negatives(
+        Tops(tops.scores[kept], tuple(tops.keys[at] for at in kept), tops.size),
+        tuple(suspects),
+        len(readable) - len(distinct),
+        None if anonymous else len(patients),
+    )
+
+
+def _site_key(gallery: Gallery) -> SiteKey:
+    try:
+        return gallery.site_key()
+    except UsageError as error:
+        raise UsageError(f"{error}; or give --ignore-patients, and nobody is looked for by number") from error
+
+
+def _known(gallery: Gallery, contents: Container[bytes | None]) -> tuple[dict[bytes | None, str], dict[str | None, str]]:
+    """Which of some files (by sha256) are in the gallery, and which patients are, each with a key."""
+    files: dict[bytes | None, str] = {}
+    patients: dict[str | None, str] = {}
+    for record in gallery.entries():
+        if record.content in contents:
+            files.setdefault(record.content, record.key)
+        if record.patient:
+            patients.setdefault(record.patient, record.key)
+    return files, patients
+
+
+# -- mates ---------------------------------------------------------------------------------------------------------
+
+
+def read_pairs(listing: Path, gallery: Gallery) -> list[Pair]:
+    """Read a list of mates: a CSV file with the columns `query` and `mate`.
+
+    `query` is a picture's path, relative to the list's folder or absolute. `mate` is a gallery picture of the same patient: its
+    key as the index has it, or a path as for `query`. A query with several mates stands on several lines.
+
+    Raises:
+        FileListError: unreadable, a column or a value is missing, a query that is not there, a mate that is not in the gallery.
+    """
+    base = Path(os.path.abspath(listing)).parent
+    rows: list[tuple[str, str]] = []
+    try:
+        with listing.open(encoding="utf-8-sig", newline="") as lines:
+            reader = csv.DictReader(lines)
+            lacking = [column for column in ("query", "mate") if column not in (reader.fieldnames or ())]
+            if lacking:
+                there = ", ".join(map(repr, reader.fieldnames or ()))[:200] or "none"
+                raise FileListError(
+                    f"{listing} has no column {', '.join(map(repr, lacking))}: the columns are query and mate; this one has {there}"
+                )
+            for row in reader:
+                query, mate = (row["query"] or "").strip(), (row["mate"] or "").strip()
+                if not query or not mate:
+                    raise FileListError(f"{listing} line {reader.line_num} has no value for {'query' if not query else 'mate'!r}")
+                rows.append((query, mate))
+    except UnicodeDecodeError as error:
+        raise FileListError(f"{listing} is not UTF-8 text, so it cannot be read as a CSV file list: save it as UTF-8") from error
+    except (OSError, csv.Error) as error:
+        why = (isinstance(error, OSError) and error.strerror) or error
+        raise FileListError(f"{listing} cannot be read as a CSV file list: {why}") from error
+    if not rows:
+        raise FileListError(f"{listing} lists no pair")
+    keys = {record.key for record in gallery.entries()}
+    pairs = []
+    no_query: list[str] = []
+    no_mate: list[str] = []
+    for query, mate in rows:
+        found = next((key for key in (mate, os.path.normpath(base / mate)) if key in keys), None)
+        if not os.path.isfile(base / query):
+            no_query.append(query)
+        elif found is None:
+            no_mate.append(mate)
+        else:
+            pairs.append(Pair(base / query, found))
+    if no_query:
+        raise FileListError(f"{listing} lists {len(no_query)} queries that are not there: {_some(no_query)}")
+    if no_mate:
+        raise FileListError(
+            f"{listing} lists {len(no_mate)} mates that are not in {gallery.folder}: {_some(no_mate)}. Keys are absolute paths"
+        )
+    return pairs
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMED_AT_ONCE} more" if len(names) > NAMED_AT_ONCE else ""
+    return ", ".join(repr(name[:100]) for name in names[:NAMED_AT_ONCE]) + more
+
+
+def mate_scores(gallery: Gallery, pairs: Sequence[Pair], queries: Iterable[Embedded]) -> Doubles:
+    """Each query's score with its best mate, float64 (searches,), in the order of the list.
+
+    Args:
+        queries: the pairs', embedded. Those that could not be read are left out.
+
+    Raises:
+        FileListError: a query is in the gallery itself: that it finds itself says nothing.
+    """
+    embedded = {query.path: query for query in queries if len(query.embeddings)}
+    files, _ = _known(gallery, {query.content for query in embedded.values()})
+    if files:
+        named = [path for path, query in embedded.items() if query.content in files]
+        raise FileListError(
+            f"{len(named)} queries are files that are in the gallery themselves, and would find themselves: {_some(named)}"
+        )
+    wanted = {pair.mate for pair in pairs}
+    mates: dict[str, list[Floats]] = {}
+    for record in gallery.entries():
+        if record.key in wanted:
+            mates.setdefault(record.key, []).append(record.embedding)
+    best: dict[str, float] = {}
+    for pair in pairs:
+        path = picture_name(pair.query)
+        if path in embedded:
+            logits = _logits(gallery.bundle.head, embedded[path].embeddings, np.stack(mates[pair.mate]))
+            best[path] = max(best.get(path, -np.inf), float(logits.max()))
+    return sigmoid(np.asarray(list(best.values()), np.float64))

@@ -1,0 +1,11 @@
+from .gallery import Added as Added
+from .gallery import Gallery as Gallery
+from .search.results import Hit as Hit
+from .search.results import Identity as Identity
+from .search.results import Search as Search
+from .search.results import SearchResult as SearchResult
+from .storage.records import DEFAULT_GALLERY as DEFAULT_GALLERY
+from .storage.records import Entry as Entry
+from .storage.records import Record as Record
+from .storage.records import check_gallery_name as check_gallery_name
+from .verification import Verification as Verification

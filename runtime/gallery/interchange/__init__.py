@@ -1,0 +1,1 @@
+"""Galleries as npz or Parquet files, for backups, moves and merges."""

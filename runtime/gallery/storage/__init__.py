@@ -1,0 +1,1 @@
+"""The rows of a gallery in SQLite: schema, transactions, locks, erasure."""

@@ -1,0 +1,83 @@
+"""One writer at a time, across processes: a lock that the system takes back when its holder ends, however it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from pathlib import Path
+
+from ...errors import GalleryError
+
+__all__ = ["LOCK", "WriterLock"]
+
+LOCK = "writer.lock"
+
+
+class WriterLock:
+    """The right to write in an index's folder, held from opening to `release`.
+
+    The file stays when the lock is given back: a process that waits on a file that is then removed would hold a lock that no
+    one else sees. It names its holder, for the message that another writer gets.
+
+    Raises:
+        GalleryError: another process, or another gallery of this one, holds it; or the folder cannot be written or locked.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._file = -1
+        path = folder / LOCK
+        try:
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
+        except OSError as error:
+            raise GalleryError(
+                f"{folder} may not be written ({error.strerror}): give a folder with write permission, or open the index read-only"
+            ) from error
+        try:
+            locked = _try_lock(self._file)
+        except OSError as error:
+            self.release()
+            raise GalleryError(
+                f"{folder} cannot be locked ({error.strerror}), so two processes might write in it at once: give a folder on "
+                "a file system that has locks, or open the index read-only"
+            ) from error
+        if not locked:
+            holder = os.pread(self._file, 20, 0).decode("ascii", "replace").strip() if hasattr(os, "pread") else ""
+            self.release()
+            who = f"process {holder}" if holder.isdigit() else "another process"
+            raise GalleryError(
+                f"{folder} is being written by {who}: an index has one writer at a time. Try again when it has finished; "
+                "searching goes on meanwhile"
+            )
+        with contextlib.suppress(OSError):  # who holds it is told for convenience; a full disk must not keep a lock from working
+            os.ftruncate(self._file, 0)
+            os.write(self._file, f"{os.getpid()}\n".encode())
+
+    def release(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)  # which gives the lock back
+            self._file = -1
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _try_lock(file: int) -> bool:
+        try:
+            os.lseek(file, 1 << 30, os.SEEK_SET)  # beyond the text, which others must be able to read
+            msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        finally:
+            os.lseek(file, 0, os.SEEK_SET)
+        return True
+else:
+    import fcntl
+
+    def _try_lock(file: int) -> bool:
+        try:
+            # flock and not lockf: a POSIX record lock is lost when any handle of the file is closed in this process.
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True

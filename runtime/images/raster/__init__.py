@@ -1,0 +1,1 @@
+"""Raster images (PNG, JPEG, TIFF, WebP and others) to RGB frames."""
