@@ -31,13 +31,13 @@ from .runtime.errors import (
     GatewayError as GatewayError,
 )
 from .runtime.errors import (
+    ImageError as ImageError,
+)
+from .runtime.errors import (
     KeyConflictError as KeyConflictError,
 )
 from .runtime.errors import (
     LcmemError as LcmemError,
-)
-from .runtime.errors import (
-    PictureError as PictureError,
 )
 from .runtime.errors import (
     ProviderError as ProviderError,

@@ -23,9 +23,9 @@ FIXED = 0.9
 
 @click.command()
 @click.option("--seeds", default=200, show_default=True, help="Deals.")
-@click.option("--reference", default=1500, show_default=True, help="Reference pictures.")
-@click.option("--released", default=1000, show_default=True, help="Released pictures.")
-@click.option("--holdout", default=500, show_default=True, help="Hold-out pictures.")
+@click.option("--reference", default=1500, show_default=True, help="Reference images.")
+@click.option("--released", default=1000, show_default=True, help="Released images.")
+@click.option("--holdout", default=500, show_default=True, help="Hold-out images.")
 def main(seeds: int, reference: int, released: int, holdout: int) -> None:
     bundle = open_bundle()
     weights = np.random.default_rng(1).normal(0, SPREAD / np.sqrt(LATENT), (LATENT, bundle.features))
@@ -49,7 +49,7 @@ def main(seeds: int, reference: int, released: int, holdout: int) -> None:
 
         def law(limit: Limit, scores: np.ndarray = scores, held: np.ndarray = held_scores) -> tuple[int, bool, float | None]:
             found = int((scores >= limit.value).sum())
-            chance = by_chance(bundle, limit, pictures=len(scores), found=found, gallery=reference, holdout=held, looks=1)
+            chance = by_chance(bundle, limit, images=len(scores), found=found, gallery=reference, holdout=held, looks=1)
             assert chance.count is not None
             return found, chance.count.low <= found <= chance.count.high, chance.p
 

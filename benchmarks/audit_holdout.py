@@ -5,8 +5,8 @@ where each suspect is a false alarm or an image that the folders have under two 
 others of the hold-out: altered copies of reference images, altered copies of released ones, or, where a list names patients, other
 images of patients of the reference. A deal counts as noticed when a planted image is left out.
 
-    python benchmarks/audit_holdout.py --pictures chest/ --list list.csv --work holdouts
-    python benchmarks/audit_holdout.py --pictures flowers/ --pictures objects/ --work holdouts --plant released
+    python benchmarks/audit_holdout.py --folder chest/ --list list.csv --work holdouts
+    python benchmarks/audit_holdout.py --folder flowers/ --folder objects/ --work holdouts --plant released
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ import cv2
 import numpy as np
 from lcmem_onnx.evaluation.alterations import alter
 from lcmem_onnx.runtime.audit.run import Audit, Request, audit
-from lcmem_onnx.runtime.errors import PictureError
-from lcmem_onnx.runtime.images.image import open_picture
+from lcmem_onnx.runtime.errors import ImageError
+from lcmem_onnx.runtime.images.image import open_image
 from lcmem_onnx.runtime.screening import Screener
 from numpy.typing import NDArray
 
@@ -102,7 +102,7 @@ def plant(sets: list[list[Path]], whose: dict[Path, str], what: str, count: int,
             continue
         path = source[int(rng.integers(len(source)))]
         kind = KINDS[int(rng.integers(len(KINDS)))]
-        pixels, strength = altered(open_picture(path.read_bytes(), name_hint=path.name).frame(0), kind, rng)
+        pixels, strength = altered(open_image(path.read_bytes(), name_hint=path.name).frame(0), kind, rng)
         name = f"planted-{number}.jpg"
         cv2.imwrite(name, pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])
         planted[name] = f"{kind} {strength:.2f} of {path.name}"
@@ -118,7 +118,9 @@ def lay_out(work: Path, sets: list[list[Path]]) -> None:
 
 
 @click.command()
-@click.option("--pictures", multiple=True, required=True, type=click.Path(path_type=Path, exists=True), help="A folder of images.")
+@click.option(
+    "--folder", "folders", multiple=True, required=True, type=click.Path(path_type=Path, exists=True), help="A folder of images."
+)
 @click.option("--list", "listing", type=click.Path(path_type=Path, exists=True), help="CSV with path and id: whose they are.")
 @click.option("--work", required=True, type=click.Path(path_type=Path), help="Folder for all that is made.")
 @click.option("--seeds", default=40, show_default=True, help="Deals.")
@@ -132,11 +134,11 @@ def lay_out(work: Path, sets: list[list[Path]]) -> None:
     help="What.",
 )
 @click.option("--clean/--no-clean", default=True, show_default=True, help="Audit a clean hold-out for each planted one.")
-def main(pictures: tuple[Path, ...], listing: Path | None, work: Path, seeds: int, images: int, what: str, clean: bool) -> None:
+def main(folders: tuple[Path, ...], listing: Path | None, work: Path, seeds: int, images: int, what: str, clean: bool) -> None:
     screener = Screener()
     names = identities(listing)
     files: dict[str, list[Path]] = defaultdict(list)
-    for folder in pictures:
+    for folder in folders:
         for path in sorted(folder.resolve().rglob("*")):
             if path.suffix.lower() in SUFFIXES:
                 files[names.get(os.path.realpath(path), str(path))].append(path)
@@ -192,7 +194,7 @@ def main(pictures: tuple[Path, ...], listing: Path | None, work: Path, seeds: in
     click.echo(
         json.dumps(
             {
-                "folders": [folder.name for folder in pictures],
+                "folders": [folder.name for folder in folders],
                 "images in each set": images,
                 "planted": what,
                 "contaminated hold-outs noticed": f"{noticed} of {seeds}",
@@ -212,5 +214,5 @@ def main(pictures: tuple[Path, ...], listing: Path | None, work: Path, seeds: in
 if __name__ == "__main__":
     try:
         main()
-    except PictureError as error:
+    except ImageError as error:
         raise SystemExit(f"error: {error}") from error

@@ -1,12 +1,12 @@
 """Are planted copies found, and are the false ones within what the report announces?
 
-Each folder of pictures (no two of the same, `*-1.png` being other visits and left out) is dealt into reference, released set
-and hold-out. Copies of reference pictures, altered by the paper's transforms, are planted in place of 1 % of the released ones,
+Each folder of images (no two of the same, `*-1.png` being other visits and left out) is dealt into reference, released set
+and hold-out. Copies of reference images, altered by the paper's transforms, are planted in place of 1 % of the released ones,
 and an audit is made; then the same without copies. That is done for many seeds. A planted copy counts as listed when the report
 lists it; all else that it lists is a false one.
 
     python -m lcmem_onnx.models.bundled.photographs --out photographs
-    python benchmarks/audit_planted.py --phantoms 1800 --scenes 1800 --pictures photographs/photographs --work planted
+    python benchmarks/audit_planted.py --phantoms 1800 --scenes 1800 --images photographs/photographs --work planted
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ import cv2
 import numpy as np
 from lcmem_onnx.evaluation.alterations import PAPER_GRID, alter
 from lcmem_onnx.runtime.audit.run import Audit, Request, audit
-from lcmem_onnx.runtime.errors import PictureError
-from lcmem_onnx.runtime.images.image import open_picture
+from lcmem_onnx.runtime.errors import ImageError
+from lcmem_onnx.runtime.images.image import open_image
 from lcmem_onnx.runtime.screening import Screener
 
 CELLS = [(transform, strength) for transform, strengths in PAPER_GRID.items() for strength in strengths]
@@ -42,8 +42,8 @@ def drawn(folder: Path, phantoms: int, scenes: int) -> list[Path]:
         for seed in range(FIRST_SEED, FIRST_SEED + count):
             name = f"{kind_of(seed)}-{seed}-0.png" if what == "phantoms" else f"{seed}.png"
             if not (folder / what / name).exists():
-                picture = phantom(seed, 0, 256) if what == "phantoms" else scene(seed, 256)
-                cv2.imwrite(str(folder / what / name), picture[..., ::-1])
+                image = phantom(seed, 0, 256) if what == "phantoms" else scene(seed, 256)
+                cv2.imwrite(str(folder / what / name), image[..., ::-1])
     return [folder / what for what, count in (("phantoms", phantoms), ("scenes", scenes)) if count]
 
 
@@ -61,16 +61,16 @@ def one(screener: Screener, files: list[Path], work: Path, out: Path, seed: int,
     count = round(planted * third)
     for number, at in enumerate(rng.choice(order[:third], count, replace=False)):
         transform, strength = CELLS[rng.integers(len(CELLS))]
-        picture = open_picture(files[at].read_bytes(), name_hint=files[at].name).frame(0)
+        image = open_image(files[at].read_bytes(), name_hint=files[at].name).frame(0)
         name = f"planted-{number:03d}-{at:05d}-{transform}-{strength}.png"
-        cv2.imwrite(str(work / "released" / name), alter(picture, transform, strength, rng)[..., ::-1])
+        cv2.imwrite(str(work / "released" / name), alter(image, transform, strength, rng)[..., ::-1])
         (work / "released" / f"{order[third + number]:05d}{files[order[third + number]].suffix}").unlink()
     request = Request(work / "released", work / "reference", out, work / "holdout", wanted=wanted, tta=tta)
     return audit(screener, request)
 
 
 @click.command()
-@click.option("--pictures", multiple=True, type=click.Path(path_type=Path, exists=True), help="A folder of different pictures.")
+@click.option("--images", multiple=True, type=click.Path(path_type=Path, exists=True), help="A folder of different images.")
 @click.option("--phantoms", default=0, help="Phantoms to draw.")
 @click.option("--scenes", default=0, help="Scenes to draw.")
 @click.option("--work", required=True, type=click.Path(path_type=Path), help="Folder for all that is made.")
@@ -80,7 +80,7 @@ def one(screener: Screener, files: list[Path], work: Path, out: Path, seed: int,
 @click.option("--tta", is_flag=True, help="As for the command.")
 @click.option("--json", "as_json", is_flag=True, help="A line of JSON a folder.")
 def main(
-    pictures: tuple[Path, ...],
+    images: tuple[Path, ...],
     phantoms: int,
     scenes: int,
     work: Path,
@@ -91,7 +91,7 @@ def main(
     as_json: bool,
 ) -> None:
     screener = Screener()
-    for folder in [*pictures, *drawn(work / "drawn", phantoms, scenes)]:
+    for folder in [*images, *drawn(work / "drawn", phantoms, scenes)]:
         files = [path.resolve() for path in sorted(folder.rglob("*")) if path.is_file() and not path.stem.endswith("-1")]
         started = time.monotonic()
         missed: Counter[str] = Counter()
@@ -118,7 +118,7 @@ def main(
             clean_found += sum(finding.found for finding in done.findings)
         result = {
             "folder": folder.name,
-            "pictures a set": len(files) // 3,
+            "images a set": len(files) // 3,
             "seeds": seeds,
             "planted": total,
             "listed": listed,
@@ -139,5 +139,5 @@ def main(
 if __name__ == "__main__":
     try:
         main()
-    except PictureError as error:
+    except ImageError as error:
         raise SystemExit(f"error: {error}") from error

@@ -42,7 +42,7 @@ def main() -> None:
     screener = Screener(options.bundle, provider="cpu")
     size = sum(path.stat().st_size for path in screener.bundle.path.rglob("*")) / 1e6
     print(f"{screener.bundle.name}, {size:.1f} MB; {cpu_name()}, {cpu_limit()} threads, {time.strftime('%Y-%m-%d')}\n")
-    print(f"one picture, file to embedding: {_milliseconds(screener):.1f} ms\n")
+    print(f"one image, file to embedding: {_milliseconds(screener):.1f} ms\n")
     print(_identified(options.list, screener), flush=True)
 
     groups: dict[str, list[Listed]] = {}

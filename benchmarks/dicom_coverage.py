@@ -1,4 +1,4 @@
-"""Which DICOM files decode, and whether to the picture that other decoders make of them.
+"""Which DICOM files decode, and whether to the image that other decoders make of them.
 
     python benchmarks/dicom_coverage.py [--files]
 
@@ -23,9 +23,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pydicom
-from lcmem_onnx.runtime.errors import PictureError
+from lcmem_onnx.runtime.errors import ImageError
 from lcmem_onnx.runtime.images.dicom.grayscale import merged_groups, padding_mask
-from lcmem_onnx.runtime.images.image import Picture, open_picture
+from lcmem_onnx.runtime.images.image import ImageFile, open_image
 from lcmem_onnx.runtime.images.preprocess import BLANK_LEVELS
 from numpy.typing import NDArray
 
@@ -60,9 +60,9 @@ def judge(path: Path, work: Path) -> Line:
     dataset = pydicom.dcmread(path, force=True)
     syntax = str(getattr(dataset, "file_meta", {}).get("TransferSyntaxUID", "")) or "none"
     try:
-        picture = open_picture(path.read_bytes(), name_hint="x.dcm")
-        frames = {number: picture.frame(number) for number in sorted({0, picture.frames - 1})}
-    except PictureError as error:
+        image = open_image(path.read_bytes(), name_hint="x.dcm")
+        frames = {number: image.frame(number) for number in sorted({0, image.frames - 1})}
+    except ImageError as error:
         return Line(path.name, syntax, f"{error.reason}: {error}", None)
     worst, share, by = None, 0.0, ""
     for number, frame in frames.items():
@@ -71,15 +71,15 @@ def judge(path: Path, work: Path) -> Line:
             continue
         apart = np.abs(frame.astype(int) - drawn).max(axis=2)
         if dataset.get("PixelPaddingValue") is not None and dataset.get("SamplesPerPixel", 1) == 1:
-            mask = padding_mask(stored_values(picture, number), merged_groups(dataset, number))
+            mask = padding_mask(stored_values(image, number), merged_groups(dataset, number))
             apart = apart if mask is None else np.where(mask, 0, apart)
         worst = max(worst or 0, int(apart.max()))
         share = max(share, float((apart > CLOSE).mean()))
     return Line(path.name, syntax, None, worst, share, by)
 
 
-def stored_values(picture: Picture, number: int) -> NDArray[np.int64]:
-    return picture._source._values(number)  # type: ignore[union-attr]  # what the mask is defined on
+def stored_values(image: ImageFile, number: int) -> NDArray[np.int64]:
+    return image._source._values(number)  # type: ignore[union-attr]  # what the mask is defined on
 
 
 def reference(path: Path, dataset: pydicom.Dataset, number: int, work: Path) -> tuple[NDArray[np.uint8] | None, str]:

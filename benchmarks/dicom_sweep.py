@@ -33,8 +33,8 @@ from typing import Any
 import imagecodecs
 import numpy as np
 import pydicom
-from lcmem_onnx.runtime.errors import PictureError
-from lcmem_onnx.runtime.images.image import open_picture
+from lcmem_onnx.runtime.errors import ImageError
+from lcmem_onnx.runtime.images.image import open_image
 from numpy.typing import NDArray
 from PIL import Image
 from pydicom import uid
@@ -811,9 +811,9 @@ def compare(feature: Feature, syntax: Syntax, path: Path, dcmtk: Dcmtk) -> Outco
     except NotDrawnError:
         return Outcome(feature.name, syntax.name, untold="DCMTK does not draw it")
     try:
-        picture = open_picture(data)
-        found = [picture.frame(number).astype(np.int64) for number in range(picture.frames)]
-    except PictureError as error:
+        image = open_image(data)
+        found = [image.frame(number).astype(np.int64) for number in range(image.frames)]
+    except ImageError as error:
         return Outcome(feature.name, syntax.name, error=f"{error.reason}: {error}")
     if [one.shape for one in found] != [one.shape for one in expected]:
         return Outcome(feature.name, syntax.name)

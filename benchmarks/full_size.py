@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from lcmem_onnx import open_bundle
-from lcmem_onnx.export.parity import choose_pictures, embed_in_torch
+from lcmem_onnx.export.parity import choose_images, embed_in_torch
 from lcmem_onnx.models.autoencoder import AutoencoderShape
 from lcmem_onnx.models.checkpoint import load_lcmem
 from lcmem_onnx.models.convnext import ConvNeXtShape
@@ -89,16 +89,16 @@ def main() -> None:
         batches = ", ".join(map(str, parity["batch_sizes"]))
         row(f"embeddings, ONNX against torch, batches of {batches}", f"{largest:.1e}", "1e-4", largest <= 1e-4)
 
-        pictures = choose_pictures(None)[:2]
+        images = choose_images(None)[:2]
         network = load_lcmem(checkpoint).network
-        reference = torch.from_numpy(embed_in_torch(network, pictures, 512))
+        reference = torch.from_numpy(embed_in_torch(network, images, 512))
         screener = Screener(out, provider="cpu", threads=threads)
         differences, scores = [], []
-        for a, b in combinations(range(len(pictures)), 2):
+        for a, b in combinations(range(len(images)), 2):
             with torch.no_grad():
                 expected = float(torch.sigmoid(network.logit(reference[a : a + 1], reference[b : b + 1]))[0])
             scores.append(expected)
-            differences.append(abs(screener.compare(pictures[a], pictures[b]).score - expected))
+            differences.append(abs(screener.compare(images[a], images[b]).score - expected))
         row(
             "scores, file to verdict against torch with Pillow",
             f"{max(differences):.1e}",

@@ -10,7 +10,7 @@ cut out, repeated, overwritten or replaced by parts of another fixture, the end 
 decoder believes what it reads: lengths, sizes and counts of DICOM elements, PNG chunks (whose CRC is made right again), JPEG
 segments, TIFF directories, boxes and RIFF chunks.
 
-A mutated file may decode: a changed pixel is still an image. A fault is whatever is neither frames nor a PictureError with a
+A mutated file may decode: a changed pixel is still an image. A fault is whatever is neither frames nor an ImageError with a
 stable reason and a message of one line; an answer of the decoding process that is not one; an answer that comes later than the
 limit on time; a decoding process that takes more memory than its limit; growth of this process; a byte on stderr. With --here each
 file is decoded in this process too, where a crash ends the run, and both must come to the same. Decoders that crashed or were ended
@@ -40,15 +40,15 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from lcmem_onnx.runtime.errors import PictureError, Reason
+from lcmem_onnx.runtime.errors import ImageError, Reason
 from lcmem_onnx.runtime.images.formats import Limits
-from lcmem_onnx.runtime.images.image import Picture, open_picture
-from lcmem_onnx.runtime.images.sandbox import WALL_FACTOR, IsolatedPicture, Nursery
+from lcmem_onnx.runtime.images.image import ImageFile, open_image
+from lcmem_onnx.runtime.images.sandbox import WALL_FACTOR, Nursery, SandboxedImageFile
 
 LIMITS = Limits(max_pixels=1 << 22, max_frames=256, max_inflated_bytes=1 << 24, max_seconds=5, max_memory_bytes=1 << 30)
 SIZE = 64
 FRAMES = 3
-"""Frames of a picture that are asked for: the first, the middle one, the last."""
+"""Frames of an image that are asked for: the first, the middle one, the last."""
 GRACE_SECONDS = 5.0
 """A busy machine takes for ending a process and starting another."""
 GROWTH_MB = 200
@@ -126,8 +126,8 @@ def pydicom_files() -> Iterator[Fixture]:
         data = path.read_bytes()
         if len(data) <= PYDICOM_BYTES and path.suffix not in (".py", ".pyc", ".txt"):
             try:
-                open_picture(data, LIMITS, "x.dcm")
-            except PictureError:
+                open_image(data, LIMITS, "x.dcm")
+            except ImageError:
                 continue
             yield Fixture(f"pydicom {path.name}", "x.dcm", data)
 
@@ -296,7 +296,7 @@ class Tally:
     """The most memory that a decoding process had, above what it began with."""
 
 
-Opener = Callable[[bytes, str], Picture | IsolatedPicture]
+Opener = Callable[[bytes, str], ImageFile | SandboxedImageFile]
 
 
 def tried(opener: Opener, data: bytes, name: str) -> tuple[str, str, float]:
@@ -305,30 +305,30 @@ def tried(opener: Opener, data: bytes, name: str) -> tuple[str, str, float]:
     Returns:
         What became of it: "decoded", "decoded in part" or a reason; what is wrong with that, or ""; the memory that was taken, MB.
     """
-    picture: Picture | IsolatedPicture | None = None
+    image: ImageFile | SandboxedImageFile | None = None
     memory = 0.0
-    errors: list[PictureError] = []
+    errors: list[ImageError] = []
     wrong = ""
     asked = 1
     try:
-        picture = opener(data, name)
-        frames = sorted({0, picture.frames // 2, picture.frames - 1})[:FRAMES]
+        image = opener(data, name)
+        frames = sorted({0, image.frames // 2, image.frames - 1})[:FRAMES]
         asked = len(frames)
         for number in frames:
             try:
-                views = picture.views(number, SIZE)
+                views = image.views(number, SIZE)
                 if not views or any(view.shape != (SIZE, SIZE, 3) or view.dtype != np.uint8 for view in views):
                     wrong = f"frame {number} has views of another shape"
-            except PictureError as error:
+            except ImageError as error:
                 errors.append(error)
-            memory = max(memory, _memory_of(picture))
-    except PictureError as error:
+            memory = max(memory, _memory_of(image))
+    except ImageError as error:
         errors.append(error)
     except Exception as error:  # noqa: BLE001  # that there is none is what is tried
         return "fault", f"{type(error).__name__}: {error}", memory
     finally:
-        if picture is not None:
-            picture.close()
+        if image is not None:
+            image.close()
     for error in errors:
         if not isinstance(error.reason, Reason) or "\n" in str(error) or not str(error):
             wrong = f"an error that is not one line: {error!r}"
@@ -339,9 +339,9 @@ def tried(opener: Opener, data: bytes, name: str) -> tuple[str, str, float]:
     return ("decoded in part" if len(errors) < asked else str(errors[0].reason.value)), wrong, memory
 
 
-def _memory_of(picture: Picture | IsolatedPicture) -> float:
-    """The most address space that a picture's process has had, MB; 0 where it has none of its own."""
-    child = getattr(picture, "_child", None)
+def _memory_of(image: ImageFile | SandboxedImageFile) -> float:
+    """The most address space that an image's process has had, MB; 0 where it has none of its own."""
+    child = getattr(image, "_child", None)
     try:
         status = Path(f"/proc/{child.process}/status").read_text(encoding="ascii") if child else ""
     except OSError:  # it ended
@@ -362,8 +362,8 @@ def run(
 ) -> dict[str, Tally]:
     """Try mutations of each fixture in turn: a round of a few for each at a time, until there are enough or the time is up."""
 
-    def opened_here(data: bytes, name: str) -> Picture:
-        return open_picture(data, limits, name)
+    def opened_here(data: bytes, name: str) -> ImageFile:
+        return open_image(data, limits, name)
 
     tallies = {fixture.name: Tally() for fixture in fixtures}
     generators = {fixture.name: np.random.default_rng([seed, number]) for number, fixture in enumerate(fixtures)}

@@ -4,7 +4,7 @@ python benchmarks/gallery_kills.py FOLDER [--kills 200] [--seed 0]
 
 A worker process changes an index and says through a pipe what it begins and what has been acknowledged; it is killed after a random
 time. (Workers are forked from a server that has imported everything, so that the time hits the work.) Then the index is opened,
-first for reading, as a scan would, and every acknowledged picture must be found by its own embedding, exactly and through the
+first for reading, as a scan would, and every acknowledged image must be found by its own embedding, exactly and through the
 graph, every erased one must not, and what was in flight may be either, but whole. The next worker goes on with the same index.
 Caches are written from 20 embeddings on, so that each kill may meet each kind of file.
 A killed process is not a power cut: what is lost there is what the disk had not written yet, for which SQLite's synchronous=FULL
@@ -61,7 +61,7 @@ def small_caches() -> None:
 
 
 def work(folder: Path, start: int, seed: int, pipe: Connection) -> None:
-    """Change the index until killed. Each message: begin or done, what, and of which pictures."""
+    """Change the index until killed. Each message: begin or done, what, and of which images."""
     small_caches()
 
     def say(phase: str, kind: str, its: Iterable[int] = ()) -> None:
@@ -170,7 +170,7 @@ def _kill(folder: Path, kills: int, seed: int) -> None:
         assert kept in (set(), doubtful & (there | kept)), f"half of {kind} {sorted(doubtful)} is there"
         there, gone = (there - doubtful) | kept, gone | (doubtful - kept)
         if (kill + 1) % 20 == 0:
-            print(f"{kill + 1} kills, {len(there)} pictures there, {len(gone)} gone; during {dict(during)}", flush=True)
+            print(f"{kill + 1} kills, {len(there)} images there, {len(gone)} gone; during {dict(during)}", flush=True)
     with Gallery.open(folder, bundle(), read_only=False) as gallery:
         gallery.compact()
     data = b"".join(path.read_bytes() for path in folder.iterdir())

@@ -5,11 +5,11 @@ python benchmarks/gallery_scale.py FOLDER [--vectors 100000] [--parts exact,grap
 The vectors are drawn, 512 features each, like those of the bundled model: 200 phantoms (models/synthetic, identities that no
 training saw) are embedded at three visits each; in the space before the sigmoid, the means of the identities and the spread of
 the visits around them give two normal distributions (covariances of rank 199 and 400). A patient is a draw of the first, with 1
-to 9 pictures that are draws of the second around it. Queries are further pictures of patients in the gallery (half) and of
-others. So there are clusters, near misses, and matches that differ from their pictures as those of the model do.
+to 9 images that are draws of the second around it. Queries are further images of patients in the gallery (half) and of
+others. So there are clusters, near misses, and matches that differ from their images as those of the model do.
 
 Raw hnswlib gets the same vectors, already weighted, and the same M, ef_construction and ef; its answers are labels and squared
-distances, ours the model's scores and the pictures' names.
+distances, ours the model's scores and the images' names.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ IDENTITIES, VISITS, FIRST_IDENTITY = 200, 3, 20_000
 ADDED_AT_ONCE = 10_000
 QUERIES = 200
 BEAM = max(2 * FIRST_CANDIDATES, FIRST_BEAM)
-PICTURE = Path(__file__).parent.parent / "examples" / "pictures" / "queries"
+IMAGE = Path(__file__).parent.parent / "examples" / "pictures" / "queries"
 
 
 def main() -> None:
@@ -83,7 +83,7 @@ def drawn(folder: Path, count: int, statistics_file: Path | None) -> tuple[np.nd
         sizes = random.integers(1, 10, count)
         whose = np.repeat(np.arange(count), sizes)[:count]
         patients = len(np.unique(whose))
-        # Queries: pictures of patients of the gallery, and of patients beyond.
+        # Queries: images of patients of the gallery, and of patients beyond.
         whose = np.concatenate([whose, random.integers(0, patients, QUERIES // 2), patients + np.arange(QUERIES - QUERIES // 2)])
         for at in range(0, len(whose), 20_000):
             part = whose[at : at + 20_000]
@@ -267,14 +267,14 @@ print([int(line.split()[1]) // 1024 for line in open("/proc/self/status") if lin
 
 
 def opening(folder: Path, vectors: np.ndarray, queries: np.ndarray) -> None:
-    picture = sorted(PICTURE.iterdir())[0]
-    command = [sys.executable, "-m", "lcmem_onnx.cli", "scan", str(picture), "--index", str(folder), "--json", "-q"]
+    image = sorted(IMAGE.iterdir())[0]
+    command = [sys.executable, "-m", "lcmem_onnx.cli", "scan", str(image), "--index", str(folder), "--json", "-q"]
     taken = []
     for _ in range(7):
         before = time.perf_counter()
         subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
         taken.append(time.perf_counter() - before)
-    print(f"opening and scanning one picture, whole process: {_spread(taken, 2)} s", flush=True)
+    print(f"opening and scanning one image, whole process: {_spread(taken, 2)} s", flush=True)
 
 
 def _timed(work: object) -> float:

@@ -18,7 +18,7 @@ from lcmem_onnx.evaluation.alterations import PAPER_GRID, alter
 from lcmem_onnx.evaluation.filelist import read_file_list
 from lcmem_onnx.evaluation.realistic import NEEDS_OTHER, REALISTIC, alter_realistically
 from lcmem_onnx.runtime.images.formats import read_file
-from lcmem_onnx.runtime.images.image import open_picture
+from lcmem_onnx.runtime.images.image import open_image
 from lcmem_onnx.runtime.images.preprocess import resize
 from lcmem_onnx.runtime.model.bundle import Bundle
 from lcmem_onnx.runtime.model.encoder import Encoder
@@ -50,7 +50,7 @@ def main() -> None:
     rng = np.random.default_rng(0)
     images, copies, of = [], [], []
     for number, row in enumerate(rows):
-        pixels = open_picture(read_file(row.path)).frame(0)
+        pixels = open_image(read_file(row.path)).frame(0)
         images.append(resize(pixels, bundle.image_size))
         for cell in rng.permutation(len(CELLS))[: options.copies]:
             change, name, strength = CELLS[cell]

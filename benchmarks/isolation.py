@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
-from lcmem_onnx.runtime.images.image import open_picture
+from lcmem_onnx.runtime.images.image import open_image
 from lcmem_onnx.runtime.images.sandbox import Nursery
 
 ROUNDS = 40
@@ -49,13 +49,13 @@ def main() -> None:
         for name, data in (("128 x 128", path.read_bytes()), ("512 x 512", larger(path, 4))):
             began = time.process_time()
             for _ in range(ROUNDS):
-                open_picture(data).views(0, 256)
+                open_image(data).views(0, 256)
             here = (time.process_time() - began) * 1000 / ROUNDS
             began, before = time.process_time(), used_by(process.pid)
             for _ in range(ROUNDS):
-                picture = nursery.open(data)
-                picture.views(0, 256)
-                picture.close()
+                image = nursery.open(data)
+                image.views(0, 256)
+                image.close()
             there = ((time.process_time() - began) * 1000 + used_by(process.pid) - before) / ROUNDS
             print(f"{name}: {here:.1f} ms here, {there:.1f} ms isolated")
         status = Path(f"/proc/{process.pid}/status").read_text(encoding="ascii")

@@ -1,4 +1,4 @@
-"""What a user waits for and downloads: start of the command line, size of the wheel, one picture of the bundled model.
+"""What a user waits for and downloads: start of the command line, size of the wheel, one image of the bundled model.
 
 python benchmarks/package.py [--runs 10]
 """
@@ -17,7 +17,7 @@ from lcmem_onnx import Screener
 from lcmem_onnx.runtime.system.cpu import cpu_limit, cpu_name
 
 ROOT = Path(__file__).parent.parent
-PICTURE = ROOT / "examples" / "pictures" / "gallery" / "astronaut.jpg"
+IMAGE = ROOT / "examples" / "pictures" / "gallery" / "astronaut.jpg"
 
 
 def main() -> None:
@@ -43,13 +43,13 @@ def main() -> None:
     print(f"| wheel with its bundle | {size:.1f} MB | under 40 MB | {'yes' if size < 40 else '**no**'} |")
 
     screener = Screener(provider="cpu")
-    screener.embed(PICTURE)
+    screener.embed(IMAGE)
     seconds = []
     for _ in range(5 * runs):
         started = time.monotonic()
-        screener.embed(PICTURE)
+        screener.embed(IMAGE)
         seconds.append(time.monotonic() - started)
-    print(f"| one picture, file to embedding, bundled model | {1000 * statistics.median(seconds):.1f} ms | | |")
+    print(f"| one image, file to embedding, bundled model | {1000 * statistics.median(seconds):.1f} ms | | |")
 
 
 if __name__ == "__main__":

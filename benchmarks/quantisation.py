@@ -2,10 +2,10 @@
 
     python benchmarks/quantisation.py [--bundle BUNDLE] [--calibration DIR] [--full-size SIDE] [--ways fp32,int8,...]
 
-The reference is the bundle's fp32 encoder, or its fp16 one expanded. Pictures and pairs are those of an export (docs/bundle.md).
+The reference is the bundle's fp32 encoder, or its fp16 one expanded. Images and pairs are those of an export (docs/bundle.md).
 Whether 8-bit weights saturate depends on the processor: its int8 instructions are printed. Times are processor time, all threads
-together, of one picture, which other work on the machine changes little. `--full-size 256` takes the full-size network with random
-weights instead, on pictures of that size, and differences of embeddings alone mean something then.
+together, of one image, which other work on the machine changes little. `--full-size 256` takes the full-size network with random
+weights instead, on images of that size, and differences of embeddings alone mean something then.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ BLOCK = 32
 
 @dataclass(frozen=True)
 class Source:
-    """What is quantised: an fp32 graph file, the pictures it takes, and the head and threshold that pairs are scored with."""
+    """What is quantised: an fp32 graph file, the images it takes, and the head and threshold that pairs are scored with."""
 
     fp32: Path
     size: int
@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--calibration", type=Path)
     parser.add_argument("--full-size", type=int, metavar="SIDE")
     parser.add_argument("--ways", default=",".join(WAYS))
-    parser.add_argument("--pictures", type=int, default=16, help="at most so many, embedded in four versions each")
+    parser.add_argument("--images", type=int, default=16, help="at most so many, embedded in four versions each")
     options = parser.parse_args()
     print(f"{cpu_name()} ({', '.join(cpu_features() or [])}), {cpu_limit()} threads, onnxruntime {versions()['onnxruntime']}, "
           f"{time.strftime('%Y-%m-%d')}\n")  # fmt: skip
@@ -71,13 +71,13 @@ def main() -> None:
         work = Path(folder)
         source = _full_size(work, options.full_size) if options.full_size else _of_bundle(open_bundle(options.bundle), work)
         sets = choose_sets(None, options.calibration, source.size)
-        pictures, shows = with_copies(sets.measured[: options.pictures])
-        _table(source, pictures, shows, sets.calibration, options.ways.split(","), work)
+        images, shows = with_copies(sets.measured[: options.images])
+        _table(source, images, shows, sets.calibration, options.ways.split(","), work)
 
 
 def _table(
     source: Source,
-    pictures: NDArray[np.uint8],
+    images: NDArray[np.uint8],
     shows: NDArray[np.int64],
     calibration: NDArray[np.uint8],
     ways: list[str],
@@ -85,16 +85,16 @@ def _table(
 ) -> None:
     first, second = np.triu_indices(len(shows), 1)
     same = shows[first] == shows[second]
-    reference, _ = _embed(source.fp32, pictures)
+    reference, _ = _embed(source.fp32, images)
     wanted = source.score(reference[first], reference[second])
-    print(f"{len(pictures)} pictures, {len(same)} pairs; embeddings' standard deviation {reference.std():.3f}\n")
+    print(f"{len(images)} images, {len(same)} pairs; embeddings' standard deviation {reference.std():.3f}\n")
     print("| | MB | processor ms | embeddings, mean | 99 % of scores within | decided otherwise | AUC fell by |")
     print("| --- | --- | --- | --- | --- | --- | --- |", flush=True)
     with quantiser(source.fp32, calibration) as ready:
         for name in ways:
             graph = work / f"{name.replace(' ', '-')}.onnx"
             WAYS[name](ready, source.fp32, graph)
-            embeddings, milliseconds = _embed(graph, pictures)
+            embeddings, milliseconds = _embed(graph, images)
             got = source.score(embeddings[first], embeddings[second])
             flips = int(((got >= source.threshold) != (wanted >= source.threshold)).sum())
             away = np.abs(embeddings - reference).mean()
@@ -139,12 +139,12 @@ def _fold_casts(model: ModelProto) -> None:
             model.graph.value_info.append(helper.make_tensor_value_info(node.output[0], TensorProto.FLOAT, None))
 
 
-def _embed(graph: Path, pictures: NDArray[np.uint8]) -> tuple[NDArray[np.float32], float]:
+def _embed(graph: Path, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], float]:
     session = open_session(graph, "cpu").session
     rows, taken = [], []
-    for picture in pictures:
+    for image in images:
         before = time.process_time()
-        rows.append(session.run(None, {"pictures": picture[None]})[0])
+        rows.append(session.run(None, {"pictures": image[None]})[0])
         taken.append(1000 * (time.process_time() - before))
     return np.concatenate(rows), statistics.median(taken)
 
@@ -167,15 +167,15 @@ def _all_layers(ready: Quantiser, fp32: Path, out: Path) -> None:
     ready.write(out, [])
 
 
-class _Pictures(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
-    """The calibration pictures, as onnxruntime's tools read them."""
+class _ImageSet(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
+    """The calibration images, as onnxruntime's tools read them."""
 
     def __init__(self, ready: Quantiser) -> None:
-        self._rest = iter(ready.pictures)
+        self._rest = iter(ready.images)
 
     def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
-        picture = next(self._rest, None)
-        return None if picture is None else {"pictures": picture[None]}
+        image = next(self._rest, None)
+        return None if image is None else {"pictures": image[None]}
 
 
 def _prepared(fp32: Path) -> str:
@@ -192,7 +192,7 @@ def _static(weights: QuantType) -> Callable[[Quantiser, Path, Path], None]:
     def write(ready: Quantiser, fp32: Path, out: Path) -> None:
         kept = {layer.node for layer in ready.kept([])}
         quantize_static(
-            _prepared(fp32), str(out), _Pictures(ready), quant_format=QuantFormat.QDQ, op_types_to_quantize=list(LAYERS),
+            _prepared(fp32), str(out), _ImageSet(ready), quant_format=QuantFormat.QDQ, op_types_to_quantize=list(LAYERS),
             nodes_to_quantize=[layer.node for layer in ready.layers if layer.node not in kept], per_channel=True,
             activation_type=QuantType.QUInt8, weight_type=weights, calibrate_method=CalibrationMethod.MinMax,
         )  # fmt: skip

@@ -26,8 +26,8 @@ from typing import Any
 
 import imagecodecs
 import numpy as np
-from lcmem_onnx.runtime.errors import PictureError
-from lcmem_onnx.runtime.images.image import open_picture
+from lcmem_onnx.runtime.errors import ImageError
+from lcmem_onnx.runtime.images.image import open_image
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -67,15 +67,15 @@ class Outcome:
 
 
 def base() -> Pixels:
-    """A picture with edges, slopes and saturated colors."""
+    """An image with edges, slopes and saturated colors."""
     y, x = np.mgrid[0:HEIGHT, 0:WIDTH].astype(float)
     red = 127.5 + 127.5 * np.sin(x / 9) * np.cos(y / 11)
     green = 255 * x / (WIDTH - 1)
     blue = 255 * (((x // 12) + (y // 8)) % 2)
-    picture = np.stack([red, green, blue], axis=2)
-    picture[20:30, 10:40] = (250, 20, 30)
-    picture[0, 0], picture[0, 1] = 0, 255
-    return np.rint(picture).astype(np.uint8)
+    image = np.stack([red, green, blue], axis=2)
+    image[20:30, 10:40] = (250, 20, 30)
+    image[0, 0], image[0, 1] = 0, 255
+    return np.rint(image).astype(np.uint8)
 
 
 def grey() -> Pixels:
@@ -136,8 +136,8 @@ def compared(combination: Combination) -> Outcome:
     """Write, render twice, compare."""
     content = combination.write()
     try:
-        ours = open_picture(content, name_hint=f"x.{combination.suffix}").renderings(0)[0].astype(int)
-    except PictureError as error:
+        ours = open_image(content, name_hint=f"x.{combination.suffix}").renderings(0)[0].astype(int)
+    except ImageError as error:
         return Outcome("refused", detail=f"{error.reason}: {error}")
     theirs = (combination.expected() if combination.expected else by_magick(content, combination.suffix)).astype(int)
     if ours.shape != theirs.shape:

@@ -4,7 +4,7 @@
 
 The CT and MR objects that pydicom ships and those of pydicom-data, the first frame of each, once for equal pixels, from 64 x 64
 pixels. Each is compared with changed copies of itself, and with the other objects of other studies. The bundled model, at its own
-threshold. "One": the pictures as a viewer shows them; "two": the best of all pairs of renderings.
+threshold. "One": the images as a viewer shows them; "two": the best of all pairs of renderings.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from pathlib import Path
 import data_store
 import numpy as np
 import pydicom
-from lcmem_onnx.runtime.errors import PictureError
-from lcmem_onnx.runtime.images.image import open_picture
+from lcmem_onnx.runtime.errors import ImageError
+from lcmem_onnx.runtime.images.image import open_image
 from lcmem_onnx.runtime.model.head import Floats
 from lcmem_onnx.runtime.screening import Screener
 from numpy.typing import NDArray
@@ -33,7 +33,7 @@ WINDOWS = {"CT": ((40, 80), (40, 400), (-600, 1500), (400, 1800)), "MR": ()}
 
 
 def originals() -> Iterator[tuple[str, Path, Dataset]]:
-    """Modality, file, header: each picture once."""
+    """Modality, file, header: each image once."""
     seen = set()
     for root in (Path(pydicom.__file__).parent / "data", Path(data_store.__file__).parent):
         for path in sorted(path for path in root.rglob("*") if path.is_file()):
@@ -43,7 +43,7 @@ def originals() -> Iterator[tuple[str, Path, Dataset]]:
                 if modality not in WINDOWS or min(dataset.Rows, dataset.Columns) < LEAST_SIDE or dataset.SamplesPerPixel != 1:
                     continue
                 stored = hashlib.sha256(dataset.pixel_array.tobytes()).digest()
-                open_picture(path.read_bytes(), name_hint="x.dcm").views(0, 32)
+                open_image(path.read_bytes(), name_hint="x.dcm").views(0, 32)
             except Exception:  # noqa: BLE001  # not DICOM, or not to be decoded
                 continue
             if stored not in seen:
@@ -100,7 +100,7 @@ def copies(modality: str, path: Path, dataset: Dataset) -> Iterator[tuple[str, b
         change = window(float(ends.mean()), max(float(ends[1] - ends[0]), 2))
         data = written(path, change)
         yield f"window of percentiles {low} to {high}", data
-        yield f"PNG of percentiles {low} to {high}", png(open_picture(data, name_hint="x.dcm").frame(0))
+        yield f"PNG of percentiles {low} to {high}", png(open_image(data, name_hint="x.dcm").frame(0))
     yield (
         "window, rescale and padding dropped",
         written(path, without("RescaleSlope", "RescaleIntercept", "PixelPaddingValue", "PixelPaddingRangeLimit")),
@@ -121,8 +121,8 @@ def main() -> None:
     def embedded(data: bytes) -> Floats | None:
         """Of the first frame; None where there is nothing to see."""
         try:
-            views = open_picture(data, name_hint="x.dcm").views(0, screener.bundle.image_size)
-        except PictureError:
+            views = open_image(data, name_hint="x.dcm").views(0, screener.bundle.image_size)
+        except ImageError:
             return None
         return screener.encoder.embed_resized(np.stack(views))
 

@@ -3,7 +3,7 @@
     python benchmarks/variants.py [--runs 5] [--compile] [--small-only | --full-only] [--side 512] [--quick]
 
 On two cores with nothing else to do the whole takes half an hour, most of it the full-size export with its proofs; `--quick` proves
-and calibrates on two pictures, and so says little of drift. Weights are random (but for `--ckpt`, a checkpoint in
+and calibrates on two images, and so says little of drift. Weights are random (but for `--ckpt`, a checkpoint in
 place of the small network): time does not depend on them.
 
 Runs alternate, so that a busy moment hits all alike; given are the median and the spread, and the median processor time of all
@@ -65,8 +65,8 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="torch.compile, too; it needs a C++ compiler and minutes")
     parser.add_argument("--small-only", action="store_true")
     parser.add_argument("--full-only", action="store_true")
-    parser.add_argument("--side", type=int, default=512, help="picture size of the full-size network")
-    parser.add_argument("--quick", action="store_true", help="two pictures for calibration and proof")
+    parser.add_argument("--side", type=int, default=512, help="image size of the full-size network")
+    parser.add_argument("--quick", action="store_true", help="two images for calibration and proof")
     parser.add_argument("--ckpt", type=Path, help="a checkpoint to measure in place of the small network")
     parser.add_argument("--work", type=Path, help="folder for the bundles; one that is there already is not exported again")
     options = parser.parse_args()
@@ -93,7 +93,7 @@ def measure(checkpoint: Path, out: Path, side: int | None, runs: int, compiled: 
     if not out.exists():
         started = time.monotonic()
         few = _drawn(out.with_name(f"{out.name}-pictures")) if quick else None
-        request = Request(checkpoint, out, image_size=side, pictures=few, calibration=few, allow_drift=True)
+        request = Request(checkpoint, out, image_size=side, images=few, calibration=few, allow_drift=True)
         export_bundle(request, lambda line: print(f"    {line}", flush=True))
         print(f"\nexported in {time.monotonic() - started:.0f} s", flush=True)
     bundle = open_bundle(out)
@@ -105,7 +105,7 @@ def measure(checkpoint: Path, out: Path, side: int | None, runs: int, compiled: 
 
 
 def on_cpu(bundle: Bundle, network: LCMem, runs: int, compiled: bool) -> None:
-    batch = _pictures(bundle, 1)
+    batch = _images(bundle, 1)
     pixels = _pixels(batch)
     contenders: dict[str, Callable[[], object]] = {"torch eager": lambda: network.embed(pixels)}
     if compiled:
@@ -115,7 +115,7 @@ def on_cpu(bundle: Bundle, network: LCMem, runs: int, compiled: bool) -> None:
         encoder = Encoder(bundle, variant=name, provider="cpu")
         contenders[name] = lambda encoder=encoder: encoder.embed_resized(batch)
     taken = alternate(contenders, runs)
-    print("| | ms a picture | spread | processor ms | times as fast as torch eager (processor) | MB | of fp32 | peak MB | "
+    print("| | ms an image | spread | processor ms | times as fast as torch eager (processor) | MB | of fp32 | peak MB | "
           "99 % of scores within | flips |\n" + "| --- " * 10 + "|")  # fmt: skip
     eager = taken["torch eager"]
     for name, its in taken.items():
@@ -133,13 +133,13 @@ def on_cpu(bundle: Bundle, network: LCMem, runs: int, compiled: bool) -> None:
 
 
 def on_gpu(bundle: Bundle, network: LCMem, runs: int) -> None:
-    """Pictures as bytes in the host's memory to embeddings there, for torch as for onnxruntime, so that copies count for both."""
+    """Images as bytes in the host's memory to embeddings there, for torch as for onnxruntime, so that copies count for both."""
     half = network.half().to("cuda").to(memory_format=torch.channels_last)
     compiled = torch.compile(half.embed)
     encoders = {name: Encoder(bundle, variant=name, provider="cuda") for name in ("fp32", "fp16")}
     print(f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}\n")
     for size in BATCHES:
-        batch = _pictures(bundle, size)
+        batch = _images(bundle, size)
 
         def in_torch(embed: Callable[[torch.Tensor], torch.Tensor], batch: np.ndarray = batch) -> object:
             pixels = torch.from_numpy(batch).to("cuda", non_blocking=True).permute(0, 3, 1, 2)
@@ -155,7 +155,7 @@ def on_gpu(bundle: Bundle, network: LCMem, runs: int) -> None:
         taken = alternate(contenders, runs, warm=3)
         eager = taken["torch fp16, channels_last"]
         print(f"batches of {size}\n\n| | ms a batch | spread | processor ms | times as fast as torch fp16 (processor) | "
-              f"pictures a second |\n{'| --- ' * 6}|")  # fmt: skip
+              f"images a second |\n{'| --- ' * 6}|")  # fmt: skip
         for name, its in taken.items():
             print(f"| {name} | {_times(its, eager)} | {1000 * size / statistics.median(its.wall):.0f} |", flush=True)
         print(flush=True)
@@ -185,7 +185,7 @@ def _times(its: Taken, eager: Taken) -> str:
     return f"{statistics.median(its.wall):.1f} | {spread} | {used:.1f} | {wall:.2f} ({processor:.2f})"
 
 
-def _pictures(bundle: Bundle, count: int) -> np.ndarray:
+def _images(bundle: Bundle, count: int) -> np.ndarray:
     size = bundle.image_size
     return np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
 
@@ -195,7 +195,7 @@ def _pixels(batch: np.ndarray) -> torch.Tensor:
 
 
 def _drawn(folder: Path) -> Path:
-    """Two pictures: fewer prove nothing, and `--quick` wants to prove as little as it can."""
+    """Two images: fewer prove nothing, and `--quick` wants to prove as little as it can."""
     folder.mkdir(exist_ok=True)
     for seed in range(2):
         Image.fromarray(scene(seed, 512)).save(folder / f"{seed}.png")

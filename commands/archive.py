@@ -74,12 +74,12 @@ def archive_options(command: Callable[P, R]) -> Callable[P, R]:
         given = [("dicomweb", from_dicomweb), ("orthanc", from_orthanc)]
         sources = [(kind, url) for kind, url in given if url is not None]
         if len(sources) + bool(paths) > 1:
-            raise click.UsageError("give pictures, or --from-dicomweb, or --from-orthanc: one of them at a time")
+            raise click.UsageError("give images, or --from-dicomweb, or --from-orthanc: one of them at a time")
         if sources:
             (kind, url) = sources[0]
             return command(*args, archive=Archive(kind, url, **options), **kwargs)  # type: ignore[arg-type]
         if not paths:
-            raise click.UsageError("give pictures (PATH...), or an archive: --from-dicomweb URL or --from-orthanc URL")
+            raise click.UsageError("give images (PATH...), or an archive: --from-dicomweb URL or --from-orthanc URL")
         if useless := [name for name, value in options.items() if value and name != "credentials"]:
             raise click.UsageError(f"--{useless[0].replace('_', '-')} goes with --from-dicomweb or --from-orthanc")
         return command(*args, archive=None, **kwargs)  # type: ignore[arg-type]
@@ -117,5 +117,5 @@ def fill_from(
         pull = Pull(source, connection, screener, gallery, name=name, again=archive.again)
         filling.follow(pull, None, "fetching")
         gallery.update_caches(graph=graph)
-        without = pull.counts.without_picture
+        without = pull.counts.without_image
         return filling.summed_up(gallery, {Reason.NO_PIXELS.value: without} if without else {}, known=pull.counts.known)

@@ -26,14 +26,14 @@ GOES_ON = "interrupted: what was embedded until now is kept; the same command go
 
 
 @click.command(cls=Ending)
-@click.option("--released", required=True, type=click.Path(path_type=Path), help="Folder of pictures that are to be released.")
+@click.option("--released", required=True, type=click.Path(path_type=Path), help="Folder of images that are to be released.")
 @click.option(
     "--reference",
     required=True,
     type=click.Path(path_type=Path),
-    help="Folder of pictures not to be given away, or an index of them.",
+    help="Folder of images not to be given away, or an index of them.",
 )
-@click.option("--holdout", type=click.Path(path_type=Path), help="Folder of pictures like the reference's that are not in it.")
+@click.option("--holdout", type=click.Path(path_type=Path), help="Folder of images like the reference's that are not in it.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the report; made if need be.")
 @threshold_option
 @fpir_option
@@ -41,14 +41,14 @@ GOES_ON = "interrupted: what was embedded until now is kept; the same command go
     "--wanted-rate",
     default=0.01,
     show_default=True,
-    help="With --holdout: share of pictures without a copy that may match. It sets the threshold.",
+    help="With --holdout: share of images without a copy that may match. It sets the threshold.",
 )
-@click.option("--tta", is_flag=True, help="Look at released pictures mirrored and turned too; the best score counts.")
-@click.option("--labels", type=click.Path(path_type=Path), help="CSV file with path and class or ds_name of released pictures.")
+@click.option("--tta", is_flag=True, help="Look at released images mirrored and turned too; the best score counts.")
+@click.option("--labels", type=click.Path(path_type=Path), help="CSV file with path and class or ds_name of released images.")
 @click.option(
     "--patients",
     type=click.Path(path_type=Path),
-    help="CSV file with path and patient (or id) of reference, hold-out and released pictures.",
+    help="CSV file with path and patient (or id) of reference, hold-out and released images.",
 )
 @click.option("--ignore-patients", is_flag=True, help="Ignore the patients in DICOM headers, which may be anonymous.")
 @click.option(
@@ -56,14 +56,14 @@ GOES_ON = "interrupted: what was embedded until now is kept; the same command go
     type=click.Choice(["leave-out", "keep"]),
     default="leave-out",
     show_default=True,
-    help="What to do with hold-out pictures that look like copies. 'keep' counts them; certain copies never count.",
+    help="What to do with hold-out images that look like copies. 'keep' counts them; certain copies never count.",
 )
-@click.option("--show-reference", is_flag=True, help="Show reference pictures. The report is personal data then.")
+@click.option("--show-reference", is_flag=True, help="Show reference images. The report is personal data then.")
 @click.option(
-    "--pictures", default=200, show_default=True, type=click.IntRange(min=0), help="Pairs to show with pictures, worst first."
+    "--images", default=200, show_default=True, type=click.IntRange(min=0), help="Pairs to show with images, worst first."
 )
 @click.option(
-    "--top", default=10, show_default=True, type=click.IntRange(min=1), help="Reference pictures to list for each released one."
+    "--top", default=10, show_default=True, type=click.IntRange(min=1), help="Reference images to list for each released one."
 )
 @click.option(
     "--search", default="auto", show_default=True, type=click.Choice(["auto", "exact", "hnsw"]), help="How to search an index."
@@ -86,7 +86,7 @@ def audit(
     ignore_patients: bool,
     suspects: str,
     show_reference: bool,
-    pictures: int,
+    images: int,
     top: int,
     search: str,
     pdf: bool,
@@ -94,7 +94,7 @@ def audit(
     quiet: bool,
     model: Callable[[], Screener],
 ) -> int:
-    """Report whether a set of pictures gives away those of a reference.
+    """Report whether a set of images gives away those of a reference.
 
     Writes report.html (one file, no network), report.json and pictures.csv into --out. What is embedded is kept there, below
     private/, so that the same command goes on after an interruption. A hold-out makes the threshold and the test of memorization.
@@ -138,20 +138,20 @@ def audit(
             yield from steps
 
     with when_interrupted(GOES_ON):
-        what = Shown(show_reference, pictures, pdf, _command(request, show_reference, pictures, pdf))
+        what = Shown(show_reference, images, pdf, _command(request, show_reference, images, pdf))
         done = run(model(), request, shown, warn)
         written = write_report(done, what, shown)
     return _report(done, written, as_json, quiet)
 
 
-def _command(request: Request, show_reference: bool, pictures: int, pdf: bool) -> str:
+def _command(request: Request, show_reference: bool, images: int, pdf: bool) -> str:
     """The command line without the folders' names, which may hold names of people and projects."""
     parts = ["lcmem-onnx audit --released RELEASED --reference", "INDEX" if _is_index(request.reference) else "REFERENCE"]
     parts += ["--holdout HOLDOUT"] if request.holdout else []
     parts += ["--out REPORT"]
     parts += [f"--threshold {request.threshold}"] if request.threshold is not None else []
     parts += [f"--fpir {request.fpir:g}"] if request.fpir is not None else []
-    parts += [f"--wanted-rate {request.wanted:g}", f"--top {request.top}", f"--pictures {pictures}"]
+    parts += [f"--wanted-rate {request.wanted:g}", f"--top {request.top}", f"--images {images}"]
     parts += ["--tta"] if request.tta else []
     parts += ["--labels LABELS"] if request.labels else []
     parts += ["--patients PATIENTS"] if request.patients else []

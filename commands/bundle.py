@@ -73,7 +73,7 @@ def bundle_info(bundle: Path | None, cells: bool, as_json: bool) -> int:
     }
     for variant, parity in manifest["parity"].items():
         facts[f"proof of {variant}"] = (
-            f"{parity['pictures']} pictures, batches of {', '.join(map(str, parity['batch_sizes']))}: embeddings within "
+            f"{parity['pictures']} images, batches of {', '.join(map(str, parity['batch_sizes']))}: embeddings within "
             f"{parity['embedding_max']:.1e} of torch, scores within {parity['score_max']:.1e}"
         )
     for variant, entry in manifest["variants"].items():
@@ -93,7 +93,7 @@ def bundle_info(bundle: Path | None, cells: bool, as_json: bool) -> int:
 @json_option
 @model_options
 def bundle_verify(quiet: bool, as_json: bool, model: Callable[[], Screener]) -> int:
-    """Check every file of a bundle, open it, and embed a picture with it.
+    """Check every file of a bundle, open it, and embed an image with it.
 
     \b
     Example:
@@ -113,6 +113,6 @@ def bundle_verify(quiet: bool, as_json: bool, model: Callable[[], Screener]) -> 
     elif not quiet:
         click.echo(
             f"ok: {facts['files']} files are as they were exported; the model ({facts['variant']}) runs on {facts['provider']} "
-            f"and gives a picture a score of {facts['self_score']:.4f} with itself"
+            f"and gives an image a score of {facts['self_score']:.4f} with itself"
         )
     return NOTHING_FOUND

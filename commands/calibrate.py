@@ -1,4 +1,4 @@
-"""`calibrate`: the threshold of one index, set on pictures of strangers and kept with it."""
+"""`calibrate`: the threshold of one index, set on images of strangers and kept with it."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ COPIES = 100
 
 @click.command()
 @index_option
-@click.option("--negatives", type=click.Path(path_type=Path), help="Folder of pictures of people who are not in the index.")
+@click.option("--negatives", type=click.Path(path_type=Path), help="Folder of images of people who are not in the index.")
 @click.option(
     "--pairs",
     type=click.Path(path_type=Path),
-    help="CSV with the columns query and mate: pictures of people in the index, and their keys there. Measures what is missed.",
+    help="CSV with the columns query and mate: images of people in the index, and their keys there. Measures what is missed.",
 )
 @click.option(
     "--fpir",
     type=float,
     default=0.01,
     show_default=True,
-    help="Wanted false-positive identification rate: the share of strangers' pictures that may be flagged.",
+    help="Wanted false-positive identification rate: the share of strangers' images that may be flagged.",
 )
 @click.option(
     "--suspects",
@@ -81,7 +81,7 @@ def calibrate(
 ) -> int:
     """Set an index's threshold for a wanted rate of false alarms.
 
-    The negatives are pictures of the kind that you will screen, of people who are not in the index. What is found is kept with the
+    The negatives are images of the kind that you will screen, of people who are not in the index. What is found is kept with the
     index, and 'scan' uses it. What is missed is measured on images of the index that are altered (cropped, blurred, annotated ...),
     or with --pairs. Without --negatives the calibration that the index has is shown; with --copies what a scan misses now.
 
@@ -92,7 +92,7 @@ def calibrate(
       lcmem-onnx calibrate --index hospital.index --copies 100
     """
     if negatives is None and (pairs or dry_run):
-        raise click.UsageError("give --negatives DIR: pictures of people who are not in the index")
+        raise click.UsageError("give --negatives DIR: images of people who are not in the index")
     if forget and (negatives is not None or copies):
         raise click.UsageError("give either --negatives DIR, to calibrate, or --forget")
     from ..runtime.calibration.threshold import check_rate, forget_calibration, store_calibration, stored_calibration
@@ -147,21 +147,21 @@ def _measure(screener: Screener, gallery: Gallery, request: _Request) -> Calibra
     from ..runtime.errors import GalleryError, UsageError
 
     if not len(gallery):
-        raise GalleryError(f"{gallery.folder} holds no pictures, so there is nothing to calibrate: add some first")
+        raise GalleryError(f"{gallery.folder} holds no images, so there is nothing to calibrate: add some first")
     pairs = read_pairs(request.listing, gallery) if request.listing else []
-    pictures, unreadable = _embedded(screener, [request.folder], "negatives", request.quiet)
+    images, unreadable = _embedded(screener, [request.folder], "negatives", request.quiet)
 
     def watch(chunks: Iterable[tuple[list[str], Floats]]) -> Iterator[tuple[list[str], Floats]]:
         return progress(chunks, chunk_count(gallery), "scoring", request.quiet, lambda chunk: chunk[0][0])
 
     judged = judge_negatives(
-        gallery, pictures, keep_alike=request.suspects == "keep", ignore_patients=request.ignore_patients, watch=watch
+        gallery, images, keep_alike=request.suspects == "keep", ignore_patients=request.ignore_patients, watch=watch
     )
     if judged.suspects and request.suspects == "refuse":
         _refuse(judged, request.as_json)
         return None
     if not len(judged.tops.scores):
-        raise UsageError(f"{request.folder} holds no picture that can serve as a negative{_why(judged, unreadable)}")
+        raise UsageError(f"{request.folder} holds no image that can serve as a negative{_why(judged, unreadable)}")
     found = calibrate(judged.tops.scores, judged.tops.size, request.rate, screener.bundle.fingerprint, witnesses=judged.patients)
     mated = None
     if pairs:
@@ -217,7 +217,7 @@ def _missed(screener: Screener, gallery: Gallery, count: int, as_json: bool, qui
     from ..runtime.errors import GalleryError
 
     if not len(gallery):
-        raise GalleryError(f"{gallery.folder} holds no pictures, so there is nothing to alter: add some first")
+        raise GalleryError(f"{gallery.folder} holds no images, so there is nothing to alter: add some first")
     decision = decide_threshold(gallery)
     found = _copies(screener, gallery, count, quiet)
     if found is None:
@@ -241,24 +241,24 @@ def _refuse(judged: Negatives, as_json: bool) -> None:
     print_suspects(judged.suspects, as_json)
     alike = any(suspect.score is not None for suspect in judged.suspects)
     say(
-        f"error: {len(judged.suspects)} of the negatives are in the index or look like copies of its pictures; nothing is set. "
+        f"error: {len(judged.suspects)} of the negatives are in the index or look like copies of its images; nothing is set. "
         f"Take them out of the folder, or give --suspects leave-out{' (or keep, if look-alikes are strangers)' if alike else ''}"
     )
 
 
 def _embedded(screener: Screener, paths: list[Path], what: str, quiet: bool) -> tuple[list[Embedded], int]:
-    """Embed pictures, say which cannot be read, and how many those are."""
+    """Embed images, say which cannot be read, and how many those are."""
     items, skipped = walk(paths)
     say_skipped(skipped, quiet, f" among the {what}")
-    pictures: list[Embedded] = []
+    images: list[Embedded] = []
     unreadable = 0
-    for picture in progress(screener.embeddings(items), len(items), what, quiet, lambda done: done.path):
-        unreadable += not len(picture.embeddings)
-        for frame, reason, detail in picture.errors:
-            place = picture.path if frame is None else f"{picture.path} frame {frame}"
+    for image in progress(screener.embeddings(items), len(items), what, quiet, lambda done: done.path):
+        unreadable += not len(image.embeddings)
+        for frame, reason, detail in image.errors:
+            place = image.path if frame is None else f"{image.path} frame {frame}"
             say(f"error: {printable(place)}: {printable(detail)} [{reason}]")
-        pictures.append(picture)
-    return pictures, unreadable
+        images.append(image)
+    return images, unreadable
 
 
 def _why(judged: Negatives, unreadable: int) -> str:

@@ -46,13 +46,13 @@ def doctor(as_json: bool, bundle: Path | None, bench: bool, threads: int | None)
         if bench:
             opened = open_bundle(bundle)
             timings = measure_variants(opened, threads)
-            facts |= {f"{name}, a picture": f"{milliseconds:.1f} ms" for name, milliseconds in timings.items()}
+            facts |= {f"{name}, an image": f"{milliseconds:.1f} ms" for name, milliseconds in timings.items()}
             facts["remembered in"] = str(remember(opened, timings, threads))
         screener = Screener(bundle, threads=threads)
         facts["bundle"] = f"{screener.bundle.name} ({screener.bundle.path})"
         facts["provider in use"] = screener.encoder.provider
         facts["variant in use"] = f"{screener.encoder.variant}: {screener.encoder.why}"
-        facts["a picture with itself scores"] = round(screener.self_test(), 4)
+        facts["an image with itself scores"] = round(screener.self_test(), 4)
         facts["verdict"] = "everything needed for a scan works"
     except LcmemError as error:
         facts["verdict"] = f"error: {printable(str(error))}"

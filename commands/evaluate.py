@@ -83,7 +83,7 @@ NEEDED = ("imagehash", "matplotlib", "pdqhash", "skimage", "sklearn")
     default=20_000,
     show_default=True,
     type=click.IntRange(min=1),
-    help="Pairs of different pictures a data set for mse, ssim and ncc; embeddings are compared in all of up to 2,000,000.",
+    help="Pairs of different images a data set for mse, ssim and ncc; embeddings are compared in all of up to 2,000,000.",
 )
 @click.option(
     "--no-negatives",
@@ -97,15 +97,14 @@ NEEDED = ("imagehash", "matplotlib", "pdqhash", "skimage", "sklearn")
     type=click.Path(path_type=Path, dir_okay=False),
     help="File for the strangers' tail of the bundle, measured on VAL: 'python -m export --strangers' takes it.",
 )
-@click.option("--size", type=click.IntRange(min=32), help="Side at which pictures are altered.  [default: the bundle's input]")
+@click.option("--size", type=click.IntRange(min=32), help="Side at which images are altered.  [default: the bundle's input]")
 @click.option("--seed", default=42, show_default=True, type=click.IntRange(min=0), help="Of pairs, alterations and intervals.")
-@click.option("--limit", type=click.IntRange(min=2), help="Only the first so many pictures of each data set, for a try.")
+@click.option("--limit", type=click.IntRange(min=2), help="Only the first so many images of each data set, for a try.")
 @click.option(
     "--altered",
     "most_altered",
     type=click.IntRange(min=1),
-    help="Alter only so many pictures of each data set, chosen by the seed; the others still count as different ones. "
-    "[default: all]",
+    help="Alter only so many images of each data set, chosen by the seed; the others still count as different ones. [default: all]",
 )
 @click.option("--plots", type=click.Path(path_type=Path), help="Folder to draw curves into.")
 @click.option("--plot-format", default="png", show_default=True, type=click.Choice(["png", "svg"]), help="Format of the curves.")
@@ -134,8 +133,8 @@ def evaluate(
 ) -> int:
     """Measure a bundle, and baselines beside it, on a file list: the paper's two protocols.
 
-    Re-identification, and recall of altered copies by transform and strength. TEST pictures are measured; thresholds are fitted
-    on VAL pictures where there are enough. A picture that cannot be read is left out and named.
+    Re-identification, and recall of altered copies by transform and strength. TEST images are measured; thresholds are fitted
+    on VAL images where there are enough. An image that cannot be read is left out and named.
 
     \b
     Example:
@@ -228,7 +227,7 @@ def _write_tail(
 
     rows = [row for row in read_file_list(listing, base) if row.split == "VAL"]
     if not rows:
-        raise FileListError(f"{listing} has no VAL pictures, and --tail measures on VAL: TEST is for the figures")
+        raise FileListError(f"{listing} has no VAL images, and --tail measures on VAL: TEST is for the figures")
     workers = threads or cpu_limit()
     found = measure_strangers(screener, rows, no_negatives=no_negatives, seed=seed, workers=workers, progress=progress)
     text = json.dumps(found.as_json(), indent=1, allow_nan=False) + "\n"

@@ -1,4 +1,4 @@
-"""What filling an index prints, wherever the pictures come from: a line or an error a picture, and the sum of it."""
+"""What filling an index prints, wherever the images come from: a line or an error an image, and the sum of it."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ __all__ = ["Filling"]
 
 
 class Filling:
-    """Counts and prints what became of the pictures that were to be added.
+    """Counts and prints what became of the images that were to be added.
 
     Args:
-        as_json: a line of JSON a picture, and a summary as the last one, on stdout.
+        as_json: a line of JSON an image, and a summary as the last one, on stdout.
         quiet: no progress, no summary in words.
     """
 
@@ -37,7 +37,7 @@ class Filling:
         self._errors: Counter[str] = Counter()
 
     def follow(self, outcomes: Iterable[Indexed], total: int | None, doing: str) -> None:
-        """Go through the outcomes, which adds the pictures."""
+        """Go through the outcomes, which adds the images."""
         no_bar = self._quiet or (self._as_json and sys.stdout.isatty())
         with closing(progress(iter(outcomes), total, doing, no_bar, lambda done: done.path)) as shown:
             for outcome in shown:
@@ -58,7 +58,7 @@ class Filling:
         Args:
             gallery: the gallery that was filled.
             skipped: how many files or objects were not images, by reason.
-            known: pictures that were known before they were looked at.
+            known: images that were known before they were looked at.
             made: whether the index stays where it is empty.
         """
         counts = {**self._counts, "known": self._counts["known"] + known}

@@ -45,7 +45,7 @@ def _gallery_options(command: Callable[P, R]) -> Callable[P, R]:
         "name",
         default="default",
         show_default=True,
-        help="Group within the index that the pictures belong to: a site, a cohort, a training set.",
+        help="Group within the index that the images belong to: a site, a cohort, a training set.",
     )
     graph = click.option("--graph", is_flag=True, help="Keep a search graph too, for '--search hnsw'.")
     return name(graph(command))
@@ -66,7 +66,7 @@ def index_build(
     model: Callable[[], Screener],
     archive: Archive | None,
 ) -> int:
-    """Make a new index of the pictures in PATH, or in an archive.
+    """Make a new index of the images in PATH, or in an archive.
 
     \b
     Examples:
@@ -104,7 +104,7 @@ def index_add(
     model: Callable[[], Screener],
     archive: Archive | None,
 ) -> int:
-    """Add the pictures in PATH, or in an archive, to an index; those that are in it already are not embedded again.
+    """Add the images in PATH, or in an archive, to an index; those that are in it already are not embedded again.
 
     \b
     Examples:
@@ -156,12 +156,12 @@ def index_info(folder: Path, as_json: bool, bundle: Path | None) -> int:
 
 @index.command("remove")
 @index_option
-@click.option("--key", help="The picture of this name: its absolute path, or what it was added under.")
-@click.option("--patient", "patient_id", help="All pictures of the patient with this PatientID; needs the site's key.")
+@click.option("--key", help="The image of this name: its absolute path, or what it was added under.")
+@click.option("--patient", "patient_id", help="All images of the patient with this PatientID; needs the site's key.")
 @click.option("--issuer", help="With --patient: the IssuerOfPatientID that the objects give.")
-@click.option("--patient-pseudonym", help="All pictures of the patient with this pseudonym, as scan --json shows it.")
-@click.option("--study", "study_uid", help="All pictures of the study with this StudyInstanceUID; needs the site's key.")
-@click.option("--gallery", "name", help="Only pictures in this group; alone, all of them.")
+@click.option("--patient-pseudonym", help="All images of the patient with this pseudonym, as scan --json shows it.")
+@click.option("--study", "study_uid", help="All images of the study with this StudyInstanceUID; needs the site's key.")
+@click.option("--gallery", "name", help="Only images in this group; alone, all of them.")
 @json_option
 @bundle_option
 def index_remove(
@@ -175,7 +175,7 @@ def index_remove(
     as_json: bool,
     bundle: Path | None,
 ) -> int:
-    """Erase pictures from an index: from its results at once, and from the disk before the command ends.
+    """Erase images from an index: from its results at once, and from the disk before the command ends.
 
     Several options together remove what meets all of them. Exit code 2 where nothing does.
 
@@ -204,8 +204,8 @@ def index_remove(
     if as_json:
         click.echo(json.dumps({"schema_version": 1, "removed": removed, "frames_left": left}))
     elif removed:
-        pictures = "picture" if removed == 1 else "pictures"
-        click.echo(f"{removed} {pictures} removed, from results and from the disk; the index holds {left} frames")
+        images = "image" if removed == 1 else "images"
+        click.echo(f"{removed} {images} removed, from results and from the disk; the index holds {left} frames")
     if not removed:
         hint = ": objects that name an issuer are found with --issuer" if patient_id is not None and issuer is None else ""
         say(f"error: nothing in {printable(str(folder))} meets that{hint}")
@@ -239,7 +239,7 @@ def index_compact(folder: Path, graph: bool, bundle: Path | None) -> int:
 @index.command("verify")
 @index_option
 @threshold_option
-@click.option("--sample", default=200, show_default=True, type=click.IntRange(min=0), help="Pictures to search for both ways.")
+@click.option("--sample", default=200, show_default=True, type=click.IntRange(min=0), help="Images to search for both ways.")
 @click.option(
     "--least-recall", default=0.999, show_default=True, type=click.FloatRange(0, 1), help="Of the graph; below, exit code 2."
 )
@@ -276,7 +276,7 @@ def index_verify(
             click.echo(f"{count} {what} as they were written")
         if recall:
             click.echo(
-                f"graph: {recall.found} of {recall.matches} matches of {recall.queries} pictures found, "
+                f"graph: {recall.found} of {recall.matches} matches of {recall.queries} images found, "
                 f"{recall.proven} searches left to the exact search"
             )
         for problem in problems:

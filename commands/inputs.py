@@ -30,7 +30,7 @@ def inputs(paths: Iterable[str], null: bool) -> list[Path]:
         else:
             inputs.append(Path(path))
     if not inputs:
-        raise click.UsageError("stdin named no pictures")
+        raise click.UsageError("stdin named no images")
     return inputs
 
 

@@ -111,7 +111,7 @@ def index_merge(
 ) -> int:
     """Make a new index of all that the indexes DIR hold; those stay as they are.
 
-    A picture that stands in two of them under one key is kept once. Of one key for two pictures nothing is merged.
+    An image that stands in two of them under one key is kept once. Of one key for two images nothing is merged.
 
     \b
     Example:

@@ -73,7 +73,7 @@ def model_options(command: Callable[P, R]) -> Callable[P, R]:
         envvar="LCMEM_ONNX_ISOLATE",
         show_envvar=True,
         is_flag=True,
-        help="Decode each picture in a process of its own, under limits: for files from outside. Linux only.",
+        help="Decode each image in a process of its own, under limits: for files from outside. Linux only.",
     )
     @wraps(command)
     def with_model(

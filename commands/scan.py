@@ -1,4 +1,4 @@
-"""`scan` and `compare`: pictures in, verdicts printed."""
+"""`scan` and `compare`: images in, verdicts printed."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ if TYPE_CHECKING:
 __all__ = ["compare", "scan"]
 
 SHOW_ALL_UP_TO = 40
-"""Up to so many pictures a scan's table shows every one; above, matches and errors only (`-v` shows all)."""
+"""Up to so many images a scan's table shows every one; above, matches and errors only (`-v` shows all)."""
 
 
 @click.command()
 @paths_argument
 @click.option("--index", "folder", type=click.Path(path_type=Path), envvar="LCMEM_ONNX_INDEX", help="Index to screen against.")
-@click.option("--against", type=click.Path(path_type=Path), help="Folder or picture to screen against, indexed for this once.")
+@click.option("--against", type=click.Path(path_type=Path), help="Folder or image to screen against, indexed for this once.")
 @click.option("--gallery", "names", multiple=True, help="Screen against this group of the index; may be repeated.  [default: all]")
 @index_threshold_option
 @fpir_option
-@click.option("--top", default=5, show_default=True, type=click.IntRange(min=1), help="Matches to list for each picture.")
+@click.option("--top", default=5, show_default=True, type=click.IntRange(min=1), help="Matches to list for each image.")
 @click.option("--search", default="auto", show_default=True, type=click.Choice(["auto", "exact", "hnsw"]), help="How to search.")
-@click.option("-v", "--verbose", is_flag=True, help="Show clear pictures too, however many there are.")
+@click.option("-v", "--verbose", is_flag=True, help="Show clear images too, however many there are.")
 @null_option
 @json_option
 @quiet_option
@@ -66,7 +66,7 @@ def scan(
     quiet: bool,
     model: Callable[[], Screener],
 ) -> int:
-    """Screen pictures against a gallery.
+    """Screen images against a gallery.
 
     PATH is an image, a folder (searched recursively), or '-' for a list of them on stdin. Each frame is screened: DICOM, PNG, JPEG,
     JPEG-LS, JPEG 2000, JPEG XL, TIFF, WebP, AVIF, HEIC, GIF, BMP, Targa, PBM to PFM. In a folder only files that are plainly not
@@ -90,7 +90,7 @@ def scan(
     with _gallery(screener, folder, against, quiet) as (gallery, unreadable):
         if as_json:
             say_skipped(skipped, quiet)
-        size = gallery.frames(names or None)  # a mistyped name is an error now, before the first picture
+        size = gallery.frames(names or None)  # a mistyped name is an error now, before the first image
         decision = decide_threshold(gallery, threshold, fpir, names or None)
         for line in () if quiet else decision.warnings:
             warn(line)
@@ -119,7 +119,7 @@ def scan(
                     unproven += not result.complete
         except (KeyboardInterrupt, LcmemError) as error:
             how = "stopped" if isinstance(error, LcmemError) else "interrupted"
-            report(f"{how}: these are the results until then, of {len(items)} pictures in all")
+            report(f"{how}: these are the results until then, of {len(items)} images in all")
             raise
         report()
         flood = watch.flood()
@@ -153,14 +153,14 @@ def compare(
     quiet: bool,
     model: Callable[[], Screener],
 ) -> int:
-    """Score two pictures: do they show the same?
+    """Score two images: do they show the same?
 
     \b
     Example:
       lcmem-onnx compare original.dcm copy.png
     """
     from ..runtime.calibration.threshold import decide_pair_threshold
-    from ..runtime.errors import PictureError
+    from ..runtime.errors import ImageError
 
     screener = model()
     decision = decide_pair_threshold(screener.bundle, threshold, fpir)
@@ -168,7 +168,7 @@ def compare(
     for path in (first, second):
         try:
             embeddings.append(screener.embed_renderings(path))
-        except PictureError as error:
+        except ImageError as error:
             click.echo(f"error: {printable(str(path))}: {printable(str(error))} [{error.reason}]", err=True)
             return FAILED
     comparison = screener.compare_embeddings(embeddings[0], embeddings[1], decision)
@@ -181,7 +181,7 @@ def compare(
 
 @contextmanager
 def _gallery(screener: Screener, folder: Path | None, against: Path | None, quiet: bool) -> Iterator[tuple[Gallery, int]]:
-    """The gallery to screen against, and how many pictures of it could not be read."""
+    """The gallery to screen against, and how many images of it could not be read."""
     from ..runtime.errors import GalleryError
     from ..runtime.gallery import Gallery
 
@@ -197,7 +197,7 @@ def _gallery(screener: Screener, folder: Path | None, against: Path | None, quie
             for frame, reason, detail in outcome.errors:
                 unreadable += 1
                 place = outcome.path if frame is None else f"{outcome.path} frame {frame}"
-                say(f"error: gallery picture {printable(place)}: {printable(detail)} [{reason}]")
+                say(f"error: gallery image {printable(place)}: {printable(detail)} [{reason}]")
         if not len(gallery):
-            raise GalleryError(f"{against} holds no picture that can be read: there is nothing to screen against")
+            raise GalleryError(f"{against} holds no image that can be read: there is nothing to screen against")
         yield gallery, unreadable

@@ -74,7 +74,7 @@ class Ending(click.Command):
         from ..runtime.errors import LcmemError
 
         if not sys.warnoptions:
-            # Pillow and pydicom warn of odd files; what matters of them becomes a picture's error.
+            # Pillow and pydicom warn of odd files; what matters of them becomes an image's error.
             warnings.simplefilter("ignore")
         code: object = FAILED
         try:
@@ -135,7 +135,7 @@ def _past_click(interrupted: str) -> Iterator[None]:
             raise _Ended(FAILED, READER_GONE) from stop
         raise
     except OSError as error:
-        # The runtime turns what pictures, bundles and indexes raise into errors of its own. This is the output, or what a
+        # The runtime turns what images, bundles and indexes raise into errors of its own. This is the output, or what a
         # machine lacks: its temporary folder, say.
         what = "the output cannot be written" if error.filename is None else printable(str(error.filename))
         raise _Ended(FAILED, f"error: {what}: {printable(error.strerror or str(error))}") from error

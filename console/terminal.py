@@ -47,7 +47,7 @@ STACKED_BELOW = 100
 STYLES = {"clear": "green", "match": "bold red", "error": "bold yellow"}
 T = TypeVar("T")
 Row: TypeAlias = "tuple[Text, Text, Text, Text]"
-"""Verdict, picture, score, and the gallery's picture or what is wrong."""
+"""Verdict, image, score, and the gallery's image or what is wrong."""
 
 
 def printable(text: str) -> str:
@@ -56,7 +56,7 @@ def printable(text: str) -> str:
 
 
 def progress(items: Iterable[T], total: int | None, what: str, quiet: bool, place: Callable[[T], str]) -> Generator[T, None, None]:
-    """Pass items on; on a terminal show a bar with rate and time left, by pictures and not by frames.
+    """Pass items on; on a terminal show a bar with rate and time left, by images and not by frames.
 
     Close the iterator before printing to stdout, where that may be the same terminal. Lines for stderr go above the bar.
     """
@@ -128,7 +128,7 @@ def _wide(rows: Sequence[Row]) -> Table:
     from rich.table import Table
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for column in ("verdict", "picture", "score", "gallery picture, or what is wrong"):
+    for column in ("verdict", "image", "score", "gallery image, or what is wrong"):
         table.add_column(column, overflow="fold", justify="right" if column == "score" else "left")
     for row in rows:
         table.add_row(*row)
@@ -265,7 +265,7 @@ def print_calibration(
     share = f"{percent(found.fpir)} ({percent(found.fpir_interval.low)} to {percent(found.fpir_interval.high)})"
     console.print(
         Text(
-            f"strangers: {share} of {found.negatives:,} pictures reach it in a gallery of {found.growth.size:,} vectors, a "
+            f"strangers: {share} of {found.negatives:,} images reach it in a gallery of {found.growth.size:,} vectors, a "
             f"false-positive identification rate (FPIR); {wanted} was wanted"
         )
     )
@@ -372,7 +372,7 @@ def print_suspects(suspects: Sequence[Suspect], as_json: bool) -> None:
     from rich.text import Text
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for column in ("suspicion", "negative", "score", "gallery picture"):
+    for column in ("suspicion", "negative", "score", "gallery image"):
         table.add_column(column, overflow="fold", justify="right" if column == "score" else "left")
     for each in suspects:
         score = "" if each.score is None else f"{each.score:.4f}"

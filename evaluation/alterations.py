@@ -1,4 +1,4 @@
-"""Alterations of pictures by name and strength: the paper's evaluation grid, and some beyond it.
+"""Alterations of images by name and strength: the paper's evaluation grid, and some beyond it.
 
 All functions take and give RGB, uint8 (height, width, 3), and keep the size. Strengths are those of arXiv 2512.14421's
 robustness table: blur with a kernel of 9, noise as a part of the full range, rotation in degrees with black corners,
@@ -35,71 +35,71 @@ BLUR_KERNEL = 9
 GREY = np.array([0.299, 0.587, 0.114], np.float32)
 
 
-def alter(picture: Pixels, transform: str, strength: float, rng: np.random.Generator) -> Pixels:
+def alter(image: Pixels, transform: str, strength: float, rng: np.random.Generator) -> Pixels:
     """Apply one named alteration. Noise, the sense of a rotation, the place of a crop, and captions' and borders' looks are random.
 
     Raises:
         KeyError: an unknown name.
     """
-    return _TRANSFORMS[transform](picture, strength, rng)
+    return _TRANSFORMS[transform](image, strength, rng)
 
 
-def _blur(picture: Pixels, sigma: float, rng: np.random.Generator) -> Pixels:
-    return cv2.GaussianBlur(picture, (BLUR_KERNEL, BLUR_KERNEL), sigma).astype(np.uint8)
+def _blur(image: Pixels, sigma: float, rng: np.random.Generator) -> Pixels:
+    return cv2.GaussianBlur(image, (BLUR_KERNEL, BLUR_KERNEL), sigma).astype(np.uint8)
 
 
-def _noise(picture: Pixels, sigma: float, rng: np.random.Generator) -> Pixels:
-    return _levels(picture + rng.standard_normal(picture.shape, dtype=np.float32) * np.float32(255.0 * sigma))
+def _noise(image: Pixels, sigma: float, rng: np.random.Generator) -> Pixels:
+    return _levels(image + rng.standard_normal(image.shape, dtype=np.float32) * np.float32(255.0 * sigma))
 
 
-def _rotation(picture: Pixels, degrees: float, rng: np.random.Generator) -> Pixels:
-    return warped(picture, degrees if rng.random() < 0.5 else -degrees, 1.0, (0.0, 0.0))
+def _rotation(image: Pixels, degrees: float, rng: np.random.Generator) -> Pixels:
+    return warped(image, degrees if rng.random() < 0.5 else -degrees, 1.0, (0.0, 0.0))
 
 
-def _brightness(picture: Pixels, factor: float, rng: np.random.Generator) -> Pixels:
-    return _levels(picture * np.float32(factor))
+def _brightness(image: Pixels, factor: float, rng: np.random.Generator) -> Pixels:
+    return _levels(image * np.float32(factor))
 
 
-def _contrast(picture: Pixels, factor: float, rng: np.random.Generator) -> Pixels:
-    middle = float((picture @ GREY).mean())
-    return _levels(middle + (picture - np.float32(middle)) * np.float32(factor))
+def _contrast(image: Pixels, factor: float, rng: np.random.Generator) -> Pixels:
+    middle = float((image @ GREY).mean())
+    return _levels(middle + (image - np.float32(middle)) * np.float32(factor))
 
 
-def _jpeg(picture: Pixels, quality: float, rng: np.random.Generator) -> Pixels:
-    _, data = cv2.imencode(".jpg", np.ascontiguousarray(picture[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, int(quality)])
+def _jpeg(image: Pixels, quality: float, rng: np.random.Generator) -> Pixels:
+    _, data = cv2.imencode(".jpg", np.ascontiguousarray(image[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, int(quality)])
     return np.ascontiguousarray(np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR))[..., ::-1])
 
 
-def _mirror(picture: Pixels, strength: float, rng: np.random.Generator) -> Pixels:
-    return np.ascontiguousarray(picture[:, ::-1])
+def _mirror(image: Pixels, strength: float, rng: np.random.Generator) -> Pixels:
+    return np.ascontiguousarray(image[:, ::-1])
 
 
-def _crop(picture: Pixels, area: float, rng: np.random.Generator) -> Pixels:
+def _crop(image: Pixels, area: float, rng: np.random.Generator) -> Pixels:
     """A random window of this part of the area, enlarged to the whole."""
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     side = float(np.sqrt(area))
     top, left = (int(rng.integers(0, max(1, int(length * (1 - side)) + 1))) for length in (height, width))
-    window = picture[top : top + int(height * side), left : left + int(width * side)]
+    window = image[top : top + int(height * side), left : left + int(width * side)]
     return cv2.resize(window, (width, height), interpolation=cv2.INTER_LINEAR).astype(np.uint8)
 
 
-def _half_size(picture: Pixels, scale: float, rng: np.random.Generator) -> Pixels:
-    height, width = picture.shape[:2]
-    small = cv2.resize(picture, (max(1, int(width * scale)), max(1, int(height * scale))), interpolation=cv2.INTER_AREA)
+def _half_size(image: Pixels, scale: float, rng: np.random.Generator) -> Pixels:
+    height, width = image.shape[:2]
+    small = cv2.resize(image, (max(1, int(width * scale)), max(1, int(height * scale))), interpolation=cv2.INTER_AREA)
     return cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR).astype(np.uint8)
 
 
-def _invert(picture: Pixels, strength: float, rng: np.random.Generator) -> Pixels:
-    return (255 - picture).astype(np.uint8)
+def _invert(image: Pixels, strength: float, rng: np.random.Generator) -> Pixels:
+    return (255 - image).astype(np.uint8)
 
 
-def _caption(picture: Pixels, strength: float, rng: np.random.Generator) -> Pixels:
+def _caption(image: Pixels, strength: float, rng: np.random.Generator) -> Pixels:
     """A line of drawn letters on a bar along the top or the bottom, a tenth to a sixth of the height."""
-    height = len(picture)
+    height = len(image)
     bar = max(4, int(height * rng.uniform(0.1, 0.17)))
     top = 0 if rng.random() < 0.5 else height - bar
     dark = rng.random() < 0.5
-    captioned = picture.copy()
+    captioned = image.copy()
     captioned[top : top + bar] = 0 if dark else 255
     letters = "".join(rng.choice(list("ABCDEFGHIJKLMNOPRSTUVWabcdefghiklmnorstuv 0123456789"), 40))
     ink = int(rng.integers(200, 256)) if dark else int(rng.integers(0, 56))
@@ -108,23 +108,23 @@ def _caption(picture: Pixels, strength: float, rng: np.random.Generator) -> Pixe
     return captioned
 
 
-def _border(picture: Pixels, width_part: float, rng: np.random.Generator) -> Pixels:
-    """A frame of one colour around the whole picture, this part of the side wide; the picture shrinks into it."""
-    height, width = picture.shape[:2]
+def _border(image: Pixels, width_part: float, rng: np.random.Generator) -> Pixels:
+    """A frame of one colour around the whole image, this part of the side wide; the image shrinks into it."""
+    height, width = image.shape[:2]
     across, down = int(width * width_part), int(height * width_part)
-    framed = np.empty_like(picture)
+    framed = np.empty_like(image)
     framed[:] = rng.integers(0, 256, 3) if rng.random() < 0.5 else int(rng.choice([0, 255]))
-    inside = cv2.resize(picture, (width - 2 * across, height - 2 * down), interpolation=cv2.INTER_AREA)
+    inside = cv2.resize(image, (width - 2 * across, height - 2 * down), interpolation=cv2.INTER_AREA)
     framed[down : height - down, across : width - across] = inside
     return framed
 
 
-def warped(picture: Pixels, degrees: float, scale: float, shift: tuple[float, float]) -> Pixels:
+def warped(image: Pixels, degrees: float, scale: float, shift: tuple[float, float]) -> Pixels:
     """Rotate about the middle, scale and move (by parts of the size); black where nothing was."""
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, scale)
     matrix[:, 2] += np.array(shift) * (width, height)
-    return cv2.warpAffine(picture, matrix, (width, height), flags=cv2.INTER_LINEAR).astype(np.uint8)
+    return cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR).astype(np.uint8)
 
 
 def _levels(values: NDArray[np.float32]) -> Pixels:

@@ -1,4 +1,4 @@
-"""What a scorer is: something that gives two pictures a score, higher for more alike. Two kinds, by what can be done ahead."""
+"""What a scorer is: something that gives two images a score, higher for more alike. Two kinds, by what can be done ahead."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Pixels = NDArray[np.uint8]
 
 @runtime_checkable
 class Embedder(Protocol):
-    """Makes a vector of each picture and compares vectors, so that all pairs of a data set can be scored."""
+    """Makes a vector of each image and compares vectors, so that all pairs of a data set can be scored."""
 
     @property
     def name(self) -> str:
@@ -25,7 +25,7 @@ class Embedder(Protocol):
     def about(self) -> str:
         """What it is, in a line: source, size, measure."""
 
-    def embed(self, pictures: Pixels) -> Floats:
+    def embed(self, images: Pixels) -> Floats:
         """RGB, uint8 (n, size, size, 3), to float32 (n, features)."""
 
     def compare(self, query: Floats, gallery: Floats) -> NDArray[np.float64]:
@@ -34,7 +34,7 @@ class Embedder(Protocol):
 
 @runtime_checkable
 class PairScorer(Protocol):
-    """Must see both pictures; only a sample of the pairs of a data set can be scored."""
+    """Must see both images; only a sample of the pairs of a data set can be scored."""
 
     @property
     def name(self) -> str:
@@ -45,7 +45,7 @@ class PairScorer(Protocol):
         """What it is, in a line."""
 
     def score(self, first: Pixels, second: Pixels) -> float:
-        """Score of two RGB pictures, uint8 (size, size, 3), symmetric, higher is more alike."""
+        """Score of two RGB images, uint8 (size, size, 3), symmetric, higher is more alike."""
 
 
 Scorer = Embedder | PairScorer

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from lcmem_onnx.runtime.calibration.threshold import AlterationMisses, Doubles, misses
-from lcmem_onnx.runtime.errors import PictureError, Reason
+from lcmem_onnx.runtime.errors import ImageError, Reason
 from lcmem_onnx.runtime.gallery import Gallery
 from lcmem_onnx.runtime.images.formats import read_file
 from lcmem_onnx.runtime.images.preprocess import is_blank, resize
@@ -126,7 +126,7 @@ def score_copies(
             break
         try:
             pixels = _altered(screener, image)
-        except PictureError:
+        except ImageError:
             unavailable += 1
             continue
         batches = np.split(pixels, range(screener.encoder.batch, len(pixels), screener.encoder.batch))
@@ -146,17 +146,17 @@ def _altered(screener: Screener, image: Sampled) -> NDArray[np.uint8]:
     """Return the image in all `ALTERATIONS` at the working size, uint8 (alterations, size, size, 3).
 
     Raises:
-        PictureError: the file is not there, is another one now, or its first frame cannot be read or is blank.
+        ImageError: the file is not there, is another one now, or its first frame cannot be read or is blank.
     """
     path, size = Path(image.key), screener.bundle.image_size
     data = read_file(path, screener.limits) if path.is_absolute() else b""
     if hashlib.sha256(data).digest() != image.content:
-        raise PictureError(Reason.READ_FAILED, "it is not the file that was indexed")
+        raise ImageError(Reason.READ_FAILED, "it is not the file that was indexed")
     with closing(screener.open(data, path.name)) as opened:
         frame = opened.frame(0)
     small = resize(frame, size)
     if is_blank(small):
-        raise PictureError(Reason.BLANK, "it shows nothing")
+        raise ImageError(Reason.BLANK, "it shows nothing")
     name = image.content.hex()
     return np.concatenate(
         [altered(small, name, SEED, AT_WORKING_SIZE), realistically_altered(frame, name, SEED, size, AT_OWN_SIZE)]

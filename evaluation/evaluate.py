@@ -47,6 +47,8 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 1
+JSON_NAMES = {"images": "pictures", "val_images": "val_pictures"}
+"""Keys of the document that programs read, where they are not the fields' names."""
 PROTOCOLS = ("reid", "copy", "all")
 FIT_ON = ("val", "test")
 FALSE_POSITIVES = (1e-3, 1e-5)
@@ -56,7 +58,7 @@ FEW_IDENTITIES = 20
 
 @dataclass(frozen=True)
 class ScorerFacts:
-    """Who was measured. `milliseconds` is a picture's embedding, or one pair's score where there are no embeddings."""
+    """Who was measured. `milliseconds` is an image's embedding, or one pair's score where there are no embeddings."""
 
     name: str
     about: str
@@ -78,7 +80,7 @@ class RecallAt:
 class Reidentification:
     """One scorer's re-identification on one data set; `ds_name` None means all of them together.
 
-    `identities` have two or more pictures; `at` is recall at thresholds fitted on pairs of different pictures, all of them, as in
+    `identities` have two or more images; `at` is recall at thresholds fitted on pairs of different images, all of them, as in
     copy detection: the protocol's own are too few for low rates.
     """
 
@@ -126,18 +128,18 @@ class CopyDetection:
     """One scorer's copy detection on one data set; `ds_name` None means all together.
 
     Attributes:
-        pictures: how many; each is one pair in each cell.
-        negatives: pairs of different pictures.
+        images: how many; each is one pair in each cell.
+        negatives: pairs of different images.
         auc: of the paper's cells against the negatives; of the realistic ones where the paper's were not measured. Its interval is
             over identities, the negatives held.
         at: recall at each limit.
-        identities: of those pictures.
+        identities: of those images.
         auc_of: which cells `auc` is of, "paper" or "realistic".
     """
 
     scorer: str
     ds_name: str | None
-    pictures: int
+    images: int
     negatives: int
     auc: float
     auc_interval: Interval
@@ -177,16 +179,20 @@ class Evaluation:
             "protocol": self.protocol,
             "seed": self.seed,
             "size": self.size,
-            "data_sets": [asdict(seen) for seen in self.data_sets],
-            "unreadable": [asdict(picture) for picture in self.unreadable],
+            "data_sets": [_as_json(seen) for seen in self.data_sets],
+            "unreadable": [asdict(image) for image in self.unreadable],
             "grid": self.grid,
             "no_negatives": list(self.no_negatives),
             "cells": [asdict(cell) | {"paper": cell.paper, "name": cell.name} for cell in self.cells],
             "scorers": [asdict(facts) for facts in self.scorers],
-            "reidentification": [asdict(part) for part in self.reidentification],
-            "copy_detection": [asdict(part) for part in self.copy_detection],
+            "reidentification": [_as_json(part) for part in self.reidentification],
+            "copy_detection": [_as_json(part) for part in self.copy_detection],
             "notes": list(self.notes),
         }
+
+
+def _as_json(part: Seen | Reidentification | CopyDetection) -> dict[str, Any]:
+    return {JSON_NAMES.get(name, name): value for name, value in asdict(part).items()}
 
 
 def evaluate(
@@ -215,17 +221,17 @@ def evaluate(
         base: what the list's paths are relative to; its own folder if not given.
         protocol: "reid", "copy" or "all".
         seed: of pairs, alterations and resampling.
-        size: working size: every picture is resized to it first, and altered at it; realistic alterations come before it.
-        limit: only the first so many pictures of each split of each data set, for a try.
-        pair_negatives: pairs of different pictures a data set, for scorers without embeddings.
+        size: working size: every image is resized to it first, and altered at it; realistic alterations come before it.
+        limit: only the first so many images of each split of each data set, for a try.
+        pair_negatives: pairs of different images a data set, for scorers without embeddings.
         false_positives: rates to fit thresholds to.
         fit_on: "val" fits them on VAL where the list has enough of it, and else on TEST; "test" always on TEST.
         workers: threads that read and alter; None takes what the container allows.
         progress: is told how far it has come.
         grid: which copies to make: "paper" (its 24 cells and six beyond), "realistic" or "all".
-        no_negatives: data sets whose pairs of different pictures do not count, because one thing may have two identities there.
+        no_negatives: data sets whose pairs of different images do not count, because one thing may have two identities there.
             They take the thresholds, and the false positives, of all others together.
-        most_altered: pictures of each split of each data set that are altered, chosen by seed and name; all if None. The others
+        most_altered: images of each split of each data set that are altered, chosen by seed and name; all if None. The others
             still count as negatives, so that thresholds stay as firm as they are.
 
     Raises:
@@ -235,11 +241,11 @@ def evaluate(
     """
     _check_settings(scorers, protocol, size, limit, pair_negatives, false_positives, fit_on, grid)
     if most_altered is not None and most_altered < 1:
-        raise UsageError(f"{most_altered} pictures of a data set cannot be altered: give 1 or more")
+        raise UsageError(f"{most_altered} images of a data set cannot be altered: give 1 or more")
     listed = read_file_list(listing, base)
     rows = [row for row in _chosen(listed, limit) if row.split == "TEST" or fit_on == "val"]
     if not any(row.split == "TEST" for row in rows):
-        raise FileListError(f"{listing} has no TEST pictures: there is nothing to measure")
+        raise FileListError(f"{listing} has no TEST images: there is nothing to measure")
     left_out = _no_negatives(rows, no_negatives)
     cells = GRIDS[grid] if protocol != "reid" else ()
     plan = Plan(cells, protocol != "copy", seed, size, pair_negatives, workers or cpu_limit(), left_out, most_altered)
@@ -249,7 +255,7 @@ def evaluate(
         tests = [sum(row.split == "TEST" for row in some) for some in (rows, listed)]
         if limit is None or tests[0] == tests[1]:
             raise
-        raise FileListError(f"{error}. --limit {limit} took {tests[0]} of {tests[1]} TEST pictures: raise it") from error
+        raise FileListError(f"{error}. --limit {limit} took {tests[0]} of {tests[1]} TEST images: raise it") from error
     reidentification: list[Reidentification] = []
     copy_detection: list[CopyDetection] = []
     val_pairs = _val_pairs(scoring, left_out)
@@ -297,7 +303,7 @@ def _no_negatives(rows: Sequence[Listed], named: Collection[str]) -> frozenset[s
 
 
 def _with_negatives_of(whole: Scored, scored: Scored) -> Scored:
-    """A data set whose own pairs of different pictures do not count, with those of all that do."""
+    """A data set whose own pairs of different images do not count, with those of all that do."""
     return replace(
         scored,
         negatives=whole.negatives,
@@ -324,7 +330,7 @@ def _check_settings(
         if value not in known:
             raise UsageError(f"{value!r} is unknown here; known are {', '.join(known)}")
     if size < 32 or pair_negatives < 1 or (limit is not None and limit < 2):
-        raise UsageError("the working size must be 32 or more, pairs of different pictures 1 or more, and a limit 2 or more")
+        raise UsageError("the working size must be 32 or more, pairs of different images 1 or more, and a limit 2 or more")
     if not all(0 < rate < 1 for rate in rates):
         raise UsageError(f"false-positive rates lie between 0 and 1, both excluded; these are {', '.join(map(str, rates))}")
 
@@ -343,10 +349,10 @@ def _chosen(rows: Sequence[Listed], limit: int | None) -> list[Listed]:
 
 
 def _val_pairs(scoring: Scoring, left_out: Collection[str]) -> dict[str | None, int]:
-    """How many of VAL's pairs of different pictures a data set has for who sees most of them.
+    """How many of VAL's pairs of different images a data set has for who sees most of them.
 
     Whether a threshold is fitted on VAL or on TEST goes by this, so that it goes the same way for every scorer: those that see
-    a sample only would else get theirs from other pictures.
+    a sample only would else get theirs from other images.
     """
     counts: dict[str | None, int] = {seen.ds_name: 0 for seen in scoring.seen}
     for parts in scoring.scores.values():
@@ -404,7 +410,7 @@ def _copy_detection(scorer: str, ds_name: str | None, scored: Scored, limits: tu
     return CopyDetection(
         scorer=scorer,
         ds_name=ds_name,
-        pictures=len(scored.copies),
+        images=len(scored.copies),
         negatives=len(scored.negatives),
         auc=auc(copies.reshape(-1), scored.negatives),
         auc_interval=mean_interval(placements(copies, scored.negatives).mean(axis=1), scored.identities, plan.seed),
@@ -467,12 +473,12 @@ def _notes(
             problems.setdefault(limit.problem, []).append(scorer)
     notes += [f"{problem} ({', '.join(dict.fromkeys(names))})" for problem, names in problems.items()]
     if copy_detection:
-        notes.append("95 % intervals of copy detection draw identities; pairs of different pictures and thresholds are held")
+        notes.append("95 % intervals of copy detection draw identities; pairs of different images and thresholds are held")
         if any(cell.held_out for cell in plan.cells):
             notes.append("held out: cells that the training of the bundled model never draws, nor anything that looks the same")
     if plan.no_negatives:
         named = ", ".join(map(repr, sorted(plan.no_negatives)))
-        notes.append(f"pairs of different pictures of {named} do not count; thresholds and false positives there are the others'")
+        notes.append(f"pairs of different images of {named} do not count; thresholds and false positives there are the others'")
     few: dict[str | None, int] = {}
     drawn = [(part.ds_name, part.identities) for part in reidentification]
     drawn += [(part.ds_name, part.identities) for part in copy_detection]
@@ -485,7 +491,7 @@ def _notes(
     measured = {part.ds_name for part in reidentification}
     left_out = [repr(seen.ds_name) for seen in scoring.seen if seen.ds_name not in measured]
     if plan.reidentification and left_out:
-        notes.append(f"no identity of TEST has two pictures in {', '.join(left_out)}: nothing to re-identify there")
+        notes.append(f"no identity of TEST has two images in {', '.join(left_out)}: nothing to re-identify there")
     if scoring.unreadable:
-        notes.append(f"{len(scoring.unreadable)} listed pictures could not be read and were left out")
+        notes.append(f"{len(scoring.unreadable)} listed images could not be read and were left out")
     return notes

@@ -2,7 +2,7 @@
 
 Columns, as the reference has them: `Split` (TRAIN, VAL or TEST), `id` (identity: patient, person, object), `path` (relative to
 a base folder, or absolute), and optionally `ds_name` (data set; pairs are made within one), `group` (the identity made finer:
-pictures of one view, side, level or contrast, which alone are compared as the same) and `kind` (radiograph, photograph, ...). Other
+images of one view, side, level or contrast, which alone are compared as the same) and `kind` (radiograph, photograph, ...). Other
 columns are ignored, and the order of columns is free.
 """
 
@@ -47,7 +47,7 @@ def read_file_list(listing: Path, base: Path | None = None) -> list[Listed]:
         base: what paths are relative to; the list's own folder if not given.
 
     Raises:
-        FileListError: unreadable, a column or a value is missing, a split that is none of the three, a picture that does not
+        FileListError: unreadable, a column or a value is missing, a split that is none of the three, an image that does not
             exist or is listed twice, or an identity of one data set that stands in two splits: what is measured then would be
             known from training.
     """
@@ -70,12 +70,12 @@ def read_file_list(listing: Path, base: Path | None = None) -> list[Listed]:
         why = (isinstance(error, OSError) and error.strerror) or error
         raise FileListError(f"{_shortened(str(listing))} cannot be read as a CSV file list: {why}") from error
     if not rows:
-        raise FileListError(f"{listing} lists no picture")
+        raise FileListError(f"{listing} lists no image")
     # Not Path.is_file, which raises where a name is too long.
     missing = [row.name for row in rows if not os.path.isfile(row.path)]
     if missing:
         raise FileListError(
-            f"{listing} lists {len(missing)} pictures that are not there: {_some(missing)}. Paths are absolute, or relative to "
+            f"{listing} lists {len(missing)} images that are not there: {_some(missing)}. Paths are absolute, or relative to "
             f"{base.absolute()} here (--base gives another folder)"
         )
     _check_listed_once(rows, listing)
@@ -84,7 +84,7 @@ def read_file_list(listing: Path, base: Path | None = None) -> list[Listed]:
     if torn:
         raise FileListError(
             f"{listing} has {len(torn)} identities in more than one split ({_some(sorted(torn))}): what training has seen may not "
-            "be measured on. Split by identity, not by picture"
+            "be measured on. Split by identity, not by image"
         )
     return rows
 
@@ -108,10 +108,10 @@ def write_file_list(listing: Path, rows: Iterable[Listed]) -> None:
 
 
 def _check_listed_once(rows: Iterable[Listed], listing: Path) -> None:
-    """Each picture once: in two splits it would be known from training, under two identities it contradicts itself."""
+    """Each image once: in two splits it would be known from training, under two identities it contradicts itself."""
     first: dict[str, Listed] = {}
     for row in rows:
-        # Not resolved: 41,000 pictures on a network drive would take minutes.
+        # Not resolved: 41,000 images on a network drive would take minutes.
         other = first.setdefault(os.path.normcase(os.path.abspath(row.path)), row)
         if other is row:
             continue
@@ -123,7 +123,7 @@ def _check_listed_once(rows: Iterable[Listed], listing: Path) -> None:
             how = f"in two data sets, {_shortened(other.ds_name)!r} and {_shortened(row.ds_name)!r}"
         else:
             how = "twice"
-        raise FileListError(f"{listing} lists one picture {how}: {_shortened(row.name)!r}. List each picture once")
+        raise FileListError(f"{listing} lists one image {how}: {_shortened(row.name)!r}. List each image once")
 
 
 def _listed(row: dict[str, str | None], line: int, listing: Path, base: Path) -> Listed:

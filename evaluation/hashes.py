@@ -14,26 +14,26 @@ __all__ = ["PHash", "Pdq"]
 
 
 class PHash:
-    """pHash of 64 bits, as the ImageHash library computes it (DCT of a 32 x 32 grey picture, against the median)."""
+    """pHash of 64 bits, as the ImageHash library computes it (DCT of a 32 x 32 grey image, against the median)."""
 
     name = "phash"
     about = "pHash, 64 bits (ImageHash); share of equal bits"
 
-    def embed(self, pictures: NDArray[np.uint8]) -> Floats:
-        return np.stack([_signs(imagehash.phash(Image.fromarray(picture)).hash) for picture in pictures])
+    def embed(self, images: NDArray[np.uint8]) -> Floats:
+        return np.stack([_signs(imagehash.phash(Image.fromarray(image)).hash) for image in images])
 
     def compare(self, query: Floats, gallery: Floats) -> NDArray[np.float64]:
         return _equal_bits(query, gallery)
 
 
 class Pdq:
-    """PDQ of 256 bits, as the pdqhash library computes it. A picture's quality is not looked at: every pair is scored."""
+    """PDQ of 256 bits, as the pdqhash library computes it. An image's quality is not looked at: every pair is scored."""
 
     name = "pdq"
     about = "PDQ, 256 bits (pdqhash); share of equal bits"
 
-    def embed(self, pictures: NDArray[np.uint8]) -> Floats:
-        return np.stack([_signs(pdqhash.compute(np.ascontiguousarray(picture))[0]) for picture in pictures])
+    def embed(self, images: NDArray[np.uint8]) -> Floats:
+        return np.stack([_signs(pdqhash.compute(np.ascontiguousarray(image))[0]) for image in images])
 
     def compare(self, query: Floats, gallery: Floats) -> NDArray[np.float64]:
         return _equal_bits(query, gallery)

@@ -99,44 +99,44 @@ class Separation:
 
 @dataclass(frozen=True, eq=False)
 class PairOwners:
-    """Whose pictures pairs of different pictures show, for a bootstrap that draws identities.
+    """Whose images pairs of different images show, for a bootstrap that draws identities.
 
     Attributes:
         first, second: identity of each side, int32 (pairs,), from 0 over all data sets.
-        pictures: for each data set the number of pictures of each of its identities, (identities,); in the order of numbering.
+        images: for each data set the number of images of each of its identities, (identities,); in the order of numbering.
         pairs: for each data set how many of the pairs are its own.
     """
 
     first: NDArray[np.int32]
     second: NDArray[np.int32]
-    pictures: tuple[NDArray[np.int64], ...]
+    images: tuple[NDArray[np.int64], ...]
     pairs: tuple[int, ...]
 
     @staticmethod
     def of(identities: NDArray[np.int64], first: NDArray[np.int64], second: NDArray[np.int64]) -> PairOwners:
-        """Make the owners of one data set's pairs; `identities` are of its pictures, from 0."""
+        """Make the owners of one data set's pairs; `identities` are of its images, from 0."""
         return PairOwners(first.astype(np.int32), second.astype(np.int32), (np.bincount(identities),), (len(first),))
 
     @staticmethod
     def together(parts: Sequence[PairOwners]) -> PairOwners:
         """Join several data sets: identities of one are not those of another."""
-        offsets = np.cumsum([0, *(sum(map(len, part.pictures)) for part in parts)])
+        offsets = np.cumsum([0, *(sum(map(len, part.images)) for part in parts)])
         return PairOwners(
             np.concatenate([part.first + np.int32(offset) for part, offset in zip(parts, offsets, strict=False)]),
             np.concatenate([part.second + np.int32(offset) for part, offset in zip(parts, offsets, strict=False)]),
-            tuple(counts for part in parts for counts in part.pictures),
+            tuple(counts for part in parts for counts in part.images),
             tuple(count for part in parts for count in part.pairs),
         )
 
     def ordered(self, order: NDArray[np.int64]) -> PairOwners:
         """Return the same pairs in another order."""
-        return PairOwners(self.first[order], self.second[order], self.pictures, self.pairs)
+        return PairOwners(self.first[order], self.second[order], self.images, self.pairs)
 
     def share_interval(self, reached: int, seed: int = 42) -> Interval | None:
         """Bootstrap interval of the share of the last `reached` pairs among all of them.
 
         Identities are drawn; a pair counts as often as its two identities were drawn together. How many pairs there are in all is
-        then known from the pictures of the identities drawn (where pairs are a sample, in proportion).
+        then known from the images of the identities drawn (where pairs are a sample, in proportion).
 
         Args:
             reached: how many of the pairs, the last ones, reach the threshold.
@@ -152,12 +152,12 @@ class PairOwners:
         if reached > MOST_REACHED:
             taken = rng.choice(taken, MOST_REACHED, replace=False)
         first, second = self.first[taken], self.second[taken]
-        counts = np.concatenate(self.pictures).astype(np.float64)
-        begins = np.cumsum([0, *map(len, self.pictures[:-1])])
+        counts = np.concatenate(self.images).astype(np.float64)
+        begins = np.cumsum([0, *map(len, self.images[:-1])])
         # A data set without pairs has a part of length 0, or one identity: it takes no part.
         parts = [
             (slice(begin, begin + len(own)), pairs)
-            for begin, own, pairs in zip(begins.tolist(), self.pictures, self.pairs, strict=True)
+            for begin, own, pairs in zip(begins.tolist(), self.images, self.pairs, strict=True)
             if pairs
         ]
         scales = [pairs / _pair_count(counts[part]) for part, pairs in parts]
@@ -171,9 +171,9 @@ class PairOwners:
         return interval(np.asarray(shares))
 
 
-def _pair_count(pictures: Doubles) -> float:
-    """How many pairs of pictures of different identities there are."""
-    return float((pictures.sum() ** 2 - (pictures**2).sum()) / 2)
+def _pair_count(images: Doubles) -> float:
+    """How many pairs of images of different identities there are."""
+    return float((images.sum() ** 2 - (images**2).sum()) / 2)
 
 
 @dataclass(frozen=True)
@@ -225,9 +225,9 @@ def auc(same: Doubles, different: Doubles) -> float:
 
 
 def best_f1(same: Doubles, different: Doubles) -> BestF1:
-    """Where F1 is best, if pairs of the same and of different pictures were equally many: each side's weights sum to the same.
+    """Where F1 is best, if pairs of the same and of different images were equally many: each side's weights sum to the same.
 
-    The protocols have as many of one as of the other for re-identification. Of copy detection all pairs of different pictures
+    The protocols have as many of one as of the other for re-identification. Of copy detection all pairs of different images
     are scored, and how many those are would else decide the threshold.
     """
     truth, scores = _together(same, different)
@@ -251,8 +251,8 @@ def separation(
     """Measure a list of pairs.
 
     Args:
-        same, different: scores; the n-th of both come from the same first picture.
-        clusters: (pairs,), which identity that picture shows, 0 and up. The bootstrap draws identities, not pairs: the pairs of
+        same, different: scores; the n-th of both come from the same first image.
+        clusters: (pairs,), which identity that image shows, 0 and up. The bootstrap draws identities, not pairs: the pairs of
             one are no independent witnesses, and drawing them would give an interval that is too narrow.
         recalls: at which to give precision and false-positive rate.
         seed: of the bootstrap.
@@ -330,22 +330,22 @@ def interval(values: Doubles) -> Interval:
 
 
 def mean_interval(values: Doubles, clusters: NDArray[np.int64] | None = None, seed: int = 42) -> Interval:
-    """Bootstrap interval of a mean over pictures.
+    """Bootstrap interval of a mean over images.
 
     Args:
-        values: (pictures,), one a picture.
-        clusters: (pictures,), which identity each shows, 0 and up: identities are drawn, with all their pictures. Without it
-            pictures are drawn.
+        values: (images,), one an image.
+        clusters: (images,), which identity each shows, 0 and up: identities are drawn, with all their images. Without it
+            images are drawn.
         seed: of the bootstrap.
     """
     return mean_intervals(values[:, None], clusters, seed)[0]
 
 
 def mean_intervals(values: NDArray[np.generic], clusters: NDArray[np.int64] | None = None, seed: int = 42) -> list[Interval]:
-    """Bootstrap intervals of several means over the same pictures, from the same draws.
+    """Bootstrap intervals of several means over the same images, from the same draws.
 
     Args:
-        values: (pictures, means), one a picture and mean.
+        values: (images, means), one an image and mean.
         clusters, seed: as for `mean_interval`.
     """
     which = np.arange(len(values)) if clusters is None else clusters
@@ -387,7 +387,7 @@ def limit_for(rate: float, test: Doubles, val: Doubles | None = None) -> Limit:
     source, fitted = ("TEST", test) if val is None else ("VAL", val)
     needed = pairs_needed(rate)
     if len(fitted) < needed:
-        problem = f"a false-positive rate of {rate:g} needs {needed} pairs of different pictures; {source} has {len(fitted)}"
+        problem = f"a false-positive rate of {rate:g} needs {needed} pairs of different images; {source} has {len(fitted)}"
         return Limit(rate, None, source, len(fitted), None, len(test), problem)
     # So many negatives may reach the threshold; it lies just above the next one, which may be tied with some of them.
     allowed = math.floor(len(fitted) * rate + 1e-9)
@@ -396,13 +396,13 @@ def limit_for(rate: float, test: Doubles, val: Doubles | None = None) -> Limit:
 
 
 def best_f1_limit(test: Doubles, val_copies: Doubles, val: Doubles) -> Limit:
-    """The threshold of the best F1 on VAL's copies (any shape) and pairs of different pictures, as the paper fits it."""
+    """The threshold of the best F1 on VAL's copies (any shape) and pairs of different images, as the paper fits it."""
     threshold = best_f1(val_copies.reshape(-1), val).threshold
     return Limit(None, threshold, "VAL", len(val), share_at(test, threshold), len(test))
 
 
 def pairs_needed(rate: float) -> int:
-    """Pairs of different pictures without which a false-positive rate cannot be told from 0: one must be allowed to err."""
+    """Pairs of different images without which a false-positive rate cannot be told from 0: one must be allowed to err."""
     return math.ceil(1.0 / rate - 1e-9)
 
 

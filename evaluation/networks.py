@@ -44,20 +44,20 @@ class BundleScorer:
         self.name = name or screener.bundle.name
         self.about = f"bundle {self.bundle.fingerprint[:16]}, {self.bundle.image_size} x {self.bundle.image_size}; its head's score"
 
-    def embed(self, pictures: Pixels) -> Floats:
-        if pictures.shape[1:3] == (self.bundle.image_size,) * 2:
-            return self.screener.encoder.embed_resized(pictures)
-        return self.screener.encoder.embed(list(pictures))
+    def embed(self, images: Pixels) -> Floats:
+        if images.shape[1:3] == (self.bundle.image_size,) * 2:
+            return self.screener.encoder.embed_resized(images)
+        return self.screener.encoder.embed(list(images))
 
     def compare(self, query: Floats, gallery: Floats) -> NDArray[np.float64]:
         return self.bundle.head.scores(query, gallery)
 
 
 class OnnxScorer:
-    """Any ONNX model that makes a vector of a picture, by the cosine of its first output.
+    """Any ONNX model that makes a vector of an image, by the cosine of its first output.
 
     How it is fed is read off its only input: uint8 as it is, floats by `values`; channels where the 3 is, second or last; the
-    size that it declares, or `free_size` where it leaves that open. Pictures are resized as the runtime does it.
+    size that it declares, or `free_size` where it leaves that open. Images are resized as the runtime does it.
 
     A vector is an output (n, features), or (n, features, 1, 1); tokens or maps are none, and must be pooled in the graph.
 
@@ -83,7 +83,7 @@ class OnnxScorer:
         self._session = open_session(path, provider, threads).session
         inputs = self._session.get_inputs()
         if len(inputs) != 1:
-            raise UsageError(f"{path} takes {len(inputs)} inputs; a baseline takes one, the picture")
+            raise UsageError(f"{path} takes {len(inputs)} inputs; a baseline takes one, the image")
         kind, shape = inputs[0].type.removeprefix("tensor(").removesuffix(")"), list(inputs[0].shape)
         types = {"uint8": np.uint8, "float": np.float32, "float16": np.float16, "double": np.float64}
         if kind not in types or len(shape) != 4 or 3 not in (shape[1], shape[3]):
@@ -105,8 +105,8 @@ class OnnxScorer:
         fed = "uint8 levels" if self._type == np.uint8 else f"values {values}"
         self.about = f"{path.name}, {self._size[1]} x {self._size[0]}, {fed}; cosine"
 
-    def embed(self, pictures: Pixels) -> Floats:
-        batch = self._prepared(pictures)
+    def embed(self, images: Pixels) -> Floats:
+        batch = self._prepared(images)
         parts = [batch[at : at + 1] for at in range(len(batch))] if self._one_at_a_time else [batch]
         try:
             outputs = [np.asarray(self._session.run([self._output], {self._input: part})[0]) for part in parts]
@@ -126,17 +126,17 @@ class OnnxScorer:
 
     def _no_vector(self, shape: Sequence[Any]) -> str:
         return (
-            f"{self.path} gives {self._output!r} {list(shape)}, which is no vector a picture; a baseline's first output is "
+            f"{self.path} gives {self._output!r} {list(shape)}, which is no vector an image; a baseline's first output is "
             "(n, features) or (n, features, 1, 1), with two features or more: export it with a pooled vector as first output"
         )
 
-    def _prepared(self, pictures: Pixels) -> NDArray[Any]:
+    def _prepared(self, images: Pixels) -> NDArray[Any]:
         height, width = self._size
-        if pictures.shape[1:3] != (height, width):
-            pictures = np.stack([_resized(picture, height, width) for picture in pictures])
-        values: NDArray[Any] = pictures
+        if images.shape[1:3] != (height, width):
+            images = np.stack([_resized(image, height, width) for image in images])
+        values: NDArray[Any] = images
         if self._type != np.uint8:
-            values = ((pictures.astype(np.float32) / 255.0 - self._mean) / self._deviation).astype(self._type)
+            values = ((images.astype(np.float32) / 255.0 - self._mean) / self._deviation).astype(self._type)
         return np.ascontiguousarray(values if self._channels_last else values.transpose(0, 3, 1, 2))
 
 
@@ -145,7 +145,7 @@ class RandomNetwork:
 
     It stands in for the paper's "random-weight features", whose architecture the paper's are not bound to: what such features
     find is what needs no learning. 64 x 64 RGB; 5 x 5, 3 x 3 and 3 x 3 kernels, stride 2, 16, 32 and 64 channels, ReLU; means
-    over 2 x 2 fields; the mean vector of random noise pictures taken off, since ReLU features of all pictures point one way.
+    over 2 x 2 fields; the mean vector of random noise images taken off, since ReLU features of all images point one way.
     """
 
     name = "random"
@@ -162,8 +162,8 @@ class RandomNetwork:
         noise = np.stack([cv2.resize(grid, (64, 64), interpolation=cv2.INTER_CUBIC) for grid in coarse])
         self._mean = self._features(noise).mean(axis=0)
 
-    def embed(self, pictures: Pixels) -> Floats:
-        small = np.stack([cv2.resize(picture, (64, 64), interpolation=cv2.INTER_AREA) for picture in pictures])
+    def embed(self, images: Pixels) -> Floats:
+        small = np.stack([cv2.resize(image, (64, 64), interpolation=cv2.INTER_AREA) for image in images])
         return _unit(self._features(small) - self._mean)
 
     def compare(self, query: Floats, gallery: Floats) -> NDArray[np.float64]:
@@ -180,7 +180,7 @@ class RandomNetwork:
 
 
 def _is_vector(shape: Sequence[Any]) -> bool:
-    """Whether an output is a vector a picture: declared, with names or None for free sizes, or as it came."""
+    """Whether an output is a vector an image: declared, with names or None for free sizes, or as it came."""
     if len(shape) == 4:
         maps = [side for side in shape[2:] if isinstance(side, int)]
         return shape[1] != 1 and all(side == 1 for side in maps)
@@ -191,7 +191,7 @@ def _unit(vectors: Floats) -> Floats:
     return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), TINY), np.float32)
 
 
-def _resized(picture: Pixels, height: int, width: int) -> Pixels:
+def _resized(image: Pixels, height: int, width: int) -> Pixels:
     if height == width:
-        return resize(picture, height)
-    return np.array(Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR), np.uint8)
+        return resize(image, height)
+    return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR), np.uint8)

@@ -22,10 +22,10 @@ class Mse:
 
 
 class Ssim:
-    """Structural similarity of grey pictures, scikit-image's, window 7. Of RGB it takes three times as long."""
+    """Structural similarity of grey images, scikit-image's, window 7. Of RGB it takes three times as long."""
 
     name = "ssim"
-    about = "structural similarity of grey pictures, window 7 (scikit-image)"
+    about = "structural similarity of grey images, window 7 (scikit-image)"
 
     def score(self, first: Pixels, second: Pixels) -> float:
         side = min(*first.shape[:2], 7)
@@ -34,10 +34,10 @@ class Ssim:
 
 
 class Ncc:
-    """Normalised cross-correlation of grey pictures without shift (OpenCV's TM_CCOEFF_NORMED): Pearson's r of the pixels."""
+    """Normalised cross-correlation of grey images without shift (OpenCV's TM_CCOEFF_NORMED): Pearson's r of the pixels."""
 
     name = "ncc"
-    about = "normalised cross-correlation of grey pictures (OpenCV, TM_CCOEFF_NORMED)"
+    about = "normalised cross-correlation of grey images (OpenCV, TM_CCOEFF_NORMED)"
 
     def score(self, first: Pixels, second: Pixels) -> float:
         found = float(cv2.matchTemplate(_grey(first), _grey(second), cv2.TM_CCOEFF_NORMED)[0, 0])
@@ -46,5 +46,5 @@ class Ncc:
         return 0.0 if flat or not np.isfinite(found) else found
 
 
-def _grey(picture: Pixels) -> Pixels:
-    return np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), np.uint8)
+def _grey(image: Pixels) -> Pixels:
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.uint8)

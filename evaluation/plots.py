@@ -82,7 +82,7 @@ def write_plots(evaluation: Evaluation, folder: Path, kind: str = "png") -> list
         pairs = {name: (scored.copies[:, chosen].reshape(-1), scored.negatives) for name, scored in scores.items()}
         those = "the paper's 24 cells" if of == "paper" else "the realistic cells"
         figures["copy-detection-roc"] = _roc(pairs, f"Copy detection, {those}")
-        figures["copy-detection-scores"] = _histograms(pairs, "Copy detection", ("altered copies", "different pictures"), shipped)
+        figures["copy-detection-scores"] = _histograms(pairs, "Copy detection", ("altered copies", "different images"), shipped)
         figures |= _recalls(evaluation)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -127,7 +127,7 @@ def _histograms(
     labels: tuple[str, str],
     shipped: Mapping[str, float],
 ) -> Figure:
-    """Shares on a logarithmic axis, for what decides is the few of different pictures that score high."""
+    """Shares on a logarithmic axis, for what decides is the few of different images that score high."""
     figure = Figure(figsize=(6, 1.2 + 2.0 * len(pairs)), layout="constrained")
     figure.suptitle(title)
     legend: dict[str, Any] = {}

@@ -1,12 +1,12 @@
-"""Which pictures are compared with which: the paper's two protocols as lists of pairs, the same ones for the same seed.
+"""Which images are compared with which: the paper's two protocols as lists of pairs, the same ones for the same seed.
 
-* Re-identification: for every picture of an identity with two or more, one pair of the same identity (its next picture,
-  cyclic) and one of different ones (the first picture of a random other identity), within one `ds_name`, drawn as the
+* Re-identification: for every image of an identity with two or more, one pair of the same identity (its next image,
+  cyclic) and one of different ones (the first image of a random other identity), within one `ds_name`, drawn as the
   reference draws them.
-* Copy detection: every picture with itself, altered, a pair a cell; against pairs of pictures of different identities.
-  Pictures of one identity are neither: to LCMem they show the same, though they are no copies.
+* Copy detection: every image with itself, altered, a pair a cell; against pairs of images of different identities.
+  Images of one identity are neither: to LCMem they show the same, though they are no copies.
 
-The order of the file list decides which picture is an identity's first and next, as in the reference.
+The order of the file list decides which image is an identity's first and next, as in the reference.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ GRIDS: Mapping[str, tuple[Cell, ...]] = MappingProxyType(
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """Pairs by the pictures' numbers: `first` and `second`, int64 (n,) each."""
+    """Pairs by the images' numbers: `first` and `second`, int64 (n,) each."""
 
     first: Indices
     second: Indices
@@ -110,42 +110,42 @@ class Pairs:
 def reidentification_pairs(
     identities: Sequence[str], rng: random.Random | None = None, groups: Sequence[str] | None = None
 ) -> tuple[Pairs, Pairs]:
-    """The pairs of one data set: those of one identity, and as many of different ones, picture by picture.
+    """The pairs of one data set: those of one identity, and as many of different ones, image by image.
 
     The reference's draw: identities are counted in sorted order (as numbers, if all are numbers, since it reads its list with
     pandas), the other one is drawn again until it is another, and one generator serves all data sets, in the list's order.
 
     Args:
-        identities: of each picture, in the list's order.
+        identities: of each image, in the list's order.
         rng: draws the other identities; `random.Random(42)` if not given.
-        groups: of each picture: which of an identity's pictures are comparable (same view, level, contrast). A pair of the same
-            identity is then of one group: the next picture of that group, cyclic; a picture alone in its group has no pair.
+        groups: of each image: which of an identity's images are comparable (same view, level, contrast). A pair of the same
+            identity is then of one group: the next image of that group, cyclic; an image alone in its group has no pair.
 
     Returns:
-        Pairs of the same identity and pairs of different ones; the n-th of both have the same first picture. Both are empty
-        when no identity (no group) has two pictures, or when there is only one identity.
+        Pairs of the same identity and pairs of different ones; the n-th of both have the same first image. Both are empty
+        when no identity (no group) has two images, or when there is only one identity.
     """
     rng = rng or random.Random(42)
-    pictures: dict[str, list[int]] = {}
+    images: dict[str, list[int]] = {}
     for number, identity in enumerate(identities):
-        pictures.setdefault(identity, []).append(number)
-    everyone = sorted(pictures, key=int) if all(identity.isdecimal() for identity in pictures) else sorted(pictures)
+        images.setdefault(identity, []).append(number)
+    everyone = sorted(images, key=int) if all(identity.isdecimal() for identity in images) else sorted(images)
     same: list[tuple[int, int]] = []
     different: list[tuple[int, int]] = []
     for own, identity in enumerate(everyone):
         if len(everyone) < 2:
             continue
-        for number, following in _comparable(pictures[identity], groups):
+        for number, following in _comparable(images[identity], groups):
             same.append((number, following))
             other = own
             while other == own:
                 other = rng.randint(0, len(everyone) - 1)
-            different.append((number, pictures[everyone[other]][0]))
+            different.append((number, images[everyone[other]][0]))
     return _pairs(same), _pairs(different)
 
 
 def _comparable(numbers: Sequence[int], groups: Sequence[str] | None) -> Iterator[tuple[int, int]]:
-    """Each of an identity's pictures with the next one of its group, cyclic."""
+    """Each of an identity's images with the next one of its group, cyclic."""
     members: dict[str, list[int]] = {}
     for number in numbers:
         members.setdefault("" if groups is None else groups[number], []).append(number)
@@ -157,10 +157,10 @@ def _comparable(numbers: Sequence[int], groups: Sequence[str] | None) -> Iterato
 
 
 def different_pairs(identities: Sequence[str], most: int, seed: int = 42) -> Pairs:
-    """All pairs of pictures of different identities, the smaller number first; `most` random ones where there are more.
+    """All pairs of images of different identities, the smaller number first; `most` random ones where there are more.
 
     Args:
-        identities: of each picture.
+        identities: of each image.
         most: pairs to give at most, 1 or more.
         seed: of the draw.
     """
@@ -177,7 +177,7 @@ def different_pairs(identities: Sequence[str], most: int, seed: int = 42) -> Pai
             first, second = first[kept], second[kept]
         return Pairs(first, second)
     drawn = np.empty(0, np.int64)
-    # A pair as one number, so that repeated ones are found. So many pictures have enough pairs unless nearly all are of one
+    # A pair as one number, so that repeated ones are found. So many images have enough pairs unless nearly all are of one
     # identity, hence the bound on the rounds.
     for _ in range(64):
         one, other = np.sort(rng.integers(0, count, (2, 2 * most)), axis=0)
@@ -191,24 +191,24 @@ def different_pairs(identities: Sequence[str], most: int, seed: int = 42) -> Pai
 
 
 def cell_rng(seed: int, name: str, cell: Cell) -> np.random.Generator:
-    """The generator for one alteration of one picture: it depends on nothing else, neither on order nor on other pictures."""
+    """The generator for one alteration of one image: it depends on nothing else, neither on order nor on other images."""
     text = f"{seed}\0{name}\0{cell.transform}\0{cell.strength!r}"
     return np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()[:16], "little"))
 
 
-def altered(picture: Pixels, name: str, seed: int, cells: Sequence[Cell] = CELLS) -> Pixels:
-    """Alter one picture in every cell of the paper's grid and beyond it; the size stays.
+def altered(image: Pixels, name: str, seed: int, cells: Sequence[Cell] = CELLS) -> Pixels:
+    """Alter one image in every cell of the paper's grid and beyond it; the size stays.
 
     Args:
-        picture: RGB, uint8 (height, width, 3).
-        name: the picture's name in its file list.
+        image: RGB, uint8 (height, width, 3).
+        name: the image's name in its file list.
         seed: of the evaluation.
         cells: none of the realistic grid.
 
     Returns:
         uint8 (cells, height, width, 3).
     """
-    return np.stack([alter(picture, cell.transform, cell.strength, cell_rng(seed, name, cell)) for cell in cells])
+    return np.stack([alter(image, cell.transform, cell.strength, cell_rng(seed, name, cell)) for cell in cells])
 
 
 def realistically_altered(

@@ -1,4 +1,4 @@
-"""Pictures of a file list, read ahead in threads by the runtime's own reader, and altered there too."""
+"""Images of a file list, read ahead in threads by the runtime's own reader, and altered there too."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-from lcmem_onnx.runtime.errors import FileListError, PictureError, Reason, UsageError
-from lcmem_onnx.runtime.images.image import DEFAULT_LIMITS, Limits, open_picture, read_file
+from lcmem_onnx.runtime.errors import FileListError, ImageError, Reason, UsageError
+from lcmem_onnx.runtime.images.image import DEFAULT_LIMITS, Limits, open_image, read_file
 from lcmem_onnx.runtime.images.preprocess import is_blank, resize
 
 from .compare import Pixels
@@ -20,12 +20,12 @@ from .filelist import Listed
 from .protocols import Cell, altered, realistically_altered
 from .realistic import NEEDS_OTHER
 
-__all__ = ["Store", "Unreadable", "Versions", "read_ahead", "read_picture"]
+__all__ = ["Store", "Unreadable", "Versions", "read_ahead", "read_image"]
 
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A listed picture that is left out, with the stable code of `runtime.errors.Reason` and words for people."""
+    """A listed image that is left out, with the stable code of `runtime.errors.Reason` and words for people."""
 
     name: str
     ds_name: str
@@ -36,32 +36,32 @@ class Unreadable:
 
 @dataclass(frozen=True, eq=False)
 class Versions:
-    """A picture and what was made of it: `original` uint8 (size, size, 3), `copies` uint8 (cells, size, size, 3)."""
+    """An image and what was made of it: `original` uint8 (size, size, 3), `copies` uint8 (cells, size, size, 3)."""
 
     original: Pixels
     copies: Pixels
 
 
-def read_picture(row: Listed, size: int, limits: Limits = DEFAULT_LIMITS) -> Pixels:
-    """First frame of a listed picture, resized as the runtime does it: RGB, uint8 (size, size, 3).
+def read_image(row: Listed, size: int, limits: Limits = DEFAULT_LIMITS) -> Pixels:
+    """First frame of a listed image, resized as the runtime does it: RGB, uint8 (size, size, 3).
 
     Raises:
-        PictureError: it cannot be read, or shows nothing.
+        ImageError: it cannot be read, or shows nothing.
     """
     return _read(row, size, limits)[1]
 
 
 def _read(row: Listed, size: int, limits: Limits = DEFAULT_LIMITS) -> tuple[Pixels, Pixels]:
-    """First frame of a listed picture at its own resolution, and resized."""
+    """First frame of a listed image at its own resolution, and resized."""
     try:
-        opened = open_picture(read_file(row.path, limits), limits, row.path.name)
+        opened = open_image(read_file(row.path, limits), limits, row.path.name)
         frame = opened.frame(0)
-        picture = resize(frame, size)
+        image = resize(frame, size)
     except MemoryError as error:
-        raise PictureError(Reason.OUT_OF_MEMORY, "there was not enough memory to read it") from error
-    if is_blank(picture):
-        raise PictureError(Reason.BLANK, "it shows nothing: every pixel is the same, so it would match any other blank picture")
-    return frame, picture
+        raise ImageError(Reason.OUT_OF_MEMORY, "there was not enough memory to read it") from error
+    if is_blank(image):
+        raise ImageError(Reason.BLANK, "it shows nothing: every pixel is the same, so it would match any other blank image")
+    return frame, image
 
 
 class _Partners:
@@ -93,10 +93,10 @@ class _Partners:
                 continue
             try:
                 return _read(partner, size)[0]
-            except PictureError:
+            except ImageError:
                 continue
         of = f"{row.split} of {row.ds_name!r}" if row.ds_name else row.split
-        raise FileListError(f"{of} has 1 identities that can be read; it takes two or more to have pairs of different pictures")
+        raise FileListError(f"{of} has 1 identities that can be read; it takes two or more to have pairs of different images")
 
     def _place(self, name: str) -> bytes:
         return _place(self._seed, name, "partner")
@@ -105,12 +105,12 @@ class _Partners:
 def read_ahead(
     rows: Sequence[Listed], size: int, cells: Sequence[Cell], seed: int, workers: int, most_altered: int | None = None
 ) -> Iterator[Versions | Unreadable]:
-    """Each picture of the list with its altered copies, in the list's order.
+    """Each image of the list with its altered copies, in the list's order.
 
     Args:
         rows: what to read.
-        size: working size. The paper's alterations and those beyond are made at it, realistic ones at the picture's own size.
-        cells: what to make of each picture, realistic ones last; of VAL's the paper's alone, for nothing is fitted on the others.
+        size: working size. The paper's alterations and those beyond are made at it, realistic ones at the image's own size.
+        cells: what to make of each image, realistic ones last; of VAL's the paper's alone, for nothing is fitted on the others.
         seed: of the alterations.
         workers: threads.
         most_altered: images of each split of each data set that are altered, chosen by seed and name; all if None. The others
@@ -125,18 +125,18 @@ def read_ahead(
 
     def versions(row: Listed) -> Versions | Unreadable:
         try:
-            frame, picture = _read(row, size)
-        except PictureError as error:
+            frame, image = _read(row, size)
+        except ImageError as error:
             return Unreadable(row.name, row.ds_name, row.split, error.reason.value, str(error))
-        copies = [np.empty((0, *picture.shape), np.uint8)]
+        copies = [np.empty((0, *image.shape), np.uint8)]
         if chosen_rows is not None and row not in chosen_rows:
-            return Versions(picture, copies[0])
+            return Versions(image, copies[0])
         if chosen := [cell for cell in plain if cell.paper or row.split != "VAL"]:
-            copies.append(altered(picture, row.name, seed, chosen))
+            copies.append(altered(image, row.name, seed, chosen))
         if realistic and row.split != "VAL":
             other = None if partners is None else partners.read(row, size)
             copies.append(realistically_altered(frame, row.name, seed, size, realistic, other))
-        return Versions(picture, np.concatenate(copies))
+        return Versions(image, np.concatenate(copies))
 
     waiting: deque[Future[Versions | Unreadable]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="lcmem-evaluate")
@@ -167,30 +167,30 @@ def _place(seed: int, name: str, purpose: str) -> bytes:
 
 
 class Store:
-    """Pictures of one size in a temporary file, for scorers that must see both pictures of a pair: a list may not fit in memory."""
+    """Images of one size in a temporary file, for scorers that must see both images of a pair: a list may not fit in memory."""
 
     def __init__(self, size: int) -> None:
         self._shape = (size, size, 3)
         self._file = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the store
         self._place: dict[int, int] = {}
 
-    def put(self, number: int, picture: Pixels) -> None:
-        """Keep a picture by its number.
+    def put(self, number: int, image: Pixels) -> None:
+        """Keep an image by its number.
 
         Raises:
             UsageError: the disk is full.
         """
         try:
             self._place[number] = self._file.seek(0, 2)
-            self._file.write(picture.tobytes())
+            self._file.write(image.tobytes())
         except OSError as error:
             raise UsageError(
-                f"the pictures do not fit into {tempfile.gettempdir()} ({error.strerror}), where baselines that compare pixels "
+                f"the images do not fit into {tempfile.gettempdir()} ({error.strerror}), where baselines that compare pixels "
                 "need them: set TMPDIR to a larger disk, or leave mse, ssim and ncc out"
             ) from error
 
     def get(self, number: int) -> Pixels:
-        """The picture with this number, uint8 (size, size, 3)."""
+        """The image with this number, uint8 (size, size, 3)."""
         self._file.seek(self._place[number])
         data = self._file.read(int(np.prod(self._shape)))
         return np.frombuffer(data, np.uint8).reshape(self._shape)

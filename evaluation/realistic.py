@@ -276,7 +276,7 @@ def _black_box(image: Pixels, area: float, rng: np.random.Generator) -> Pixels:
 
 
 def _watermark(image: Pixels, opacity: float, rng: np.random.Generator) -> Pixels:
-    """Repeat one translucent line of text along diagonals, as picture agencies do."""
+    """Repeat one translucent line of text along diagonals, as image agencies do."""
     height, width = image.shape[:2]
     side = int(np.ceil(np.hypot(height, width)))
     line = max(6, int(min(height, width) * rng.uniform(0.08, 0.11)))

@@ -1,4 +1,4 @@
-"""Runs scorers over a file list: every picture is read and altered once, and every scorer sees the same arrays."""
+"""Runs scorers over a file list: every image is read and altered once, and every scorer sees the same arrays."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Doubles = NDArray[np.float64]
 Progress = Callable[[str, int, int], None]
 """Is told what is being done, how many steps are done, and of how many."""
 MOST_NEGATIVES = 2_000_000
-"""Pairs of different pictures of one data set that embeddings are compared in: all pairs of up to 2,000 pictures, a sample of
+"""Pairs of different images of one data set that embeddings are compared in: all pairs of up to 2,000 images, a sample of
 more. Sixteen megabytes of scores; a false-positive rate of 0.00001 leaves twenty of them."""
 AT_ONCE = 8
 
@@ -33,15 +33,15 @@ class Plan:
     """What is to be scored.
 
     Attributes:
-        cells: alterations for copy detection; empty when it is not wanted. VAL's pictures are altered in the paper's alone.
+        cells: alterations for copy detection; empty when it is not wanted. VAL's images are altered in the paper's alone.
             Those of the realistic grid come last.
         reidentification: whether its pairs are wanted.
         seed: of pairs and alterations.
         size: working size.
-        pair_negatives: pairs of different pictures for scorers without embeddings, a data set.
+        pair_negatives: pairs of different images for scorers without embeddings, a data set.
         workers: threads that read.
-        no_negatives: data sets whose pairs of different pictures do not count: one thing may stand under two identities there.
-        most_altered: pictures of each split of each data set that are altered, all if None. The others still are negatives.
+        no_negatives: data sets whose pairs of different images do not count: one thing may stand under two identities there.
+        most_altered: images of each split of each data set that are altered, all if None. The others still are negatives.
     """
 
     cells: tuple[Cell, ...]
@@ -59,13 +59,13 @@ class Scored:
     """One scorer's scores on one data set, or on several together.
 
     Attributes:
-        copies: float64 (altered pictures, cells).
-        identities: (altered pictures,), which identity each shows, from 0.
+        copies: float64 (altered images, cells).
+        identities: (altered images,), which identity each shows, from 0.
         same, different: of re-identification's pairs, float64 (pairs,).
-        clusters: (pairs,), which identity the pairs' first picture shows, from 0.
-        negatives: of pairs of different pictures of TEST, float64, sorted; empty where they do not count (`Plan.no_negatives`).
-        owners: whose those pictures are.
-        val_copies: as `copies`, of VAL, in the paper's cells alone; None when VAL has no pairs of different pictures.
+        clusters: (pairs,), which identity the pairs' first image shows, from 0.
+        negatives: of pairs of different images of TEST, float64, sorted; empty where they do not count (`Plan.no_negatives`).
+        owners: whose those images are.
+        val_copies: as `copies`, of VAL, in the paper's cells alone; None when VAL has no pairs of different images.
         val_negatives: as `negatives`, of VAL, or None.
     """
 
@@ -112,17 +112,17 @@ def _renumbered(parts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class Seen:
-    """How much of a data set was read: pictures and identities of TEST, pictures of VAL."""
+    """How much of a data set was read: images and identities of TEST, images of VAL."""
 
     ds_name: str
-    pictures: int
+    images: int
     identities: int
-    val_pictures: int
+    val_images: int
 
 
 @dataclass(frozen=True, eq=False)
 class Scoring:
-    """All scores: `scores[scorer's name][ds_name]`, and what they are of; `milliseconds` a picture embedded or a pair scored."""
+    """All scores: `scores[scorer's name][ds_name]`, and what they are of; `milliseconds` an image embedded or a pair scored."""
 
     scores: dict[str, dict[str, Scored]]
     seen: tuple[Seen, ...]
@@ -131,7 +131,7 @@ class Scoring:
 
 
 class _Stopwatch:
-    """Adds up what a scorer takes, a picture or pair."""
+    """Adds up what a scorer takes, an image or pair."""
 
     def __init__(self) -> None:
         self.seconds, self.things = 0.0, 0
@@ -146,7 +146,7 @@ class _Stopwatch:
 
 
 class _Bench:
-    """One scorer at work: takes pictures as they are read, and scores pairs of them afterwards."""
+    """One scorer at work: takes images as they are read, and scores pairs of them afterwards."""
 
     def __init__(self, scorer: Scorer, store: Store) -> None:
         self.scorer = scorer
@@ -156,7 +156,7 @@ class _Bench:
         self._vectors: dict[int, NDArray[np.float32]] = {}
 
     def take(self, number: int, versions: Versions) -> None:
-        """Embed a picture and its copies, and score them against it."""
+        """Embed an image and its copies, and score them against it."""
         started = time.perf_counter()
         if isinstance(self.scorer, Embedder):
             every = np.concatenate([versions.original[None], versions.copies])
@@ -179,8 +179,8 @@ class _Bench:
             if isinstance(self.scorer, Embedder) and vectors is not None:
                 scores[begin:end] = self.scorer.compare(vectors[first], vectors[second])
             elif not isinstance(self.scorer, Embedder):
-                picture = self._store.get(numbers[first])
-                scores[begin:end] = [self._pair(picture, self._store.get(numbers[int(other)])) for other in second]
+                image = self._store.get(numbers[first])
+                scores[begin:end] = [self._pair(image, self._store.get(numbers[int(other)])) for other in second]
         return self._checked(scores)
 
     def _pair(self, first: Pixels, second: Pixels) -> float:
@@ -196,7 +196,7 @@ class _Bench:
 
 
 def score_all(rows: Sequence[Listed], scorers: Sequence[Scorer], plan: Plan, progress: Progress | None = None) -> Scoring:
-    """Score a list's TEST pictures, and its VAL pictures against each other.
+    """Score a list's TEST images, and its VAL images against each other.
 
     Args:
         rows: TEST and VAL, in the order of the file list; others must not be among them.
@@ -204,7 +204,7 @@ def score_all(rows: Sequence[Listed], scorers: Sequence[Scorer], plan: Plan, pro
     Raises:
         FileListError: a data set with fewer than two identities that can be read, or nothing to re-identify.
         EncodingError: a scorer gave something that is no score.
-        UsageError: no room for the pictures.
+        UsageError: no room for the images.
     """
     tell = progress or (lambda what, done, total: None)
     pixels = not all(isinstance(scorer, Embedder) for scorer in scorers)
@@ -249,7 +249,7 @@ def score_all(rows: Sequence[Listed], scorers: Sequence[Scorer], plan: Plan, pro
 def _checked(rows: Sequence[Listed], read: dict[tuple[str, str], list[int]], plan: Plan, unreadable: int) -> tuple[Seen, ...]:
     """What was read of each data set of TEST; that there is enough of it."""
     names = list(dict.fromkeys(row.ds_name for row in rows if row.split == "TEST"))
-    lost = f" ({unreadable} listed pictures could not be read)" if unreadable else ""
+    lost = f" ({unreadable} listed images could not be read)" if unreadable else ""
     seen, paired = [], 0
     for name in names:
         numbers = read.get((name, "TEST"), [])
@@ -258,12 +258,12 @@ def _checked(rows: Sequence[Listed], read: dict[tuple[str, str], list[int]], pla
         if len(set(identities)) < 2:
             raise FileListError(
                 f"{of} has {len(set(identities))} identities that can be read{lost}; it takes two or more to have pairs of "
-                "different pictures"
+                "different images"
             )
         paired += len(identities) > len(set(identities))
         seen.append(Seen(name, len(numbers), len(set(identities)), len(read.get((name, "VAL"), []))))
     if plan.reidentification and not plan.cells and not paired:
-        raise FileListError(f"no identity of TEST has two pictures{lost}: there is nothing to re-identify")
+        raise FileListError(f"no identity of TEST has two images{lost}: there is nothing to re-identify")
     return tuple(seen)
 
 
@@ -295,7 +295,7 @@ def _scored(
     altered, val_altered = (_altered(chosen, bench, plan) for chosen in (numbers, read.get((ds_name, "VAL"), [])))
     if plan.cells and not altered:
         raise FileListError(
-            f"none of the {plan.most_altered} pictures of TEST of {ds_name!r} that were to be altered can be read: raise --altered"
+            f"none of the {plan.most_altered} images of TEST of {ds_name!r} that were to be altered can be read: raise --altered"
         )
     return Scored(
         copies=np.stack([bench.copies[number] for number in altered]),
@@ -311,7 +311,7 @@ def _scored(
 
 
 def _altered(numbers: Sequence[int], bench: _Bench, plan: Plan) -> list[int]:
-    """Which of the pictures have copies, where copies were wanted."""
+    """Which of the images have copies, where copies were wanted."""
     if plan.most_altered is None or not plan.cells:
         return list(numbers)
     return [number for number in numbers if len(bench.copies[number])]

@@ -29,7 +29,7 @@ UNBOUNDED = 100_000
 SHOW_UNREADABLE = 10
 GRID_LABELS = {"paper": "the paper's 24", "beyond": "beyond the paper", "realistic": "realistic", "held_out": "held out"}
 """What tables call the kinds of cells, in the order in which they are shown."""
-BARS = {"pictures": "reading and scoring pictures", "pairs": "comparing pictures", "tail": "measuring the strangers' tail"}
+BARS = {"pictures": "reading and scoring images", "pairs": "comparing images", "tail": "measuring the strangers' tail"}
 
 
 @contextmanager
@@ -61,15 +61,15 @@ def print_evaluation(evaluation: Evaluation) -> None:
     console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
     for seen in evaluation.data_sets:
         name = printable(seen.ds_name) or "the list"
-        vals = f"; {seen.val_pictures} VAL pictures" if seen.val_pictures else ""
-        console.print(Text(f"{name}: {seen.pictures} TEST pictures of {seen.identities} identities{vals}"))
+        vals = f"; {seen.val_images} VAL images" if seen.val_images else ""
+        console.print(Text(f"{name}: {seen.images} TEST images of {seen.identities} identities{vals}"))
     if evaluation.reidentification:
         _print_reidentification(evaluation, console)
     if evaluation.copy_detection:
         _print_copy_detection(evaluation, console)
     sheet = _Sheet("", [facts.name for facts in evaluation.scorers])
     sheet.row("milliseconds", (f"{facts.milliseconds:.1f}" for facts in evaluation.scorers))
-    sheet.show(console, "Time: a picture embedded, or two compared where there are no embeddings")
+    sheet.show(console, "Time: an image embedded, or two compared where there are no embeddings")
     for note in evaluation.notes:
         console.print(Text(f"note: {printable(note)}", "dim"))
     for lost in evaluation.unreadable[:SHOW_UNREADABLE]:
@@ -140,7 +140,7 @@ def _print_copy_detection(evaluation: Evaluation, console: Console) -> None:
             sheet.section()
         _add_threshold(sheet, "", [at.limit for at in reached.values()])
         sheet.row("  of pairs", (str(at.limit.negatives) for at in reached.values()))
-        sheet.show(console, f"Copy detection at {limit.title}: recall, {overall[0].pictures} pictures a cell")
+        sheet.show(console, f"Copy detection at {limit.title}: recall, {overall[0].images} images a cell")
     sheet = _Sheet("", [part.scorer for part in overall])
     sheet.row("AUC", (f"{part.auc:.4f}" for part in overall), "bold")
     sheet.row("  95 % from", (f"{part.auc_interval.low:.4f}" for part in overall))

@@ -30,7 +30,7 @@ class Export(Ending):
 @click.option("--out", type=FILE, help="Folder to write.  [default: the checkpoint's name, with '-bundle']")
 @click.option("--image-size", type=int, help="Side of the encoder's input in pixels.  [default: the checkpoint's, or 512]")
 @click.option("--variants", default="fp32,fp16,int8", help="Precisions to export, separated by commas.")
-@click.option("--calibration", type=FILE, help="Folder of pictures that int8 is calibrated with.  [default: drawn ones]")
+@click.option("--calibration", type=FILE, help="Folder of images that int8 is calibrated with.  [default: drawn ones]")
 @click.option(
     "--int8-exclude",
     default="",
@@ -40,7 +40,7 @@ class Export(Ending):
 @click.option("--allow-drift", is_flag=True, help="Write variants that do not pass their gates, too; the manifest says so.")
 @click.option("--threshold", type=float, help="Decision threshold on scores.  [default: the checkpoint's, or 0.5]")
 @click.option("--strangers", type=FILE, help="Strangers' tail, as 'evaluate --tail' writes it.  [default: the checkpoint's]")
-@click.option("--pictures", type=FILE, help="Folder of pictures for the proof.  [default: those of the package, and drawn ones]")
+@click.option("--images", type=FILE, help="Folder of images for the proof.  [default: those of the package, and drawn ones]")
 @click.option("--name", help="What the model is called.  [default: the checkpoint's file name]")
 @click.option("--license", "licence", help="Licence of the weights, for the manifest.")
 @click.option("--force", is_flag=True, help="Replace an older bundle in --out, once the new one is proven.")
@@ -56,7 +56,7 @@ def main(
     allow_drift: bool,
     threshold: float | None,
     strangers: Path | None,
-    pictures: Path | None,
+    images: Path | None,
     name: str | None,
     licence: str | None,
     force: bool,
@@ -64,7 +64,7 @@ def main(
 ) -> int:
     """Export a trained LCMem checkpoint to a bundle that runs without PyTorch.
 
-    The exported graph is checked and compared with torch on real pictures, in a fresh process. A bundle that fails is not
+    The exported graph is checked and compared with torch on real images, in a fresh process. A bundle that fails is not
     written; a variant that drifts from torch past its gate is left out, and the exit code is 1.
 
     \b
@@ -96,7 +96,7 @@ def main(
                 int8_exclude=_separated(int8_exclude),
                 allow_drift=allow_drift,
                 threshold=threshold,
-                pictures=pictures,
+                images=images,
                 name=name,
                 licence=licence,
                 replace=force,
@@ -109,7 +109,7 @@ def main(
     say(f"written   {shown} ({', '.join(done.variants)})")
     for name, reasons in done.left_out.items():
         how = (
-            "Calibrate with pictures like your own, keep more layers in float (--int8-exclude auto), or take"
+            "Calibrate with images like your own, keep more layers in float (--int8-exclude auto), or take"
             if name == "int8"
             else "Take"
         )

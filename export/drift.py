@@ -1,7 +1,7 @@
-"""How far a variant is from torch on pictures and pairs, and the gates that it must pass to be written.
+"""How far a variant is from torch on images and pairs, and the gates that it must pass to be written.
 
-Each measured picture is embedded as it is and altered in three ways, by torch and by the variant in a process of its own; every two
-of these are a pair, of the same picture or of different ones.
+Each measured image is embedded as it is and altered in three ways, by torch and by the variant in a process of its own; every two
+of these are a pair, of the same image or of different ones.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ class Drift:
     """A variant against torch in fp32.
 
     Attributes:
-        pictures: embedded pictures, altered ones included.
-        pairs, same: all pairs, and those of one picture.
+        images: embedded images, altered ones included.
+        pairs, same: all pairs, and those of one image.
         embedding_max, embedding_p99: absolute differences over all features: the largest, and the 99th percentile.
         score_max, score_p99: the same of the pairs' scores.
         flips, flip_rate: pairs that the threshold decides otherwise, and their share.
         auc, auc_fall: area under the ROC curve, and how much less that is than torch's.
-        milliseconds: a picture, alone in a batch, on the exporting machine.
+        milliseconds: an image, alone in a batch, on the exporting machine.
         peak_mb: largest resident memory of the process, Python and its packages included; None where the system does not tell.
         past: the gates that it does not pass, in words.
     """
 
-    pictures: int
+    images: int
     pairs: int
     same: int
     embedding_max: float
@@ -66,22 +66,24 @@ class Drift:
     past: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, object]:
-        return asdict(self)
+        """Its key for the number of images is `pictures`: manifests have it so."""
+        content = asdict(self)
+        return {"pictures": content.pop("images"), **content}
 
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """What torch makes of the measured pictures: uint8 (n, size, size, 3), what each shows, embeddings (n, features)."""
+    """What torch makes of the measured images: uint8 (n, size, size, 3), what each shows, embeddings (n, features)."""
 
     network: LCMem
     threshold: float
-    pictures: NDArray[np.uint8]
+    images: NDArray[np.uint8]
     shows: NDArray[np.int64]
     embeddings: Embeddings
 
     def first(self, count: int) -> Measured:
-        """The first so many pictures alone."""
-        return replace(self, pictures=self.pictures[:count], shows=self.shows[:count], embeddings=self.embeddings[:count])
+        """The first so many images alone."""
+        return replace(self, images=self.images[:count], shows=self.shows[:count], embeddings=self.embeddings[:count])
 
     def drift(self, variant: str, graph: Path, work: Path) -> Drift:
         """Measure one encoder.
@@ -89,9 +91,9 @@ class Measured:
         Raises:
             ExportError: it does not run, or gives values that are not finite.
         """
-        pictures, answer = work / "pictures.npy", work / "answer.npz"
-        np.save(pictures, self.pictures)
-        run_afresh("embed_process", (graph, pictures, answer), f"the {variant} encoder")
+        images, answer = work / "pictures.npy", work / "answer.npz"
+        np.save(images, self.images)
+        run_afresh("embed_process", (graph, images, answer), f"the {variant} encoder")
         with np.load(answer, allow_pickle=False) as arrays:
             embeddings, milliseconds, peak = arrays["embeddings"], float(arrays["milliseconds"]), float(arrays["peak_mb"])
         if embeddings.shape != self.embeddings.shape or not np.isfinite(embeddings).all():
@@ -106,7 +108,7 @@ class Measured:
         flips = int(((got >= self.threshold) != (wanted >= self.threshold)).sum())
         aucs = [_auc(scores[same], scores[~same]) for scores in (wanted, got)]
         drift = Drift(
-            pictures=len(self.shows),
+            images=len(self.shows),
             pairs=len(same),
             same=int(same.sum()),
             embedding_max=float(away.max()),
@@ -135,12 +137,12 @@ class Measured:
             return torch.sigmoid(self.network.logit(rows[first], rows[second]).double()).numpy()
 
 
-def measured_in_torch(network: LCMem, threshold: float, pictures: NDArray[np.uint8], shows: NDArray[np.int64]) -> Measured:
-    """Embed the pictures in torch, in fp32, one by one."""
-    return Measured(network, threshold, pictures, shows, embed_pixels(network, pictures))
+def measured_in_torch(network: LCMem, threshold: float, images: NDArray[np.uint8], shows: NDArray[np.int64]) -> Measured:
+    """Embed the images in torch, in fp32, one by one."""
+    return Measured(network, threshold, images, shows, embed_pixels(network, images))
 
 
 def _auc(same: Scores, different: Scores) -> float:
-    """Mann and Whitney's statistic: how often a pair of the same scores above one of different pictures; ties count half."""
+    """Mann and Whitney's statistic: how often a pair of the same scores above one of different images; ties count half."""
     below = np.searchsorted(np.sort(different), same, "left") + np.searchsorted(np.sort(different), same, "right")
     return float(below.mean() / (2 * len(different)))

@@ -17,11 +17,11 @@ __all__ = ["main"]
 TIMED = 5
 
 
-def main(model: Path, pictures: Path, answer: Path) -> None:
-    """Embed the pictures of an .npy file one by one, and save embeddings, milliseconds a picture and peak megabytes as .npz."""
+def main(model: Path, images: Path, answer: Path) -> None:
+    """Embed the images of an .npy file one by one, and save embeddings, milliseconds an image and peak megabytes as .npz."""
     session = open_session(model, "cpu").session
     name = session.get_inputs()[0].name
-    rows = np.load(pictures, allow_pickle=False)
+    rows = np.load(images, allow_pickle=False)
     embeddings, taken = [], []
     for row in rows:
         started = time.perf_counter()

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from lcmem_onnx.runtime.images.formats import read_file
-from lcmem_onnx.runtime.images.image import open_picture
+from lcmem_onnx.runtime.images.image import open_image
 from lcmem_onnx.runtime.model.bundle import open_bundle
 from lcmem_onnx.runtime.model.encoder import Encoder
 
@@ -20,13 +20,13 @@ __all__ = ["main"]
 
 
 def main(request: Path, answer: Path) -> None:
-    """Embed the requested pictures at each batch size, score all pairs, and save the arrays as .npz."""
+    """Embed the requested images at each batch size, score all pairs, and save the arrays as .npz."""
     wanted = json.loads(request.read_text())
     bundle = open_bundle(wanted["bundle"], unproven=True)
     encoder = Encoder(bundle, provider="cpu")
-    pictures = [open_picture(read_file(Path(path))).frame(0) for path in wanted["pictures"]]
+    images = [open_image(read_file(Path(path))).frame(0) for path in wanted["pictures"]]
     embeddings = {
-        size: np.concatenate([encoder.embed(pictures[at : at + size]) for at in range(0, len(pictures), size)])
+        size: np.concatenate([encoder.embed(images[at : at + size]) for at in range(0, len(images), size)])
         for size in wanted["batch_sizes"]
     }
     single = embeddings[min(embeddings)]

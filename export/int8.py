@@ -48,7 +48,7 @@ ENOUGH = 32
 """With fewer images the embedding's numbers are not corrected: two values of each are estimated."""
 EDGE = 1e-6
 
-Pictures = NDArray[np.uint8]
+ImageSet = NDArray[np.uint8]
 Embeddings = NDArray[np.float32]
 
 
@@ -74,12 +74,12 @@ class Quantiser:
 
     Attributes:
         fp32: the fp32 graph.
-        pictures: those that calibrate it, uint8 (n, size, size, 3).
+        images: those that calibrate it, uint8 (n, size, size, 3).
         layers: those that can be quantised, in order.
     """
 
-    def __init__(self, fp32: Path, pictures: Pictures, work: Path) -> None:
-        self.fp32, self.pictures, self._work = fp32, pictures, work
+    def __init__(self, fp32: Path, images: ImageSet, work: Path) -> None:
+        self.fp32, self.images, self._work = fp32, images, work
         self.layers = _layers(onnx.load(str(fp32)))
 
     @cached_property
@@ -102,9 +102,9 @@ class Quantiser:
         session = open_session(reporting, "cpu").session
         reporting.unlink()
         found, embeddings = [], []
-        for number, picture in enumerate(self.pictures):
+        for number, image in enumerate(self.images):
             wanted = [OUTPUT, *limits, *(moments.inputs if number < FOR_MOMENTS else ())]
-            values = dict(zip(wanted, session.run(wanted, {INPUT: picture[None]}), strict=True))
+            values = dict(zip(wanted, session.run(wanted, {INPUT: image[None]}), strict=True))
             if number < FOR_MOMENTS:
                 moments.add(values)
             found.append([float(values[name]) for name in limits])
@@ -145,30 +145,30 @@ class Quantiser:
         quantise(model, nodes, observed.ranges, observed.moments)
         _store_in_half(model, in_float)
         save_stripped(model, out)
-        if len(self.pictures) >= ENOUGH:
-            _correct(model, *_fitted(_embedded(out, self.pictures), observed.embeddings))
+        if len(self.images) >= ENOUGH:
+            _correct(model, *_fitted(_embedded(out, self.images), observed.embeddings))
             save_stripped(model, out)
 
-    def sensitivities(self, pictures: Pictures) -> Iterator[tuple[Layer, float]]:
-        """Quantise each layer alone, in order, and give the mean absolute change of the embeddings of `pictures`.
+    def sensitivities(self, images: ImageSet) -> Iterator[tuple[Layer, float]]:
+        """Quantise each layer alone, in order, and give the mean absolute change of the embeddings of `images`.
 
         One network for each layer, so this takes as long as there are layers.
         """
-        reference = _embedded(self.fp32, pictures)
+        reference = _embedded(self.fp32, images)
         alone = self._work / "alone.onnx"
         for layer in self.layers[1:-1]:
             self.write(alone, [other for other in self.layers if other != layer])
-            yield layer, float(np.abs(_embedded(alone, pictures) - reference).mean())
+            yield layer, float(np.abs(_embedded(alone, images) - reference).mean())
 
 
 @contextmanager
-def quantiser(fp32: Path, pictures: Pictures, work: Path | None = None) -> Iterator[Quantiser]:
+def quantiser(fp32: Path, images: ImageSet, work: Path | None = None) -> Iterator[Quantiser]:
     """A `Quantiser` of the fp32 encoder as it was traced; its files are gone afterwards.
 
-    `pictures`, uint8 (n, size, size, 3), calibrate it. Its files lie in `work` meanwhile, or where the system has temporary ones.
+    `images`, uint8 (n, size, size, 3), calibrate it. Its files lie in `work` meanwhile, or where the system has temporary ones.
     """
     with tempfile.TemporaryDirectory(prefix="lcmem-int8-", dir=work) as folder:
-        yield Quantiser(fp32, pictures, Path(folder))
+        yield Quantiser(fp32, images, Path(folder))
 
 
 def outliers(found: list[tuple[Layer, float]]) -> list[Layer]:
@@ -236,6 +236,6 @@ def _correct(model: ModelProto, factor: Embeddings, offset: Embeddings) -> None:
         model.graph.node.insert(at, node)
 
 
-def _embedded(model: Path, pictures: Pictures) -> Embeddings:
+def _embedded(model: Path, images: ImageSet) -> Embeddings:
     session = open_session(model, "cpu").session
-    return np.concatenate([session.run([OUTPUT], {INPUT: picture[None]})[0] for picture in pictures])
+    return np.concatenate([session.run([OUTPUT], {INPUT: image[None]})[0] for image in images])

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from lcmem_onnx.models.lcmem import LCMem
-from lcmem_onnx.runtime.errors import ExportError, PictureError, UsageError
+from lcmem_onnx.runtime.errors import ExportError, ImageError, UsageError
 from lcmem_onnx.runtime.images.formats import read_file
-from lcmem_onnx.runtime.images.image import open_picture
+from lcmem_onnx.runtime.images.image import open_image
 from lcmem_onnx.runtime.system.python_process import module_command
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
@@ -32,10 +32,10 @@ __all__ = [
     "SCORE_TOLERANCE",
     "SUFFIXES",
     "Parity",
-    "choose_pictures",
+    "choose_images",
     "embed_pixels",
+    "images_in",
     "measure",
-    "pictures_in",
     "prove",
     "run_afresh",
 ]
@@ -47,19 +47,19 @@ BATCH_SIZES, BATCH_SIZES_OF_LARGE = (1, 2, 3), (1, 2)
 LARGE = 256
 EMBEDDING_TOLERANCE = 1e-4
 SCORE_TOLERANCE = 1e-3
-MAX_PICTURES = 4
+MAX_IMAGES = 4
 SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp"}
 
 
 @dataclass(frozen=True)
 class Parity:
-    """How far the bundle is from torch, on real pictures.
+    """How far the bundle is from torch, on real images.
 
-    `embedding_max` and `embedding_mean` are absolute differences over all features, pictures and batch sizes; `score_max`
-    is that of the head's probabilities over all pairs of the pictures.
+    `embedding_max` and `embedding_mean` are absolute differences over all features, images and batch sizes; `score_max`
+    is that of the head's probabilities over all pairs of the images.
     """
 
-    pictures: int
+    images: int
     pairs: int
     batch_sizes: tuple[int, ...]
     embedding_max: float
@@ -67,46 +67,48 @@ class Parity:
     score_max: float
     embedding_tolerance: float = EMBEDDING_TOLERANCE
     score_tolerance: float = SCORE_TOLERANCE
-    reference: str = f"torch {torch.__version__}, fp32, pictures read and resized by Pillow"
+    reference: str = f"torch {torch.__version__}, fp32, images read and resized by Pillow"
 
     def as_json(self) -> dict[str, object]:
-        return asdict(self)
+        """Its key for the number of images is `pictures`: manifests have it so."""
+        content = asdict(self)
+        return {"pictures": content.pop("images"), **content}
 
 
-def choose_pictures(folder: Path | None) -> list[Path]:
-    """The pictures to prove an export on: up to four from `folder`, or those that come with the package.
+def choose_images(folder: Path | None) -> list[Path]:
+    """The images to prove an export on: up to four from `folder`, or those that come with the package.
 
     Raises:
-        UsageError: `folder` holds fewer than two pictures, or one that was chosen cannot be read.
+        UsageError: `folder` holds fewer than two images, or one that was chosen cannot be read.
     """
     source = folder or SAMPLES
-    found = pictures_in(source, SUFFIXES)
+    found = images_in(source, SUFFIXES)
     if len(found) < 2:
-        raise UsageError(f"{source} holds {len(found)} pictures; two or more are needed to compare pairs")
-    chosen = found[:: max(1, len(found) // MAX_PICTURES)][:MAX_PICTURES]
+        raise UsageError(f"{source} holds {len(found)} images; two or more are needed to compare pairs")
+    chosen = found[:: max(1, len(found) // MAX_IMAGES)][:MAX_IMAGES]
     for path in chosen:
         # Both sides, before the network is loaded: the runtime's limits hold off what Pillow would fill the memory with.
         try:
-            open_picture(read_file(path)).frame(0)
-        except PictureError as error:
+            open_image(read_file(path)).frame(0)
+        except ImageError as error:
             raise UsageError(f"{path} cannot prove an export: {error} [{error.reason}]") from error
         _upright(path)
     return chosen
 
 
-def pictures_in(folder: Path, suffixes: Collection[str]) -> list[Path]:
+def images_in(folder: Path, suffixes: Collection[str]) -> list[Path]:
     """Files below `folder` with one of these suffixes, sorted.
 
     Raises:
         UsageError: it is no folder.
     """
     if not folder.is_dir():
-        raise UsageError(f"{folder} is no folder of pictures")
+        raise UsageError(f"{folder} is no folder of images")
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
 
 
 def _upright(path: Path) -> Image.Image:
-    """A picture as Pillow reads it, RGB, turned the way a viewer shows it.
+    """An image as Pillow reads it, RGB, turned the way a viewer shows it.
 
     Raises:
         UsageError: Pillow cannot read it.
@@ -119,20 +121,20 @@ def _upright(path: Path) -> Image.Image:
         raise UsageError(f"{path} cannot prove an export: Pillow says {str(error) or type(error).__name__}") from error
 
 
-def embed_in_torch(network: LCMem, pictures: Sequence[Path], image_size: int) -> NDArray[np.float32]:
-    """The reference's way from file to embedding: Pillow, then torch in fp32, a picture at a time. (n, features)."""
-    # As the runtime does and the reference does not: a picture is turned the way a viewer shows it.
-    resized = (_upright(path).resize((image_size, image_size), Image.Resampling.BILINEAR) for path in pictures)
-    return embed_pixels(network, (np.asarray(picture) for picture in resized))
+def embed_in_torch(network: LCMem, images: Sequence[Path], image_size: int) -> NDArray[np.float32]:
+    """The reference's way from file to embedding: Pillow, then torch in fp32, an image at a time. (n, features)."""
+    # As the runtime does and the reference does not: an image is turned the way a viewer shows it.
+    resized = (_upright(path).resize((image_size, image_size), Image.Resampling.BILINEAR) for path in images)
+    return embed_pixels(network, (np.asarray(image) for image in resized))
 
 
-def embed_pixels(network: LCMem, pictures: Iterable[NDArray[np.uint8]]) -> NDArray[np.float32]:
-    """Pictures of the network's size, RGB, uint8 (size, size, 3), embedded by torch in fp32, one at a time. (n, features)."""
+def embed_pixels(network: LCMem, images: Iterable[NDArray[np.uint8]]) -> NDArray[np.float32]:
+    """Images of the network's size, RGB, uint8 (size, size, 3), embedded by torch in fp32, one at a time. (n, features)."""
     embeddings = []
-    for picture in pictures:
+    for image in images:
         # Contiguous, as the reference's ToTensor makes it: on a permuted view torch computes in channels-last order, which on one
         # AMX machine was wrong by 5e-4 in the full-size network's embeddings where the ordinary order was wrong by 1e-6.
-        pixels = torch.from_numpy(picture.astype(np.float32) / 255.0).permute(2, 0, 1)[None].contiguous()
+        pixels = torch.from_numpy(image.astype(np.float32) / 255.0).permute(2, 0, 1)[None].contiguous()
         with torch.no_grad():
             embeddings.append(network.embed(pixels)[0].numpy())
     return np.stack(embeddings)
@@ -156,20 +158,18 @@ def run_afresh(module: str, arguments: Sequence[Path], what: str) -> None:
         raise ExportError(f"{what} does not run in a fresh process (status {finished.returncode}): {said[-1] if said else ''}")
 
 
-def prove(network: LCMem, bundle: Path, pictures: Sequence[Path], image_size: int, work: Path) -> Parity:
-    """Compare the bundle in `bundle` with `network` on `pictures`; `work` is a folder for the exchange.
+def prove(network: LCMem, bundle: Path, images: Sequence[Path], image_size: int, work: Path) -> Parity:
+    """Compare the bundle in `bundle` with `network` on `images`; `work` is a folder for the exchange.
 
     Raises:
         ExportError: the fresh process failed, an output is not finite, or a difference exceeds its tolerance.
     """
-    expected = embed_in_torch(network, pictures, image_size)
+    expected = embed_in_torch(network, images, image_size)
     if not np.isfinite(expected).all():
         raise ExportError("the network gives values that are not finite, in torch already: the checkpoint is broken")
     request, answer = work / "request.json", work / "answer.npz"
     batch_sizes = BATCH_SIZES if image_size <= LARGE else BATCH_SIZES_OF_LARGE
-    request.write_text(
-        json.dumps({"bundle": str(bundle), "pictures": [str(path) for path in pictures], "batch_sizes": batch_sizes})
-    )
+    request.write_text(json.dumps({"bundle": str(bundle), "pictures": [str(path) for path in images], "batch_sizes": batch_sizes}))
     run_afresh("fresh_process", (request, answer), "the bundle")
     with np.load(answer, allow_pickle=False) as arrays:
         actual = {size: arrays[f"batch_{size}"] for size in batch_sizes}
@@ -203,7 +203,7 @@ def measure(
         raise ExportError(f"the bundle's scores are not finite or of shape {scores.shape}")
     differences = np.stack([np.abs(embeddings - expected) for embeddings in actual.values()])
     return Parity(
-        pictures=len(expected),
+        images=len(expected),
         pairs=len(pairs),
         batch_sizes=tuple(actual),
         embedding_max=float(differences.max()),

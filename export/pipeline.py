@@ -36,8 +36,8 @@ from lcmem_onnx.runtime.model.strangers import read_strangers
 from .calibration_images import choose_sets, with_copies
 from .drift import measured_in_torch
 from .output_folder import check_free, draft_beside, put_in_place, refuse_leftovers, remove_abandoned
-from .parity import Parity, choose_pictures, prove
-from .preprocessing import PICTURE, write_preprocessing
+from .parity import Parity, choose_images, prove
+from .preprocessing import IMAGE, write_preprocessing
 from .trace import INPUT, OUTPUT, check_graph, save_stripped, trace
 from .variants import ENCODER, VARIANTS, Making, weigh
 
@@ -46,7 +46,7 @@ __all__ = ["Exported", "Request", "export_bundle"]
 HEAD, PREPROCESS = "head.json", "preprocess.onnx"
 REFERENCE_THRESHOLD: dict[str, Any] = {
     "value": 0.5,
-    "source": "the reference's default of 0.5; it was not calibrated on any pictures of yours",
+    "source": "the reference's default of 0.5; it was not calibrated on any images of yours",
 }
 UNKNOWN_LICENCE = "not stated: the weights are under the terms of whoever trained them"
 
@@ -64,7 +64,7 @@ class Request:
     image_size: int | None = None
     variants: tuple[str, ...] = VARIANTS
     threshold: float | None = None
-    pictures: Path | None = None
+    images: Path | None = None
     calibration: Path | None = None
     calibration_name: str | None = None
     int8_exclude: tuple[str, ...] = ()
@@ -129,14 +129,14 @@ def export_bundle(
         raise UsageError("layers to exclude from int8 were given, but int8 is not among the variants")
     if request.threshold is not None:
         check_threshold(request.threshold)
-    pictures = choose_pictures(request.pictures)
+    images = choose_images(request.images)
 
     steps = _Steps(request.variants, step)
     steps.begin("loading the checkpoint")
     loaded = load_lcmem(request.checkpoint, request.vae)
     image_size = _image_size(request, loaded)
-    say(f"loaded    {loaded.description}; pictures of {image_size}x{image_size}")
-    sets = choose_sets(request.pictures, request.calibration, image_size, request.calibration_name)
+    say(f"loaded    {loaded.description}; images of {image_size}x{image_size}")
+    sets = choose_sets(request.images, request.calibration, image_size, request.calibration_name)
     if sets.warning and "int8" in request.variants:
         say(f"warning: {sets.warning}")
     try:
@@ -154,9 +154,9 @@ def export_bundle(
             manifest = _manifest(request, loaded, image_size, draft)
             _write(draft / MANIFEST, {**manifest, "variants": {"fp32": {"file": ENCODER}}, "files": _files(draft)})
             steps.begin("proving fp32 against torch")
-            parity = prove(loaded.network, draft, pictures, image_size, work)
+            parity = prove(loaded.network, draft, images, image_size, work)
             say(
-                f"proven    {parity.pictures} pictures in batches of {', '.join(map(str, parity.batch_sizes))}: embeddings "
+                f"proven    {parity.images} images in batches of {', '.join(map(str, parity.batch_sizes))}: embeddings "
                 f"differ from torch by {parity.embedding_max:.1e} at most, scores by {parity.score_max:.1e}"
             )
             making = Making(traced, draft, sets.calibration, request.int8_exclude, say)
@@ -258,7 +258,7 @@ def _manifest(request: Request, loaded: Loaded, image_size: int, draft: Path) ->
             "channel_order": "RGB",
         },
         "preprocessing": PREPROCESSING,
-        "preprocessing_graph": {"file": PREPROCESS, "input": PICTURE, "output": INPUT},
+        "preprocessing_graph": {"file": PREPROCESS, "input": IMAGE, "output": INPUT},
         "embedding": {"name": OUTPUT, "dtype": "float32", "size": loaded.network.features, "range": [0.0, 1.0]},
         "head": {"file": HEAD, "formula": FORMULA},
         "threshold": {"value": float(threshold["value"]), "source": str(threshold["source"])},

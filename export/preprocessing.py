@@ -1,9 +1,9 @@
 """The way from RGB pixels to the encoder's input as an ONNX graph, for programs that have onnxruntime and not this package.
 
 It is Pillow's bilinear resize, as `runtime.preprocess.resize` does it, written as two matrix products: for each axis a triangle
-filter that widens with the scale, its weights computed in the graph from the picture's size, and a rounding to whole levels after
+filter that widens with the scale, its weights computed in the graph from the image's size, and a rounding to whole levels after
 each. Over many sizes of noise it was never more than one level off. ONNX's own Resize (linear, antialias) is four times as fast
-(8 ms instead of 38 for 2 megapixels on one thread, like Pillow's own), but weights a picture's outermost pixels otherwise: it was
+(8 ms instead of 38 for 2 megapixels on one thread, like Pillow's own), but weights an image's outermost pixels otherwise: it was
 up to 24 levels off in 1 % of the pixels.
 
 The graph does not decode and does not turn: it takes 8-bit RGB, upright, without alpha. What DICOM needs before that stands in
@@ -20,9 +20,9 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from .trace import INPUT, OPSET
 
-__all__ = ["PICTURE", "write_preprocessing"]
+__all__ = ["IMAGE", "write_preprocessing"]
 
-PICTURE = "picture"
+IMAGE = "picture"
 IR_VERSION = 10
 """What opset 21 came with; newer ones need newer runtimes for nothing."""
 
@@ -30,7 +30,7 @@ IR_VERSION = 10
 def write_preprocessing(path: Path, image_size: int) -> None:
     """Write the graph.
 
-    Its input is `picture`, uint8 (height, width, 3), any size from 1 x 1; its output is `pictures`, uint8 (1, image_size,
+    Its input is `image`, uint8 (height, width, 3), any size from 1 x 1; its output is `images`, uint8 (1, image_size,
     image_size, 3), as the encoder takes it.
     """
     constants = {
@@ -47,10 +47,10 @@ def write_preprocessing(path: Path, image_size: int) -> None:
         "trailing": np.array([1], np.int64),
     }
     nodes = [
-        helper.make_node("Shape", [PICTURE], ["shape"]),
+        helper.make_node("Shape", [IMAGE], ["shape"]),
         *_filter("width", "second"),
         *_filter("height", "first"),
-        helper.make_node("Transpose", [PICTURE], ["planes"], perm=[2, 0, 1]),
+        helper.make_node("Transpose", [IMAGE], ["planes"], perm=[2, 0, 1]),
         helper.make_node("Cast", ["planes"], ["levels"], to=TensorProto.FLOAT),
         # Rows first, as Pillow has it.
         helper.make_node("Transpose", ["width weights"], ["width filter"], perm=[1, 0]),
@@ -65,7 +65,7 @@ def write_preprocessing(path: Path, image_size: int) -> None:
     graph = helper.make_graph(
         nodes,
         "preprocessing",
-        [helper.make_tensor_value_info(PICTURE, TensorProto.UINT8, ["height", "width", 3])],
+        [helper.make_tensor_value_info(IMAGE, TensorProto.UINT8, ["height", "width", 3])],
         [helper.make_tensor_value_info(INPUT, TensorProto.UINT8, [1, image_size, image_size, 3])],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
     )

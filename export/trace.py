@@ -18,17 +18,17 @@ from torch import Tensor, nn
 from .folding import folded
 from .group_norm import with_exact_group_norms
 
-__all__ = ["INPUT", "OPSET", "OUTPUT", "PictureEncoder", "check_graph", "save_stripped", "trace"]
+__all__ = ["INPUT", "OPSET", "OUTPUT", "ImageEncoder", "check_graph", "save_stripped", "trace"]
 
 OPSET = 21
-"""Keeps GroupNormalization and Gelu as single operators. On the full-size network opset 21 took 8.1 s a picture on two cores
+"""Keeps GroupNormalization and Gelu as single operators. On the full-size network opset 21 took 8.1 s an image on two cores
 where opset 18 took 9.3 s."""
 INPUT, OUTPUT = "pictures", "embeddings"
 TRACED_BATCH = 2
 """Neither 0 nor 1, which the exporter would take for constants."""
 
 
-class PictureEncoder(nn.Module):
+class ImageEncoder(nn.Module):
     """uint8 (n, size, size, 3) RGB to embeddings float32 (n, features) in (0, 1).
 
     The graph takes bytes, as decoders and Pillow's resize give them: nothing is rounded on the way, a batch is a quarter of
@@ -41,8 +41,8 @@ class PictureEncoder(nn.Module):
         super().__init__()
         self.network = folded(network)
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        pixels = pictures.permute(0, 3, 1, 2).to(torch.float32) / 255.0
+    def forward(self, images: Tensor) -> Tensor:
+        pixels = images.permute(0, 3, 1, 2).to(torch.float32) / 255.0
         if self.network.vae is None:
             return self.network.embed(pixels)
         return self.network.embed_latents(normalise_samples(self.network.vae.moments(pixels)), pixels)
@@ -59,7 +59,7 @@ def trace(network: LCMem, image_size: int, path: Path) -> None:
     try:
         with _quiet(), torch.no_grad():
             torch.onnx.export(
-                with_exact_group_norms(PictureEncoder(network)).eval(),
+                with_exact_group_norms(ImageEncoder(network)).eval(),
                 (example,),
                 str(path),
                 input_names=[INPUT],
@@ -132,7 +132,7 @@ def check_graph(path: Path, image_size: int, features: int) -> dict[str, object]
     kinds = Counter(node.op_type for node in nodes)
     random = sorted(kind for kind in kinds if kind.startswith("Random") or kind in ("Bernoulli", "Multinomial"))
     if random:
-        raise ExportError(f"the exported graph draws random numbers ({', '.join(random)}): one picture would have many embeddings")
+        raise ExportError(f"the exported graph draws random numbers ({', '.join(random)}): one image would have many embeddings")
     kept = {kind: kinds[kind] for kind in ("Conv", "GroupNormalization", "LayerNormalization", "Gelu") if kinds[kind]}
     return {"opset": OPSET, "operators": len(nodes), "kept_whole": kept}
 

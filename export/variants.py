@@ -22,7 +22,7 @@ ENCODER = "encoder.fp32.onnx"
 AUTO_EXCLUDE = "auto"
 ON_GPU_GRAPH = 2 * (1 + len(ALTERATIONS))
 SWEPT = 4
-"""Calibration pictures that the sweep embeds with each layer."""
+"""Calibration images that the sweep embeds with each layer."""
 
 Say = Callable[[str], None]
 
@@ -94,8 +94,8 @@ class Making:
 def weigh(name: str, made: Made, folder: Path, measured: Measured, work: Path, say: Say) -> Weighed:
     """Measure a variant against torch, and describe it. `work` is a folder for the exchange."""
     size = sum((folder / file).stat().st_size for file in made.files)
-    # A CPU has no fp16 arithmetic: a large network's graph for GPUs takes many times as long there, and two pictures must do.
-    few = made.on_cpu is not None and measured.pictures.shape[1] > SMALL
+    # A CPU has no fp16 arithmetic: a large network's graph for GPUs takes many times as long there, and two images must do.
+    few = made.on_cpu is not None and measured.images.shape[1] > SMALL
     drift = (measured.first(ON_GPU_GRAPH) if few else measured).drift(name, folder / made.file, work)
     entry: dict[str, Any] = {"file": made.file, "bytes": size, "drift": drift.as_json()}
     shown, past = drift, drift.past
@@ -115,7 +115,7 @@ def weigh(name: str, made: Made, folder: Path, measured: Measured, work: Path, s
 def _line(name: str, size: int, drift: Drift, on_cpu: Drift) -> str:
     peak = "" if on_cpu.peak_mb is None else f", {on_cpu.peak_mb:.0f} MB at its peak"
     return (
-        f"{name:<9} {size / 1e6:.1f} MB, {on_cpu.milliseconds:.0f} ms a picture{peak}; scores of {drift.pairs} pairs differ from "
+        f"{name:<9} {size / 1e6:.1f} MB, {on_cpu.milliseconds:.0f} ms an image{peak}; scores of {drift.pairs} pairs differ from "
         f"torch's by {drift.score_p99:.1e} (99 %) and {drift.score_max:.1e} (all); {drift.flips} decided otherwise; AUC "
         f"{drift.auc:.4f}, torch's {drift.auc + drift.auc_fall:.4f}"
     )

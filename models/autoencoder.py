@@ -1,6 +1,6 @@
-"""The encoder half of a Stable Diffusion style `AutoencoderKL`: picture to posterior mode.
+"""The encoder half of a Stable Diffusion style `AutoencoderKL`: image to posterior mode.
 
-LCMem (arXiv 2512.14421) reads pictures through Stable Diffusion 2's VAE. Being tied to that one is a limitation the paper
+LCMem (arXiv 2512.14421) reads images through Stable Diffusion 2's VAE. Being tied to that one is a limitation the paper
 names, so the shape is read off the checkpoint's keys and any encoder built of `DownEncoderBlock2D` works: 4 or 16 latent
 channels, with or without `quant_conv`, with or without attention in the middle.
 
@@ -84,12 +84,12 @@ class AutoencoderShape:
         """
         factor = math.isqrt(self.in_channels // 3)
         if factor < 1 or 3 * factor * factor != self.in_channels:
-            raise CheckpointError(f"the VAE takes {self.in_channels} channels; an RGB picture gives 3, or 3·r² unshuffled by r")
+            raise CheckpointError(f"the VAE takes {self.in_channels} channels; an RGB image gives 3, or 3·r² unshuffled by r")
         return factor
 
     @property
     def downscale(self) -> int:
-        """How many picture pixels, along one side, make one latent pixel (8 for Stable Diffusion's)."""
+        """How many image pixels, along one side, make one latent pixel (8 for Stable Diffusion's)."""
         return int(self.unshuffle * 2 ** (len(self.block_out_channels) - 1))
 
 
@@ -117,7 +117,7 @@ class Autoencoder(nn.Module):
     """Encoder and `quant_conv`, with the reference's parameter names; gives the posterior's mode.
 
     The reference samples the posterior. The mode (its mean, the first half of the channels) is taken here, so that one
-    picture has one embedding. No scaling factor is applied: the reference has none, and the normalisation that follows
+    image has one embedding. No scaling factor is applied: the reference has none, and the normalisation that follows
     would undo it.
     """
 

@@ -86,7 +86,7 @@ def load_lcmem(checkpoint: Path, vae: Path | None = None) -> Loaded:
             "Give the VAE that made them with --vae (a diffusers folder or .safetensors file)"
         )
     if vae is not None and backbone.in_channels == 3:
-        raise CheckpointError(f"{checkpoint} reads RGB pictures, not latents: leave --vae away")
+        raise CheckpointError(f"{checkpoint} reads RGB images, not latents: leave --vae away")
 
     shape = None
     if vae_state:
@@ -134,7 +134,7 @@ def _encoder(state: Mapping[str, Tensor], groups: int, path: Path) -> tuple[Auto
     with _shapes_of(path):
         kept = modern_attention_keys({key: value for key, value in state.items() if not key.startswith(UNUSED_VAE)})
         shape = AutoencoderShape.from_state(kept, groups)
-        shape.unshuffle  # noqa: B018  # it refuses channels that no RGB picture gives
+        shape.unshuffle  # noqa: B018  # it refuses channels that no RGB image gives
     return shape, kept
 
 
@@ -151,7 +151,7 @@ def save_lcmem(
     """Write a checkpoint in the reference's key layout: stage 2, or, without the VAE, stage 1.
 
     What the reference's files leave to the command line stands beside the weights, under `state_dict` as its
-    `*_checkpoint.pth` files have it: the VAE's GroupNorm groups, the picture size, and, if given, a decision threshold with its
+    `*_checkpoint.pth` files have it: the VAE's GroupNorm groups, the image size, and, if given, a decision threshold with its
     source, a model card and the strangers' tail (`runtime.strangers.Strangers.as_json`). A network for which the reference's own
     values hold is written flat, as its `*_best_network.pth` files are. Plain Python values only, so that the file loads with
     `weights_only=True`.
@@ -231,7 +231,7 @@ def _plain(value: Tensor, key: str, path: Path) -> Tensor:
 
 
 def _image_size(beside: Mapping[str, Any], path: Path) -> int | None:
-    """What a checkpoint says of the picture size; a fallback in silence would give other embeddings."""
+    """What a checkpoint says of the image size; a fallback in silence would give other embeddings."""
     size = beside.get("image_size")
     if size is not None and (type(size) is not int or size < 1):
         raise CheckpointError(f"{path} gives its image_size as {size!r}; a whole number of pixels was expected")

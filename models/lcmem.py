@@ -35,10 +35,10 @@ def normalise_samples(latents: Tensor) -> Tensor:
 
 
 class LCMem(nn.Module):
-    """Pictures to embeddings, two embeddings to a logit. Parameters carry the reference's names.
+    """Images to embeddings, two embeddings to a logit. Parameters carry the reference's names.
 
     With a VAE, the backbone reads normalised latents. Without, it is the siamese baseline: a 3-channel ResNet on
-    ImageNet-normalised pictures, or a stage-1 network that is given latents (`embed_latents`).
+    ImageNet-normalised images, or a stage-1 network that is given latents (`embed_latents`).
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class LCMem(nn.Module):
         return self.model.shape.features + (self.trunk.shape.features if self.trunk is not None else 0)
 
     def latents(self, pixels: Tensor) -> Tensor:
-        """(B, 3, S, S) in [0, 1] to what the backbone reads: normalised latents, or the ImageNet-normalised picture."""
+        """(B, 3, S, S) in [0, 1] to what the backbone reads: normalised latents, or the ImageNet-normalised image."""
         pixels = pixels.clamp(0.0, 1.0)
         if self.vae is None:
             return (pixels - self.imagenet_mean) / self.imagenet_std  # type: ignore[operator]

@@ -5,13 +5,13 @@ A message says what happened, where (a path, a key) and, where it is known, what
 
     LcmemError                 anything below
     ├── UsageError             a request that cannot be met as it was put (an option, an argument)
-    ├── PictureError           one picture cannot be screened; carries a stable `reason` code
+    ├── ImageError           one image cannot be screened; carries a stable `reason` code
     ├── BundleError            a model bundle is missing, damaged or of another format
     ├── ProviderError          the execution provider asked for is not in use
     ├── EncodingError          the network gave something that is no embedding (not finite, wrong shape)
     ├── GalleryError           an index is missing, damaged, locked, or of another format
     │   ├── GalleryMismatchError  the index belongs to another bundle
-    │   └── KeyConflictError      a key is taken by another picture
+    │   └── KeyConflictError      a key is taken by another image
     ├── CheckpointError        a checkpoint or VAE cannot be loaded
     ├── ExportError            an exported graph failed a check, or differs from torch
     ├── FileListError          a CSV file list lacks something, or an identity is in two splits
@@ -36,9 +36,9 @@ __all__ = [
     "GalleryError",
     "GalleryMismatchError",
     "GatewayError",
+    "ImageError",
     "KeyConflictError",
     "LcmemError",
-    "PictureError",
     "ProviderError",
     "Reason",
     "TrainingError",
@@ -47,7 +47,7 @@ __all__ = [
 
 
 class Reason(StrEnum):
-    """Why a picture got its verdict: codes that programs may rely on, across versions.
+    """Why an image got its verdict: codes that programs may rely on, across versions.
 
     The first two go with the verdicts `clear` and `match`, the others with `error`.
     """
@@ -63,7 +63,7 @@ class Reason(StrEnum):
     EMPTY_FOLDER = "empty-folder"
     LINK_TO_FOLDER = "link-to-folder"
     TOO_LARGE = "too-large"
-    NOT_A_PICTURE = "not-a-picture"
+    NOT_AN_IMAGE = "not-a-picture"
     UNSUPPORTED = "unsupported"
     DAMAGED = "damaged"
     NO_PIXELS = "no-pixels"
@@ -84,10 +84,10 @@ class UsageError(LcmemError):
     """A request that cannot be met as it was put."""
 
 
-class PictureError(LcmemError):
-    """One picture cannot be screened; `reason` is a stable code, the message is for people.
+class ImageError(LcmemError):
+    """One image cannot be screened; `reason` is a stable code, the message is for people.
 
-    The message does not repeat the picture's path: whoever reports the error knows it.
+    The message does not repeat the image's path: whoever reports the error knows it.
     """
 
     def __init__(self, reason: Reason, message: str) -> None:
@@ -116,7 +116,7 @@ class GalleryMismatchError(GalleryError):
 
 
 class KeyConflictError(GalleryError):
-    """A key is in the index already, for a picture with other content."""
+    """A key is in the index already, for an image with other content."""
 
 
 class CheckpointError(LcmemError):
@@ -128,7 +128,7 @@ class ExportError(LcmemError):
 
 
 class FileListError(LcmemError):
-    """A CSV file list cannot be read, lacks a column or a picture, or puts one identity into two splits."""
+    """A CSV file list cannot be read, lacks a column or an image, or puts one identity into two splits."""
 
 
 class GatewayError(LcmemError):

@@ -7,7 +7,7 @@ An index holds pseudonyms only. Whoever has an index but not the key cannot tell
 (patients' numbers are few and short, so a hash without a key would be no secret). With the key the same patient has the same
 pseudonym in each index of a site, so erasure by patient works without a list of names.
 
-Lost, the key takes nothing from an index but this: pictures can no longer be erased by their patient's number.
+Lost, the key takes nothing from an index but this: images can no longer be erased by their patient's number.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FILE = "site.key"
 BYTES = 32
 PSEUDONYM = re.compile(r"[0-9a-f]{64}")
 PSEUDONYMOUS_KEY = re.compile(r"(?:key|sop):[0-9a-f]{32}")
-"""A picture's key that tells nothing without the site key: `SiteKey.key` made it, or an archive's objects have it."""
+"""An image's key that tells nothing without the site key: `SiteKey.key` made it, or an archive's objects have it."""
 DIGITS = 32
 """Hexadecimal digits of a shortened pseudonym: 128 bits, so that no two files or objects of a hospital share one."""
 REPORT_LETTERS = 10
@@ -103,7 +103,7 @@ class SiteKey:
         return self.pseudonym("patient", f"{patient_id.strip()}\0{(issuer or '').strip()}")
 
     def key(self, key: str) -> str:
-        """The pseudonym of a picture's key, which may be a file name: `key:` and 32 hexadecimal digits. One that is a pseudonym
+        """The pseudonym of an image's key, which may be a file name: `key:` and 32 hexadecimal digits. One that is a pseudonym
         already stays as it is."""
         return key if PSEUDONYMOUS_KEY.fullmatch(key) else f"key:{self.pseudonym('key', key)[:DIGITS]}"
 

@@ -1,4 +1,4 @@
-"""What comes of a picture that is compared, indexed or embedded, and the verdict on one. `screening.Result` is the fourth."""
+"""What comes of an image that is compared, indexed or embedded, and the verdict on one. `screening.Result` is the fourth."""
 
 from __future__ import annotations
 
@@ -41,19 +41,19 @@ class ThresholdSource(StrEnum):
 
 @dataclass(frozen=True)
 class Result:
-    """The verdict on one frame of one picture.
+    """The verdict on one frame of one image.
 
     Attributes:
-        path: the picture, as valid text.
-        frame: the frame's number from 0; None when the picture as a whole could not be judged.
+        path: the image, as valid text.
+        frame: the frame's number from 0; None when the image as a whole could not be judged.
         verdict: see `Verdict`.
         reason: a stable code for programs.
         detail: for people: what is wrong, when the verdict is `error`.
         threshold: the score that was needed for a match.
         threshold_source: where that comes from.
-        matches: gallery pictures at or above it, best first.
+        matches: gallery images at or above it, best first.
         total: how many there are, of which `matches` lists the best.
-        nearest: the best gallery picture, match or not.
+        nearest: the best gallery image, match or not.
         sha256: of the file, hex; None when it could not be read.
         identities: the patients of the matches, best first.
         notes: what else the file holds that was not screened, such as overlays and thumbnails (see `Note`).
@@ -98,10 +98,10 @@ class Result:
 
 @dataclass(frozen=True)
 class Indexed:
-    """What became of one picture that was to be added to a gallery.
+    """What became of one image that was to be added to a gallery.
 
     Attributes:
-        path: the picture, as valid text; also its key, made absolute.
+        path: the image, as valid text; also its key, made absolute.
         added: new, known or copy; None when it was not added.
         frames: how many frames were added or are there.
         errors: what could not be read, a (frame or None, reason, detail) each.
@@ -125,7 +125,7 @@ class Indexed:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two pictures compared; of multi-frame pictures, their two most alike frames. `threshold_source`: see `ThresholdSource`."""
+    """Two images compared; of multi-frame images, their two most alike frames. `threshold_source`: see `ThresholdSource`."""
 
     score: float
     logit: float
@@ -148,12 +148,12 @@ class Comparison:
 
 @dataclass(frozen=True, eq=False)
 class Embedded:
-    """A picture's embeddings, for who compares them by themselves.
+    """An image's embeddings, for who compares them by themselves.
 
     Attributes:
-        path: the picture, as valid text.
+        path: the image, as valid text.
         content: sha256 (32 bytes) of the file; None when it could not be read.
-        embeddings: of all views (see `Picture.views`) of the frames that could be, float32 (views, features).
+        embeddings: of all views (see `ImageFile.views`) of the frames that could be, float32 (views, features).
         errors: what could not be read, a (frame or None, reason, detail) each.
         identifiers: whose it is, where its header says so.
     """
@@ -196,7 +196,7 @@ def judged(found: SearchResult, notes: Collection[Note]) -> dict[str, Any]:
 
 
 def hit_json(hit: Hit) -> dict[str, Any]:
-    """A gallery picture as it is in lines of JSON."""
+    """A gallery image as it is in lines of JSON."""
     return {
         "key": hit.key,
         "frame": hit.frame,

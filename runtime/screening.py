@@ -1,8 +1,8 @@
-"""Pictures in, verdicts out: the one pipeline that the command line, gateways and scripts share.
+"""Images in, verdicts out: the one pipeline that the command line, gateways and scripts share.
 
-A thread pool reads, decodes and resizes ahead while the encoder works; results come in the order of the pictures. Each
-picture's failure is its own: it becomes a result with the verdict `error`, and the next picture follows. What cannot be
-judged is never `clear`: neither what does not decode, nor a blank picture, which any other blank one would match.
+A thread pool reads, decodes and resizes ahead while the encoder works; results come in the order of the images. Each
+image's failure is its own: it becomes a result with the verdict `error`, and the next image follows. What cannot be
+judged is never `clear`: neither what does not decode, nor a blank image, which any other blank one would match.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from .calibration.threshold import Decision, decide_pair_threshold, decide_threshold
-from .errors import EncodingError, GalleryError, KeyConflictError, LcmemError, PictureError, Reason, UsageError
+from .errors import EncodingError, GalleryError, ImageError, KeyConflictError, LcmemError, Reason, UsageError
 from .gallery import DEFAULT_GALLERY, Added, Entry, Gallery, Search, check_gallery_name
 from .images.content_flags import Note
 from .images.dicom.identifiers import NOBODY, Identifiers
-from .images.discovery import Found, Skipped, Supplied, Unfound, picture_name, walk_or_supplied
+from .images.discovery import Found, Skipped, Supplied, Unfound, image_name, walk_or_supplied
 from .images.formats import DEFAULT_LIMITS, Limits, read_file
-from .images.image import Picture, open_picture, views_of
+from .images.image import ImageFile, open_image, views_of
 from .images.preprocess import check_rgb
 from .model.bundle import Bundle, open_bundle
 from .model.encoder import Encoder
@@ -39,27 +39,27 @@ from .results import SCHEMA_VERSION, Comparison, Embedded, EmbeddedFile, Indexed
 from .system.cpu import cpu_limit
 
 if TYPE_CHECKING:
-    from .images.sandbox import IsolatedPicture, Nursery
+    from .images.sandbox import Nursery, SandboxedImageFile
 
 __all__ = ["SCHEMA_VERSION", "Comparison", "Embedded", "Indexed", "Result", "Screener", "Source", "Verdict"]
 
 Source = str | os.PathLike[str] | bytes | NDArray[np.uint8]
-"""A picture as scripts have it: a path, a file's bytes, or an RGB array, uint8 (height, width, 3)."""
+"""An image as scripts have it: a path, a file's bytes, or an RGB array, uint8 (height, width, 3)."""
 Where = str | os.PathLike[str] | Found | Unfound | Skipped | Supplied
-"""A file or folder to be searched, or what a search found (a program that shows progress has walked its folders already), or a
-picture that is supplied under a name of its own."""
+"""A file or folder to be searched, or what a search found (a program that shows progress has walked its folders already), or an
+image that is supplied under a name of its own."""
 FRAMES_AHEAD = 16
-"""Frames that a worker decodes before its turn comes. The rest of a long picture is decoded when it is that picture's turn,
+"""Frames that a worker decodes before its turn comes. The rest of a long image is decoded when it is that image's turn,
 so that one file of 4,000 frames does not fill the memory."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Frame:
-    """One frame on its way through the pipeline, or the news that a picture has none to give.
+    """One frame on its way through the pipeline, or the news that an image has none to give.
 
-    `path` is what results call it, `key` what a gallery does. `value` is in turn the views (see `Picture.views`), uint8 (views,
+    `path` is what results call it, `key` what a gallery does. `value` is in turn the views (see `ImageFile.views`), uint8 (views,
     size, size, 3), and their embeddings, float32 (views, features); an error in place of either; or None for a file that needs
-    no embedding. `number` is None where the picture as a whole is meant, and `last` marks a picture's end.
+    no embedding. `number` is None where the image as a whole is meant, and `last` marks an image's end.
     """
 
     path: str
@@ -75,19 +75,19 @@ class _Frame:
 
 @dataclass(frozen=True, eq=False)
 class _Prepared:
-    """What a worker made of a file: its hash, its first frames, and the picture itself where there are more to come."""
+    """What a worker made of a file: its hash, its first frames, and the image itself where there are more to come."""
 
     content: bytes | None
     frames: int = 0
-    ahead: tuple[NDArray[np.uint8] | PictureError, ...] = ()
-    picture: Picture | IsolatedPicture | None = None
-    error: PictureError | None = None
+    ahead: tuple[NDArray[np.uint8] | ImageError, ...] = ()
+    image: ImageFile | SandboxedImageFile | None = None
+    error: ImageError | None = None
     identifiers: Identifiers = NOBODY
     notes: tuple[Note, ...] = ()
 
 
 class Screener:
-    """A bundle, ready to embed, compare, index and screen pictures.
+    """A bundle, ready to embed, compare, index and screen images.
 
     Args:
         bundle: an opened bundle, its folder, or None for the model of the package.
@@ -96,8 +96,8 @@ class Screener:
         threads: for inference and for decoding; None takes what the container allows.
         session: an onnxruntime session of the caller's own, on the bundle's encoder.
         limits: bounds on what is decoded.
-        isolate: decode each picture in a process of its own, under limits on time and memory (see `isolation`): for files that
-            come from outside. It costs some 20 ms a picture. `close` then ends these processes.
+        isolate: decode each image in a process of its own, under limits on time and memory (see `isolation`): for files that
+            come from outside. It costs some 20 ms an image. `close` then ends these processes.
 
     Raises:
         BundleError, ProviderError, UsageError: see `open_bundle` and `Encoder`; `isolate` works on Linux only.
@@ -126,26 +126,26 @@ class Screener:
         if self._nursery:
             self._nursery.close()
 
-    # -- one picture or two ----------------------------------------------------------------------------------------
+    # -- one image or two ----------------------------------------------------------------------------------------
 
-    def embed(self, picture: Source) -> Floats:
-        """Embed one picture.
+    def embed(self, image: Source) -> Floats:
+        """Embed one image.
 
         Args:
-            picture: a path, a file's bytes, or an RGB array, uint8 (height, width, 3).
+            image: a path, a file's bytes, or an RGB array, uint8 (height, width, 3).
 
         Returns:
-            float32 (frames, features), in [0, 1]; one frame for an ordinary picture. Each frame as a viewer shows it.
+            float32 (frames, features), in [0, 1]; one frame for an ordinary image. Each frame as a viewer shows it.
 
         Raises:
-            PictureError: it cannot be read, a frame cannot be decoded, or a frame is blank.
+            ImageError: it cannot be read, a frame cannot be decoded, or a frame is blank.
             EncodingError: the network's output is not finite.
         """
-        return self._embed_pixels([views[0] for views in self._views(picture)])
+        return self._embed_pixels([views[0] for views in self._views(image)])
 
-    def embed_renderings(self, picture: Source) -> list[Floats]:
-        """As `embed`, by all that the frames may look like (see `Picture.views`): float32 (renderings, features) for each."""
-        frames = list(self._views(picture))
+    def embed_renderings(self, image: Source) -> list[Floats]:
+        """As `embed`, by all that the frames may look like (see `ImageFile.views`): float32 (renderings, features) for each."""
+        frames = list(self._views(image))
         ends = np.cumsum([len(views) for views in frames])
         return np.split(self._embed_pixels([view for views in frames for view in views]), ends[:-1])
 
@@ -154,7 +154,7 @@ class Screener:
         return np.concatenate([self.encoder.embed_resized(part) for part in parts])
 
     def compare(self, first: Source, second: Source, threshold: float | None = None, fpir: float | None = None) -> Comparison:
-        """Score two pictures: do they show the same?
+        """Score two images: do they show the same?
 
         Args:
             first, second: as for `embed`.
@@ -163,7 +163,7 @@ class Screener:
 
         Raises:
             UsageError: the threshold or the rate is out of range, or a rate is asked of a bundle without a tail.
-            PictureError, EncodingError: as for `embed`.
+            ImageError, EncodingError: as for `embed`.
         """
         decision = decide_pair_threshold(self.bundle, threshold, fpir)  # before the work, so that a wrong one is said at once
         return self.compare_embeddings(self.embed_renderings(first), self.embed_renderings(second), decision)
@@ -171,7 +171,7 @@ class Screener:
     def compare_embeddings(
         self, ones: Sequence[Floats] | Floats, others: Sequence[Floats] | Floats, threshold: float | Decision | None = None
     ) -> Comparison:
-        """Score two pictures by their embeddings, as `embed` or `embed_renderings` gives them."""
+        """Score two images by their embeddings, as `embed` or `embed_renderings` gives them."""
         decision = threshold if isinstance(threshold, Decision) else decide_pair_threshold(self.bundle, threshold)
         first, second = (np.concatenate([np.atleast_2d(frame) for frame in frames]) for frames in (ones, others))
         numbers = [[at for at, frame in enumerate(frames) for _ in np.atleast_2d(frame)] for frames in (ones, others)]
@@ -182,26 +182,26 @@ class Screener:
         frames = (numbers[0][a], numbers[1][b])
         return Comparison(score, float(logits[a, b]), decision.threshold, verdict, frames, decision.source.value)
 
-    def _views(self, picture: Source) -> Iterator[tuple[NDArray[np.uint8], ...]]:
+    def _views(self, image: Source) -> Iterator[tuple[NDArray[np.uint8], ...]]:
         """Of each frame."""
-        if isinstance(picture, np.ndarray):
-            check_rgb(picture)
-            yield views_of([picture], self.bundle.image_size)
+        if isinstance(image, np.ndarray):
+            check_rgb(image)
+            yield views_of([image], self.bundle.image_size)
             return
-        data = picture if isinstance(picture, bytes) else read_file(Path(picture), self.limits)
-        opened = self.open(data, "" if isinstance(picture, bytes) else Path(picture).name)
+        data = image if isinstance(image, bytes) else read_file(Path(image), self.limits)
+        opened = self.open(data, "" if isinstance(image, bytes) else Path(image).name)
         try:
             for number in range(opened.frames):
                 yield opened.views(number, self.bundle.image_size)
         finally:
             opened.close()
 
-    def open(self, data: bytes, name: str = "") -> Picture | IsolatedPicture:
+    def open(self, data: bytes, name: str = "") -> ImageFile | SandboxedImageFile:
         """Open a file's bytes as this screener does, in a process of its own where it isolates; `close` what is returned."""
-        return self._nursery.open(data, name) if self._nursery else open_picture(data, self.limits, name)
+        return self._nursery.open(data, name) if self._nursery else open_image(data, self.limits, name)
 
     def self_test(self) -> float:
-        """Embed a drawn picture and score it with itself: close to 1 in a model that works.
+        """Embed a drawn image and score it with itself: close to 1 in a model that works.
 
         Raises:
             EncodingError: the network's output is not finite.
@@ -222,7 +222,7 @@ class Screener:
         *,
         name: str = DEFAULT_GALLERY,
     ) -> Iterator[Indexed]:
-        """Add pictures to a gallery. Each is on disk when its `Indexed` is yielded, so stopping at any moment loses nothing.
+        """Add images to a gallery. Each is on disk when its `Indexed` is yielded, so stopping at any moment loses nothing.
 
         A file that is in the gallery already, by its content, is not embedded again. Of a DICOM object, pseudonyms of its patient
         and study are kept beside it (see `SiteKey`).
@@ -230,7 +230,7 @@ class Screener:
         Args:
             paths: files and folders (recursive), or what `walk` found in them.
             gallery: opened for writing, of the same bundle.
-            on_skip: is told of files in folders that are no pictures.
+            on_skip: is told of files in folders that are no images.
             name: the group within the index that they are added to.
 
         Yields:
@@ -261,7 +261,7 @@ class Screener:
         galleries: Collection[str] | None = None,
         on_skip: Callable[[Path], None] | None = None,
     ) -> Iterator[Result]:
-        """Screen pictures against a gallery.
+        """Screen images against a gallery.
 
         Args:
             paths: files and folders (recursive), or what `walk` found in them.
@@ -272,10 +272,10 @@ class Screener:
             top: how many matches to list a frame.
             search: see `Search`.
             galleries: the groups of the index to screen against; None screens against all.
-            on_skip: is told of files in folders that are no pictures.
+            on_skip: is told of files in folders that are no images.
 
         Yields:
-            A `Result` a frame, in order; one for the whole picture when it cannot be opened.
+            A `Result` a frame, in order; one for the whole image when it cannot be opened.
 
         Raises:
             UsageError: a threshold or `top` out of range, or a gallery that is not in the index.
@@ -323,11 +323,11 @@ class Screener:
                 yield replace(result, reason=reason, detail=detail)
 
     def embeddings(self, paths: Iterable[Where], on_skip: Callable[[Path], None] | None = None) -> Iterator[Embedded]:
-        """Embed pictures, and do nothing else with them.
+        """Embed images, and do nothing else with them.
 
         Args:
             paths: files and folders (recursive), or what `walk` found in them.
-            on_skip: is told of files in folders that are no pictures.
+            on_skip: is told of files in folders that are no images.
 
         Yields:
             An `Embedded` a file, in order.
@@ -377,9 +377,9 @@ class Screener:
         on_skip: Callable[[Path], None] | None,
         known: Callable[[bytes, str], bool] | None = None,
     ) -> Iterator[_Frame]:
-        """Frames of all pictures in order, decoded by the workers a few pictures ahead."""
+        """Frames of all images in order, decoded by the workers a few images ahead."""
         depth = 2 * self._workers + self._batch
-        pending: deque[tuple[str, str, Future[_Prepared] | PictureError]] = deque()
+        pending: deque[tuple[str, str, Future[_Prepared] | ImageError]] = deque()
         pool = ThreadPoolExecutor(self._workers, thread_name_prefix="lcmem-decode")
         try:
             for found in walk_or_supplied(paths):
@@ -390,7 +390,7 @@ class Screener:
                 if isinstance(found, Supplied):
                     name = key = found.key
                 else:
-                    name, key = picture_name(found.path), _key(found.path)
+                    name, key = image_name(found.path), _key(found.path)
                 outcome = found.error if isinstance(found, Unfound) else pool.submit(self._prepare, found, key, known)
                 pending.append((name, key, outcome))
                 if len(pending) >= depth:
@@ -399,63 +399,63 @@ class Screener:
                 yield from self._frames_of(*pending.popleft())
         finally:
             if isinstance(paths, Generator):
-                paths.close()  # first, so that what supplies pictures can stop the workers that wait for it
+                paths.close()  # first, so that what supplies images can stop the workers that wait for it
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _prepare(self, found: Found | Supplied, key: str, known: Callable[[bytes, str], bool] | None) -> _Prepared:
-        """A worker's part: read, hash, decode, resize. A picture's own errors are a result, not an exception."""
+        """A worker's part: read, hash, decode, resize. An image's own errors are a result, not an exception."""
         content = None
         try:
             data = found.read() if isinstance(found, Supplied) else read_file(found.path, self.limits)
             content = hashlib.sha256(data).digest()
             if known and known(content, key):
                 return _Prepared(content)
-            picture = self.open(data, "" if isinstance(found, Supplied) else found.path.name)
-            ahead = tuple(self._one_frame(picture, number) for number in range(min(picture.frames, FRAMES_AHEAD)))
-        except PictureError as error:
+            image = self.open(data, "" if isinstance(found, Supplied) else found.path.name)
+            ahead = tuple(self._one_frame(image, number) for number in range(min(image.frames, FRAMES_AHEAD)))
+        except ImageError as error:
             return _Prepared(content, error=error)
         except MemoryError:
-            return _Prepared(content, error=PictureError(Reason.OUT_OF_MEMORY, "there was not enough memory to read it"))
-        more = picture if picture.frames > len(ahead) else None
+            return _Prepared(content, error=ImageError(Reason.OUT_OF_MEMORY, "there was not enough memory to read it"))
+        more = image if image.frames > len(ahead) else None
         if more is None:
-            picture.close()
-        return _Prepared(content, picture.frames, ahead, more, None, picture.identifiers, picture.notes)
+            image.close()
+        return _Prepared(content, image.frames, ahead, more, None, image.identifiers, image.notes)
 
-    def _one_frame(self, picture: Picture | IsolatedPicture, number: int) -> NDArray[np.uint8] | PictureError:
+    def _one_frame(self, image: ImageFile | SandboxedImageFile, number: int) -> NDArray[np.uint8] | ImageError:
         try:
-            return np.stack(picture.views(number, self.bundle.image_size))
-        except PictureError as error:
+            return np.stack(image.views(number, self.bundle.image_size))
+        except ImageError as error:
             return error
         except MemoryError:
-            return PictureError(Reason.OUT_OF_MEMORY, "there was not enough memory to decode it")
+            return ImageError(Reason.OUT_OF_MEMORY, "there was not enough memory to decode it")
 
-    def _frames_of(self, path: str, key: str, outcome: Future[_Prepared] | PictureError) -> Iterator[_Frame]:
-        prepared = _Prepared(None, error=outcome) if isinstance(outcome, PictureError) else outcome.result()
+    def _frames_of(self, path: str, key: str, outcome: Future[_Prepared] | ImageError) -> Iterator[_Frame]:
+        prepared = _Prepared(None, error=outcome) if isinstance(outcome, ImageError) else outcome.result()
         if prepared.error or not prepared.frames:
             yield _Frame(path, key, prepared.content, prepared.frames, None, True, prepared.error)
             return
         for number in range(prepared.frames):
             value = (
                 prepared.ahead[number]
-                if prepared.picture is None or number < len(prepared.ahead)
-                else self._one_frame(prepared.picture, number)
+                if prepared.image is None or number < len(prepared.ahead)
+                else self._one_frame(prepared.image, number)
             )
             last = number == prepared.frames - 1
-            notes = prepared.notes if prepared.picture is None else prepared.picture.notes  # some show in decoding only
-            if last and prepared.picture is not None:
-                prepared.picture.close()
+            notes = prepared.notes if prepared.image is None else prepared.image.notes  # some show in decoding only
+            if last and prepared.image is not None:
+                prepared.image.close()
             yield _Frame(path, key, prepared.content, prepared.frames, number, last, value, prepared.identifiers, notes)
 
     def _embedded(self, frames: Iterable[_Frame]) -> Iterator[_Frame]:
-        """The same frames in the same order, pixels replaced by embeddings, in batches across pictures."""
+        """The same frames in the same order, pixels replaced by embeddings, in batches across images."""
         waiting: list[_Frame] = []
-        pictures = 0
+        images = 0
         for frame in frames:
             waiting.append(frame)
-            pictures += len(frame.value) if isinstance(frame.value, np.ndarray) else 0
-            if pictures >= self._batch:
+            images += len(frame.value) if isinstance(frame.value, np.ndarray) else 0
+            if images >= self._batch:
                 yield from self._embed_all(waiting)
-                waiting, pictures = [], 0
+                waiting, images = [], 0
         yield from self._embed_all(waiting)
 
     def _embed_all(self, frames: Sequence[_Frame]) -> Iterator[_Frame]:
@@ -475,7 +475,7 @@ class Screener:
             yield replace(frame, value=failed or np.stack(whole))
 
     def _embed_safely(self, pixels: Sequence[NDArray[Any]]) -> Sequence[Floats | EncodingError]:
-        """Embed a batch; where that fails, each picture alone, so that one does not take the others along."""
+        """Embed a batch; where that fails, each image alone, so that one does not take the others along."""
         if not pixels:
             return []
         try:
@@ -483,7 +483,7 @@ class Screener:
         except EncodingError as error:
             if len(pixels) == 1:
                 return [error]
-            return [self._embed_safely([picture])[0] for picture in pixels]
+            return [self._embed_safely([image])[0] for image in pixels]
 
 
 def _nursery(limits: Limits) -> Nursery:
@@ -493,16 +493,16 @@ def _nursery(limits: Limits) -> Nursery:
 
 
 def _empty(gallery: Gallery) -> GalleryError:
-    return GalleryError(f"{gallery.folder} holds no pictures, so nothing can be found in it: add some first")
+    return GalleryError(f"{gallery.folder} holds no images, so nothing can be found in it: add some first")
 
 
 def _key(path: Path) -> str:
-    """A picture's key: its absolute path, so that it means the same wherever the command is run, as valid text."""
-    return str(picture_name(Path(os.path.abspath(path))))
+    """An image's key: its absolute path, so that it means the same wherever the command is run, as valid text."""
+    return str(image_name(Path(os.path.abspath(path))))
 
 
 def _add(parts: Sequence[_Frame], gallery: Gallery, name: str) -> Indexed:
-    """Add one picture's frames to a gallery, and say what became of it."""
+    """Add one image's frames to a gallery, and say what became of it."""
     first, errors, embeddings = parts[0], _errors(parts), _embeddings(parts)
     if first.content is None or (errors and not embeddings):
         return Indexed(first.path, None, 0, errors)
@@ -534,7 +534,7 @@ def _pseudonyms(whose: Identifiers, gallery: Gallery) -> tuple[str | None, str |
 
 
 def _explain(error: object) -> tuple[Reason, str]:
-    reason = error.reason if isinstance(error, PictureError) else Reason.NOT_FINITE
+    reason = error.reason if isinstance(error, ImageError) else Reason.NOT_FINITE
     return reason, str(error)
 
 

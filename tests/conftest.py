@@ -25,7 +25,7 @@ def site_key(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random LCMem of 64 x 64 pictures and 16 features, whose head tells different pictures apart."""
+    """A random LCMem of 64 x 64 images and 16 features, whose head tells different images apart."""
     torch = pytest.importorskip("torch")
     from lcmem_onnx.models.autoencoder import AutoencoderShape
     from lcmem_onnx.models.checkpoint import save_lcmem
@@ -97,8 +97,8 @@ def lite0_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """A folder of six small pictures, all different."""
+def images(tmp_path: Path) -> Path:
+    """A folder of six small images, all different."""
     folder = tmp_path / "pictures"
     folder.mkdir()
     for seed in range(6):

@@ -15,11 +15,11 @@ WIDTH, HEIGHT = 80, 60
 
 
 def colors() -> NDArray[np.uint8]:
-    """A picture with slopes and edges: RGB, uint8."""
+    """An image with slopes and edges: RGB, uint8."""
     y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
-    picture = np.stack([128 + 100 * np.sin(x / 9), y * 4, 255 * ((x // 10 + y // 10) % 2)], axis=2)
-    picture[20:30, 30:60] = (240, 30, 20)
-    return picture.astype(np.uint8)
+    image = np.stack([128 + 100 * np.sin(x / 9), y * 4, 255 * ((x // 10 + y // 10) % 2)], axis=2)
+    image[20:30, 30:60] = (240, 30, 20)
+    return image.astype(np.uint8)
 
 
 def opacity() -> NDArray[np.uint8]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from lcmem_onnx import ArchiveError, Gallery, PictureError, Reason, Screener, UsageError
+from lcmem_onnx import ArchiveError, Gallery, ImageError, Reason, Screener, UsageError
 
 httpx = pytest.importorskip("httpx2")
 pytest.importorskip("python_multipart")
@@ -113,10 +113,10 @@ def test_an_object_that_the_archive_fails_to_give_is_that_objects_error() -> Non
         return httpx.Response(500 if "broken" in request.url.path else 404)
 
     with connected(handler) as connection:
-        with pytest.raises(PictureError) as failed:
+        with pytest.raises(ImageError) as failed:
             connection.content("/broken", "*/*", 100)
         assert failed.value.reason is Reason.READ_FAILED
-        with pytest.raises(PictureError) as gone:
+        with pytest.raises(ImageError) as gone:
             connection.content("/gone", "*/*", 100)
         assert gone.value.reason is Reason.NOT_FOUND
 
@@ -129,7 +129,7 @@ def test_an_object_is_read_no_further_than_the_bound() -> None:
             given.append(1)
             yield b"x" * 1000
 
-    with connected(lambda request: httpx.Response(200, content=endless())) as connection, pytest.raises(PictureError) as error:
+    with connected(lambda request: httpx.Response(200, content=endless())) as connection, pytest.raises(ImageError) as error:
         connection.content("/object", "*/*", 5000)
     assert error.value.reason is Reason.TOO_LARGE
     assert len(given) <= 7
@@ -164,7 +164,7 @@ def test_the_pace_holds_for_all_threads_together() -> None:
     ("url", "says"),
     [
         ("https://user:secret@pacs.example/dicom-web", "which every process list shows"),
-        ("http://pacs.example/dicom-web", "can read the pictures and the password"),
+        ("http://pacs.example/dicom-web", "can read the images and the password"),
         ("ftp://pacs.example", "is no address"),
         ("pacs.example/dicom-web", "is no address"),
         ("https://pacs.example/dicom-web?StudyDate=1", "goes into --query"),
@@ -308,7 +308,7 @@ def test_queries_are_checked_before_they_are_sent() -> None:
 def test_an_object_is_the_one_that_was_asked_for() -> None:
     assert check_uid(CT, CT_UID) == CT
     for data, says in ((CT, "another object"), (b"<html>", "no DICOM file"), (CT[:160] + b"\xff" * 30, "damaged|another")):
-        with pytest.raises(PictureError, match=says):
+        with pytest.raises(ImageError, match=says):
             check_uid(data, MR_UID)
 
 
@@ -329,7 +329,7 @@ def test_the_first_part_of_a_message() -> None:
         (b"<html>", "text/html"),
         (multipart(CT), "multipart/related"),
     ):
-        with pytest.raises(PictureError):
+        with pytest.raises(ImageError):
             first_part(content, content_type)
 
 
@@ -581,9 +581,9 @@ def test_what_is_no_orthanc_is_said(answer: object, screener: Screener, folder: 
     ("arguments", "says"),
     [
         (["--from-orthanc", "http://localhost:1", "x.png"], "one of them at a time"),
-        ([], "give pictures .PATH...., or an archive"),
+        ([], "give images .PATH...., or an archive"),
         (["x.png", "--rate", "3"], "--rate goes with --from-dicomweb"),
-        (["--from-dicomweb", "http://pacs.example/x"], "can read the pictures and the password"),
+        (["--from-dicomweb", "http://pacs.example/x"], "can read the images and the password"),
         (["--from-dicomweb", "https://pacs.example/x", "--query", "Nonsense=1"], "no such attribute"),
     ],
 )

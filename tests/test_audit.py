@@ -63,7 +63,7 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
             str(released / "copies" / name), alter(retina[..., ::-1], "jpeg", 40.0 + turns, np.random.default_rng(0))[..., ::-1]
         )
     (released / "others" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nand no more")
-    (released / "notes.txt").write_text("no picture")
+    (released / "notes.txt").write_text("no image")
     rng = np.random.default_rng(5)
     for number in range(12):
         smooth = cv2.resize(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8), (96, 80), interpolation=cv2.INTER_CUBIC)
@@ -115,7 +115,7 @@ def test_the_files_agree_with_each_other_and_with_the_findings(done: Audit) -> N
     assert len(content["found"]) == found  # type: ignore[arg-type]
     assert [pair["score"] for pair in content["found"][1:]] == sorted((p["score"] for p in content["found"][1:]), reverse=True)  # type: ignore[index]
     assert all(f'id="finding-{number}"' in page for number in range(1, found + 1))
-    assert page.count('src="data:image/jpeg;base64,') == found  # released pictures alone
+    assert page.count('src="data:image/jpeg;base64,') == found  # released images alone
     (cluster,) = content["clusters"]["references_shown_by_several"]  # type: ignore[index]
     assert cluster["released_total"] == 3
     groups = content["groups"]
@@ -160,14 +160,14 @@ def test_a_name_is_no_formula_in_a_spreadsheet(done: Audit) -> None:
     assert f"'{FORMULA}".encode() in _csv(replace(done, findings=[top]))
 
 
-def test_reference_pictures_are_shown_on_request_alone_and_without_their_names(done: Audit, tmp_path: Path) -> None:
+def test_reference_images_are_shown_on_request_alone_and_without_their_names(done: Audit, tmp_path: Path) -> None:
     out = tmp_path / "shown"
     (out / PRIVATE).mkdir(parents=True)
     shown = replace(done, request=replace(done.request, out=out))
-    write_report(shown, Shown(reference=True, pictures=3))
+    write_report(shown, Shown(reference=True, images=3))
     page = (out / "report.html").read_text(encoding="utf-8")
     assert page.count('src="data:image/jpeg;base64,') == 6
-    assert "without pictures" in page  # the further five
+    assert "without images" in page  # the further five
     assert SECRET not in page
     assert "this report is personal data" in page
 
@@ -214,7 +214,7 @@ def test_more_looks_find_more_and_say_what_they_change(sets: Path, screener: Scr
     assert done.looking.ways == done.released.looks == 6
     assert all(f.score is None or (f.plain_score or 0) <= f.score for f in done.findings)
     write_report(done, Shown())
-    assert "With <code>--tta</code> each picture was looked at in 6 ways" in (out / "report.html").read_text()
+    assert "With <code>--tta</code> each image was looked at in 6 ways" in (out / "report.html").read_text()
     alone = audit(screener, request_of(sets, out, tta=True, labels=None, holdout=None))
     plain = audit(screener, request_of(sets, out, labels=None, holdout=None))
     assert alone.chance.count is not None
@@ -222,7 +222,7 @@ def test_more_looks_find_more_and_say_what_they_change(sets: Path, screener: Scr
     assert alone.chance.count.high > plain.chance.count.high  # more looks, more by chance
 
 
-def test_an_index_serves_as_reference_without_its_pictures(sets: Path, screener: Screener, tmp_path: Path) -> None:
+def test_an_index_serves_as_reference_without_its_images(sets: Path, screener: Screener, tmp_path: Path) -> None:
     moved = tmp_path / "moved"
     shutil.copytree(sets / f"reference of {SECRET}", moved)
     with Gallery.create(tmp_path / "idx", screener.bundle) as gallery:
@@ -329,7 +329,7 @@ def test_exit_codes_are_clamscans_and_output_is_for_people_or_programs(sets: Pat
 
     code, out = run("--released", str(sets / "released" / "copies"))
     assert code == 1
-    assert "8 released pictures of 8 match the reference" in out
+    assert "8 released images of 8 match the reference" in out
     code, out = run("--released", str(EXAMPLES / "queries" / "other-coffee.jpg"), "--json")
     assert code == 0
     line = json.loads(out)
@@ -357,12 +357,12 @@ def test_a_missing_package_is_one_line_that_names_the_extra(tmp_path: Path) -> N
     assert finished.stderr.splitlines() == ["error: an audit needs the package jinja2: pip install 'lcmem-onnx[audit]'"]
 
 
-def test_a_pdf_is_written_and_pictures_can_be_read_after_it(done: Audit, tmp_path: Path) -> None:
+def test_a_pdf_is_written_and_images_can_be_read_after_it(done: Audit, tmp_path: Path) -> None:
     out = tmp_path / "pdf"
     (out / PRIVATE).mkdir(parents=True)
     printed = replace(done, request=replace(done.request, out=out))
     try:
-        written = write_report(printed, Shown(reference=True, pictures=2, pdf=True))
+        written = write_report(printed, Shown(reference=True, images=2, pdf=True))
     except UsageError as error:
         pytest.skip(str(error))
     assert out / "report.pdf" in written

@@ -1,4 +1,4 @@
-"""Pixels laid over each other: copies agree, other pictures do not, whatever the exposure."""
+"""Pixels laid over each other: copies agree, other images do not, whatever the exposure."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from lcmem_onnx.evaluation.alterations import alter
 from lcmem_onnx.runtime.audit.pixel_match import AGREES, agreement
-from lcmem_onnx.runtime.images.image import open_picture
+from lcmem_onnx.runtime.images.image import open_image
 from numpy.typing import NDArray
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "pictures"
 
 
-def picture(name: str) -> NDArray[np.uint8]:
+def image(name: str) -> NDArray[np.uint8]:
     path = EXAMPLES / name
-    return open_picture(path.read_bytes(), name_hint=path.name).frame(0)
+    return open_image(path.read_bytes(), name_hint=path.name).frame(0)
 
 
 @pytest.mark.parametrize(
@@ -25,18 +25,18 @@ def picture(name: str) -> NDArray[np.uint8]:
 )
 @pytest.mark.parametrize("name", ["gallery/chelsea.jpg", "gallery/camera.jpg"])
 def test_an_altered_copy_agrees(name: str, transform: str, strength: float) -> None:
-    original = picture(name)
+    original = image(name)
     assert agreement(alter(original, transform, strength, np.random.default_rng(0)), original) >= AGREES
 
 
-def test_other_pictures_do_not_agree() -> None:
+def test_other_images_do_not_agree() -> None:
     ones = ["gallery/astronaut.jpg", "gallery/camera.jpg", "queries/other-mr-slice.dcm"]
     for one in ones:
         for other in ("gallery/ct-slice.dcm", "queries/other-coffee.jpg", "gallery/retina.jpg"):
-            assert agreement(picture(one), picture(other)) < 0.7, (one, other)
+            assert agreement(image(one), image(other)) < 0.7, (one, other)
 
 
-def test_flat_pictures_agree_with_nothing() -> None:
+def test_flat_images_agree_with_nothing() -> None:
     flat = np.full((40, 60, 3), 90, np.uint8)
     assert agreement(flat, flat) < AGREES
-    assert agreement(flat, picture("gallery/camera.jpg")) < AGREES
+    assert agreement(flat, image("gallery/camera.jpg")) < AGREES

@@ -1,4 +1,4 @@
-"""The report in headless Chromium: pictures load, nothing is complained of, no request leaves, nothing is too wide."""
+"""The report in headless Chromium: images load, nothing is complained of, no request leaves, nothing is too wide."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_the_report_in_a_browser(tmp_path: Path) -> None:
                 "result"
             ].get("value")
 
-        assert evaluate("document.title").startswith("Audit of a release: 5 released pictures of 9 match")
+        assert evaluate("document.title").startswith("Audit of a release: 5 released images of 9 match")
         loaded = evaluate(
             "Promise.all([...document.images].map(each => {each.loading = 'eager'; return each.decode().then(() => each.width)}))"
         )

@@ -107,7 +107,7 @@ def test_a_clean_holdout_raises_no_suspicion(screener: Screener, sets: Path) -> 
     done = run(screener, sets)
     assert found(done) == {}
     assert done.tests is not None
-    assert done.tests.pictures == STRANGERS
+    assert done.tests.images == STRANGERS
     write_report(done, Shown())
     page = (sets / "report" / "report.html").read_text()
     assert '<section id="answer" class="answer none">' in page
@@ -125,7 +125,7 @@ def test_altered_copies_of_reference_images_are_left_out(screener: Screener, set
     expected = {f"x-{name}.jpg": (Suspicion.ALTERED_COPY, Other.REFERENCE, f"{name}.jpg") for name in REFERENCE}
     assert found(done) == expected
     assert done.tests is not None
-    assert done.tests.pictures == STRANGERS
+    assert done.tests.images == STRANGERS
 
 
 def test_each_pair_of_sets_is_looked_at_and_each_image_named_once(screener: Screener, sets: Path) -> None:
@@ -149,11 +149,11 @@ def test_each_pair_of_sets_is_looked_at_and_each_image_named_once(screener: Scre
     }
     assert done.tests is not None
     assert len(done.tests.repeated) == 3
-    assert done.tests.pictures == STRANGERS
+    assert done.tests.images == STRANGERS
     assert len(done.tests.scores) == STRANGERS
     kept = run(screener, sets, suspects="keep")
     assert kept.tests is not None
-    assert kept.tests.pictures == STRANGERS + 1  # certain ones and repetitions never count
+    assert kept.tests.images == STRANGERS + 1  # certain ones and repetitions never count
     assert [suspect.suspicion for suspect in kept.tests.kept] == [Suspicion.ALTERED_COPY]
 
 
@@ -168,7 +168,7 @@ def test_suspects_are_named_in_the_title_the_files_and_the_exit_code(sets: Path)
         return result.exit_code, result.stdout, report, (sets / "report" / "report.html").read_text()
 
     code, out, report, page = command()
-    title = "No match was found among 3 released pictures; 3 suspects left out of the hold-out"
+    title = "No match was found among 3 released images; 3 suspects left out of the hold-out"
     assert code == 2
     assert out.startswith(title)
     assert str((sets / "report").resolve() / "private" / "suspects.csv") in out
@@ -200,7 +200,7 @@ def test_suspects_are_named_in_the_title_the_files_and_the_exit_code(sets: Path)
     shutil.copy(EXAMPLES / "gallery" / "camera.jpg", sets / "released")
     code, out, report, page = command("-q")
     assert code == 2  # a match, but from a hold-out that is to be mended
-    assert out.startswith("1 released picture of 4 matches the reference; 3 suspects left out of the hold-out")
+    assert out.startswith("1 released image of 4 matches the reference; 3 suspects left out of the hold-out")
     assert '<section id="answer" class="answer found">' in page
 
 
@@ -247,7 +247,7 @@ def test_an_indexs_images_are_compared_where_they_are_at_hand(screener: Screener
     assert {(suspicion, other) for suspicion, other, _ in found(moved).values()} == {(Suspicion.LIKE_A_COPY, Other.REFERENCE)}
     assert found(moved).keys() == {"x-camera.jpg", "x-retina.jpg"}
     assert moved.tests is not None
-    assert moved.tests.pictures == STRANGERS
+    assert moved.tests.images == STRANGERS
 
 
 # -- patients -----------------------------------------------------------------------------------------------------------
@@ -277,7 +277,7 @@ def test_a_patient_of_the_reference_is_known_by_headers(screener: Screener, sets
     assert found(run(screener, sets, ignore_patients=True)) == {}
     assert found(run(screener, sets, suspects="keep")) == expected
     assert done.tests is not None
-    assert done.tests.pictures == STRANGERS
+    assert done.tests.images == STRANGERS
     for path in (sets / "report" / "private").iterdir():
         assert b"4711" not in path.read_bytes(), path
 
@@ -300,7 +300,7 @@ def test_anonymous_headers_are_told_from_patients_by_the_user(screener: Screener
     with_headers(sets, "ANONYMOUS", "ANONYMOUS")
     (sets / "one").mkdir()
     shutil.move(sets / "holdout" / "mr.dcm", sets / "one")
-    with pytest.raises(UsageError, match="give pictures of other patients, or --ignore-patients"):
+    with pytest.raises(UsageError, match="give images of other patients, or --ignore-patients"):
         run(screener, sets, holdout=sets / "one")
 
 

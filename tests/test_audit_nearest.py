@@ -22,7 +22,7 @@ def head(seed: int, positive: float) -> Head:
 
 
 def embeddings(seed: int, count: int, clusters: int) -> Floats:
-    """Clustered, as those of many pictures of one kind: many lie close to the threshold."""
+    """Clustered, as those of many images of one kind: many lie close to the threshold."""
     rng = np.random.default_rng(seed)
     middles = rng.random((clusters, FEATURES))
     near = middles[rng.integers(clusters, size=count)] + rng.normal(0, 0.08, (count, FEATURES))
@@ -43,7 +43,7 @@ def test_it_finds_what_scoring_everything_finds(
 ) -> None:
     model = head(seed, positive)
     reference, queries = embeddings(seed, count, clusters), embeddings(seed, 20, clusters)
-    keys = [f"picture {number // 2}" for number in range(count)]  # two frames each
+    keys = [f"image {number // 2}" for number in range(count)]  # two frames each
     frames = [number % 2 for number in range(count)]
     for query, found in zip(queries, InMemory(model, keys, frames, reference).search(queries, threshold, top), strict=True):
         scores = model.scores(query, reference)
@@ -78,10 +78,10 @@ def test_few_candidates_miss_neither_the_nearest_nor_a_match(seed: int, count: i
 
 @given(seed=st.integers(0, 10_000), count=st.integers(1, 64), top=st.integers(1, 6), positive=st.sampled_from([0.0, 0.3]))
 @settings(max_examples=40, deadline=None)
-def test_the_closest_of_few_are_the_best_of_all_by_picture(seed: int, count: int, top: int, positive: float) -> None:
+def test_the_closest_of_few_are_the_best_of_all_by_image(seed: int, count: int, top: int, positive: float) -> None:
     model = head(seed, positive)
     reference, queries = embeddings(seed, count, 10), embeddings(seed + 1, 8, 10)
-    keys = [f"picture {number // 2}" for number in range(count)]
+    keys = [f"image {number // 2}" for number in range(count)]
     for query, matches in zip(queries, InMemory(model, keys, [0] * count, reference).closest(queries, top), strict=True):
         best: dict[str, float] = {}
         for key, score in zip(keys, model.scores(query, reference), strict=True):

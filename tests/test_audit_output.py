@@ -140,9 +140,9 @@ def test_any_other_folder_will_do(sets: Path, out: str) -> None:
 
 def test_the_released_set_may_lie_in_the_reports_folder_or_be_one_file(sets: Path) -> None:
     prepare_output(sets / "released" / "..", sets / "released", {})
-    picture = sets / "elsewhere" / "one.png"
-    picture.write_bytes(b"")
-    prepare_output(sets / "elsewhere" / "report", picture, {})
+    image = sets / "elsewhere" / "one.png"
+    image.write_bytes(b"")
+    prepare_output(sets / "elsewhere" / "report", image, {})
 
 
 @pytest.mark.parametrize("which", ["--released", "--reference", "--holdout"])
@@ -424,14 +424,14 @@ def test_nothing_private_is_in_what_is_passed_on(done: Audit) -> None:
         assert secret in (out / PRIVATE / name).read_bytes(), name
 
 
-def test_a_report_without_reference_pictures_leaves_no_earlier_file_with_them(done: Audit) -> None:
+def test_a_report_without_reference_images_leaves_no_earlier_file_with_them(done: Audit) -> None:
     out = done.request.out
     write_report(done, Shown(reference=True))
-    (out / "report.pdf").write_bytes(b"%PDF-1.7 with reference pictures")
+    (out / "report.pdf").write_bytes(b"%PDF-1.7 with reference images")
     (out / "decisions.csv").write_text("mine")
     assert (out / PRIVATE / "suspects.csv").exists()
     write_report(replace(done, tests=None, holdout=None), Shown())
     files = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
     assert files & set(FILES) == {"report.html", "report.json", "pictures.csv", f"{PRIVATE}/pseudonyms.csv"}
     assert "decisions.csv" in files
-    assert 'alt="reference picture' not in (out / "report.html").read_text()
+    assert 'alt="reference image' not in (out / "report.html").read_text()

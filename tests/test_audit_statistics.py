@@ -53,16 +53,16 @@ def test_the_interval_of_nothing_says_nothing() -> None:
 
 
 def test_false_positives_of_a_fixed_threshold_are_the_counts_that_fishers_test_keeps() -> None:
-    pictures, holdout, exceeding = 40, 30, 3
+    images, holdout, exceeding = 40, 30, 3
     kept = []
-    for count in range(pictures + 1):
+    for count in range(images + 1):
         total = exceeding + count
-        up_to = sum(drawn(x, pictures, holdout, total) for x in range(count + 1))
-        as_many = sum(drawn(x, pictures, holdout, total) for x in range(count, total + 1))
-        assert excess_by_trial(count, pictures, exceeding, holdout) == pytest.approx(float(as_many), abs=1e-12)
+        up_to = sum(drawn(x, images, holdout, total) for x in range(count + 1))
+        as_many = sum(drawn(x, images, holdout, total) for x in range(count, total + 1))
+        assert excess_by_trial(count, images, exceeding, holdout) == pytest.approx(float(as_many), abs=1e-12)
         if min(up_to, as_many) > Fraction(25, 1000):
             kept.append(count)
-    got = by_trial(pictures, exceeding, holdout)
+    got = by_trial(images, exceeding, holdout)
     assert (got.low, got.high) == (kept[0], kept[-1])
     assert kept == list(range(kept[0], kept[-1] + 1))
     assert got.expected == pytest.approx(4.0)
@@ -81,16 +81,16 @@ def test_false_positives_at_the_ends(exceeding: int, high: int | None) -> None:
 
 def test_false_positives_of_a_threshold_by_rank_are_what_sorting_gives() -> None:
     """The law does not depend on the distribution, so ranks of a shuffle are the whole truth."""
-    pictures, rank, holdout = 50, 2, 80
+    images, rank, holdout = 50, 2, 80
     rng = np.random.default_rng(0)
-    scores = rng.random((20_000, pictures + holdout))
+    scores = rng.random((20_000, images + holdout))
     limits = np.sort(scores[:, :holdout], axis=1)[:, -rank]
     counts = (scores[:, holdout:] >= limits[:, None]).sum(axis=1)
-    law = by_rank(pictures, rank, holdout)
+    law = by_rank(images, rank, holdout)
     assert law.expected == pytest.approx(counts.mean(), rel=0.03)
     assert ((counts >= law.low) & (counts <= law.high)).mean() >= 0.95
     for found in (1, 3, 6):
-        assert excess_by_rank(found, pictures, rank, holdout) == pytest.approx((counts >= found).mean(), abs=0.01)
+        assert excess_by_rank(found, images, rank, holdout) == pytest.approx((counts >= found).mean(), abs=0.01)
 
 
 @pytest.mark.parametrize("rate", [0.002, 0.02, 0.3])
@@ -129,7 +129,7 @@ def test_nearer_is_blind_to_a_generator_that_is_merely_poor_and_sees_one_that_co
 
     def judge(copied: int) -> float:
         reference, holdout = rng.normal(size=(80, 6)), rng.normal(size=(60, 6))
-        released = 0.5 * rng.normal(size=(70, 6))  # too narrow: nearer to everything than a hold-out picture is
+        released = 0.5 * rng.normal(size=(70, 6))  # too narrow: nearer to everything than a hold-out image is
         released[:copied] = reference[:copied] + 0.05 * rng.normal(size=(copied, 6))
         near = []
         for others in (reference, holdout):
@@ -142,8 +142,8 @@ def test_nearer_is_blind_to_a_generator_that_is_merely_poor_and_sees_one_that_co
     assert np.mean([judge(45) < 0.05 for _ in range(20)]) >= 0.9
 
 
-def test_nearer_counts_ties_half_and_keeps_popular_pictures_together() -> None:
-    """All released pictures have one nearest picture each way: the label of one picture decides, so p is no smaller than that."""
+def test_nearer_counts_ties_half_and_keeps_popular_images_together() -> None:
+    """All released images have one nearest image each way: the label of one image decides, so p is no smaller than that."""
     hub = np.zeros(50, np.int64)
     found = nearer((np.full(50, 0.9), hub), (np.full(50, 0.1), hub), 30, 30)
     assert found.share == 1.0

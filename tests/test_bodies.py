@@ -21,15 +21,15 @@ from numpy.typing import NDArray
 SLICE = phantom(3, 0, 128)[..., 0]
 
 
-def aligned(picture: NDArray[np.uint8], to: NDArray[np.uint8]) -> float:
-    """How a picture correlates with another after the best affine map onto it."""
+def aligned(image: NDArray[np.uint8], to: NDArray[np.uint8]) -> float:
+    """How an image correlates with another after the best affine map onto it."""
     found = np.eye(2, 3, dtype=np.float32)
     ended = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 200, 1e-5)
-    return float(cv2.findTransformECC(to, picture, found, cv2.MOTION_AFFINE, ended)[0])
+    return float(cv2.findTransformECC(to, image, found, cv2.MOTION_AFFINE, ended)[0])
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_another_body_is_alike_and_not_the_same_picture_turned_or_stretched(seed: int) -> None:
+def test_another_body_is_alike_and_not_the_same_image_turned_or_stretched(seed: int) -> None:
     turned = cv2.warpAffine(SLICE, cv2.getRotationMatrix2D((64, 64), 8, 0.95), (128, 128), borderMode=cv2.BORDER_REPLICATE)
     assert aligned(turned, SLICE) > 0.985
     assert 0.5 < aligned(another_body(SLICE, np.random.default_rng(seed)), SLICE) < 0.985
@@ -54,8 +54,8 @@ def test_bodies_are_files_and_each_an_identity_of_its_own(tmp_path: Path) -> Non
     assert [row.path for row in read] == [row.path for row in rows]
     assert len({row.identity for row in read}) == 6
     assert {(row.split, row.ds_name) for row in read} == {("TRAIN", "bodies")}
-    pictures = [cv2.imread(str(row.path), cv2.IMREAD_GRAYSCALE) for row in read]
-    assert all(not np.array_equal(one, other) for at, one in enumerate(pictures) for other in pictures[:at])
+    images = [cv2.imread(str(row.path), cv2.IMREAD_GRAYSCALE) for row in read]
+    assert all(not np.array_equal(one, other) for at, one in enumerate(images) for other in images[:at])
     assert [row.path.read_bytes() for row in bodies(slices, tmp_path / "again", 3)] == [row.path.read_bytes() for row in rows]
     more = bodies(slices, tmp_path / "more", 2, first=2)
     assert [row.path.read_bytes() for row in more[::2]] == [row.path.read_bytes() for row in rows[2::3]]

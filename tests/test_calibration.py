@@ -97,7 +97,7 @@ def test_few_negatives_are_said_to_be_few() -> None:
     assert calibrate(drawn(400, 100), 100, 0.05, "f").enough
 
 
-def test_pictures_of_few_patients_are_few_witnesses() -> None:
+def test_images_of_few_patients_are_few_witnesses() -> None:
     many = calibrate(drawn(1000, 100), 100, 0.05, "f")
     few = calibrate(drawn(1000, 100), 100, 0.05, "f", witnesses=40)
     assert few.threshold == many.threshold

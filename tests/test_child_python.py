@@ -100,7 +100,7 @@ def test_a_part_of_the_gateway_runs_nothing_planted(planted: Path, tmp_path: Pat
 def test_drawing_a_held_image_runs_nothing_planted(planted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import asyncio
 
-    from lcmem_onnx.runtime.gateway.http.pictures import Drawer
+    from lcmem_onnx.runtime.gateway.http.images import Drawer
     from PIL import Image
 
     monkeypatch.chdir(planted)
@@ -117,9 +117,9 @@ def test_the_decoders_run_nothing_planted(entry: str | None, planted: Path, monk
     monkeypatch.chdir(planted)
     monkeypatch.setattr(sys, "path", [str(planted) if entry is None else entry, *sys.path])
     with Nursery() as nursery:
-        picture = nursery.open(CT.read_bytes(), "ct.dcm")
-        assert picture.frame(0).shape == (128, 128, 3)
-        picture.close()
+        image = nursery.open(CT.read_bytes(), "ct.dcm")
+        assert image.frame(0).shape == (128, 128, 3)
+        image.close()
     assert ran(planted) == []
 
 

@@ -72,8 +72,8 @@ def index(tmp_path: Path) -> Path:
 # -- the main job -----------------------------------------------------------------------------------------------------
 
 
-def test_copies_are_found_and_other_pictures_are_not(index: Path) -> None:
-    """The bundled model on real pictures: altered copies of gallery pictures among unrelated ones."""
+def test_copies_are_found_and_other_images_are_not(index: Path) -> None:
+    """The bundled model on real images: altered copies of gallery images among unrelated ones."""
     run = lcmem("scan", QUERIES, "--index", index, "--json")
     assert run.code == 1
     verdicts = {Path(str(line["path"])).name: line["verdict"] for line in run.lines}
@@ -102,7 +102,7 @@ def test_scan_against_a_folder_needs_no_index(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_compare_scores_two_pictures() -> None:
+def test_compare_scores_two_images() -> None:
     same = lcmem("compare", GALLERY / "astronaut.jpg", QUERIES / "copy-of-astronaut-brighter.jpg", "--json")
     assert same.code == 1
     assert {"score", "logit", "threshold", "verdict"} <= set(same.lines[0])
@@ -189,7 +189,7 @@ def test_every_kind_of_bad_file_is_a_line_with_a_reason(index: Path, tmp_path: P
     (folder / "bomb.png").write_bytes(png_bomb(30000))
     (folder / "cut\nshort.dcm").write_bytes((GALLERY / "ct-slice.dcm").read_bytes()[:20000])
     shutil.copy(QUERIES / "other-coffee.jpg", folder / "good.jpg")
-    (folder / "notes.txt").write_text("no picture, and not named like one")
+    (folder / "notes.txt").write_text("no image, and not named like one")
     run = lcmem("scan", folder, "--index", index, "--json")
     assert run.code == 2
     reasons = {Path(str(line["path"])).name: (line["verdict"], line["reason"]) for line in run.lines}
@@ -214,7 +214,7 @@ def test_what_a_walk_does_not_look_at_is_never_silent(index: Path, tmp_path: Pat
     shutil.copytree(QUERIES, elsewhere)
     shutil.copy(QUERIES / "other-coffee.jpg", folder / "good.jpg")
     (folder / "link").symlink_to(elsewhere)
-    (folder / "notes.txt").write_text("no picture")
+    (folder / "notes.txt").write_text("no image")
     run = lcmem("scan", folder, "--index", index, "--json")
     assert run.code == 2
     assert [(Path(str(line["path"])).name, line["verdict"], line["reason"]) for line in run.lines] == [
@@ -259,7 +259,7 @@ def test_a_folder_and_a_file_without_permission_are_errors(index: Path, tmp_path
         (["scan", "x.png"], "give either --index DIR or --against DIR"),
         (["scan", "x.png", "--index", "a", "--against", "b"], "give either --index DIR or --against DIR"),
         (["scan", "x.png", "--index", "nothing-here"], "nothing-here is no index"),
-        (["scan", "x.png", "--against", "nothing-here"], "nothing-here holds no picture"),
+        (["scan", "x.png", "--against", "nothing-here"], "nothing-here holds no image"),
         (["scan", "x.png", "--index", "a", "--threshold", "7"], "decides nothing"),
         (["scan", "x.png", "--against", str(GALLERY), "--threshold", "nan"], "decides nothing"),
         (["compare", "x.png", "y.png", "--threshold", "0"], "decides nothing"),
@@ -325,7 +325,7 @@ def test_building_where_an_index_is_harms_nothing(index: Path) -> None:
     assert lcmem("index", "info", "--index", index, "--json").lines[0]["pictures"] == 6
 
 
-def test_an_unreadable_gallery_picture_makes_the_scan_an_error(tmp_path: Path) -> None:
+def test_an_unreadable_gallery_image_makes_the_scan_an_error(tmp_path: Path) -> None:
     gallery = Path(shutil.copytree(GALLERY, tmp_path / "gallery"))
     (gallery / "camera.jpg").write_bytes((gallery / "camera.jpg").read_bytes()[:3000])
     run = lcmem("scan", QUERIES / "other-coffee.jpg", "--against", gallery, "--json")

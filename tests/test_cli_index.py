@@ -44,16 +44,16 @@ def objects(tmp_path: Path) -> Path:
 
 
 @pytest.mark.usefixtures("bundle")
-def test_patients_and_groups_from_building_to_erasing(objects: Path, pictures: Path, tmp_path: Path) -> None:
+def test_patients_and_groups_from_building_to_erasing(objects: Path, images: Path, tmp_path: Path) -> None:
     index = str(tmp_path / "idx")
     assert run("index", "build", str(objects), "--index", index, "--gallery", "ct", "-q").exit_code == 0
-    assert run("index", "add", str(pictures), "--index", index, "--gallery", "drawn", "-q").exit_code == 0
+    assert run("index", "add", str(images), "--index", index, "--gallery", "drawn", "-q").exit_code == 0
     info = json.loads(run("index", "info", "--index", index, "--json").stdout)
     assert info["galleries"] == {
         "ct": {"pictures": 3, "frames": 3, "patients": 2},
         "drawn": {"pictures": 6, "frames": 6, "patients": 0},
     }
-    assert "6 pictures, 6 frames, 0 patients" in run("index", "info", "--index", index).stdout
+    assert "6 images, 6 frames, 0 patients" in run("index", "info", "--index", index).stdout
 
     line = json.loads(
         run("scan", str(objects / "a.dcm"), "--index", index, "--gallery", "ct", "--json", "-q").stdout.splitlines()[0]
@@ -76,15 +76,15 @@ def test_patients_and_groups_from_building_to_erasing(objects: Path, pictures: P
     assert again.exit_code == 2
     assert "found with --issuer" in again.stderr
     assert run("index", "remove", "--index", index, "--patient", "4711", "--issuer", "St. Mary").exit_code == 0
-    assert run("index", "remove", "--index", index, "--key", str(pictures / "0.png")).exit_code == 0
+    assert run("index", "remove", "--index", index, "--key", str(images / "0.png")).exit_code == 0
     assert run("index", "remove", "--index", index, "--gallery", "drawn").exit_code == 0
     assert b"4711" not in b"".join(path.read_bytes() for path in (tmp_path / "idx").iterdir())
 
 
 @pytest.mark.usefixtures("bundle")
-def test_an_index_is_compacted_and_verified(pictures: Path, tmp_path: Path) -> None:
+def test_an_index_is_compacted_and_verified(images: Path, tmp_path: Path) -> None:
     index = str(tmp_path / "idx")
-    assert run("index", "build", str(pictures), "--index", index, "--graph", "-q").exit_code == 0
+    assert run("index", "build", str(images), "--index", index, "--graph", "-q").exit_code == 0
     assert run("index", "compact", "--index", index).exit_code == 0
     sound = run("index", "verify", "--index", index, "--threshold", "0.9", "--json")
     report = json.loads(sound.stdout)
@@ -113,21 +113,21 @@ def test_an_index_is_compacted_and_verified(pictures: Path, tmp_path: Path) -> N
         (["index", "add", "PICTURES", "--gallery", "two\nlines"], "cannot name a gallery"),
     ],
 )
-def test_wrong_requests_end_with_2_and_harm_nothing(arguments: list[str], message: str, pictures: Path, tmp_path: Path) -> None:
+def test_wrong_requests_end_with_2_and_harm_nothing(arguments: list[str], message: str, images: Path, tmp_path: Path) -> None:
     index = str(tmp_path / "idx")
-    assert run("index", "build", str(pictures), "--index", index, "-q").exit_code == 0
-    wrong = run(*[str(pictures) if one == "PICTURES" else one for one in arguments], "--index", index)
+    assert run("index", "build", str(images), "--index", index, "-q").exit_code == 0
+    wrong = run(*[str(images) if one == "PICTURES" else one for one in arguments], "--index", index)
     assert wrong.exit_code == 2
     assert message in wrong.output
     assert len(json.loads(run("index", "info", "--index", index, "--json").stdout)["galleries"]) == 1
 
 
 @pytest.mark.usefixtures("bundle")
-def test_a_truncated_database_is_one_line_and_exit_code_2(pictures: Path, tmp_path: Path) -> None:
-    assert run("index", "build", str(pictures), "--index", str(tmp_path / "idx"), "-q").exit_code == 0
+def test_a_truncated_database_is_one_line_and_exit_code_2(images: Path, tmp_path: Path) -> None:
+    assert run("index", "build", str(images), "--index", str(tmp_path / "idx"), "-q").exit_code == 0
     path = tmp_path / "idx" / "gallery.sqlite"
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    for command in (["index", "verify"], ["index", "info"], ["scan", str(pictures)], ["index", "add", str(pictures)]):
+    for command in (["index", "verify"], ["index", "info"], ["scan", str(images)], ["index", "add", str(images)]):
         result = run(*command, "--index", str(tmp_path / "idx"))
         assert result.exit_code == 2, command
         assert "is damaged" in result.stderr
@@ -136,11 +136,11 @@ def test_a_truncated_database_is_one_line_and_exit_code_2(pictures: Path, tmp_pa
 
 
 @pytest.mark.usefixtures("bundle")
-def test_a_scan_of_some_groups_says_how_many_pictures_they_hold_and_refuses_others_at_once(pictures: Path, tmp_path: Path) -> None:
+def test_a_scan_of_some_groups_says_how_many_images_they_hold_and_refuses_others_at_once(images: Path, tmp_path: Path) -> None:
     index, none = str(tmp_path / "idx"), tmp_path / "none"
     none.mkdir()
-    one = str(pictures / "0.png")
-    assert run("index", "build", str(pictures), "--index", index).exit_code == 0
+    one = str(images / "0.png")
+    assert run("index", "build", str(images), "--index", index).exit_code == 0
     assert run("index", "add", one, "--index", index, "--gallery", "ward").exit_code == 0
     assert "against 1 in the gallery" in run("scan", one, "--index", index, "--gallery", "ward").stdout
     for path in (one, str(none)):  # nothing to screen is no excuse: a script would take it for clear
@@ -150,12 +150,12 @@ def test_a_scan_of_some_groups_says_how_many_pictures_they_hold_and_refuses_othe
 
 
 @pytest.mark.usefixtures("bundle")
-def test_erasing_one_picture_takes_it_out_of_the_graph_without_alarm(pictures: Path, tmp_path: Path) -> None:
+def test_erasing_one_image_takes_it_out_of_the_graph_without_alarm(images: Path, tmp_path: Path) -> None:
     index = str(tmp_path / "idx")
-    assert run("index", "build", str(pictures), "--index", index, "--graph").exit_code == 0
-    done = run("index", "remove", "--index", index, "--key", str(pictures / "0.png"))
+    assert run("index", "build", str(images), "--index", index, "--graph").exit_code == 0
+    done = run("index", "remove", "--index", index, "--key", str(images / "0.png"))
     assert (done.exit_code, "warning" in done.stderr) == (0, False), done.stderr
-    assert done.stdout.startswith("1 picture removed")
+    assert done.stdout.startswith("1 image removed")
     assert run("index", "verify", "--index", index).exit_code == 0
 
 
@@ -207,14 +207,14 @@ def test_a_folder_without_an_image_leaves_no_index(what: str, options: list[str]
 
 
 @pytest.mark.usefixtures("bundle")
-def test_a_folder_without_an_image_leaves_what_else_the_index_folder_holds(pictures: Path, tmp_path: Path) -> None:
+def test_a_folder_without_an_image_leaves_what_else_the_index_folder_holds(images: Path, tmp_path: Path) -> None:
     (tmp_path / "texts").mkdir()
     index = tmp_path / "idx"
     index.mkdir()
     (index / "mine.txt").write_text("mine")
     assert run("index", "build", str(tmp_path / "texts"), "--index", str(index), "-q").exit_code == 2
     assert [path.name for path in index.iterdir()] == ["mine.txt"]
-    assert run("index", "build", str(pictures), "--index", str(index), "-q").exit_code == 0
+    assert run("index", "build", str(images), "--index", str(index), "-q").exit_code == 0
     # An index that is there stays, and what is wrong is said.
     added = run("index", "add", str(tmp_path / "texts"), "--index", str(index))
     assert (added.exit_code, "the index holds 6 frames" in added.stdout) == (2, True)
@@ -226,15 +226,15 @@ def test_a_folder_without_an_image_leaves_what_else_the_index_folder_holds(pictu
 
 @pytest.mark.parametrize("named", [True, False])
 def test_the_command_that_is_proposed_next_names_the_bundle_where_this_one_did(
-    named: bool, tiny_bundle: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    named: bool, tiny_bundle: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not named:
         monkeypatch.setenv("LCMEM_ONNX_BUNDLE", str(tiny_bundle))  # which the next command finds too
     given = ["--bundle", str(tiny_bundle)] if named else []
     index, file = str(tmp_path / "idx"), str(tmp_path / "out.npz")
     for command, proposed in (
-        (["index", "build", str(pictures), "--index", index], f"scan PATH --index {index}"),
-        (["index", "add", str(pictures), "--index", index], f"scan PATH --index {index}"),
+        (["index", "build", str(images), "--index", index], f"scan PATH --index {index}"),
+        (["index", "add", str(images), "--index", index], f"scan PATH --index {index}"),
         (["index", "compact", "--index", index], f"index verify --index {index}"),
         (["index", "upgrade", index], f"index verify --index {index}"),
         (["index", "export", "--index", index, "--out", file], f"index import {file} --index DIR"),

@@ -198,7 +198,7 @@ def test_requests_that_make_no_sense_are_refused(more: tuple[str, ...], gallery:
 def test_an_empty_index_has_nothing_to_alter(tmp_path: Path) -> None:
     Gallery.create(tmp_path / "empty", open_bundle()).close()
     done = lcmem("calibrate", "--index", tmp_path / "empty", "--copies", "5", "-q")
-    assert (done.exit_code, "holds no pictures" in done.stderr) == (2, True)
+    assert (done.exit_code, "holds no images" in done.stderr) == (2, True)
 
 
 # -- what thresholds cost ---------------------------------------------------------------------------------------------

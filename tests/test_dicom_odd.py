@@ -25,11 +25,11 @@ import pydicom
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lcmem_onnx.runtime.errors import PictureError, Reason
+from lcmem_onnx.runtime.errors import ImageError, Reason
 from lcmem_onnx.runtime.images.content_flags import SUSPICIOUS, Note
 from lcmem_onnx.runtime.images.dicom.elements import first_number, numbers_of, words_of
 from lcmem_onnx.runtime.images.dicom.lookup_table import read_palette, read_table
-from lcmem_onnx.runtime.images.image import Limits, Picture, open_picture
+from lcmem_onnx.runtime.images.image import ImageFile, Limits, open_image
 from lcmem_onnx.runtime.images.sandbox import Nursery
 from numpy.typing import NDArray
 from PIL import Image
@@ -79,8 +79,8 @@ def written(data: FileDataset) -> bytes:
     return file.getvalue()
 
 
-def opened(data: FileDataset) -> Picture:
-    return open_picture(written(data))
+def opened(data: FileDataset) -> ImageFile:
+    return open_image(written(data))
 
 
 def grey(data: FileDataset, number: int = 0) -> NDArray[np.int64]:
@@ -362,12 +362,12 @@ def rle(values: NDArray[np.uint16]) -> bytes:
 def test_where_the_number_of_frames_is_useless_the_pixels_tell_it(text: bytes, codec: str) -> None:
     frames = [VALUES, VALUES[::-1], VALUES[:, ::-1]]
 
-    def opened_with(count: bytes) -> Picture:
+    def opened_with(count: bytes) -> ImageFile:
         data = dicom(np.concatenate(frames), "MONOCHROME2", codec if codec in SYNTAXES else "explicit", Rows=48)
         data.BitsStored, data.HighBit = 12, 11
         put(data, "NumberOfFrames", count, "IS")
         if codec == "deflated":
-            return open_picture(deflated(data, [frame.tobytes() for frame in frames]))
+            return open_image(deflated(data, [frame.tobytes() for frame in frames]))
         if codec.startswith("jpegls"):
             data.file_meta.TransferSyntaxUID = uid.JPEGLSLossless
             encoded = encapsulate([imagecodecs.jpegls_encode(frame) for frame in frames], has_bot="table" in codec)
@@ -390,16 +390,16 @@ def test_where_the_number_of_frames_is_useless_the_pixels_tell_it(text: bytes, c
 def test_numbers_of_frames_that_pydicom_itself_cannot_read(text: bytes) -> None:
     data = dicom(VALUES, BitsStored=12, HighBit=11)
     put(data, "NumberOfFrames", b"77777 ", "IS")
-    picture = open_picture(written(data).replace(b"77777 ", text))
-    assert (picture.frames, picture.notes) == (1, (Note.USELESS_FRAME_COUNT,))
-    assert picture.frame(0).shape == (48, 40, 3)
+    image = open_image(written(data).replace(b"77777 ", text))
+    assert (image.frames, image.notes) == (1, (Note.USELESS_FRAME_COUNT,))
+    assert image.frame(0).shape == (48, 40, 3)
 
 
 def test_a_useless_number_of_frames_keeps_to_the_limits() -> None:
     data = dicom(np.zeros((480, 40), np.uint16), Rows=1)
     put(data, "NumberOfFrames", b"abc", "IS")
-    with pytest.raises(PictureError) as caught:
-        open_picture(written(data), Limits(max_frames=479))
+    with pytest.raises(ImageError) as caught:
+        open_image(written(data), Limits(max_frames=479))
     assert caught.value.reason is Reason.TOO_LARGE
 
 
@@ -468,10 +468,10 @@ def test_frames_of_1_bit_of_any_size(size: tuple[int, int, int], syntax: str, vr
     if syntax == "big" and vr == "OW":
         octets = np.frombuffer(octets, "<u2").byteswap().tobytes()
     data.add_new("PixelData", vr, octets)
-    picture = opened(data)
-    assert picture.frames == len(values)
+    image = opened(data)
+    assert image.frames == len(values)
     for number, frame in enumerate(values):
-        np.testing.assert_array_equal(picture.frame(number)[..., 0], 255 * frame)
+        np.testing.assert_array_equal(image.frame(number)[..., 0], 255 * frame)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -497,7 +497,7 @@ def test_frames_of_1_bit_in_rle(size: tuple[int, int, int]) -> None:
 def test_damaged_rle_of_1_bit_is_refused(frame: bytes, text: str) -> None:
     data = one_bit(bits(99, 101, 1), uid.RLELossless)
     data.add_new("PixelData", "OB", encapsulate([frame]))
-    with pytest.raises(PictureError, match=text) as caught:
+    with pytest.raises(ImageError, match=text) as caught:
         opened(data).frame(0)
     assert caught.value.reason is Reason.DAMAGED
 
@@ -506,16 +506,16 @@ def test_1_bit_that_is_cut_off_is_damaged_where_it_ends() -> None:
     values = bits(99, 101, 3)
     data = one_bit(values)
     data.add_new("PixelData", "OB", packed(values)[:2600])
-    picture = opened(data)
-    np.testing.assert_array_equal(picture.frame(1)[..., 0], 255 * values[1])
-    with pytest.raises(PictureError, match="end within frame 3") as caught:
-        picture.frame(2)
+    image = opened(data)
+    np.testing.assert_array_equal(image.frame(1)[..., 0], 255 * values[1])
+    with pytest.raises(ImageError, match="end within frame 3") as caught:
+        image.frame(2)
     assert caught.value.reason is Reason.DAMAGED
 
 
 def test_colors_of_1_bit_are_unsupported() -> None:
     data = dicom(np.zeros((8, 8, 3), np.uint8), "RGB", BitsAllocated=1, BitsStored=1, HighBit=0)
-    with pytest.raises(PictureError) as caught:
+    with pytest.raises(ImageError) as caught:
         opened(data)
     assert caught.value.reason is Reason.UNSUPPORTED
 
@@ -542,20 +542,20 @@ def deflated(data: FileDataset, frames: list[bytes]) -> bytes:
 def test_deflated_frames_are_read() -> None:
     values = bits(13, 11, 3)
     frames = [np.packbits(frame.reshape(-1), bitorder="little").tobytes() for frame in values]
-    picture = open_picture(deflated(one_bit(values), frames))
+    image = open_image(deflated(one_bit(values), frames))
     for number, frame in enumerate(values):
-        np.testing.assert_array_equal(picture.frame(number)[..., 0], 255 * frame)
+        np.testing.assert_array_equal(image.frame(number)[..., 0], 255 * frame)
     deep = dicom(VALUES, BitsStored=12, HighBit=11)
     plain = grey(deep)
-    np.testing.assert_array_equal(open_picture(deflated(deep, [VALUES.tobytes()])).frame(0)[..., 0], plain)
+    np.testing.assert_array_equal(open_image(deflated(deep, [VALUES.tobytes()])).frame(0)[..., 0], plain)
 
 
 def test_a_deflated_frame_that_grows_beyond_its_size_is_refused() -> None:
     data = deflated(one_bit(bits(13, 11, 1)), [bytes(50 << 20)])
     tracemalloc.start()
     try:
-        with pytest.raises(PictureError) as caught:
-            open_picture(data).frame(0)
+        with pytest.raises(ImageError) as caught:
+            open_image(data).frame(0)
         assert tracemalloc.get_traced_memory()[1] < 10 << 20
     finally:
         tracemalloc.stop()
@@ -636,7 +636,7 @@ def test_segments_against_pydicom(bits_: int) -> None:
 )
 def test_damaged_segments_are_refused(segments: list[int]) -> None:
     data = with_palette(dicom(OCTETS, "PALETTE COLOR"), np.array([segments] * 3), 0, 16, segmented=True)
-    with pytest.raises(PictureError) as caught:
+    with pytest.raises(ImageError) as caught:
         opened(data).frame(0)
     assert caught.value.reason is Reason.DAMAGED
     assert "\n" not in str(caught.value)
@@ -717,7 +717,7 @@ def test_a_jpeg_ls_codestream_without_its_end_is_read_or_refused_at_once(kind: s
         np.testing.assert_array_equal(shown(code[: len(code) - lost]), whole)
     for lost in (5, 10, 11, 50, 51, 300, len(code) // 2, len(code) - 60):
         for end in (b"", b"\0", b"\xff", b"\xff\xff", b"\xff\xd8", b"\xff\xd9"):
-            with pytest.raises(PictureError) as caught:
+            with pytest.raises(ImageError) as caught:
                 shown(code[: len(code) - lost] + end)
             assert caught.value.reason is Reason.DAMAGED
     assert time.process_time() - began < 2
@@ -740,7 +740,7 @@ def coded(code: bytes, syntax: str, photometric: str) -> FileDataset:
 def test_jpeg_2000_colors_that_openjpeg_cannot_convert_are_refused_in_silence(capfd: pytest.CaptureFixture[str]) -> None:
     code = imagecodecs.jpeg2k_encode(colours(), codecformat="j2k", mct=False)
     data = coded(code[:42] + bytes((7, 1, 1, 7, 2, 1, 7, 1, 1)) + code[51:], uid.JPEG2000, "YBR_FULL")
-    with pytest.raises(PictureError) as caught:
+    with pytest.raises(ImageError) as caught:
         opened(data).frame(0)
     assert caught.value.reason is Reason.UNSUPPORTED
     assert capfd.readouterr() == ("", "")
@@ -896,8 +896,8 @@ def test_hostile_tables_and_bits_are_refused_quickly_and_in_little_memory(name: 
     began = time.monotonic()
     tracemalloc.start()
     try:
-        with pytest.raises(PictureError) as caught:
-            open_picture(data, name_hint="x.dcm").frame(0)
+        with pytest.raises(ImageError) as caught:
+            open_image(data, name_hint="x.dcm").frame(0)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -909,7 +909,7 @@ def test_hostile_tables_and_bits_are_refused_quickly_and_in_little_memory(name: 
 
 def test_thousands_of_empty_tables_cost_little() -> None:
     began = time.monotonic()
-    open_picture(many_items()).frame(0)
+    open_image(many_items()).frame(0)
     assert time.monotonic() - began < 5
 
 
@@ -920,8 +920,8 @@ def test_a_table_that_claims_more_than_the_file_holds_takes_no_more_memory(keywo
     data = claimed(keyword, length)
     tracemalloc.start()
     try:
-        with contextlib.suppress(PictureError):
-            open_picture(data, name_hint="x.dcm").frame(0)
+        with contextlib.suppress(ImageError):
+            open_image(data, name_hint="x.dcm").frame(0)
         assert tracemalloc.get_traced_memory()[1] < 20 << 20
     finally:
         tracemalloc.stop()
@@ -931,9 +931,9 @@ def test_a_table_that_claims_more_than_the_file_holds_takes_no_more_memory(keywo
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_tables_and_bits_are_refused_alike_in_a_process_of_their_own(name: str) -> None:
     data = HOSTILE[name]()
-    with pytest.raises(PictureError) as here:
-        open_picture(data, name_hint="x.dcm").frame(0)
-    with Nursery(Limits()) as nursery, pytest.raises(PictureError) as there:
+    with pytest.raises(ImageError) as here:
+        open_image(data, name_hint="x.dcm").frame(0)
+    with Nursery(Limits()) as nursery, pytest.raises(ImageError) as there:
         nursery.open(data, "x.dcm").frame(0)
     assert there.value.reason is here.value.reason
 

@@ -63,8 +63,8 @@ def test_json_on_a_terminal_is_lines_of_json(index: Path) -> None:
 
 
 def test_an_error_and_the_bar_do_not_share_a_line(tmp_path: Path) -> None:
-    pictures = Path(shutil.copytree(QUERIES, tmp_path / "p"))
-    (pictures / "bad.png").write_text("no picture")
+    images = Path(shutil.copytree(QUERIES, tmp_path / "p"))
+    (images / "bad.png").write_text("no image")
     code, sent = on_terminal(200, "index", "build", "p", "--index", "idx", cwd=tmp_path)
     assert code == 2
     assert "indexing" in sent
@@ -73,16 +73,16 @@ def test_an_error_and_the_bar_do_not_share_a_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("columns", [40, 60, 99])
 def test_paths_stay_readable_on_a_narrow_terminal(columns: int, index: Path, tmp_path: Path) -> None:
-    picture = tmp_path / "a-rather-long-name" / "copy-of-chelsea.jpg"
-    picture.parent.mkdir()
-    shutil.copy(QUERIES / "copy-of-chelsea-turned.jpg", picture)
-    code, sent = on_terminal(columns, "scan", picture, "--index", index, "-q")
+    image = tmp_path / "a-rather-long-name" / "copy-of-chelsea.jpg"
+    image.parent.mkdir()
+    shutil.copy(QUERIES / "copy-of-chelsea-turned.jpg", image)
+    code, sent = on_terminal(columns, "scan", image, "--index", index, "-q")
     assert code == 1
     lines = seen(sent)
     assert all(len(line) <= columns for line in lines)
     parts = [line[7:].strip() for line in lines if line[:7].strip() in ("match", "")]
-    assert str(picture) in "".join(parts)
-    assert len(parts) <= 3 + (len(str(picture)) + len(str(GALLERY / "chelsea.jpg"))) // (columns - 7)
+    assert str(image) in "".join(parts)
+    assert len(parts) <= 3 + (len(str(image)) + len(str(GALLERY / "chelsea.jpg"))) // (columns - 7)
 
 
 def test_a_table_is_kept_where_it_fits(tmp_path: Path) -> None:
@@ -96,8 +96,8 @@ def test_a_table_is_kept_where_it_fits(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("error", "code", "words"),
     [
-        ("KeyboardInterrupt", 130, ["interrupted: these are the results until then, of 9 pictures", "interrupted: what was"]),
-        ("GalleryError('it is damaged')", 2, ["stopped: these are the results until then, of 9 pictures", "error: it is damaged"]),
+        ("KeyboardInterrupt", 130, ["interrupted: these are the results until then, of 9 images", "interrupted: what was"]),
+        ("GalleryError('it is damaged')", 2, ["stopped: these are the results until then, of 9 images", "error: it is damaged"]),
     ],
 )
 def test_results_are_kept_when_a_scan_ends_early(error: str, code: int, words: list[str], index: Path) -> None:

@@ -1,4 +1,4 @@
-"""Pictures to embeddings: batches, and the way that a GPU takes, tried on the CPU."""
+"""Images to embeddings: batches, and the way that a GPU takes, tried on the CPU."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_io_binding_gives_what_an_ordinary_run_gives(bundle: Bundle) -> None:
         assert bound.dtype == np.float32
 
 
-def test_a_gpu_is_given_the_picture_by_io_binding_and_larger_batches(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_is_given_the_image_by_io_binding_and_larger_batches(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = Encoder(bundle, provider="cpu")
     few = encoder.batch
     encoder.session = Session(encoder.session.session, "cuda", "cuda", 1)

@@ -116,11 +116,11 @@ def _heed_signals() -> None:
     [(signal.SIGTERM, 143, "terminated"), (signal.SIGHUP, 129, "terminated"), (signal.SIGINT, 130, "interrupted")],
 )
 def test_a_signal_cleans_up_and_says_so(number: int, code: int, says: str, tmp_path: Path) -> None:
-    """The embeddings of a hospital's pictures must not stay in a temporary folder."""
+    """The embeddings of a hospital's images must not stay in a temporary folder."""
     temporary, many = tmp_path / "tmp", tmp_path / "many"
     temporary.mkdir()
     many.mkdir()
-    for at in range(400):  # one picture, so that the files are many without being large
+    for at in range(400):  # one image, so that the files are many without being large
         (many / f"{at}.jpg").symlink_to(QUERIES / "other-coffee.jpg")
     process = subprocess.Popen(
         [sys.executable, "-m", "lcmem_onnx.cli", "scan", many, "--against", GALLERY, "--threads", "1"],

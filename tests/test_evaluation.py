@@ -46,7 +46,7 @@ NAMES = st.lists(st.sampled_from("abcdefg"), max_size=30)
 
 @pytest.fixture(scope="module")
 def listing(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two data sets, one of which has VAL too; five identities of two visits in TEST each; one file that is no picture."""
+    """Two data sets, one of which has VAL too; five identities of two visits in TEST each; one file that is no image."""
     folder = tmp_path_factory.mktemp("evaluation")
     rows = []
     for ds_name, splits in (("grids", ("TEST", "VAL")), ("others", ("TEST",))):
@@ -59,7 +59,7 @@ def listing(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     seen = np.clip(smooth.astype(int) + rng.integers(-12, 13, smooth.shape), 0, 255).astype(np.uint8)
                     Image.fromarray(seen).resize((70, 60), Image.Resampling.BICUBIC).save(folder / name)
                     rows.append(Listed(split, f"{split}{identity}", name, folder / name, ds_name))
-    (folder / "broken.png").write_bytes(b"no picture")
+    (folder / "broken.png").write_bytes(b"no image")
     rows.append(Listed("TEST", "lost", "broken.png", folder / "broken.png", "grids"))
     write_file_list(folder / "list.csv", rows)
     return folder / "list.csv"
@@ -103,16 +103,16 @@ def test_re_identification_pairs_are_those_of_the_description(identities: list[s
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from("123")), max_size=20))
-def test_pairs_of_one_identity_are_within_its_groups(pictures: list[tuple[str, str]]) -> None:
-    identities, groups = [name for name, _ in pictures], [name + group for name, group in pictures]
+def test_pairs_of_one_identity_are_within_its_groups(images: list[tuple[str, str]]) -> None:
+    identities, groups = [name for name, _ in images], [name + group for name, group in images]
     same, different = reidentification_pairs(identities, random.Random(1), groups)
     assert same.first.tolist() == different.first.tolist()
     assert all(groups[a] == groups[b] and a != b for a, b in zip(same.first, same.second, strict=True))
     counts = Counter(groups)
     paired = [number for number, group in enumerate(groups) if counts[group] > 1 and len(set(identities)) > 1]
-    # Each picture of a group of several once as first and once as second.
+    # Each image of a group of several once as first and once as second.
     assert sorted(same.first.tolist()) == sorted(same.second.tolist()) == paired
-    everyone = ["" for _ in pictures]
+    everyone = ["" for _ in images]
     alone = reidentification_pairs(identities, random.Random(1))
     together = reidentification_pairs(identities, random.Random(1), everyone)
     assert [part.tolist() for pairs in alone for part in (pairs.first, pairs.second)] == [
@@ -122,7 +122,7 @@ def test_pairs_of_one_identity_are_within_its_groups(pictures: list[tuple[str, s
 
 @given(NAMES, st.integers(1, 60), st.booleans())
 @settings(max_examples=60)
-def test_pairs_of_different_pictures_are_all_of_them_or_a_sample(identities: list[str], most: int, large: bool) -> None:
+def test_pairs_of_different_images_are_all_of_them_or_a_sample(identities: list[str], most: int, large: bool) -> None:
     with pytest.MonkeyPatch.context() as patch:
         if large:
             patch.setattr("lcmem_onnx.evaluation.protocols.ENUMERATE_UP_TO", 0)
@@ -133,7 +133,7 @@ def test_pairs_of_different_pictures_are_all_of_them_or_a_sample(identities: lis
     every = {(a, b) for a in range(count) for b in range(a + 1, count) if identities[a] != identities[b]}
     assert len(drawn) == len(pairs)
     assert drawn <= every
-    # Drawing one by one is for many pictures, of which no identity has nearly all.
+    # Drawing one by one is for many images, of which no identity has nearly all.
     assert len(pairs) == min(most, len(every)) or (large and 4 * most < count * (count - 1) // 2)
     assert (pairs.first.tolist(), pairs.second.tolist()) == (again.first.tolist(), again.second.tolist())
     assert (np.diff(pairs.first) >= 0).all()
@@ -144,7 +144,7 @@ def test_a_sample_of_very_many_pairs_is_complete(monkeypatch: pytest.MonkeyPatch
     identities = [str(number // 2) for number in range(400)]
     pairs = different_pairs(identities, 5000)
     assert len(pairs) == len(set(zip(pairs.first.tolist(), pairs.second.tolist(), strict=True))) == 5000
-    # Every picture takes part about as often as any other: 25 times.
+    # Every image takes part about as often as any other: 25 times.
     assert np.bincount(np.concatenate([pairs.first, pairs.second]), minlength=400).min() >= 8
 
 
@@ -157,13 +157,13 @@ def test_the_grid_is_the_papers_and_six_more() -> None:
 
 
 def test_an_alteration_depends_on_seed_and_name_and_cell_only() -> None:
-    picture = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
-    everything = altered(picture, "a.png", 1)
+    image = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    everything = altered(image, "a.png", 1)
     for number in (5, 9, 27):
-        assert (altered(picture, "a.png", 1, CELLS[number : number + 1])[0] == everything[number]).all()
+        assert (altered(image, "a.png", 1, CELLS[number : number + 1])[0] == everything[number]).all()
     noise = [cell for cell in CELLS if cell.transform == "noise"]
-    assert (altered(picture, "b.png", 1, noise) != altered(picture, "a.png", 1, noise)).any()
-    assert (altered(picture, "a.png", 2, noise) != altered(picture, "a.png", 1, noise)).any()
+    assert (altered(image, "b.png", 1, noise) != altered(image, "a.png", 1, noise)).any()
+    assert (altered(image, "a.png", 2, noise) != altered(image, "a.png", 1, noise)).any()
     assert cell_rng(1, "a", noise[0]).random() != cell_rng(1, "a", noise[1]).random()
 
 
@@ -193,7 +193,7 @@ def test_scores_are_those_of_the_runtime(evaluation: Evaluation, listing: Path, 
 
 def test_figures_carry_their_counts(evaluation: Evaluation) -> None:
     ours = [part for part in evaluation.copy_detection if part.scorer == evaluation.scorers[0].name]
-    assert [(part.ds_name, part.pictures, part.negatives) for part in ours] == [
+    assert [(part.ds_name, part.images, part.negatives) for part in ours] == [
         (None, 20, 80),
         ("grids", 10, 40),
         ("others", 10, 40),
@@ -230,7 +230,7 @@ def test_thresholds_say_where_they_come_from(evaluation: Evaluation) -> None:
 def test_what_cannot_be_read_is_listed(evaluation: Evaluation) -> None:
     (lost,) = evaluation.unreadable
     assert (lost.name, lost.ds_name, lost.split, lost.reason) == ("broken.png", "grids", "TEST", "not-a-picture")
-    assert any("1 listed pictures could not be read" in note for note in evaluation.notes)
+    assert any("1 listed images could not be read" in note for note in evaluation.notes)
     assert any("100000" in note and "mse" in note for note in evaluation.notes)
 
 
@@ -247,17 +247,17 @@ def test_the_same_seed_gives_the_same_figures_and_another_does_not(listing: Path
 def test_thresholds_can_be_fitted_on_test_alone(listing: Path) -> None:
     measured = evaluate(listing, [PHash()], size=48, protocol="copy", false_positives=(0.1,), fit_on="test")
     assert {at.limit.source for part in measured.copy_detection for at in part.at} == {"TEST"}
-    assert [seen.val_pictures for seen in measured.data_sets] == [0, 0]
+    assert [seen.val_images for seen in measured.data_sets] == [0, 0]
 
 
-def test_some_pictures_can_be_altered_and_all_others_still_count(listing: Path, tmp_path: Path) -> None:
+def test_some_images_can_be_altered_and_all_others_still_count(listing: Path, tmp_path: Path) -> None:
     whole = evaluate(listing, [PHash()], size=48, protocol="copy", false_positives=(0.1,))
     some = evaluate(listing, [PHash()], size=48, protocol="copy", false_positives=(0.1,), most_altered=3)
-    assert [part.pictures for part in some.copy_detection] == [6, 3, 3]
+    assert [part.images for part in some.copy_detection] == [6, 3, 3]
     assert [part.negatives for part in some.copy_detection] == [part.negatives for part in whole.copy_detection]
     for one, other in zip(some.copy_detection, whole.copy_detection, strict=True):
         assert [at.limit for at in one.at[:1]] == [at.limit for at in other.at[:1]]
-    # The same pictures whatever the order of the list, each with the copies that it has among all.
+    # The same images whatever the order of the list, each with the copies that it has among all.
     for ds_name, its in some.scoring.scores["phash"].items():
         every = whole.scoring.scores["phash"][ds_name].copies.tolist()
         assert all(row in every for row in its.copies.tolist())
@@ -269,7 +269,7 @@ def test_some_pictures_can_be_altered_and_all_others_still_count(listing: Path, 
     assert {part.ds_name: part.at[0].cells for part in again.copy_detection} == recall
 
 
-def test_more_pictures_than_can_be_paired_are_sampled(listing: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_images_than_can_be_paired_are_sampled(listing: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scoring, "MOST_NEGATIVES", 7)
     measured = evaluate(listing, [PHash()], size=48, protocol="copy")
     assert [part.negatives for part in measured.copy_detection] == [14, 7, 7]
@@ -433,9 +433,9 @@ def relisted(listing: Path, *rows: tuple[str, str, str]) -> Path:
 @pytest.mark.parametrize(
     ("rows", "protocol", "message"),
     [
-        ([("VAL", "a", "grids-VAL-0-0.png")], "all", "no TEST pictures"),
+        ([("VAL", "a", "grids-VAL-0-0.png")], "all", "no TEST images"),
         ([("TEST", "a", "grids-TEST-0-0.png"), ("TEST", "a", "grids-TEST-0-1.png")], "all", "1 identities that can be read"),
-        ([("TEST", "a", "grids-TEST-0-0.png"), ("TEST", "b", "broken.png")], "all", "1 listed pictures could not be read"),
+        ([("TEST", "a", "grids-TEST-0-0.png"), ("TEST", "b", "broken.png")], "all", "1 listed images could not be read"),
         ([("TEST", "a", "grids-TEST-0-0.png"), ("TEST", "b", "grids-TEST-1-0.png")], "reid", "nothing to re-identify"),
     ],
 )
@@ -446,7 +446,7 @@ def test_a_list_that_holds_too_little_is_refused(
         evaluate(relisted(listing, *rows), [PHash()], size=48, protocol=protocol)
 
 
-def test_single_pictures_are_enough_for_copy_detection(listing: Path) -> None:
+def test_single_images_are_enough_for_copy_detection(listing: Path) -> None:
     rows = [("TEST", str(number), f"grids-TEST-{number}-0.png") for number in range(3)]
     measured = evaluate(relisted(listing, *rows), [PHash()], size=48)
     assert not measured.reidentification
@@ -586,7 +586,7 @@ def test_an_interrupted_measurement_reports_nothing_and_says_so(
 
 
 def test_a_limit_that_leaves_too_little_is_named(listing: Path) -> None:
-    with pytest.raises(FileListError, match="TEST of 'grids' has 1 identities.*--limit 2 took 4 of 21 TEST pictures: raise it"):
+    with pytest.raises(FileListError, match="TEST of 'grids' has 1 identities.*--limit 2 took 4 of 21 TEST images: raise it"):
         evaluate(listing, [PHash()], size=48, limit=2)
 
 
@@ -660,13 +660,13 @@ def test_few_identities_are_noted(evaluation: Evaluation) -> None:
     [
         (None, [3], "gives 'y' \\['n', 3, 'h'\\], which is no vector"),
         (None, [1, 2, 3], "gives 'y' \\['n', 1, 1, 1\\]"),
-        # Sides that are not declared are seen when the first pictures come out.
+        # Sides that are not declared are seen when the first images come out.
         (None, [], "gives 'y' \\[2, 3, 32, 32\\]"),
         (None, [2, 3], None),
         (["n", 3, 1, 1], [2, 3], None),
     ],
 )
-def test_an_onnx_baseline_gives_a_vector_a_picture(
+def test_an_onnx_baseline_gives_a_vector_an_image(
     declared: list[Any] | None, reduced: list[int], message: str | None, tmp_path: Path
 ) -> None:
     onnx = pytest.importorskip("onnx")
@@ -683,12 +683,12 @@ def test_an_onnx_baseline_gives_a_vector_a_picture(
     )
     path = tmp_path / "net.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
-    pictures = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
     if message is None:
-        assert OnnxScorer(path, free_size=32).embed(pictures).shape == (2, 3)
+        assert OnnxScorer(path, free_size=32).embed(images).shape == (2, 3)
     else:
         with pytest.raises(UsageError, match=message):
-            OnnxScorer(path, free_size=32).embed(pictures)
+            OnnxScorer(path, free_size=32).embed(images)
 
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -727,11 +727,11 @@ def test_the_documented_script_makes_lists(tmp_path: Path) -> None:
     def rows(name: str, *arguments: Path) -> list[tuple[str, str, str]]:
         return [(row.split, row.identity, row.name) for row in made[name](tmp_path, *arguments)]
 
-    picture = "files/p10/p10000032/s{}/{}.jpg"
-    assert rows("mimic_cxr") == [("VAL", "10000032", picture.format(50, "d1"))]
+    image = "files/p10/p10000032/s{}/{}.jpg"
+    assert rows("mimic_cxr") == [("VAL", "10000032", image.format(50, "d1"))]
     split = made["split_of"]
     # The patients are those of mimic_cxr, and so is the split.
-    assert rows("cxr_lt", tmp_path / "labels.csv") == [("VAL", "10000032", picture.format(51, "d2"))]
+    assert rows("cxr_lt", tmp_path / "labels.csv") == [("VAL", "10000032", image.format(51, "d2"))]
     assert rows("celeba") == [("TRAIN", "7", "img_align_celeba/000001.jpg"), ("TEST", "8", "img_align_celeba/000002.jpg")]
     assert rows("isic", tmp_path / "isic.csv") == [(split("IP_1"), "IL_1", "ISIC_1.jpg")]
     assert [row[:2] for row in rows("ct_rate")][1:] == [("TEST", "valid_1_a")] * 2

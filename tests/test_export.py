@@ -20,7 +20,7 @@ onnx = pytest.importorskip("onnx")
 from click.testing import CliRunner  # noqa: E402
 from lcmem_onnx.export import group_norm, output_folder, parity, pipeline  # noqa: E402
 from lcmem_onnx.export.command import main  # noqa: E402
-from lcmem_onnx.export.parity import EMBEDDING_TOLERANCE, choose_pictures, embed_in_torch  # noqa: E402
+from lcmem_onnx.export.parity import EMBEDDING_TOLERANCE, choose_images, embed_in_torch  # noqa: E402
 from lcmem_onnx.export.pipeline import Request, export_bundle  # noqa: E402
 from lcmem_onnx.export.trace import check_graph, trace  # noqa: E402
 from lcmem_onnx.models.autoencoder import AutoencoderShape  # noqa: E402
@@ -30,7 +30,7 @@ from lcmem_onnx.models.lcmem import LCMem  # noqa: E402
 from lcmem_onnx.models.resnet import ResNetShape  # noqa: E402
 from lcmem_onnx.runtime.errors import ExportError, UsageError  # noqa: E402
 from lcmem_onnx.runtime.images.formats import read_file  # noqa: E402
-from lcmem_onnx.runtime.images.image import open_picture  # noqa: E402
+from lcmem_onnx.runtime.images.image import open_image  # noqa: E402
 from lcmem_onnx.runtime.model.bundle import open_bundle  # noqa: E402
 from lcmem_onnx.runtime.model.encoder import Encoder  # noqa: E402
 from lcmem_onnx.runtime.model.session import open_session  # noqa: E402
@@ -71,11 +71,11 @@ def test_the_manifest_states_what_a_stranger_needs(tiny_bundle: Path, tiny_check
 
 def test_files_give_the_same_scores_as_torch_with_pillow(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
     """The whole way from file to score, on both sides."""
-    pictures = choose_pictures(None)
+    images = choose_images(None)
     network = load_lcmem(tiny_checkpoint).network
-    expected = torch.from_numpy(embed_in_torch(network, pictures, 64))
+    expected = torch.from_numpy(embed_in_torch(network, images, 64))
     bundle = open_bundle(tiny_bundle)
-    actual = Encoder(bundle, provider="cpu").embed([open_picture(read_file(path)).frame(0) for path in pictures])
+    actual = Encoder(bundle, provider="cpu").embed([open_image(read_file(path)).frame(0) for path in images])
     np.testing.assert_allclose(actual, expected.numpy(), atol=1e-5)
     with torch.no_grad():
         scores = torch.sigmoid(network.logit(expected[:1].expand(len(expected), -1), expected)).numpy()
@@ -103,11 +103,11 @@ def test_threshold_name_and_licence_are_taken_over(tiny_checkpoint: Path, tmp_pa
     assert "--threshold" in bundle.threshold.source
 
 
-def test_the_users_own_pictures_can_prove_it(tiny_checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
-    assert export_bundle(Request(tiny_checkpoint, tmp_path / "out", pictures=pictures)).parity.pictures == 4
+def test_the_users_own_images_can_prove_it(tiny_checkpoint: Path, images: Path, tmp_path: Path) -> None:
+    assert export_bundle(Request(tiny_checkpoint, tmp_path / "out", images=images)).parity.images == 4
     (tmp_path / "none").mkdir()
-    with pytest.raises(UsageError, match="holds 0 pictures"):
-        export_bundle(Request(tiny_checkpoint, tmp_path / "out2", pictures=tmp_path / "none"))
+    with pytest.raises(UsageError, match="holds 0 images"):
+        export_bundle(Request(tiny_checkpoint, tmp_path / "out2", images=tmp_path / "none"))
 
 
 @pytest.mark.parametrize("failure", ["disagreement", "not finite", "crash"])
@@ -435,29 +435,29 @@ def test_the_commands_errors_are_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("text.png", b"no picture", "it is not an image (text)"),
+        ("text.png", b"no image", "it is not an image (text)"),
         ("cut.png", None, "damaged"),
         ("bomb.png", png_bomb(20000), "too-large"),
         ("empty.png", b"", "it is empty"),
     ],
 )
-def test_a_picture_that_cannot_prove_it_is_named_before_anything_is_loaded(
-    name: str, content: bytes | None, says: str, pictures: Path, tmp_path: Path
+def test_an_image_that_cannot_prove_it_is_named_before_anything_is_loaded(
+    name: str, content: bytes | None, says: str, images: Path, tmp_path: Path
 ) -> None:
-    for path in sorted(pictures.iterdir())[2:]:
+    for path in sorted(images.iterdir())[2:]:
         path.unlink()
-    (pictures / name).write_bytes((pictures / "0.png").read_bytes()[:300] if content is None else content)
-    result = CliRunner().invoke(main, ["--ckpt", str(tmp_path / "none.pt"), "--pictures", str(pictures)])
+    (images / name).write_bytes((images / "0.png").read_bytes()[:300] if content is None else content)
+    result = CliRunner().invoke(main, ["--ckpt", str(tmp_path / "none.pt"), "--images", str(images)])
     assert result.exit_code == 2
     assert len(result.stderr.splitlines()) == 1
-    assert result.stderr.startswith(f"error: {pictures / name} cannot prove an export: ")
+    assert result.stderr.startswith(f"error: {images / name} cannot prove an export: ")
     assert says in result.stderr
 
 
-def test_what_only_pillow_refuses_is_an_error_of_one_line_too(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_only_pillow_refuses_is_an_error_of_one_line_too(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(UsageError, match="Pillow says Image size .* exceeds limit"):
-        parity._upright(pictures / "0.png")
+        parity._upright(images / "0.png")
 
 
 def test_a_name_with_a_newline_stays_on_one_line(tmp_path: Path) -> None:

@@ -165,8 +165,8 @@ def test_every_variant_screens_and_says_how_far_it_is_from_torch(variant: str, t
     assert 20 < measured["peak_mb"] < 1000
     assert entry["past_gate"] is (variant == "int8")
     exact = Screener(tiny_bundle, variant="fp32", provider="cpu")
-    pictures = sorted((EXAMPLES / "gallery").iterdir())[:3]
-    apart = max(float(np.abs(screener.embed(path) - exact.embed(path)).max()) for path in pictures)
+    images = sorted((EXAMPLES / "gallery").iterdir())[:3]
+    apart = max(float(np.abs(screener.embed(path) - exact.embed(path)).max()) for path in images)
     assert apart <= max(4 * measured["embedding_max"], 1e-6)
 
 
@@ -201,7 +201,7 @@ def test_a_bundle_can_do_without_fp32(tiny_checkpoint: Path, tmp_path: Path) -> 
     assert done.variants == ("fp16",)
     assert not (tmp_path / "out" / FP32).exists()
     assert Screener(tmp_path / "out", provider="cpu").encoder.variant == "fp16"
-    assert done.parity.pictures == 4
+    assert done.parity.images == 4
 
 
 def test_the_auc_is_scikit_learns() -> None:
@@ -211,32 +211,32 @@ def test_the_auc_is_scikit_learns() -> None:
     assert _auc(same, different) == pytest.approx(roc_auc_score(truth, np.concatenate([same, different])))
 
 
-# -- picture sets -----------------------------------------------------------------------------------------------------
+# -- image sets -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [calibration_images.SMALL, calibration_images.SMALL + 1])
-def test_without_folders_there_are_enough_pictures_of_any_size(size: int) -> None:
+def test_without_folders_there_are_enough_images_of_any_size(size: int) -> None:
     sets = choose_sets(None, None, size)
     few = int(size > calibration_images.SMALL)
     assert sets.measured.shape == (calibration_images.MEASURED[few], size, size, 3)
     assert sets.calibration.shape == (calibration_images.CALIBRATED[few], size, size, 3)
 
 
-def test_calibration_pictures_are_not_measured_on(tmp_path: Path) -> None:
+def test_calibration_images_are_not_measured_on(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(EXAMPLES, tmp_path / "mine"))
-    (folder / "broken.png").write_bytes(b"no picture")
+    (folder / "broken.png").write_bytes(b"no image")
     sets = choose_sets(None, folder, 64)
     assert sets.warning is None
     assert len(sets.measured) >= 2
     assert len(sets.calibration) > 2 * len(sets.measured)
-    assert not {picture.tobytes() for picture in sets.measured} & {picture.tobytes() for picture in sets.calibration}
+    assert not {image.tobytes() for image in sets.measured} & {image.tobytes() for image in sets.calibration}
 
 
-def test_without_pictures_drawn_ones_calibrate_and_a_warning_says_so() -> None:
+def test_without_images_drawn_ones_calibrate_and_a_warning_says_so() -> None:
     sets = choose_sets(None, None, 64)
     assert "--calibration" in str(sets.warning)
     assert (len(sets.measured), len(sets.calibration)) == (16, 96)
-    assert not {picture.tobytes() for picture in sets.measured} & {picture.tobytes() for picture in sets.calibration}
+    assert not {image.tobytes() for image in sets.measured} & {image.tobytes() for image in sets.calibration}
     versions, shows = with_copies(sets.measured)
     assert versions.shape == (4 * len(sets.measured), 64, 64, 3)
     assert (np.bincount(shows) == 4).all()
@@ -245,14 +245,14 @@ def test_without_pictures_drawn_ones_calibrate_and_a_warning_says_so() -> None:
 
 
 @pytest.mark.parametrize(("folder", "calibration"), [("few", None), (None, "few"), ("none", None), (None, "none")])
-def test_too_few_pictures_are_an_error(folder: str | None, calibration: str | None, pictures: Path, tmp_path: Path) -> None:
+def test_too_few_images_are_an_error(folder: str | None, calibration: str | None, images: Path, tmp_path: Path) -> None:
     (tmp_path / "few").mkdir()
-    shutil.copy(pictures / "0.png", tmp_path / "few")
-    with pytest.raises(UsageError, match="holds 1 pictures|is no folder"):
+    shutil.copy(images / "0.png", tmp_path / "few")
+    with pytest.raises(UsageError, match="holds 1 images|is no folder"):
         choose_sets(folder and tmp_path / folder, calibration and tmp_path / calibration, 64)  # type: ignore[arg-type]
 
 
-def test_the_manifest_names_where_the_pictures_are_from(tiny_bundle: Path) -> None:
+def test_the_manifest_names_where_the_images_are_from(tiny_bundle: Path) -> None:
     manifest = json.loads((tiny_bundle / "bundle.json").read_text())
-    assert manifest["measured_on"] == "pictures of the package and drawn ones; drawn ones"
+    assert manifest["measured_on"] == "images of the package and drawn ones; drawn ones"
     assert manifest["preprocessing_graph"]["file"] == "preprocess.onnx"

@@ -157,12 +157,12 @@ def test_cards_of_other_makers_are_shown_as_they_are(figures: Any, tiny_bundle: 
     ],
 )
 def test_an_audit_says_what_the_model_finds_by_its_card(
-    figures: Any, says: str | None, tiny_bundle: Path, pictures: Path, tmp_path: Path
+    figures: Any, says: str | None, tiny_bundle: Path, images: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("jinja2")
     folder = carded(tiny_bundle, tmp_path / "bundle", figures=figures)
     out = tmp_path / "report"
-    released, reference = pictures / "0.png", pictures / "1.png"
+    released, reference = images / "0.png", images / "1.png"
     done = lcmem(
         "audit", "--released", released, "--reference", reference, "--out", out, "--bundle", folder, "--threshold", "0.5", "-q"
     )

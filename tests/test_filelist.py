@@ -11,8 +11,8 @@ from lcmem_onnx.evaluation.filelist import Listed, read_file_list, write_file_li
 HEADER = "Split,id,path,ds_name\n"
 
 
-def written(folder: Path, text: str, pictures: str = "a.png b.png c.png") -> Path:
-    for name in pictures.split():
+def written(folder: Path, text: str, images: str = "a.png b.png c.png") -> Path:
+    for name in images.split():
         (folder / name).write_bytes(b"-")
     listing = folder / "list.csv"
     listing.write_text(text, encoding="utf-8")
@@ -39,16 +39,16 @@ def test_paths_are_relative_to_the_base(tmp_path: Path) -> None:
     [
         ("Split,path\nTRAIN,a.png\n", "no column 'id'"),
         ("", "no column 'Split', 'id', 'path'"),
-        (HEADER, "lists no picture"),
-        (HEADER + "TRAIN,p,gone.png,\n", "1 pictures that are not there: 'gone.png'.*--base"),
-        (HEADER + "TRAIN,p,/nowhere/gone.png,\n", "1 pictures that are not there: '/nowhere/gone.png'. Paths are absolute, or"),
+        (HEADER, "lists no image"),
+        (HEADER + "TRAIN,p,gone.png,\n", "1 images that are not there: 'gone.png'.*--base"),
+        (HEADER + "TRAIN,p,/nowhere/gone.png,\n", "1 images that are not there: '/nowhere/gone.png'. Paths are absolute, or"),
         (HEADER + f"TRAIN,p,{'x' * 5000}.png,\n", "not there: 'x{50}[.]{3}x{46}[.]png'"),
         (HEADER + 'TRAIN," ",a.png,\n', "line 2 has no value for 'id'"),
-        (HEADER + "TRAIN,p,a.png,x\nTEST,q,./a.png,x\n", "one picture in two splits, TRAIN and TEST.*'./a.png'"),
-        (HEADER + "TRAIN,p,a.png,x\nTEST,p,a.png,y\n", "one picture in two splits, TRAIN and TEST"),
-        (HEADER + "TEST,p,a.png,x\nTEST,q,a.png,x\n", "one picture under two identities, 'p' and 'q'"),
-        (HEADER + "TEST,p,a.png,x\nTEST,p,a.png,y\n", "one picture in two data sets, 'x' and 'y'"),
-        (HEADER + "TEST,p,a.png,x\nTEST,p,b.png,x\nTEST,p,a.png,x\n", "one picture twice: 'a.png'"),
+        (HEADER + "TRAIN,p,a.png,x\nTEST,q,./a.png,x\n", "one image in two splits, TRAIN and TEST.*'./a.png'"),
+        (HEADER + "TRAIN,p,a.png,x\nTEST,p,a.png,y\n", "one image in two splits, TRAIN and TEST"),
+        (HEADER + "TEST,p,a.png,x\nTEST,q,a.png,x\n", "one image under two identities, 'p' and 'q'"),
+        (HEADER + "TEST,p,a.png,x\nTEST,p,a.png,y\n", "one image in two data sets, 'x' and 'y'"),
+        (HEADER + "TEST,p,a.png,x\nTEST,p,b.png,x\nTEST,p,a.png,x\n", "one image twice: 'a.png'"),
         (HEADER + "TRAIN,,a.png,\n", "line 2 has no value for 'id'"),
         (HEADER + "TRAIN,p\n", "line 2 has no value for 'path'"),
         (HEADER + "DEV,p,a.png,\n", "line 2 has the split 'DEV'"),

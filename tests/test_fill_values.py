@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from lcmem_onnx.runtime.images.bit_depth import PERCENTILES, percentile_range
-from lcmem_onnx.runtime.images.image import open_picture
+from lcmem_onnx.runtime.images.image import open_image
 from numpy.typing import NDArray
 from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -70,8 +70,8 @@ def dicom(values: NDArray[np.generic]) -> bytes:
     ],
 )
 def test_an_image_with_filled_margins_shows_what_it_shows_without_them(write, dtype: str, top: float, fill: float) -> None:  # type: ignore[no-untyped-def]
-    plain = open_picture(write(scene(top).astype(dtype)), name_hint="a.dcm").renderings(0)[-1]
-    filled = open_picture(write(with_margins(scene(top), fill, dtype)), name_hint="a.dcm").renderings(0)[-1]
+    plain = open_image(write(scene(top).astype(dtype)), name_hint="a.dcm").renderings(0)[-1]
+    filled = open_image(write(with_margins(scene(top), fill, dtype)), name_hint="a.dcm").renderings(0)[-1]
     inside = (slice(12, None), slice(12, None))
     assert np.abs(filled[inside].astype(int) - plain[inside]).max() <= 8  # the margins hid some of the darkest tones
     assert set(np.unique(filled[:12])) == {0 if fill < 0 else 255}

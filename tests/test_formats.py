@@ -34,11 +34,11 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lcmem_onnx.cli import main
-from lcmem_onnx.runtime.errors import PictureError, Reason
+from lcmem_onnx.runtime.errors import ImageError, Reason
 from lcmem_onnx.runtime.images.discovery import Found, Skipped, SkipReason, Unfound, walk
 from lcmem_onnx.runtime.images.file_signatures import Format
 from lcmem_onnx.runtime.images.formats import Kind, identify
-from lcmem_onnx.runtime.images.image import open_picture
+from lcmem_onnx.runtime.images.image import open_image
 from PIL import Image
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
@@ -261,8 +261,8 @@ def test_what_is_an_image_or_may_be_one_is_never_skipped(name: str, tmp_path: Pa
     with io.BytesIO(data) as stream:
         found = identify(stream)
     if not isinstance(found, Kind):
-        with pytest.raises(PictureError) as caught:
-            open_picture(data, name_hint="named")
+        with pytest.raises(ImageError) as caught:
+            open_image(data, name_hint="named")
         assert caught.value.reason is Reason.UNSUPPORTED
 
 
@@ -341,9 +341,9 @@ def test_what_is_plainly_no_image_is_skipped_with_its_reason(name: str, tmp_path
     for suffix in ("", ".bin"):
         assert judged(made(tmp_path / f"folder{suffix}", bytes(data), f"file{suffix}")) == reason, suffix
     if data:
-        with pytest.raises(PictureError) as caught:
-            open_picture(bytes(data))
-        assert caught.value.reason is Reason.NOT_A_PICTURE
+        with pytest.raises(ImageError) as caught:
+            open_image(bytes(data))
+        assert caught.value.reason is Reason.NOT_AN_IMAGE
     # Named like an image, it is one that cannot be read.
     (item,) = walk([made(tmp_path / "named", bytes(data), "a.png").parent])
     assert isinstance(item, Found)
@@ -421,14 +421,14 @@ def test_dicom_without_preamble_and_meta_group_is_read(
     implicit: bool, little: bool, first_group: int, suffix: str, tmp_path: Path
 ) -> None:
     source = pydicom.dcmread(io.BytesIO(CT))
-    whole = open_picture(CT).renderings(0)
+    whole = open_image(CT).renderings(0)
     for element in list(source):
         if element.tag.group < first_group:
             del source[element.tag]
     data = plain(source, implicit=implicit, little=little)
     path = made(tmp_path / "folder", data, f"IM0001{suffix}")
     assert judged(path) == "read"
-    for one, other in zip(open_picture(data, name_hint=path.name).renderings(0), whole, strict=True):
+    for one, other in zip(open_image(data, name_hint=path.name).renderings(0), whole, strict=True):
         np.testing.assert_array_equal(one, other)
 
 
@@ -437,7 +437,7 @@ def test_dicom_with_a_meta_group_but_no_preamble_is_read_by_its_transfer_syntax(
     whole = Path(str(get_testdata_file(name))).read_bytes()
     data = whole[132:]
     assert judged(made(tmp_path / "folder", data, "IM0001")) == "read"
-    for one, other in zip(open_picture(data).renderings(0), open_picture(whole).renderings(0), strict=True):
+    for one, other in zip(open_image(data).renderings(0), open_image(whole).renderings(0), strict=True):
         np.testing.assert_array_equal(one, other)
 
 
@@ -507,18 +507,18 @@ def bundle(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def mixed(pictures: Path) -> Path:
+def mixed(images: Path) -> Path:
     """Two images that are read, two that are not, and five other files."""
     for name in ("2.png", "3.png", "4.png", "5.png"):
-        (pictures / name).unlink()
-    made(pictures, b"8BPS\0\1" + bytes(100), "a")
-    made(pictures / "below", gzip.compress(nifti()), "b.nii.gz")
-    made(pictures, b"notes", "notes.md")
-    made(pictures, b"x = 1", "code.py")
-    made(pictures / "below", zipped({"a.png": png()}), "c.zip")
-    made(pictures, zipped(WORD), "d.docx")
-    made(pictures, b"", "e")
-    return pictures
+        (images / name).unlink()
+    made(images, b"8BPS\0\1" + bytes(100), "a")
+    made(images / "below", gzip.compress(nifti()), "b.nii.gz")
+    made(images, b"notes", "notes.md")
+    made(images, b"x = 1", "code.py")
+    made(images / "below", zipped({"a.png": png()}), "c.zip")
+    made(images, zipped(WORD), "d.docx")
+    made(images, b"", "e")
+    return images
 
 
 SKIPPED = {"text": 2, "archive": 1, "document": 1, "empty": 1}

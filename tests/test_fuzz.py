@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from lcmem_onnx.runtime.errors import PictureError, Reason
+from lcmem_onnx.runtime.errors import ImageError, Reason
 from PIL import Image
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -71,7 +71,7 @@ def test_a_mutated_png_has_checksums_that_fit(fuzz: Any) -> None:
     assert int.from_bytes(fixed[29:33], "big") == zlib.crc32(fixed[12:29])
 
 
-class _Picture:
+class _ImageFile:
     def __init__(self, frames: int, view: Callable[[], Any]) -> None:
         self.frames, self._view, self._child = frames, view, None
 
@@ -94,9 +94,9 @@ def _printed() -> Any:
     ("view", "told"),
     [
         (lambda: _raised(ValueError("odd")), "ValueError: odd"),
-        (lambda: _raised(PictureError(Reason.DAMAGED, "two\nlines")), "not one line"),
+        (lambda: _raised(ImageError(Reason.DAMAGED, "two\nlines")), "not one line"),
         (
-            lambda: _raised(PictureError(Reason.DECODER_FAILED, "its decoder answered with something that is no answer")),
+            lambda: _raised(ImageError(Reason.DECODER_FAILED, "its decoder answered with something that is no answer")),
             "no answer",
         ),
         (lambda: np.zeros((64, 63, 3), np.uint8), "another shape"),
@@ -104,7 +104,7 @@ def _printed() -> Any:
     ],
 )
 def test_a_fault_is_told_and_kept(fuzz: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, view: Any, told: str) -> None:
-    monkeypatch.setattr(fuzz.Nursery, "open", lambda self, data, name: _Picture(1, view))
+    monkeypatch.setattr(fuzz.Nursery, "open", lambda self, data, name: _ImageFile(1, view))
     monkeypatch.setattr(fuzz, "_baseline", lambda nursery, fixtures: 0.0)
     tallies = fuzz.run([png(fuzz)], 3, seed=0, keep=tmp_path / "kept")
     assert len(tallies["png"].faults) == 3
@@ -113,20 +113,20 @@ def test_a_fault_is_told_and_kept(fuzz: Any, tmp_path: Path, monkeypatch: pytest
 
 
 def test_what_comes_out_otherwise_here_is_a_fault(fuzz: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fuzz.Nursery, "open", lambda self, data, name: _Picture(1, lambda: np.zeros((64, 64, 3), np.uint8)))
+    monkeypatch.setattr(fuzz.Nursery, "open", lambda self, data, name: _ImageFile(1, lambda: np.zeros((64, 64, 3), np.uint8)))
     monkeypatch.setattr(fuzz, "_baseline", lambda nursery, fixtures: 0.0)
-    monkeypatch.setattr(fuzz, "open_picture", lambda data, limits, name: _raised(PictureError(Reason.DAMAGED, "damaged")))
+    monkeypatch.setattr(fuzz, "open_image", lambda data, limits, name: _raised(ImageError(Reason.DAMAGED, "damaged")))
     (fault,) = fuzz.run([png(fuzz)], 1, seed=0, here=True)["png"].faults
     assert fault == "decoded in a process of its own, damaged here"
 
 
 def test_memory_and_time_beyond_the_limits_are_faults(fuzz: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fuzz.Nursery, "open", lambda self, data, name: _Picture(1, lambda: np.zeros((64, 64, 3), np.uint8)))
+    monkeypatch.setattr(fuzz.Nursery, "open", lambda self, data, name: _ImageFile(1, lambda: np.zeros((64, 64, 3), np.uint8)))
     monkeypatch.setattr(fuzz, "_baseline", lambda nursery, fixtures: 100.0)
-    monkeypatch.setattr(fuzz, "_memory_of", lambda picture: 100.0 + 1200)
+    monkeypatch.setattr(fuzz, "_memory_of", lambda image: 100.0 + 1200)
     (fault,) = fuzz.run([png(fuzz)], 1, seed=0)["png"].faults
     assert fault == "it took 1200 MB"
-    monkeypatch.setattr(fuzz, "_memory_of", lambda picture: 0.0)
+    monkeypatch.setattr(fuzz, "_memory_of", lambda image: 0.0)
     monkeypatch.setattr(fuzz, "GRACE_SECONDS", -1e9)
     (fault,) = fuzz.run([png(fuzz)], 1, seed=0)["png"].faults
     assert fault == "it took 0 s"

@@ -102,7 +102,7 @@ def test_an_empty_gallery_finds_nothing(bundle: Bundle, tmp_path: Path) -> None:
             assert (result.matches, result.total, result.nearest) == ((), 0, None)
 
 
-def test_equal_pictures_share_a_vector_and_are_all_found(bundle: Bundle, tmp_path: Path) -> None:
+def test_equal_images_share_a_vector_and_are_all_found(bundle: Bundle, tmp_path: Path) -> None:
     with Gallery.create(tmp_path / "idx", bundle) as gallery:
         fill(gallery, np.repeat(vectors(0, 1), 300, axis=0))
         assert gallery.describe()["distinct_vectors"] == 1
@@ -150,11 +150,11 @@ def test_known_content_is_recognised(bundle: Bundle, tmp_path: Path) -> None:
         assert gallery.status("/elsewhere/0.png", content(0)) is Added.KNOWN
         (result,) = gallery.search(vectors(0, 1), 0.9)
         assert [hit.key for hit in result.matches] == ["/elsewhere/0.png", "/pictures/0.png"]
-        with pytest.raises(GalleryError, match="no picture with sha256"):
+        with pytest.raises(GalleryError, match="no image with sha256"):
             gallery.add_copy("/x", content(99))
 
 
-def test_a_picture_whose_frames_were_not_all_readable_is_tried_again(bundle: Bundle, tmp_path: Path) -> None:
+def test_an_image_whose_frames_were_not_all_readable_is_tried_again(bundle: Bundle, tmp_path: Path) -> None:
     frames = vectors(0, 3)
     with Gallery.create(tmp_path / "idx", bundle) as gallery:
         gallery.add(Entry("/a.dcm", content(1), 3, {0: frames[0], 2: frames[2]}))
@@ -164,12 +164,12 @@ def test_a_picture_whose_frames_were_not_all_readable_is_tried_again(bundle: Bun
         assert len(gallery) == 3
 
 
-def test_adding_the_same_twice_is_harmless_and_another_picture_under_its_key_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+def test_adding_the_same_twice_is_harmless_and_another_image_under_its_key_is_refused(bundle: Bundle, tmp_path: Path) -> None:
     with Gallery.create(tmp_path / "idx", bundle) as gallery:
         fill(gallery, vectors(0, 2))
         fill(gallery, vectors(0, 2))
         assert len(gallery) == 2
-        with pytest.raises(KeyConflictError, match="another picture"):
+        with pytest.raises(KeyConflictError, match="another image"):
             gallery.add(Entry("/pictures/0.png", content(77), 1, {0: vectors(1, 1)[0]}))
         with pytest.raises(KeyConflictError):
             gallery.add_copy("/pictures/0.png", content(1))
@@ -269,14 +269,14 @@ def test_a_read_only_folder_can_be_searched(bundle: Bundle, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("statement", ["DELETE FROM pictures WHERE vector = 4", "DELETE FROM pictures"])
-def test_picture_rows_that_get_lost_while_it_is_open_are_an_error_where_they_matter(
+def test_image_rows_that_get_lost_while_it_is_open_are_an_error_where_they_matter(
     statement: str, bundle: Bundle, tmp_path: Path
 ) -> None:
     with Gallery.create(tmp_path / "idx", bundle) as gallery:
         fill(gallery, vectors(0, 10))
         damaged(tmp_path / "idx", statement)
         for how in ("exact", "hnsw"):
-            with pytest.raises(GalleryError, match="embeddings have lost their pictures"):
+            with pytest.raises(GalleryError, match="embeddings have lost their images"):
                 gallery.search(vectors(0, 10)[3:4], 0.9, how=how)
 
 
@@ -617,7 +617,7 @@ def test_a_graph_of_another_database_is_refused_and_made_again(
             result = gallery.search(vectors(1, 50)[number : number + 1], 0.5, how="hnsw")[0]
             assert result.matches[0].key == f"/pictures/{number}.png"
     assert len(told) == 1
-    assert "of other pictures than the index holds; making the search graph of 50 vectors" in told[0]
+    assert "of other images than the index holds; making the search graph of 50 vectors" in told[0]
     with Gallery.open(tmp_path / "other", bundle, warn=told.append) as gallery:
         gallery.search(vectors(1, 1), 0.5)
     assert len(told) == 1

@@ -76,7 +76,7 @@ def test_a_writer_s_lock_that_cannot_be_made_is_said(tmp_path: Path) -> None:
         Gallery.open(tmp_path / "idx", make_bundle(), read_only=False)
 
 
-def test_many_pictures_of_one_embedding_are_one_vector_and_all_are_found(tmp_path: Path) -> None:
+def test_many_images_of_one_embedding_are_one_vector_and_all_are_found(tmp_path: Path) -> None:
     """Ten million would make hnswlib's graph lose them; here they are rows of one vector, in results and in the file's size."""
     count, one = 30_000, vectors(0, 1)[0]
     with Gallery.create(tmp_path / "idx", make_bundle()) as gallery:
@@ -104,7 +104,7 @@ def test_one_bad_embedding_among_many_refuses_all_of_them(value: float, tmp_path
 
 
 def test_threads_add_search_and_erase_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each thread's own acknowledged pictures are found by it at once, and each erased one never again."""
+    """Each thread's own acknowledged images are found by it at once, and each erased one never again."""
     monkeypatch.setattr("lcmem_onnx.runtime.gallery.search.searcher.UNGRAPHED", 5)
     wrong: list[str] = []
     with Gallery.create(tmp_path / "idx", make_bundle()) as gallery:

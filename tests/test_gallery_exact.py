@@ -308,7 +308,7 @@ def test_what_a_killed_process_left_does_not_outlive_an_erasure(left: int, bundl
 
 
 @pytest.mark.usefixtures("cached")
-def test_verify_counts_pictures_and_not_the_last_bit_of_their_scores(
+def test_verify_counts_images_and_not_the_last_bit_of_their_scores(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """BLAS rounds a product by its shape, and the graph scores other numbers of vectors at once than the exact search."""

@@ -122,7 +122,7 @@ def test_galleries_of_one_index_are_searched_apart(how: str, bundle: Bundle, tmp
     with Gallery.create(tmp_path / "idx", bundle) as gallery:
         for name, own in (("one", one), ("other", other)):
             gallery.add(Entry(f"/{name}/shared.png", content(0), 1, {0: shared}, gallery=name))
-            gallery.add(Entry("/own.png", own.tobytes()[:32], 1, {0: own}, gallery=name))  # the same key in both: two pictures
+            gallery.add(Entry("/own.png", own.tobytes()[:32], 1, {0: own}, gallery=name))  # the same key in both: two images
 
         def found(query: Floats, *galleries: str) -> list[str]:
             (result,) = gallery.search(query[None], 0.5, how=how, galleries=galleries or None)
@@ -144,7 +144,7 @@ def test_galleries_of_one_index_are_searched_apart(how: str, bundle: Bundle, tmp
             gallery.add(Entry("/own.png", content(0), 1, {0: shared}, gallery="one"))
 
 
-def test_results_by_identity_hold_each_patient_once_by_the_best_picture(bundle: Bundle, tmp_path: Path) -> None:
+def test_results_by_identity_hold_each_patient_once_by_the_best_image(bundle: Bundle, tmp_path: Path) -> None:
     query = vectors(0, 1)[0]
     with Gallery.create(tmp_path / "idx", bundle) as gallery:
         for number, patient in enumerate(["a", "a", "b", "a", None, None, "c"]):

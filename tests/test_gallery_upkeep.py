@@ -246,7 +246,7 @@ def test_a_removal_of_which_the_disk_keeps_traces_says_so(bundle: Bundle, tmp_pa
     folder = made(tmp_path / "idx", bundle, vectors(0, 3))
     with Gallery.open(folder, bundle, read_only=False) as gallery:
         monkeypatch.setattr("lcmem_onnx.runtime.gallery.gallery.compact_database", full)
-        with pytest.raises(GalleryError, match="1 pictures were removed from all results, but are not off the disk yet"):
+        with pytest.raises(GalleryError, match="1 images were removed from all results, but are not off the disk yet"):
             gallery.remove(key="/0.png")
         assert len(gallery) == 2
 
@@ -319,7 +319,7 @@ def test_an_index_can_be_made_where_there_are_no_hard_links(
 def test_hits_people_and_totals_are_the_same_in_however_many_look_ups(
     many: int, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three names for each vector, of two patients; `many` at 2 takes the way of vectors that thousands of pictures have."""
+    """Three names for each vector, of two patients; `many` at 2 takes the way of vectors that thousands of images have."""
     monkeypatch.setattr("lcmem_onnx.runtime.gallery.storage.store.MANY_ROWS", many)
     monkeypatch.setattr(hits, "FIRST", 4)
     embeddings = np.clip(vectors(0, 1) + np.linspace(0, 1e-3, 40, dtype=np.float32)[:, None], 0, 1)

@@ -511,7 +511,7 @@ def test_logs_hold_no_raw_uid(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
         assert secret not in said
 
 
-def test_pictures_of_other_formats_may_be_asked_about_and_are_never_taken_in(tmp_path: Path) -> None:
+def test_images_of_other_formats_may_be_asked_about_and_are_never_taken_in(tmp_path: Path) -> None:
     """The gateway's own screening, on a PNG of the slice: asked about it is a match, stored or from a folder it is no object."""
     from lcmem_onnx.runtime.gallery import Gallery
     from lcmem_onnx.runtime.gateway.object_screener import ObjectScreener
@@ -522,7 +522,7 @@ def test_pictures_of_other_formats_may_be_asked_about_and_are_never_taken_in(tmp
     with Gallery.create(tmp_path / "index", screener.bundle) as gallery:
         assert next(iter(screener.index([CT], gallery))).added
     prepared = gateway_settings(tmp_path)
-    picture = CT.parent.parent / "queries" / "copy-of-ct-slice-exported.png"
+    image = CT.parent.parent / "queries" / "copy-of-ct-slice-exported.png"
     with Spool(prepared) as spool:
         screening = ObjectScreener(prepared, spool, screener)
         for rules, source, verdict, reason in (
@@ -531,7 +531,7 @@ def test_pictures_of_other_formats_may_be_asked_about_and_are_never_taken_in(tmp
             ((replace(prepared.rule[0], modality=("CT",)),), Source.SCREEN, "error", "no-rule"),
         ):
             screening._settings = replace(prepared, rule=rules)
-            with open(picture, "rb") as file:
+            with open(image, "rb") as file:
                 spool.put_stream(file, Arrival(source, "x"), 1 << 30)
             ((item, outcome),) = screening.screen(spool.claim("test", 1))
             assert (outcome.verdict, outcome.reason) == (verdict, reason)

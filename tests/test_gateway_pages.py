@@ -142,7 +142,7 @@ def test_trouble_is_said_on_top(served: Served) -> None:
     assert "archive does not take objects (no-connection)" in page
 
 
-def test_who_may_only_look_sees_no_picture(served: Served) -> None:
+def test_who_may_only_look_sees_no_image(served: Served) -> None:
     spool, client = served
     log_in(client, LOOKER)
     held = spool.list([State.QUARANTINED])[0].id
@@ -156,7 +156,7 @@ def test_who_may_only_look_sees_no_picture(served: Served) -> None:
     assert spool.get(held).state is State.QUARANTINED
 
 
-def test_both_pictures_are_drawn_and_that_they_were_seen_is_noted(served: Served) -> None:
+def test_both_images_are_drawn_and_that_they_were_seen_is_noted(served: Served) -> None:
     spool, client = served
     log_in(client)
     held = spool.list([State.QUARANTINED])[0].id
@@ -193,7 +193,7 @@ def test_what_cannot_be_drawn_is_said(content: bytes, served: Served) -> None:
     assert client.get(f"/quarantine/{stored.id}/picture.png").status_code == 404
 
 
-def test_a_gallery_picture_that_is_elsewhere_is_named(served: Served) -> None:
+def test_a_gallery_image_that_is_elsewhere_is_named(served: Served) -> None:
     from lcmem_onnx.runtime.gateway.outcome import Near, Outcome
 
     spool, client = served
@@ -202,7 +202,7 @@ def test_a_gallery_picture_that_is_elsewhere_is_named(served: Served) -> None:
     spool.settle(item, Outcome("match", "at-or-above-threshold", "quarantine", nearest=(Near(key := "sop:" + "a" * 32, 0, 0.9),)))
     log_in(client)
     page = client.get(f"/quarantine/{stored.id}").text
-    assert "does not have the picture itself" in page
+    assert "does not have the image itself" in page
     assert key in page
     assert client.get(f"/quarantine/{stored.id}/nearest.png").status_code == 404
 

@@ -232,7 +232,7 @@ def test_an_object_with_two_identities_is_held(spool: Spool, screener: Screener)
     assert (outcome.reason, outcome.action) == (Cause.IDENTITY_MISMATCH, "quarantine")
 
 
-def test_pictures_that_were_not_looked_at_hold_the_object(spool: Spool, screener: Screener) -> None:
+def test_images_that_were_not_looked_at_hold_the_object(spool: Spool, screener: Screener) -> None:
     mr = dcmread(MR)
     icon = Dataset()
     icon.Rows = icon.Columns = 8
@@ -295,7 +295,7 @@ HOSTILE = {
     "program, harmless pixels": b"MZ" + bytes(126) + MR.read_bytes()[128:],
     "half a header": MR.read_bytes()[:700],
     "half its pixels": MR.read_bytes()[:-3000],
-    "a picture": (EXAMPLES / "queries" / "other-rocket.jpg").read_bytes(),
+    "an image": (EXAMPLES / "queries" / "other-rocket.jpg").read_bytes(),
     "meta without end": bytes(128) + b"DICM" + b"\x02\x00\x10\x00OB\0\0\xf0\xff\xff\xff",
 }
 

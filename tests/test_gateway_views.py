@@ -21,7 +21,7 @@ from lcmem_onnx.cli import main  # noqa: E402
 from lcmem_onnx.runtime.gateway.audit_trail import trail_files, verify_trail  # noqa: E402
 from lcmem_onnx.runtime.gateway.config import read_config  # noqa: E402
 from lcmem_onnx.runtime.gateway.example_config import write_example  # noqa: E402
-from lcmem_onnx.runtime.gateway.http.pictures import Drawer  # noqa: E402
+from lcmem_onnx.runtime.gateway.http.images import Drawer  # noqa: E402
 from lcmem_onnx.runtime.gateway.quarantine import current_user  # noqa: E402
 from lcmem_onnx.runtime.gateway.spool import Arrival, Source, Spool, State  # noqa: E402
 from pydicom import dcmread  # noqa: E402

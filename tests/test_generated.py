@@ -1,4 +1,4 @@
-"""Generated pictures: functions of their seeds, and files with a list whose splits share nobody."""
+"""Generated images: functions of their seeds, and files with a list whose splits share nobody."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def difference(first: np.ndarray, second: np.ndarray) -> float:
     return float(np.abs(first.astype(float) - second.astype(float)).mean())
 
 
-def test_a_seed_is_a_picture() -> None:
+def test_a_seed_is_an_image() -> None:
     assert (scene(3, 64) == scene(3, 64)).all()
     assert difference(scene(3, 64), scene(4, 64)) > 10
     assert (phantom(3, 0, 64) == phantom(3, 0, 64)).all()
@@ -87,12 +87,12 @@ def test_of_some_kinds_alone_the_identities_are_those_that_all_kinds_would_have(
         generate(tmp_path / "most", {"TRAIN": Amounts(0, 40, 1, ("hand",))}, 32, beyond=999_950)
 
 
-def test_pictures_of_another_size_are_not_mixed_in(tmp_path: Path) -> None:
+def test_images_of_another_size_are_not_mixed_in(tmp_path: Path) -> None:
     generate(tmp_path, {"TRAIN": Amounts(1, 1, 1)}, 48)
     with pytest.raises(TrainingError, match=r"48 pixels wide, where 64 are wanted: choose another folder"):
         generate(tmp_path, {"TRAIN": Amounts(2, 1, 1)}, 64)
     (tmp_path / "train" / "scenes" / "0000000.png").write_bytes(b"cut off")
-    with pytest.raises(TrainingError, match="not a whole picture"):
+    with pytest.raises(TrainingError, match="not a whole image"):
         generate(tmp_path, {"TRAIN": Amounts(1, 1, 1)}, 48)
 
 
@@ -117,7 +117,7 @@ def test_the_command_refuses_what_cannot_be(tmp_path: Path) -> None:
         assert "is not in the range" in done.stderr
 
 
-def test_a_picture_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+def test_an_image_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "train").write_text("a file where a folder must be", encoding="utf-8")
     with pytest.raises(TrainingError, match="cannot be written"):
         generate(tmp_path, {"TRAIN": Amounts(1, 1, 1)}, 48)

@@ -167,7 +167,7 @@ def test_the_report_can_be_read_and_made_again(golden: Path) -> None:
     pseudonyms = ReportPseudonyms(golden / "report" / "private" / "pseudonyms.key")
     assert {pseudonyms.name(key): key for key in names.values()} == names
     folders = ("--released", "images/queries", "--reference", "images/ward-a", "--holdout", "images/holdout", "--out", "report")
-    run("audit", *folders, "--pictures", "4", "-q", code=1)
+    run("audit", *folders, "--images", "4", "-q", code=1)
     after = json.loads((golden / "report" / "report.json").read_text(encoding="utf-8"))
     told = ("path", "grade", "score", "reference", "sha256")
     for kind in ("found", "near"):

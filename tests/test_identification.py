@@ -1,4 +1,4 @@
-"""`lcmem-onnx calibrate` with pictures: what is measured, what is kept, and negatives that are none."""
+"""`lcmem-onnx calibrate` with images: what is measured, what is kept, and negatives that are none."""
 
 from __future__ import annotations
 
@@ -91,12 +91,12 @@ def embedded(folder: Path) -> list[Embedded]:
 
 def test_scores_are_the_heads_own_whatever_the_chunks(index: Path, strangers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lcmem_onnx.runtime.calibration.open_set.CHUNK", 4)
-    pictures = embedded(strangers)[:3]
+    images = embedded(strangers)[:3]
     with Gallery.open(index, open_bundle()) as gallery:
         records = list(gallery.entries())
-        tops = best_scores(gallery, [each.embeddings for each in pictures], kept=4)
-        for at, picture in enumerate(pictures):
-            scores = [gallery.bundle.head.score(picture.embeddings[0], record.embedding) for record in records]
+        tops = best_scores(gallery, [each.embeddings for each in images], kept=4)
+        for at, image in enumerate(images):
+            scores = [gallery.bundle.head.score(image.embeddings[0], record.embedding) for record in records]
             np.testing.assert_allclose(tops.scores[at], sorted(scores, reverse=True)[:4], rtol=1e-4)
             assert tops.keys[at] == records[int(np.argmax(scores))].key
         assert tops.size == gallery.vectors() == len({record.embedding.tobytes() for record in records})
@@ -125,7 +125,7 @@ def test_negatives_from_the_gallery_are_refused(index: Path, strangers: Path, tm
     shutil.copy(GALLERY / "camera.jpg", mixed / "renamed.jpg")
     Image.open(GALLERY / "astronaut.jpg").save(mixed / "recompressed.jpg", quality=50)
     shutil.copy(strangers / "0.png", mixed / "again.png")
-    (mixed / "bad.png").write_bytes(b"no picture")
+    (mixed / "bad.png").write_bytes(b"no image")
     done = lcmem("calibrate", "--index", index, "--negatives", mixed, "-q")
     assert done.exit_code == 2
     assert "same-file" in done.stdout
@@ -187,10 +187,10 @@ def test_an_empty_index_or_folder_gives_nothing(tmp_path: Path, index: Path, str
     bundle = open_bundle()
     Gallery.create(tmp_path / "empty", bundle).close()
     done = lcmem("calibrate", "--index", tmp_path / "empty", "--negatives", strangers, "-q")
-    assert (done.exit_code, "holds no pictures" in done.stderr) == (2, True)
+    assert (done.exit_code, "holds no images" in done.stderr) == (2, True)
     (tmp_path / "nothing").mkdir()
     done = lcmem("calibrate", "--index", index, "--negatives", tmp_path / "nothing", "-q")
-    assert (done.exit_code, "no picture that can serve" in done.stderr) == (2, True)
+    assert (done.exit_code, "no image that can serve" in done.stderr) == (2, True)
     done = lcmem("calibrate", "--index", index, "--negatives", strangers / "1.png", "-q")
     assert (done.exit_code, "1 support 95 %" in done.stdout) == (0, True)
 
@@ -203,7 +203,7 @@ def test_options_that_contradict_are_refused(index: Path, strangers: Path) -> No
 
 
 def test_patients_of_the_gallery_are_no_strangers(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second picture of the patient whose CT slice is in the gallery, known by the number in the header."""
+    """A second image of the patient whose CT slice is in the gallery, known by the number in the header."""
     patient = pydicom.dcmread(GALLERY / "ct-slice.dcm")
     patient.PatientID = "0815"
     (tmp_path / "more").mkdir()
@@ -227,7 +227,7 @@ def test_patients_of_the_gallery_are_no_strangers(index: Path, tmp_path: Path, m
     assert (done.exit_code, "--ignore-patients" in done.stderr) == (2, True)
 
 
-# -- without pictures ----------------------------------------------------------------------------------------------
+# -- without images ----------------------------------------------------------------------------------------------
 
 
 def head_bundle() -> Bundle:
@@ -235,7 +235,7 @@ def head_bundle() -> Bundle:
     return Bundle(Path(), "test", 64, 8, head, Threshold(0.7, "test"), {}, "f" * 64, demonstration=True, manifest={})
 
 
-def picture(number: int, vector: np.ndarray, patient: str | None = None) -> Embedded:
+def image(number: int, vector: np.ndarray, patient: str | None = None) -> Embedded:
     return Embedded(f"{number}.png", number.to_bytes(32, "big"), vector[None], (), Identifiers(patient))
 
 
@@ -244,24 +244,24 @@ def test_one_far_out_among_strangers_is_suspected_and_strangers_are_not(tmp_path
     held = random.random((400, 8), dtype=np.float32)
     with Gallery.create(tmp_path / "idx", head_bundle()) as gallery:
         gallery.add_all(Entry(str(n), (10_000 + n).to_bytes(32, "big"), 1, {0: each}) for n, each in enumerate(held))
-        strangers = [picture(n, random.random(8, dtype=np.float32), f"p{n // 4}") for n in range(200)]
+        strangers = [image(n, random.random(8, dtype=np.float32), f"p{n // 4}") for n in range(200)]
         judged = judge_negatives(gallery, strangers)
         assert not judged.suspects
         assert judged.patients == 50
         altered = np.clip(held[7] + np.float32(0.03), 0, 1)
-        judged = judge_negatives(gallery, [*strangers, picture(900, altered)])
+        judged = judge_negatives(gallery, [*strangers, image(900, altered)])
         (suspect,) = judged.suspects
         assert (suspect.path, suspect.suspicion, suspect.key) == ("900.png", Suspicion.LIKE_A_COPY, "7")
         assert len(judged.tops.scores) == 200
-        assert len(judge_negatives(gallery, [*strangers, picture(900, altered)], keep_alike=True).tops.scores) == 201
+        assert len(judge_negatives(gallery, [*strangers, image(900, altered)], keep_alike=True).tops.scores) == 201
         # Of one patient all, but anonymous: then nothing is known of whose they are.
-        anonymous = [picture(n, random.random(8, dtype=np.float32), "ANON") for n in range(30)]
+        anonymous = [image(n, random.random(8, dtype=np.float32), "ANON") for n in range(30)]
         assert judge_negatives(gallery, anonymous).patients == 1
         assert judge_negatives(gallery, anonymous, ignore_patients=True).patients is None
         assert copy_score(gallery, np.ones(40)) < 1
 
 
-def test_pictures_of_several_frames_count_by_their_best(tmp_path: Path) -> None:
+def test_images_of_several_frames_count_by_their_best(tmp_path: Path) -> None:
     random = np.random.default_rng(5)
     held = random.random((20, 8), dtype=np.float32)
     with Gallery.create(tmp_path / "idx", head_bundle()) as gallery:

@@ -48,7 +48,7 @@ def make_bundle(fingerprint: str = "f" * 64, features: int = FEATURES) -> Bundle
 
 
 def entries(first: int, count: int) -> Iterator[Entry]:
-    """Pictures of all sorts: several frames, several renderings, groups, patients, odd names, copies."""
+    """Images of all sorts: several frames, several renderings, groups, patients, odd names, copies."""
     random = np.random.default_rng(first)
     for number in range(first, first + count):
         frames = 1 + number % 3
@@ -199,12 +199,12 @@ def test_another_models_embeddings_are_refused(kind: str, gallery: Gallery, tmp_
             merge_galleries([gallery], other)
 
 
-def test_keys_of_other_pictures_are_named_and_nothing_is_added(gallery: Gallery, empty: Gallery, tmp_path: Path) -> None:
+def test_keys_of_other_images_are_named_and_nothing_is_added(gallery: Gallery, empty: Gallery, tmp_path: Path) -> None:
     export_gallery(gallery, tmp_path / "out.npz", with_paths=True)
     taken = [f"/pictures/ü {number}\n'.png" for number in (1, 2, 3, 4)]
     empty.add_all(Entry(key, b"\xff" * 32, 1, {0: np.full(FEATURES, 0.5, np.float32)}) for key in taken)
     before = rows(empty)
-    with pytest.raises(KeyConflictError, match="4 keys stand for other pictures.*and 1 more"):
+    with pytest.raises(KeyConflictError, match="4 keys stand for other images.*and 1 more"):
         import_gallery(tmp_path / "out.npz", empty)
     assert rows(empty) == before
 
@@ -398,7 +398,7 @@ def test_without_patients_keys_stay_as_they_are(bundle: Bundle, tmp_path: Path) 
 
 
 def test_one_patient_in_any_group_hides_the_keys_of_all(gallery: Gallery, tmp_path: Path) -> None:
-    """Of the group north every fourth picture has a patient; here none is left. Its file names may tell of some."""
+    """Of the group north every fourth image has a patient; here none is left. Its file names may tell of some."""
     for entry in entries(0, 30):
         if entry.patient and entry.gallery == "north":
             gallery.remove(key=entry.key, compact=False)
@@ -505,7 +505,7 @@ def test_the_commands_go_out_in_and_together(tmp_path: Path) -> None:
         two.remove(key="/p/1.png")
         two.add(Entry("/p/1.png", b"\1" * 32, 1, {0: vectors[0]}))
     code, _, said = lcmem("index", "merge", tmp_path / "a", tmp_path / "b", "--index", tmp_path / "e")
-    assert (code, "stand for other pictures" in said, (tmp_path / "e").exists()) == (2, True, False)
+    assert (code, "stand for other images" in said, (tmp_path / "e").exists()) == (2, True, False)
 
 
 def test_an_export_with_patients_says_that_keys_are_pseudonyms_and_they_can_be_erased(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Pictures decoded in processes of their own: the same pictures, and what becomes of decoders that crash, loop or lie."""
+"""Images decoded in processes of their own: the same images, and what becomes of decoders that crash, loop or lie."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from lcmem_onnx.runtime.errors import PictureError, Reason
+from lcmem_onnx.runtime.errors import ImageError, Reason
 from lcmem_onnx.runtime.images import sandbox
 from lcmem_onnx.runtime.images.content_flags import Note
 from lcmem_onnx.runtime.images.formats import Limits
-from lcmem_onnx.runtime.images.image import open_picture
-from lcmem_onnx.runtime.images.sandbox import IsolatedPicture, Nursery
+from lcmem_onnx.runtime.images.image import open_image
+from lcmem_onnx.runtime.images.sandbox import Nursery, SandboxedImageFile
 from PIL import Image
 
 pytestmark = [
@@ -89,7 +89,7 @@ def nursery() -> Iterator[Nursery]:
 
 @pytest.fixture(scope="module")
 def hostile() -> Iterator[Nursery]:
-    """One whose decoders do what a picture's content says."""
+    """One whose decoders do what an image's content says."""
     usual = sandbox._PROGRAM
     loaded, _, run = usual.rpartition("nurse(")
     sandbox._PROGRAM = loaded + HOSTILE.replace("{", "{{").replace("}", "}}") + "nurse(" + run
@@ -114,9 +114,9 @@ def some_files() -> list[Path]:
 
 
 @pytest.mark.parametrize("path", some_files(), ids=lambda path: path.name)
-def test_the_same_pictures_as_in_this_process(path: Path, nursery: Nursery) -> None:
+def test_the_same_images_as_in_this_process(path: Path, nursery: Nursery) -> None:
     data = path.read_bytes()
-    here, there = open_picture(data, name_hint=path.name), nursery.open(data, path.name)
+    here, there = open_image(data, name_hint=path.name), nursery.open(data, path.name)
     for attribute in ("kind", "frames", "notes", "identifiers"):
         assert getattr(there, attribute) == getattr(here, attribute)
     for number in range(min(here.frames, 3)):
@@ -132,10 +132,10 @@ def test_the_same_pictures_as_in_this_process(path: Path, nursery: Nursery) -> N
 
 def test_errors_are_those_of_this_process(nursery: Nursery) -> None:
     truncated = next(SHIPPED.rglob("MR_truncated.dcm")).read_bytes()
-    for data in (b"", b"no picture at all", truncated):
+    for data in (b"", b"no image at all", truncated):
         messages = []
-        for opener in (open_picture, nursery.open):
-            with pytest.raises(PictureError) as caught:
+        for opener in (open_image, nursery.open):
+            with pytest.raises(ImageError) as caught:
                 opener(data).frame(0)  # type: ignore[operator]
             messages.append((caught.value.reason, str(caught.value)))
         assert messages[0] == messages[1]
@@ -147,32 +147,32 @@ def test_flags_of_a_refused_frame_are_those_of_this_process(nursery: Nursery) ->
     pixels[..., 3] = 0
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
-    picture = nursery.open(file.getvalue(), "cutout.png")
-    with pytest.raises(PictureError) as caught:
-        picture.views(0, 32)
-    picture.close()
+    image = nursery.open(file.getvalue(), "cutout.png")
+    with pytest.raises(ImageError) as caught:
+        image.views(0, 32)
+    image.close()
     assert caught.value.reason is Reason.BLANK
-    assert picture.notes == (Note.HIDDEN_PIXELS,)
+    assert image.notes == (Note.HIDDEN_PIXELS,)
 
 
-def test_a_closed_picture_can_be_asked_again(nursery: Nursery) -> None:
-    picture = nursery.open(next(SHIPPED.rglob("CT_small.dcm")).read_bytes())
-    first = picture.views(0, 32)
-    picture.close()
-    np.testing.assert_array_equal(picture.views(0, 32)[0], first[0])
-    picture.close()
+def test_a_closed_image_can_be_asked_again(nursery: Nursery) -> None:
+    image = nursery.open(next(SHIPPED.rglob("CT_small.dcm")).read_bytes())
+    first = image.views(0, 32)
+    image.close()
+    np.testing.assert_array_equal(image.views(0, 32)[0], first[0])
+    image.close()
     with pytest.raises(IndexError):
-        picture.frame(1)
+        image.frame(1)
 
 
 def test_threads_share_a_nursery(nursery: Nursery) -> None:
     data = next(SHIPPED.rglob("MR_small.dcm")).read_bytes()
-    expected = open_picture(data).views(0, 32)[0]
+    expected = open_image(data).views(0, 32)[0]
 
     def one(_: int) -> bool:
-        picture = nursery.open(data)
-        view = picture.views(0, 32)[0]
-        picture.close()
+        image = nursery.open(data)
+        view = image.views(0, 32)[0]
+        image.close()
         return bool((view == expected).all())
 
     with ThreadPoolExecutor(4) as pool:
@@ -194,59 +194,59 @@ def test_threads_share_a_nursery(nursery: Nursery) -> None:
     ],
 )
 def test_a_decoder_that_goes_wrong_takes_its_frame_along_and_no_other(what: str, reason: Reason, hostile: Nursery) -> None:
-    picture = hostile.open(f"frame {what}".encode())
-    assert picture.views(0, 8)[0].max() == 0
-    with pytest.raises(PictureError) as caught:
-        picture.views(1, 8)
+    image = hostile.open(f"frame {what}".encode())
+    assert image.views(0, 8)[0].max() == 0
+    with pytest.raises(ImageError) as caught:
+        image.views(1, 8)
     assert caught.value.reason is reason
     assert "\n" not in str(caught.value)
     if reason is Reason.TIMED_OUT:  # else each of 4,096 frames could take as long
-        with pytest.raises(PictureError, match="1 s"):
-            picture.views(2, 8)
+        with pytest.raises(ImageError, match="1 s"):
+            image.views(2, 8)
     else:
-        assert picture.views(2, 8)[0].max() == 2
-    picture.close()
+        assert image.views(2, 8)[0].max() == 2
+    image.close()
     sound = hostile.open((PICTURES / "other-coffee.jpg").read_bytes())
     assert sound.views(0, 8)[0].shape == (8, 8, 3)
     sound.close()
 
 
 def test_a_decoder_that_goes_wrong_on_opening(hostile: Nursery) -> None:
-    with pytest.raises(PictureError) as caught:
+    with pytest.raises(ImageError) as caught:
         hostile.open(b"open crash")
     assert caught.value.reason is Reason.DECODER_FAILED
 
 
 def test_a_decoder_that_waits_for_ever_is_ended_by_the_clock(hostile: Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox, "WALL_FACTOR", 0.5)
-    picture = hostile.open(b"frame sleep")
+    image = hostile.open(b"frame sleep")
     began = time.monotonic()
-    with pytest.raises(PictureError) as caught:
-        picture.views(1, 8)
+    with pytest.raises(ImageError) as caught:
+        image.views(1, 8)
     assert caught.value.reason is Reason.TIMED_OUT
     assert time.monotonic() - began < 20
 
 
 @pytest.mark.parametrize("what", ["lie", "lie about frames", "small views"])
 def test_what_a_decoder_says_is_checked(what: str, hostile: Nursery) -> None:
-    with pytest.raises(PictureError) as caught:
+    with pytest.raises(ImageError) as caught:
         hostile.open(what.encode()).views(0, 8)
     assert caught.value.reason is Reason.DECODER_FAILED
 
 
 def test_after_three_crashes_the_rest_is_not_tried(hostile: Nursery) -> None:
-    picture = hostile.open(b"frame crash")
+    image = hostile.open(b"frame crash")
     for _ in range(3):
-        with pytest.raises(PictureError, match="SIGSEGV"):
-            picture.views(1, 8)
-    with pytest.raises(PictureError, match="SIGSEGV"):
-        picture.views(0, 8)
+        with pytest.raises(ImageError, match="SIGSEGV"):
+            image.views(1, 8)
+    with pytest.raises(ImageError, match="SIGSEGV"):
+        image.views(0, 8)
 
 
 def test_decoders_do_not_get_the_environment(hostile: Nursery) -> None:
-    picture = hostile.open(b"frame environment")
-    assert picture.views(1, 8)
-    picture.close()
+    image = hostile.open(b"frame environment")
+    assert image.views(1, 8)
+    image.close()
 
 
 def children(process: int) -> list[str]:
@@ -272,14 +272,14 @@ def eventually(what: Callable[[], bool]) -> bool:
 def test_no_process_is_left_behind() -> None:
     data = next(SHIPPED.rglob("CT_small.dcm")).read_bytes()
     with Nursery() as nursery:
-        picture = nursery.open(data)
+        image = nursery.open(data)
         process = nursery._process
         assert process is not None
         status = Path(f"/proc/{process.pid}/status").read_text()
         assert "Threads:\t1\n" in status  # or a fork could hang
-        picture.close()
+        image.close()
         assert not children(process.pid)
-        forgotten: IsolatedPicture | None = nursery.open(data)
+        forgotten: SandboxedImageFile | None = nursery.open(data)
         assert forgotten is not None
         forgotten = None
         gc.collect()
@@ -295,12 +295,12 @@ def test_no_process_is_left_behind() -> None:
 def test_a_nursery_that_was_killed_is_started_again() -> None:
     data = next(SHIPPED.rglob("CT_small.dcm")).read_bytes()
     with Nursery() as nursery:
-        picture = nursery.open(data)
+        image = nursery.open(data)
         assert nursery._process is not None
         os.kill(nursery._process.pid, signal.SIGKILL)
         nursery._process.wait()
-        with pytest.raises(PictureError) as caught:
-            picture.views(0, 8)
+        with pytest.raises(ImageError) as caught:
+            image.views(0, 8)
         assert caught.value.reason is Reason.DECODER_FAILED
-        assert picture.views(0, 8)
-        picture.close()
+        assert image.views(0, 8)
+        image.close()

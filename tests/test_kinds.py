@@ -26,10 +26,10 @@ from lcmem_onnx.models.lcmem import LCMem  # noqa: E402
 from lcmem_onnx.models.train import loop  # noqa: E402
 from lcmem_onnx.models.train.__main__ import train  # noqa: E402
 from lcmem_onnx.models.train.config import Config, Kind, read_config  # noqa: E402
+from lcmem_onnx.models.train.images import listed  # noqa: E402
 from lcmem_onnx.models.train.kind_loss import KindLoss, Memory  # noqa: E402
 from lcmem_onnx.models.train.kinds import training_batches, validation_batches  # noqa: E402
 from lcmem_onnx.models.train.losses import nt_xent, pooled_bce  # noqa: E402
-from lcmem_onnx.models.train.pictures import listed  # noqa: E402
 from lcmem_onnx.models.train.stages import _optimizers, network_for  # noqa: E402
 from PIL import Image  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
@@ -140,10 +140,10 @@ def test_a_batch_is_of_one_kind_and_holds_no_group_twice(folder: Path) -> None:
         kinds.append(kind)
         groups = [batches._drawn[kind].groups[each] for each in chosen]
         assert len(set(chosen)) == 4
-        assert len({(group.ds_name, group.pictures) for group in groups}) == 4
+        assert len({(group.ds_name, group.images) for group in groups}) == 4
         assert {group.ds_name for group in groups} <= ({"chest"} if kind == 0 else {"shop", "garden"})
         if kind == 0:
-            assert sum(len(group.pictures) > 1 for group in groups) >= 2, "half of them have several images"
+            assert sum(len(group.images) > 1 for group in groups) >= 2, "half of them have several images"
     assert np.mean(kinds) == pytest.approx(1 / 3, abs=0.15), "as often as the weights say"
 
 

@@ -103,7 +103,7 @@ def test_a_threshold_from_val_is_measured_on_test() -> None:
     assert limit.threshold == pytest.approx(0.5 * 17 / 19)
     assert limit.false_positive_rate == pytest.approx(6 / 11)
     assert limit_for(0.1, test).source == "TEST"
-    assert limit_for(0.1, test, val[:5]).problem == "a false-positive rate of 0.1 needs 10 pairs of different pictures; VAL has 5"
+    assert limit_for(0.1, test, val[:5]).problem == "a false-positive rate of 0.1 needs 10 pairs of different images; VAL has 5"
 
 
 def test_a_given_threshold_is_only_measured() -> None:
@@ -146,7 +146,7 @@ def test_the_interval_of_a_mean_draws_identities() -> None:
     values = np.repeat([0.0, 1.0], 200)
     by_identity = mean_interval(values, np.arange(400) // 20)
     assert by_identity.high - by_identity.low > 3 * (mean_interval(values).high - mean_interval(values).low)
-    # An identity of a single picture each is a picture; one alone has no width.
+    # An identity of a single image each is an image; one alone has no width.
     assert mean_interval(values, np.arange(400)) == mean_interval(values)
     assert mean_interval(values, np.zeros(400, np.int64)).low == 0.5
 

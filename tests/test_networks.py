@@ -161,7 +161,7 @@ def test_samples_are_normalised_by_their_own_statistics() -> None:
     torch.testing.assert_close(normalise_samples(normal), normal, atol=1e-5, rtol=0)
 
 
-def test_pictures_are_clamped_and_enter_the_vae_between_0_and_1() -> None:
+def test_images_are_clamped_and_enter_the_vae_between_0_and_1() -> None:
     network = LCMem(ConvNeXtShape(4, (8, 16), (1, 1), 2, 16), AutoencoderShape(48, (8, 16), 1, 4, 4, middle_attention=False)).eval()
     seen = []
     network.vae.register_forward_pre_hook(lambda module, args: seen.append(args[0]))

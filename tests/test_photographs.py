@@ -1,4 +1,4 @@
-"""Real pictures: which are taken, that none is taken twice, and a split that stays. Nothing is fetched here."""
+"""Real images: which are taken, that none is taken twice, and a split that stays. Nothing is fetched here."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from lcmem_onnx.models.synthetic.scenes import scene
 from PIL import Image
 
 
-def packed(folder: Path, pictures: dict[str, np.ndarray]) -> None:
+def packed(folder: Path, images: dict[str, np.ndarray]) -> None:
     """A package as npm packs them: a tar archive of PNG files."""
     with tarfile.open(folder / "package.tgz", "w:gz") as archive:
-        for name, pixels in pictures.items():
+        for name, pixels in images.items():
             content = io.BytesIO()
             Image.fromarray(pixels).save(content, "PNG")
             member = tarfile.TarInfo(f"package/{name}")
@@ -47,7 +47,7 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[
         return type("Done", (), {"returncode": 0, "stderr": ""})()
 
     monkeypatch.setattr(photographs.subprocess, "run", run)
-    # Of the eight pictures of `first` 3 are then for TEST, by the hash of their names, 2 for VAL and 3 for TRAIN.
+    # Of the eight images of `first` 3 are then for TEST, by the hash of their names, 2 for VAL and 3 for TRAIN.
     monkeypatch.setattr(photographs, "DEALT", {"TEST": "40", "VAL": "60"})
     monkeypatch.setattr(photographs, "FEWEST", {"TRAIN": 1, "VAL": 1, "TEST": 1})
     return store
@@ -63,12 +63,12 @@ def natural(seed: int) -> np.ndarray:
     return smooth.astype(np.uint8)
 
 
-def test_each_picture_is_taken_once_also_mirrored_or_under_another_name(
+def test_each_image_is_taken_once_also_mirrored_or_under_another_name(
     packages: dict[str, dict[str, np.ndarray]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pictures = [natural(seed) for seed in range(8)]
-    packages["first"] = {f"img/{n}.png": each for n, each in enumerate(pictures)}
-    packages["second"] = {"img/again.png": pictures[0], "img/mirrored.png": np.ascontiguousarray(pictures[1][:, ::-1])}
+    images = [natural(seed) for seed in range(8)]
+    packages["first"] = {f"img/{n}.png": each for n, each in enumerate(images)}
+    packages["second"] = {"img/again.png": images[0], "img/mirrored.png": np.ascontiguousarray(images[1][:, ::-1])}
     sources(monkeypatch, "first", "second")
     rows = collect(tmp_path / "out", lambda line: None)
     assert len(rows) == 8
@@ -149,7 +149,7 @@ def test_what_was_found_later_is_for_training_alone_and_moves_nothing(
     assert [row.split for row in read_file_list(tmp_path / "after" / "later.csv")] == ["TRAIN"] * 2, "one is known, one to be left"
 
 
-def test_drawings_small_pictures_and_files_outside_the_patterns_are_not_photographs(
+def test_drawings_small_images_and_files_outside_the_patterns_are_not_photographs(
     packages: dict[str, dict[str, np.ndarray]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flat = np.full((200, 200, 3), 255, np.uint8)
@@ -184,6 +184,6 @@ def test_a_scene_is_in_one_split_and_is_one_identity(monkeypatch: pytest.MonkeyP
     assert kept == [("TRAIN", "a", "b.png"), ("TEST", "d", "d.png"), ("TEST", "d", "e.png"), ("TEST", "f", "f.png")]
 
 
-def test_no_picture_is_listed_for_two_scenes() -> None:
+def test_no_image_is_listed_for_two_scenes() -> None:
     names = [name for scene in SAME_SCENES for name in scene]
     assert len(names) == len(set(names))

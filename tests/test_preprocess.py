@@ -87,7 +87,7 @@ def test_near_torchs_antialiased_interpolation(height: int, width: int, size: in
 
 @given(st.tuples(*[st.integers(0, 255)] * 3), sizes, sizes, sizes)
 @settings(deadline=None)
-def test_a_constant_picture_stays_constant(colour: tuple[int, int, int], height: int, width: int, size: int) -> None:
+def test_a_constant_image_stays_constant(colour: tuple[int, int, int], height: int, width: int, size: int) -> None:
     pixels = np.empty((height, width, 3), np.uint8)
     pixels[:] = colour
     resized = resize(pixels, size)

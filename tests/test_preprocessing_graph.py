@@ -30,26 +30,26 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> ort.InferenceSession:
     return ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
 
-def off_by(graph: ort.InferenceSession, picture: np.ndarray) -> np.ndarray:
+def off_by(graph: ort.InferenceSession, image: np.ndarray) -> np.ndarray:
     """Levels between the graph's result and Pillow's."""
-    (actual,) = graph.run(None, {"picture": picture})
+    (actual,) = graph.run(None, {"picture": image})
     assert actual.shape == (1, SIZE, SIZE, 3)
     assert actual.dtype == np.uint8
-    expected = np.asarray(Image.fromarray(picture).resize((SIZE, SIZE), Image.Resampling.BILINEAR))
+    expected = np.asarray(Image.fromarray(image).resize((SIZE, SIZE), Image.Resampling.BILINEAR))
     return np.abs(actual[0].astype(int) - expected)
 
 
 @settings(max_examples=60, deadline=None)
 @given(height=st.integers(1, 400), width=st.integers(1, 400), seed=st.integers(0, 1000))
 def test_noise_of_any_size_is_at_most_one_level_off(graph: ort.InferenceSession, height: int, width: int, seed: int) -> None:
-    picture = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    assert off_by(graph, picture).max() <= 1
+    image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    assert off_by(graph, image).max() <= 1
 
 
 @pytest.mark.parametrize(("height", "width"), [(SIZE, SIZE), (32, 32), (128, 128), (1, 1)])
 def test_what_needs_no_rounding_is_equal(graph: ort.InferenceSession, height: int, width: int) -> None:
-    picture = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    assert off_by(graph, picture).max() == 0
+    image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    assert off_by(graph, image).max() == 0
 
 
 @pytest.mark.parametrize("level", [0, 255])
@@ -57,7 +57,7 @@ def test_black_and_white_stay_so(graph: ort.InferenceSession, level: int) -> Non
     assert off_by(graph, np.full((301, 77, 3), level, np.uint8)).max() == 0
 
 
-def test_pictures_score_as_by_the_ordinary_way(tiny_bundle: Path) -> None:
+def test_images_score_as_by_the_ordinary_way(tiny_bundle: Path) -> None:
     """With nothing but onnxruntime and numpy on one side, as a gateway in another language has it."""
     bundle = open_bundle(tiny_bundle)
     screener = Screener(bundle, variant="fp32", provider="cpu")

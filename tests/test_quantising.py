@@ -38,12 +38,12 @@ def two_branches() -> LCMem:
 
 
 def test_the_folded_network_gives_the_same_embeddings_in_fewer_operations(two_branches: LCMem, tmp_path: Path) -> None:
-    pictures = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-    pixels = pictures.permute(0, 3, 1, 2).float() / 255
+    images = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    pixels = images.permute(0, 3, 1, 2).float() / 255
     with torch.no_grad():
         wanted = two_branches.embed(pixels).numpy()
     trace(two_branches, 64, tmp_path / "traced.onnx")
-    got = ort.InferenceSession(str(tmp_path / "traced.onnx"), providers=CPU).run(None, {"pictures": pictures.numpy()})[0]
+    got = ort.InferenceSession(str(tmp_path / "traced.onnx"), providers=CPU).run(None, {"pictures": images.numpy()})[0]
     np.testing.assert_allclose(got, wanted, atol=1e-5)
     graph = onnx.load(str(tmp_path / "traced.onnx")).graph
     constants = {tensor.name for tensor in graph.initializer}
@@ -60,16 +60,16 @@ def test_folding_changes_a_copy(two_branches: LCMem) -> None:
 
 
 def test_int8_of_two_branches_is_near_fp32(two_branches: LCMem, tmp_path: Path) -> None:
-    pictures = np.random.default_rng(2).integers(0, 256, (34, 64, 64, 3), dtype=np.uint8)
+    images = np.random.default_rng(2).integers(0, 256, (34, 64, 64, 3), dtype=np.uint8)
     trace(two_branches, 64, tmp_path / "traced.onnx")
-    with quantiser(tmp_path / "traced.onnx", pictures) as ready:
+    with quantiser(tmp_path / "traced.onnx", images) as ready:
         kept = ready.kept([])
         ready.write(tmp_path / "int8.onnx", kept)
         names = [layer.weight for layer in kept]
         assert {"trunk.stem.weight", "trunk.blocks.0.depthwise.weight", "trunk.projection.weight"} <= set(names)
         assert len(ready.layers) - len(kept) > 45
     runs = [
-        np.concatenate([ort.InferenceSession(str(tmp_path / name), providers=CPU).run(None, {"pictures": pictures[:8]})[0]])
+        np.concatenate([ort.InferenceSession(str(tmp_path / name), providers=CPU).run(None, {"pictures": images[:8]})[0]])
         for name in ("traced.onnx", "int8.onnx")
     ]
     assert 0 < np.abs(runs[1] - runs[0]).mean() < 0.02

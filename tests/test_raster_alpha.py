@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lcmem_onnx.runtime.errors import PictureError, Reason
+from lcmem_onnx.runtime.errors import ImageError, Reason
 from lcmem_onnx.runtime.images.content_flags import Note
-from lcmem_onnx.runtime.images.image import open_picture
+from lcmem_onnx.runtime.images.image import open_image
 from lcmem_onnx.runtime.images.raster.renderings import Alpha, flattened, has_hidden_image
 from numpy.typing import NDArray
 from PIL import Image
@@ -35,7 +35,7 @@ def composed(image: Image.Image, background: str) -> NDArray[np.uint8]:
 
 def check(data: bytes, image: Image.Image, most: int = 1, hint: str = "") -> None:
     """Both renderings are right to a level."""
-    renderings = open_picture(data, name_hint=hint).renderings(0)
+    renderings = open_image(data, name_hint=hint).renderings(0)
     assert len(renderings) == 2
     for rendering, background in zip(renderings, ("white", "black"), strict=True):
         assert np.abs(rendering.astype(int) - composed(image, background)).max() <= most
@@ -89,7 +89,7 @@ def test_one_transparent_color(mode: str) -> None:
     values = np.asarray(image.convert("RGB"))
     same = (values == (255 if mode == "1" else key)).all(axis=-1)
     assert 0 < same.sum() < same.size
-    renderings = open_picture(data).renderings(0)
+    renderings = open_image(data).renderings(0)
     assert len(renderings) == (1 if mode == "1" else 2)  # white that is transparent vanishes on white, or black on black
     for rendering, level in zip(renderings, (255, 0), strict=False):
         np.testing.assert_array_equal(rendering[same], level)
@@ -113,7 +113,7 @@ def test_one_transparent_level_of_grey_pngs(bits: int) -> None:
 
     data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", WIDTH, HEIGHT, bits, 0, 0, 0, 0))
     data += chunk(b"tRNS", struct.pack(">H", key)) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
-    first = open_picture(data).renderings(0)[0]
+    first = open_image(data).renderings(0)[0]
     same = values == key
     assert len(np.unique(first[same])) == 1
     assert first[same].max() == (0 if bits == 1 and key == 0 else 255)  # black that is transparent vanishes on white
@@ -165,11 +165,11 @@ def test_each_frame_of_an_animation_is_composed(form: str) -> None:
     if form == "PNG":
         options = {"disposal": 1, "blend": 0}
     data = saved(frames[0], form, save_all=True, append_images=frames[1:], duration=100, **options)
-    picture, theirs = open_picture(data), Image.open(io.BytesIO(data))
-    assert picture.frames == 3
+    image, theirs = open_image(data), Image.open(io.BytesIO(data))
+    assert image.frames == 3
     for number in range(3):
         theirs.seek(number)
-        white, black = picture.renderings(number)
+        white, black = image.renderings(number)
         assert np.abs(white.astype(int) - composed(theirs.copy(), "white")).max() <= 1
         assert np.abs(black.astype(int) - composed(theirs.copy(), "black")).max() <= 1
         assert np.abs(white.astype(int) - composed(frames[number], "white")).mean() < 2
@@ -181,7 +181,7 @@ def test_an_opaque_image_has_one_rendering_as_if_it_had_no_alpha(form: str) -> N
     image.putalpha(255)
     options = {"lossless": True} if form == "WEBP" else {}
     data = saved(image, form, **options)
-    (rendering,) = open_picture(data, name_hint="x.tga").renderings(0)
+    (rendering,) = open_image(data, name_hint="x.tga").renderings(0)
     np.testing.assert_array_equal(rendering, np.asarray(reopened(data).convert("RGB")))
 
 
@@ -190,7 +190,7 @@ def test_a_fourth_channel_that_was_left_empty_is_no_opacity(form: str) -> None:
     values = rgba()
     values[..., 3] = 0
     data = saved(values, form)
-    (rendering,) = open_picture(data, name_hint="x.tga").renderings(0)
+    (rendering,) = open_image(data, name_hint="x.tga").renderings(0)
     np.testing.assert_array_equal(rendering, colors())
 
 
@@ -205,19 +205,19 @@ def drawing(ink: int) -> bytes:
 @pytest.mark.parametrize(("ink", "background"), [(0, "white"), (255, "black")])
 def test_what_vanishes_in_one_background_is_shown_on_the_other(ink: int, background: str) -> None:
     data = drawing(ink)
-    (rendering,) = open_picture(data).renderings(0)
+    (rendering,) = open_image(data).renderings(0)
     assert np.abs(rendering.astype(int) - composed(reopened(data), background)).max() <= 1
-    assert len(open_picture(data).views(0, 32)) == 1
+    assert len(open_image(data).views(0, 32)) == 1
 
 
 def test_a_wholly_transparent_image_is_blank() -> None:
     values = rgba()
     values[..., 3] = 0
-    picture = open_picture(saved(values, "PNG"))
-    with pytest.raises(PictureError) as caught:
-        picture.views(0, 32)
+    image = open_image(saved(values, "PNG"))
+    with pytest.raises(ImageError) as caught:
+        image.views(0, 32)
     assert caught.value.reason is Reason.BLANK
-    assert picture.notes == (Note.HIDDEN_PIXELS,)
+    assert image.notes == (Note.HIDDEN_PIXELS,)
 
 
 def test_colors_under_full_transparency_are_flagged_where_they_vary() -> None:
@@ -230,9 +230,9 @@ def test_colors_under_full_transparency_are_flagged_where_they_vary() -> None:
     assert not has_hidden_image(noise, Alpha(np.full_like(alpha, 255), 255))
     cleared = np.where(alpha[..., None] > 0, noise, 0).astype(np.uint8)
     for colored, flags in ((noise, (Note.HIDDEN_PIXELS,)), (cleared, ())):
-        picture = open_picture(saved(np.dstack([colored, alpha]), "PNG"))
-        picture.frame(0)
-        assert picture.notes == flags
+        image = open_image(saved(np.dstack([colored, alpha]), "PNG"))
+        image.frame(0)
+        assert image.notes == flags
 
 
 def test_deep_grey_with_opacity_has_four_renderings() -> None:
@@ -241,7 +241,7 @@ def test_deep_grey_with_opacity_has_four_renderings() -> None:
     data = bytearray(imagecodecs.png_encode(levels))
     body = b"tRNS" + struct.pack(">H", key)
     data[33:33] = struct.pack(">I", 2) + body + struct.pack(">I", zlib.crc32(body))
-    renderings = open_picture(bytes(data)).renderings(0)
+    renderings = open_image(bytes(data)).renderings(0)
     assert len(renderings) == 4
     assert [int(rendering[0, 0, 0]) for rendering in renderings] == [255, 0, 255, 0]
 
@@ -267,5 +267,5 @@ def test_indexing_and_screening_of_a_drawing_on_a_transparent_ground(tmp_path: P
 
 def test_grey_tiffs_with_opacity() -> None:
     values = tiff_of([{}])
-    picture = open_picture(values)
-    assert len(picture.renderings(0)) == 1
+    image = open_image(values)
+    assert len(image.renderings(0)) == 1

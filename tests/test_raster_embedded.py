@@ -19,7 +19,7 @@ import imagecodecs
 import numpy as np
 import pytest
 from lcmem_onnx.runtime.images.content_flags import Note
-from lcmem_onnx.runtime.images.image import open_picture
+from lcmem_onnx.runtime.images.image import open_image
 from lcmem_onnx.runtime.images.raster.thumbnails import shows_the_same
 from lcmem_onnx.runtime.images.sandbox import Nursery
 from numpy.typing import NDArray
@@ -47,10 +47,10 @@ def thumbnail(image: Image.Image, form: str = "JPEG", size: tuple[int, int] = (1
 
 def flags(data: bytes, hint: str = "") -> set[Note]:
     """After all frames were decoded."""
-    picture = open_picture(data, name_hint=hint)
-    for number in range(picture.frames):
-        picture.renderings(number)
-    return set(picture.notes)
+    image = open_image(data, name_hint=hint)
+    for number in range(image.frames):
+        image.renderings(number)
+    return set(image.notes)
 
 
 def segment(marker: int, content: bytes) -> bytes:
@@ -189,21 +189,21 @@ def test_a_thumbnail_is_flagged_only_where_it_shows_something_else(name: str) ->
 
 
 def test_until_its_frame_is_decoded_a_thumbnail_is_flagged() -> None:
-    picture = open_picture(with_segments(photo(), segment(0xE1, b"Exif\0\0" + exif(thumbnail(photo())))))
-    assert picture.notes == (EMBEDDED,)
-    picture.frame(0)
-    assert picture.notes == ()
+    image = open_image(with_segments(photo(), segment(0xE1, b"Exif\0\0" + exif(thumbnail(photo())))))
+    assert image.notes == (EMBEDDED,)
+    image.frame(0)
+    assert image.notes == ()
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="isolation needs Linux")
 def test_isolated_the_flags_are_the_same() -> None:
     with Nursery() as nursery:
         for shown in (0, 1):
-            picture = nursery.open(with_segments(photo(), segment(0xE1, b"Exif\0\0" + exif(thumbnail(photo(shown))))))
-            assert picture.notes == (EMBEDDED,)
-            picture.frame(0)
-            assert picture.notes == ((EMBEDDED,) if shown else ())
-            picture.close()
+            image = nursery.open(with_segments(photo(), segment(0xE1, b"Exif\0\0" + exif(thumbnail(photo(shown))))))
+            assert image.notes == (EMBEDDED,)
+            image.frame(0)
+            assert image.notes == ((EMBEDDED,) if shown else ())
+            image.close()
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -291,18 +291,18 @@ def test_the_few_words_that_samsung_cameras_append_are_no_news() -> None:
     assert APPENDED in flags(data + thumbnail(photo(1)) + words)
 
 
-def test_multi_picture_files() -> None:
-    """MPO: each picture is a frame, with its own orientation and thumbnail; those that the index leaves out are flagged."""
+def test_multi_image_files() -> None:
+    """MPO: each image is a frame, with its own orientation and thumbnail; those that the index leaves out are flagged."""
     images = [photo(0), photo(1), photo(2)]
     data = saved(images[0], "MPO", save_all=True, append_images=images[1:])
-    picture = open_picture(data)
-    assert picture.frames == 3
+    opened = open_image(data)
+    assert opened.frames == 3
     for number, image in enumerate(images):
-        assert np.abs(picture.frame(number).astype(int) - np.asarray(image)).mean() < 8
-    assert picture.notes == ()
+        assert np.abs(opened.frame(number).astype(int) - np.asarray(image)).mean() < 8
+    assert opened.notes == ()
     assert APPENDED in flags(data + thumbnail(photo(3)))
     broken = data.replace(b"MPF\0", b"XXX\0")
-    assert open_picture(broken).frames == 1
+    assert open_image(broken).frames == 1
     assert APPENDED in flags(broken)
 
 
@@ -359,7 +359,7 @@ def encoded(tmp_path: Path, suffix: str, *images: Image.Image, options: tuple[st
 @pytest.mark.parametrize("suffix", ["heic", "avif"])
 def test_thumbnails_of_heic_and_avif(tmp_path: Path, suffix: str) -> None:
     data = encoded(tmp_path, suffix, photo(), options=("-t", "160"))
-    assert open_picture(data).notes == (EMBEDDED,)
+    assert open_image(data).notes == (EMBEDDED,)
     assert flags(data) == set()
 
 
@@ -369,7 +369,7 @@ def test_opacity_is_no_further_image(tmp_path: Path) -> None:
 
 
 def test_several_images_in_heic_are_frames_and_in_avif_a_flag(tmp_path: Path) -> None:
-    heic = open_picture(encoded(tmp_path, "heic", photo(0), photo(1)))
+    heic = open_image(encoded(tmp_path, "heic", photo(0), photo(1)))
     assert heic.frames == 2
     assert np.abs(heic.frame(1).astype(int) - np.asarray(photo(1))).mean() < 12
     assert heic.notes == ()
@@ -379,10 +379,10 @@ def test_several_images_in_heic_are_frames_and_in_avif_a_flag(tmp_path: Path) ->
 # -- where flags go ----------------------------------------------------------------------------------------------------
 
 
-def test_flags_reach_json_and_the_table(tmp_path: Path, pictures: Path, tiny_bundle: Path) -> None:
+def test_flags_reach_json_and_the_table(tmp_path: Path, images: Path, tiny_bundle: Path) -> None:
     path = tmp_path / "photo.jpg"
     path.write_bytes(with_segments(photo(), segment(0xE1, b"Exif\0\0" + exif(thumbnail(photo(1))))) + b"PK\3\4 an archive")
-    command = [sys.executable, "-m", "lcmem_onnx.cli", "scan", str(path), "--against", str(pictures), "--bundle", str(tiny_bundle)]
+    command = [sys.executable, "-m", "lcmem_onnx.cli", "scan", str(path), "--against", str(images), "--bundle", str(tiny_bundle)]
     for extra in ([], ["--isolate"] if sys.platform.startswith("linux") else []):
         done = subprocess.run([*command, "--json", "-q", *extra], capture_output=True, text=True, env=os.environ)
         (line,) = [line for line in map(json.loads, done.stdout.splitlines()) if "verdict" in line]
@@ -391,7 +391,7 @@ def test_flags_reach_json_and_the_table(tmp_path: Path, pictures: Path, tiny_bun
     assert "not screened: appended-data, embedded-image" in " ".join(table.split())
 
 
-def test_flags_of_frames_that_are_decoded_late(tmp_path: Path, pictures: Path, tiny_bundle: Path) -> None:
+def test_flags_of_frames_that_are_decoded_late(tmp_path: Path, images: Path, tiny_bundle: Path) -> None:
     """Beyond the frames that are decoded ahead, hidden pixels show when their turn comes."""
     from lcmem_onnx.runtime.gallery import Gallery
     from lcmem_onnx.runtime.screening import FRAMES_AHEAD, Screener
@@ -402,11 +402,11 @@ def test_flags_of_frames_that_are_decoded_late(tmp_path: Path, pictures: Path, t
     frames[-1][:40, :, :3] = np.random.default_rng(0).integers(0, 256, (40, 64, 3))
     frames[-1][:40, :, 3] = 0
     path = tmp_path / "pages.tif"
-    images = [Image.fromarray(frame) for frame in frames]
-    images[0].save(path, save_all=True, append_images=images[1:])
+    pages = [Image.fromarray(frame) for frame in frames]
+    pages[0].save(path, save_all=True, append_images=pages[1:])
     screener = Screener(tiny_bundle)
     with Gallery.temporary(screener.bundle) as gallery:
-        list(screener.index([pictures], gallery))
+        list(screener.index([images], gallery))
         results = list(screener.screen([path], gallery, threshold=0.5))
     assert [result.notes for result in results[:-1]] == [()] * (len(frames) - 1)
     assert results[-1].notes == (Note.HIDDEN_PIXELS,)

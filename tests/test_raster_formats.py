@@ -22,11 +22,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lcmem_onnx.runtime.errors import PictureError, Reason
+from lcmem_onnx.runtime.errors import ImageError, Reason
 from lcmem_onnx.runtime.images.content_flags import Note
 from lcmem_onnx.runtime.images.discovery import Found, walk
 from lcmem_onnx.runtime.images.formats import HEAD, Kind, Limits, sniff
-from lcmem_onnx.runtime.images.image import open_picture
+from lcmem_onnx.runtime.images.image import open_image
 from lcmem_onnx.runtime.images.raster import heif, jpeg2000
 from lcmem_onnx.runtime.images.sandbox import Nursery
 from PIL import Image
@@ -48,15 +48,15 @@ def hint(name: str) -> str:
 
 
 def reason_of(call: Callable[[], object]) -> Reason:
-    with pytest.raises(PictureError) as caught:
+    with pytest.raises(ImageError) as caught:
         call()
     assert "\n" not in str(caught.value)
     return caught.value.reason
 
 
 def all_frames(data: bytes, name: str = "", limits: Limits = Limits()) -> list[tuple[np.ndarray, ...]]:  # noqa: B008
-    picture = open_picture(data, limits, name)
-    return [picture.renderings(number) for number in range(picture.frames)]
+    image = open_image(data, limits, name)
+    return [image.renderings(number) for number in range(image.frames)]
 
 
 @pytest.fixture(scope="module")
@@ -85,11 +85,11 @@ def heic() -> bytes:
 @pytest.mark.parametrize("name", SAMPLES)
 def test_formats_are_told_by_content_and_decoded(name: str) -> None:
     data = SAMPLES[name]
-    picture = open_picture(data, name_hint=hint(name))
-    assert picture.kind is KINDS[name.partition("-")[0]]
-    if picture.kind is not Kind.TGA:  # which has no mark
-        assert sniff(data[:HEAD]) is picture.kind
-    frames = [picture.renderings(number) for number in range(picture.frames)]
+    image = open_image(data, name_hint=hint(name))
+    assert image.kind is KINDS[name.partition("-")[0]]
+    if image.kind is not Kind.TGA:  # which has no mark
+        assert sniff(data[:HEAD]) is image.kind
+    frames = [image.renderings(number) for number in range(image.frames)]
     for renderings in frames:
         for rendering in renderings:
             assert (rendering.dtype, rendering.shape) == (np.uint8, (HEIGHT, WIDTH, 3))
@@ -100,7 +100,7 @@ def test_formats_are_told_by_content_and_decoded(name: str) -> None:
 
 @pytest.mark.parametrize("name", SAMPLES)
 def test_isolated_they_are_the_same(name: str, nursery: Nursery) -> None:
-    here, there = open_picture(SAMPLES[name], name_hint=hint(name)), nursery.open(SAMPLES[name], hint(name))
+    here, there = open_image(SAMPLES[name], name_hint=hint(name)), nursery.open(SAMPLES[name], hint(name))
     assert (there.kind, there.frames, there.notes) == (here.kind, here.frames, here.notes)
     for number in range(here.frames):
         for ours, theirs in (
@@ -115,13 +115,13 @@ def test_isolated_they_are_the_same(name: str, nursery: Nursery) -> None:
 
 
 def test_heic(heic: bytes, nursery: Nursery) -> None:
-    picture = open_picture(heic)
-    assert (picture.kind, picture.frames) == (Kind.HEIC, 1)
-    assert np.abs(picture.frame(0).astype(int) - colors()).mean() < 12  # its chroma is halved
+    image = open_image(heic)
+    assert (image.kind, image.frames) == (Kind.HEIC, 1)
+    assert np.abs(image.frame(0).astype(int) - colors()).mean() < 12  # its chroma is halved
     isolated = nursery.open(heic)
-    np.testing.assert_array_equal(isolated.frame(0), picture.frame(0))
+    np.testing.assert_array_equal(isolated.frame(0), image.frame(0))
     isolated.close()
-    assert reason_of(lambda: open_picture(heic, SIZE_LIMIT)) is Reason.TOO_LARGE
+    assert reason_of(lambda: open_image(heic, SIZE_LIMIT)) is Reason.TOO_LARGE
     for share in (0.05, 0.4, 0.9):
         assert reason_of(lambda share=share: all_frames(heic[: int(share * len(heic))])) is Reason.DAMAGED
 
@@ -129,8 +129,8 @@ def test_heic(heic: bytes, nursery: Nursery) -> None:
 def test_heic_without_its_package_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pi_heif", None)
     data = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200)
-    with pytest.raises(PictureError, match=r"pip install 'lcmem-onnx\[heic\]'") as caught:
-        open_picture(data)
+    with pytest.raises(ImageError, match=r"pip install 'lcmem-onnx\[heic\]'") as caught:
+        open_image(data)
     assert caught.value.reason is Reason.UNSUPPORTED
     assert heif.INSTALL in str(caught.value)
 
@@ -187,7 +187,7 @@ def test_tiff_sample_formats(
     stored = (levels / 255 if span is None else span.min + levels / 255 * (float(span.max) - span.min)).astype(dtype)
     file = io.BytesIO()
     tifffile.imwrite(file, stored, photometric=photometric, byteorder=order, compression=compression, tile=tile)
-    shown = open_picture(file.getvalue()).frame(0)[..., 0].astype(float)
+    shown = open_image(file.getvalue()).frame(0)[..., 0].astype(float)
     assert np.abs((255 - shown if photometric == "miniswhite" else shown) - levels).max() <= 1
 
 
@@ -199,7 +199,7 @@ def test_tiff_colors(dtype: str, planar: str) -> None:
     stored = (colors() / 255 * top).round(12).astype(dtype)
     file = io.BytesIO()
     tifffile.imwrite(file, stored if planar == "contig" else np.moveaxis(stored, 2, 0), photometric="rgb", planarconfig=planar)
-    assert np.abs(open_picture(file.getvalue()).frame(0).astype(int) - colors()).max() <= 1
+    assert np.abs(open_image(file.getvalue()).frame(0).astype(int) - colors()).max() <= 1
 
 
 @pytest.mark.parametrize("compression", ["zlib", None])
@@ -244,7 +244,7 @@ def test_nothing_is_printed_of_damaged_files(capfd: pytest.CaptureFixture[str]) 
                 broken[at] = generator.integers(256)
             try:
                 all_frames(bytes(broken), hint(name), Limits(max_pixels=1 << 20, max_frames=16))
-            except PictureError:
+            except ImageError:
                 continue
     interlaced = imagecodecs.png_encode(colors().astype(np.uint16) * 257)
     all_frames(interlaced)
@@ -286,7 +286,7 @@ def test_colors_of_usual_subsampling_are_not_refused_for_it(step: tuple[int, int
 def test_lossless_and_deep_jpegs(bits: int) -> None:
     values = (colors()[..., 0].astype(np.uint16) << (bits - 8)) + (colors()[..., 0] >> (16 - bits))
     for data in (imagecodecs.jpeg8_encode(values, lossless=True, bitspersample=bits), imagecodecs.jpegls_encode(values)):
-        renderings = open_picture(data).renderings(0)
+        renderings = open_image(data).renderings(0)
         assert len(renderings) == 2
         assert np.abs(renderings[0][..., 0].astype(int) - colors()[..., 0]).max() <= 1
         assert reason_of(lambda data=data: all_frames(data[: len(data) // 2])) is Reason.DAMAGED
@@ -319,12 +319,12 @@ def test_jpegs_that_are_refused(kind: str) -> None:
 
 def test_several_netpbm_images_in_one_file() -> None:
     data = SAMPLES["ppm"] + SAMPLES["pgm"] + SAMPLES["pam"]
-    picture = open_picture(data)
-    assert picture.frames == 3
-    np.testing.assert_array_equal(picture.frame(0), colors())
-    np.testing.assert_array_equal(picture.frame(1)[..., 2], colors()[..., 0])
-    assert reason_of(lambda: open_picture(data, Limits(max_frames=2))) is Reason.TOO_LARGE
-    assert reason_of(lambda: open_picture(data[:-1])) is Reason.DAMAGED
+    image = open_image(data)
+    assert image.frames == 3
+    np.testing.assert_array_equal(image.frame(0), colors())
+    np.testing.assert_array_equal(image.frame(1)[..., 2], colors()[..., 0])
+    assert reason_of(lambda: open_image(data, Limits(max_frames=2))) is Reason.TOO_LARGE
+    assert reason_of(lambda: open_image(data[:-1])) is Reason.DAMAGED
 
 
 @pytest.mark.parametrize(("form", "options"), [("AVIF", {"quality": 100, "subsampling": "4:4:4"}), ("WEBP", {"lossless": True})])
@@ -334,7 +334,7 @@ def test_animations(form: str, options: dict[str, object]) -> None:
     assert len(frames) == 4
     for number, (frame,) in enumerate(frames):
         assert np.abs(frame.astype(int) - np.roll(colors(), 9 * number, axis=1)).mean() < 3
-    assert reason_of(lambda: open_picture(data, Limits(max_frames=3))) is Reason.TOO_LARGE
+    assert reason_of(lambda: open_image(data, Limits(max_frames=3))) is Reason.TOO_LARGE
 
 
 @pytest.mark.parametrize("at_once", [0, 1 << 26])
@@ -343,13 +343,13 @@ def test_jpeg_xl_animations(at_once: int, monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(jpegxl, "_AT_ONCE", at_once)
     expected = np.stack([colors(), colors()[::-1], colors()[:, ::-1]])
-    picture = open_picture(SAMPLES["jxl-animation"])
-    assert picture.frames == 3
+    image = open_image(SAMPLES["jxl-animation"])
+    assert image.frames == 3
     for number in (2, 0, 1):
-        np.testing.assert_array_equal(picture.frame(number), expected[number])
-    assert reason_of(lambda: open_picture(SAMPLES["jxl-animation"], Limits(max_frames=2))) is Reason.TOO_LARGE
+        np.testing.assert_array_equal(image.frame(number), expected[number])
+    assert reason_of(lambda: open_image(SAMPLES["jxl-animation"], Limits(max_frames=2))) is Reason.TOO_LARGE
     grey = imagecodecs.jpegxl_encode(expected[..., 0], lossless=True)
-    np.testing.assert_array_equal(open_picture(grey).frame(1)[..., 0], expected[1, ..., 0])
+    np.testing.assert_array_equal(open_image(grey).frame(1)[..., 0], expected[1, ..., 0])
 
 
 @settings(max_examples=60, deadline=None)
@@ -360,12 +360,12 @@ def test_jpeg_xl_headers_are_read_right(width: int, height: int, channels: int, 
     values[: height // 2] = 1 if dtype == "f4" else np.iinfo(dtype).max
     values[..., channels - 1] = values.max() if channels in (2, 4) else values[..., channels - 1]
     data = imagecodecs.jpegxl_encode(values[..., 0] if channels == 1 else values, lossless=True, effort=1, usecontainer=boxes)
-    frame = open_picture(data).frame(0)
+    frame = open_image(data).frame(0)
     assert frame.shape == (height, width, 3)
     if height > 1:
         assert (frame[0] == 255).all()
         assert (frame[-1] == 0).all()
-    assert reason_of(lambda: open_picture(data, Limits(max_pixels=width * height - 1))) is Reason.TOO_LARGE
+    assert reason_of(lambda: open_image(data, Limits(max_pixels=width * height - 1))) is Reason.TOO_LARGE
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 7, 8, 10, 12, 16])
@@ -375,7 +375,7 @@ def test_jpeg_2000_of_all_depths(bits: int, codec: str) -> None:
     values = (colors()[..., 0].astype(int) * top // 228).clip(0, top).astype(np.uint8 if bits <= 8 else np.uint16)
     values[0, 0] = top
     data = imagecodecs.jpeg2k_encode(values, level=0, bitspersample=bits, codecformat=codec)
-    renderings = open_picture(data).renderings(0)
+    renderings = open_image(data).renderings(0)
     assert len(renderings) == (1 if bits <= 8 else 2)
     assert np.abs(renderings[0][..., 0] - values * (255 / top)).max() <= 0.51
 
@@ -384,10 +384,10 @@ def test_a_second_codestream_of_a_jpx_file_is_a_frame() -> None:
     first, second = SAMPLES["jp2"], saved(np.ascontiguousarray(colors()[::-1]), "JPEG2000", no_jp2=True)
     at = first.find(b"jp2c") - 4
     whole = first[:at] + struct.pack(">I", len(first) - at) + first[at + 4 :]
-    picture = open_picture(whole + struct.pack(">I", 8 + len(second)) + b"jp2c" + second)
-    assert picture.frames == 2
-    np.testing.assert_array_equal(picture.frame(0), colors())
-    np.testing.assert_array_equal(picture.frame(1), colors()[::-1])
+    image = open_image(whole + struct.pack(">I", 8 + len(second)) + b"jp2c" + second)
+    assert image.frames == 2
+    np.testing.assert_array_equal(image.frame(0), colors())
+    np.testing.assert_array_equal(image.frame(1), colors()[::-1])
 
 
 # -- TIFF directories --------------------------------------------------------------------------------------------------
@@ -395,22 +395,22 @@ def test_a_second_codestream_of_a_jpx_file_is_a_frame() -> None:
 
 def test_sub_directories_are_frames_behind_the_pages() -> None:
     data = tiff_of([{}, {}, {}, {}, {}], children={0: [2, 3], 2: [4]})
-    picture = open_picture(data)
-    assert picture.frames == 5
-    seen = {picture.frame(number)[..., 0].tobytes() for number in range(5)}
+    image = open_image(data)
+    assert image.frames == 5
+    seen = {image.frame(number)[..., 0].tobytes() for number in range(5)}
     expected = {np.roll(colors()[..., 0], 13 * number, axis=1).tobytes() for number in range(5)}
     assert seen == expected
-    np.testing.assert_array_equal(picture.frame(1)[..., 0], np.roll(colors()[..., 0], 13, axis=1))  # the second page
-    assert reason_of(lambda: open_picture(data, Limits(max_frames=4))) is Reason.TOO_LARGE
+    np.testing.assert_array_equal(image.frame(1)[..., 0], np.roll(colors()[..., 0], 13, axis=1))  # the second page
+    assert reason_of(lambda: open_image(data, Limits(max_frames=4))) is Reason.TOO_LARGE
 
 
 @pytest.mark.parametrize("children", [{0: [1], 1: [0]}, {0: [0]}, {0: [1, 1, 1]}, {0: [1], 1: [1]}])
 def test_directories_that_point_in_circles(children: dict[int, list[int]]) -> None:
     began = time.monotonic()
-    picture = open_picture(tiff_of([{}, {}], children=children))
-    assert picture.frames == (1 if children == {0: [0]} else 2) or children == {0: [0]}
-    for number in range(picture.frames):
-        picture.frame(number)
+    image = open_image(tiff_of([{}, {}], children=children))
+    assert image.frames == (1 if children == {0: [0]} else 2) or children == {0: [0]}
+    for number in range(image.frames):
+        image.frame(number)
     assert time.monotonic() - began < 2
 
 
@@ -420,7 +420,7 @@ def test_a_chain_of_pages_without_end_is_too_large() -> None:
     for at in range(8, 100_000, 18):
         struct.pack_into("<HHHIII", data, at, 1, 256, 4, 1, 1, at + 18)
     began = time.monotonic()
-    assert reason_of(lambda: open_picture(bytes(data))) in (Reason.TOO_LARGE, Reason.DAMAGED)
+    assert reason_of(lambda: open_image(bytes(data))) in (Reason.TOO_LARGE, Reason.DAMAGED)
     assert time.monotonic() - began < 2
 
 
@@ -429,10 +429,10 @@ def test_a_page_that_cannot_be_read_does_not_hide_the_others() -> None:
     (first,) = struct.unpack_from("<I", data, 4)
     (count,) = struct.unpack_from("<H", data, first)
     struct.pack_into("<I", data, first + 2 + 12 * count, len(data) + 1000)
-    picture = open_picture(bytes(data))
-    assert picture.frames == 2
-    np.testing.assert_array_equal(picture.frame(0)[..., 0], colors()[..., 0])
-    assert reason_of(lambda: picture.frame(1)) is Reason.DAMAGED
+    image = open_image(bytes(data))
+    assert image.frames == 2
+    np.testing.assert_array_equal(image.frame(0)[..., 0], colors()[..., 0])
+    assert reason_of(lambda: image.frame(1)) is Reason.DAMAGED
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -440,13 +440,13 @@ def test_a_page_that_cannot_be_read_does_not_hide_the_others() -> None:
 def test_orientation_of_each_page(orientation: int, compression: str) -> None:
     upright = saved(colors(), "TIFF", compression=compression)
     turned = saved(colors(), "TIFF", compression=compression, tiffinfo={274: orientation})
-    expected = Image.fromarray(open_picture(upright).frame(0))
+    expected = Image.fromarray(open_image(upright).frame(0))
     exif = Image.Exif()
     exif[274] = orientation
     from PIL import ImageOps
 
     expected.getexif()[274] = orientation
-    np.testing.assert_array_equal(open_picture(turned).frame(0), np.asarray(ImageOps.exif_transpose(expected)))
+    np.testing.assert_array_equal(open_image(turned).frame(0), np.asarray(ImageOps.exif_transpose(expected)))
 
 
 def test_big_tiffs() -> None:
@@ -457,9 +457,9 @@ def test_big_tiffs() -> None:
             writer.write(colors(), photometric="rgb", subifds=1)
             writer.write(np.ascontiguousarray(colors()[::-1]), photometric="rgb")
             writer.write(np.ascontiguousarray(colors()[:, ::-1]), photometric="rgb")
-        picture = open_picture(file.getvalue())
-        assert picture.frames == 3
-        found = {picture.frame(number).tobytes() for number in range(3)}
+        image = open_image(file.getvalue())
+        assert image.frames == 3
+        found = {image.frame(number).tobytes() for number in range(3)}
         assert found == {colors().tobytes(), colors()[::-1].tobytes(), np.ascontiguousarray(colors()[:, ::-1]).tobytes()}
 
 
@@ -467,9 +467,9 @@ def test_channels_beyond_color_are_flagged() -> None:
     data = saved(Image.fromarray(rgba()).convert("RGBA"), "TIFF")
     at = data.find(struct.pack("<HHI", 338, 3, 1))
     plain = data[: at + 8] + struct.pack("<H", 0) + data[at + 10 :]
-    picture = open_picture(plain)
-    np.testing.assert_array_equal(picture.frame(0), colors())
-    assert Note.EXTRA_CHANNELS in picture.notes
+    image = open_image(plain)
+    np.testing.assert_array_equal(image.frame(0), colors())
+    assert Note.EXTRA_CHANNELS in image.notes
 
 
 # -- hostile files -----------------------------------------------------------------------------------------------------
@@ -477,8 +477,8 @@ def test_channels_beyond_color_are_flagged() -> None:
 
 @pytest.mark.parametrize("name", SAMPLES)
 def test_too_many_pixels(name: str) -> None:
-    assert reason_of(lambda: open_picture(SAMPLES[name], SIZE_LIMIT, hint(name))) is Reason.TOO_LARGE
-    open_picture(SAMPLES[name], Limits(max_pixels=WIDTH * HEIGHT), hint(name)).frame(0)
+    assert reason_of(lambda: open_image(SAMPLES[name], SIZE_LIMIT, hint(name))) is Reason.TOO_LARGE
+    open_image(SAMPLES[name], Limits(max_pixels=WIDTH * HEIGHT), hint(name)).frame(0)
 
 
 @pytest.mark.parametrize("name", SAMPLES)
@@ -498,11 +498,11 @@ def test_flipped_bytes_raise_nothing_else(name: str, data: st.DataObject) -> Non
     for _ in range(data.draw(st.integers(1, 6))):
         source[data.draw(st.integers(0, min(len(source), 500) - 1))] = data.draw(st.integers(0, 255))
     try:
-        picture = open_picture(bytes(source), Limits(max_pixels=1 << 18, max_frames=8), hint(name))
-        for number in range(picture.frames):
-            picture.renderings(number)
-        assert all(isinstance(note, Note) for note in picture.notes)
-    except PictureError:
+        image = open_image(bytes(source), Limits(max_pixels=1 << 18, max_frames=8), hint(name))
+        for number in range(image.frames):
+            image.renderings(number)
+        assert all(isinstance(note, Note) for note in image.notes)
+    except ImageError:
         pass
 
 
@@ -535,12 +535,12 @@ def bombs() -> dict[str, bytes]:
 @pytest.mark.parametrize("name", bombs())
 def test_bombs_are_refused_by_their_headers(name: str) -> None:
     before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
-    assert reason_of(lambda: open_picture(bombs()[name], name_hint=hint(name))) in (Reason.TOO_LARGE, Reason.DAMAGED)
+    assert reason_of(lambda: open_image(bombs()[name], name_hint=hint(name))) in (Reason.TOO_LARGE, Reason.DAMAGED)
     assert time.monotonic() - began < 1
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10
 
 
-def test_reasons_and_exit_codes_of_the_command(tmp_path: Path, pictures: Path, tiny_bundle: Path) -> None:
+def test_reasons_and_exit_codes_of_the_command(tmp_path: Path, images: Path, tiny_bundle: Path) -> None:
     """One line for each file, errors among them, here and isolated."""
     folder = tmp_path / "in"
     folder.mkdir()
@@ -556,7 +556,7 @@ def test_reasons_and_exit_codes_of_the_command(tmp_path: Path, pictures: Path, t
             "scan",
             str(folder),
             "--against",
-            str(pictures),
+            str(images),
             "--bundle",
             str(tiny_bundle),
         ]
@@ -578,7 +578,7 @@ def test_netpbm_of_all_sizes_and_depths(width: int, height: int, top: int) -> No
     texts = f"P3 # colors\n{width} {height}\n{top}\n".encode() + b"\n".join(b"%d" % value for value in values.ravel())
     packed = f"P6\n{width} {height} {top}\n".encode() + values.astype(">u2" if top > 255 else "u1").tobytes()
     for data in (texts, packed):
-        assert np.abs(open_picture(data).frame(0) - expected).max() <= 0.51
+        assert np.abs(open_image(data).frame(0) - expected).max() <= 0.51
 
 
 @pytest.mark.parametrize(
@@ -600,7 +600,7 @@ def test_netpbm_files_that_are_wrong(data: bytes) -> None:
 def test_opacity_in_all_of_them() -> None:
     expected = Image.alpha_composite(Image.new("RGBA", (WIDTH, HEIGHT), "white"), Image.fromarray(rgba()))
     for name in ("avif-opacity", "j2k-opacity", "jxl-boxes", "pam", "png", "tga-lengths", "webp"):
-        white, _ = open_picture(SAMPLES[name], name_hint=hint(name)).renderings(0)
+        white, _ = open_image(SAMPLES[name], name_hint=hint(name)).renderings(0)
         apart = np.abs(white.astype(int) - np.asarray(expected.convert("RGB")))
         assert apart.mean() < (6 if name in ("avif-opacity", "jxl-boxes", "webp", "j2k-opacity") else 0.6), name
     assert opacity().min() == 0
@@ -628,11 +628,11 @@ def test_more_metadata_than_pillow_reads_does_not_hide_a_png(kind: str, size: in
         data = imagecodecs.png_encode(rgba()[..., :3].astype(np.uint16) * 257)
     at = 33 if before_pixels else len(data) - 12
     start = time.process_time()
-    picture = open_picture(data[:at] + chunk(kind, size) + data[at:])
-    for one, other in zip(picture.renderings(0), open_picture(data).renderings(0), strict=True):
+    image = open_image(data[:at] + chunk(kind, size) + data[at:])
+    for one, other in zip(image.renderings(0), open_image(data).renderings(0), strict=True):
         np.testing.assert_array_equal(one, other)
     assert time.process_time() - start < 2
-    assert (Note.PRIVATE_DATA in picture.notes) == (size > 2**20)
+    assert (Note.PRIVATE_DATA in image.notes) == (size > 2**20)
 
 
 @pytest.mark.parametrize(("kind", "size"), [("zTXt", 2**20), ("zTXt", 2**24), ("iTXt", 2**20)])
@@ -640,10 +640,10 @@ def test_many_texts_of_a_png_cost_little_memory(kind: str, size: int) -> None:
     data = saved(rgba()[..., :3], "PNG")
     whole = data[:33] + chunk(kind, size) * 100 + data[33:]
     tracemalloc.start()
-    picture = open_picture(whole)
-    shown = picture.frame(0)
+    image = open_image(whole)
+    shown = image.frame(0)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    np.testing.assert_array_equal(shown, open_picture(data).frame(0))
+    np.testing.assert_array_equal(shown, open_image(data).frame(0))
     assert peak < 2**27
-    assert Note.PRIVATE_DATA in picture.notes
+    assert Note.PRIVATE_DATA in image.notes

@@ -68,7 +68,7 @@ def test_a_copy_with_another_window_is_found_by_its_second_rendering(screener: S
         assert (len(gallery), described["frames"], described["distinct_vectors"]) == (1, 1, 2)
         result = only(list(screener.screen([copy], gallery, threshold=min(score, 0.999999) - 1e-6)))
     assert result.verdict is Verdict.MATCH
-    assert result.total == len(result.matches) == len(result.identities) == 1  # of one picture, whose renderings both score
+    assert result.total == len(result.matches) == len(result.identities) == 1  # of one image, whose renderings both score
     assert result.matches[0].score == pytest.approx(score, abs=1e-6)
 
 
@@ -187,12 +187,12 @@ def test_notes_are_in_the_results(screener: Screener, tmp_path: Path) -> None:
 
 
 @linux
-def test_isolated_results_are_the_same(bundle: Bundle, screener: Screener, pictures: Path, tmp_path: Path) -> None:
-    """A picture with more frames than are decoded ahead, a damaged one, and others."""
+def test_isolated_results_are_the_same(bundle: Bundle, screener: Screener, images: Path, tmp_path: Path) -> None:
+    """An image with more frames than are decoded ahead, a damaged one, and others."""
     many = frames_of(tmp_path / "many.dcm", np.random.default_rng(0).integers(0, 1000, (20, 40, 40)).astype("uint16"))
     damaged = tmp_path / "damaged.dcm"
     damaged.write_bytes(CT.read_bytes()[:-5000])
-    paths = [many, damaged, pictures]
+    paths = [many, damaged, images]
     isolated = Screener(bundle, provider="cpu", isolate=True)
     with closing(isolated), Gallery.create(tmp_path / "idx", bundle) as gallery:
         done = [one.as_json() for one in isolated.index(paths, gallery)]
@@ -204,8 +204,8 @@ def test_isolated_results_are_the_same(bundle: Bundle, screener: Screener, pictu
 
 
 @linux
-def test_scan_isolated(pictures: Path, tiny_bundle: Path) -> None:
-    queries = str(pictures / "0.png")
-    arguments = ["scan", queries, "--against", str(pictures), "--bundle", str(tiny_bundle), "--provider", "cpu", "--json", "-q"]
+def test_scan_isolated(images: Path, tiny_bundle: Path) -> None:
+    queries = str(images / "0.png")
+    arguments = ["scan", queries, "--against", str(images), "--bundle", str(tiny_bundle), "--provider", "cpu", "--json", "-q"]
     here, there = (CliRunner().invoke(main, [*arguments, *more], standalone_mode=False) for more in ([], ["--isolate"]))
     assert here.stdout == there.stdout != ""

@@ -1,4 +1,4 @@
-"""Scorers: the same picture above an altered one above another, figures against independent ones, and ONNX files of every kind."""
+"""Scorers: the same image above an altered one above another, figures against independent ones, and ONNX files of every kind."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ def test_the_same_scores_above_a_copy_above_another(name: str) -> None:
     assert scorer.name == name
     assert scorer.about
     for seed in range(5):
-        picture, other = smooth(seed), smooth(seed + 100)
-        copy = np.clip(picture * 1.05 + 2, 0, 255).astype(np.uint8)
-        same, altered, different = (score(scorer, picture, second) for second in (picture, copy, other))
+        image, other = smooth(seed), smooth(seed + 100)
+        copy = np.clip(image * 1.05 + 2, 0, 255).astype(np.uint8)
+        same, altered, different = (score(scorer, image, second) for second in (image, copy, other))
         assert same == pytest.approx(0.0 if name == "mse" else 1.0, abs=1e-6)
         assert same + 1e-6 >= altered > different
-        assert score(scorer, other, picture) == pytest.approx(different, abs=1e-6)
+        assert score(scorer, other, image) == pytest.approx(different, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", BASELINES)
-def test_pictures_of_one_colour_have_a_score(name: str) -> None:
+def test_images_of_one_colour_have_a_score(name: str) -> None:
     (scorer,) = open_baselines((name,))
     flat = np.full((64, 64, 3), 255, np.uint8)
     for first, second in ((flat, flat), (flat, smooth(1)), (smooth(1), flat), (flat, flat // 2)):
@@ -52,7 +52,7 @@ def test_pictures_of_one_colour_have_a_score(name: str) -> None:
 def test_pixel_scores_against_their_formulas() -> None:
     first, second = smooth(1), smooth(2)
     assert Mse().score(first, second) == pytest.approx(-np.mean((first / 255.0 - second / 255.0) ** 2))
-    grey = [cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY).reshape(-1) for picture in (first, second)]
+    grey = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).reshape(-1) for image in (first, second)]
     assert Ncc().score(first, second) == pytest.approx(np.corrcoef(*grey)[0, 1], abs=1e-4)
     assert Ncc().score(first, 255 - first) == pytest.approx(-1, abs=1e-3)
     assert -1 <= Ssim().score(first, second) < 0.9
@@ -71,11 +71,11 @@ def test_hashes_give_the_share_of_equal_bits() -> None:
 
 
 def test_the_random_network_is_the_same_everywhere_and_of_unit_length() -> None:
-    pictures = np.stack([smooth(1, 100), smooth(2, 100)])
-    vectors = RandomNetwork().embed(pictures)
+    images = np.stack([smooth(1, 100), smooth(2, 100)])
+    vectors = RandomNetwork().embed(images)
     assert np.linalg.norm(vectors, axis=1) == pytest.approx([1, 1], abs=1e-6)
-    assert RandomNetwork().embed(pictures[1:])[0] == pytest.approx(vectors[1], abs=1e-5)
-    assert np.abs(RandomNetwork(seed=1).embed(pictures) - vectors).max() > 0.01
+    assert RandomNetwork().embed(images[1:])[0] == pytest.approx(vectors[1], abs=1e-5)
+    assert np.abs(RandomNetwork(seed=1).embed(images) - vectors).max() > 0.01
 
 
 def test_a_bundle_scores_as_the_runtime_does(tiny_bundle: Path) -> None:

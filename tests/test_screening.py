@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from lcmem_onnx.runtime import screening
 from lcmem_onnx.runtime.calibration.threshold import Decision
-from lcmem_onnx.runtime.errors import EncodingError, GalleryError, PictureError, Reason, UsageError
+from lcmem_onnx.runtime.errors import EncodingError, GalleryError, ImageError, Reason, UsageError
 from lcmem_onnx.runtime.gallery import Added, Gallery
 from lcmem_onnx.runtime.images import preprocess
 from lcmem_onnx.runtime.model.bundle import Bundle, open_bundle
@@ -33,14 +33,14 @@ def screener(bundle: Bundle) -> Screener:
 
 
 @pytest.fixture
-def gallery(screener: Screener, pictures: Path, tmp_path: Path) -> Gallery:
+def gallery(screener: Screener, images: Path, tmp_path: Path) -> Gallery:
     gallery = Gallery.create(tmp_path / "idx", screener.bundle)
-    assert [done.added for done in screener.index([pictures], gallery)] == [Added.NEW] * 6
+    assert [done.added for done in screener.index([images], gallery)] == [Added.NEW] * 6
     return gallery
 
 
-def test_a_path_bytes_and_an_array_give_one_embedding(screener: Screener, pictures: Path) -> None:
-    path = pictures / "0.png"
+def test_a_path_bytes_and_an_array_give_one_embedding(screener: Screener, images: Path) -> None:
+    path = images / "0.png"
     array = np.asarray(Image.open(path).convert("RGB"))
     by_path = screener.embed(path)
     assert by_path.shape == (1, 16)
@@ -50,19 +50,17 @@ def test_a_path_bytes_and_an_array_give_one_embedding(screener: Screener, pictur
     np.testing.assert_array_equal(by_path, screener.embed(array))
 
 
-def test_a_picture_matches_itself_and_differs_from_others(screener: Screener, pictures: Path) -> None:
-    same = screener.compare(pictures / "0.png", pictures / "0.png")
+def test_an_image_matches_itself_and_differs_from_others(screener: Screener, images: Path) -> None:
+    same = screener.compare(images / "0.png", images / "0.png")
     assert same.verdict is Verdict.MATCH
     assert same.score == pytest.approx(1 / (1 + np.exp(-same.logit)), abs=1e-6)
-    other = screener.compare(pictures / "0.png", pictures / "1.png")
+    other = screener.compare(images / "0.png", images / "1.png")
     assert other.score < same.score
-    assert (
-        screener.compare(pictures / "0.png", pictures / "1.png", threshold=min(0.9999, other.score + 1e-4)).verdict is Verdict.CLEAR
-    )
+    assert screener.compare(images / "0.png", images / "1.png", threshold=min(0.9999, other.score + 1e-4)).verdict is Verdict.CLEAR
 
 
-def test_results_come_in_order_a_line_a_picture(screener: Screener, gallery: Gallery, pictures: Path) -> None:
-    results = list(screener.screen([pictures], gallery, threshold=0.9))
+def test_results_come_in_order_a_line_an_image(screener: Screener, gallery: Gallery, images: Path) -> None:
+    results = list(screener.screen([images], gallery, threshold=0.9))
     assert [Path(result.path).name for result in results] == [f"{number}.png" for number in range(6)]
     for result in results:
         assert (result.verdict, result.reason, result.frame) == (Verdict.MATCH, Reason.AT_OR_ABOVE_THRESHOLD, 0)
@@ -73,7 +71,7 @@ def test_results_come_in_order_a_line_a_picture(screener: Screener, gallery: Gal
 
 
 def test_a_scan_goes_by_the_threshold_of_the_index_that_took_the_folder_s_place(
-    screener: Screener, gallery: Gallery, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    screener: Screener, gallery: Gallery, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gallery.close()
     folder = tmp_path / "idx"
@@ -82,7 +80,7 @@ def test_a_scan_goes_by_the_threshold_of_the_index_that_took_the_folder_s_place(
         screening, "decide_threshold", lambda *_: Decision(next(thresholds), ThresholdSource.INDEX, "of the test", ())
     )
     with Gallery.open(folder, screener.bundle) as reader:
-        results = screener.screen([pictures], reader)
+        results = screener.screen([images], reader)
         assert next(results).threshold == 0.9999
         folder.rename(tmp_path / "away")
         shutil.copytree(tmp_path / "away", folder)
@@ -92,42 +90,42 @@ def test_a_scan_goes_by_the_threshold_of_the_index_that_took_the_folder_s_place(
 
 
 def test_what_is_emptied_during_a_scan_makes_nothing_clear(
-    screener: Screener, gallery: Gallery, pictures: Path, tmp_path: Path
+    screener: Screener, gallery: Gallery, images: Path, tmp_path: Path
 ) -> None:
     """As where an index is built anew in the folder's place: it is empty at first."""
     gallery.close()
     with Gallery.open(tmp_path / "idx", screener.bundle) as reader:
-        results = screener.screen([pictures], reader)
+        results = screener.screen([images], reader)
         next(results)
         (tmp_path / "idx").rename(tmp_path / "away")
         Gallery.create(tmp_path / "idx", screener.bundle).close()
-        with pytest.raises(GalleryError, match="holds no pictures"):
+        with pytest.raises(GalleryError, match="holds no images"):
             next(results)
 
 
-def test_batches_do_not_change_embeddings_or_order(screener: Screener, pictures: Path) -> None:
-    frames = [np.asarray(Image.open(path)) for path in sorted(pictures.iterdir())]
+def test_batches_do_not_change_embeddings_or_order(screener: Screener, images: Path) -> None:
+    frames = [np.asarray(Image.open(path)) for path in sorted(images.iterdir())]
     together = screener.encoder.embed(frames)
     for frame, embedding in zip(frames, together, strict=True):
         np.testing.assert_allclose(screener.encoder.embed([frame])[0], embedding, atol=1e-6)
 
 
-def test_one_bad_file_never_stops_a_scan(screener: Screener, gallery: Gallery, pictures: Path) -> None:
-    (pictures / "1.png").write_text("this is no picture")
-    (pictures / "2.png").write_bytes(b"")
-    (pictures / "3.png").write_bytes((pictures / "3.png").read_bytes()[:200])
-    Image.new("RGB", (50, 50), "white").save(pictures / "4.png")
-    results = list(screener.screen([pictures], gallery, threshold=0.9))
+def test_one_bad_file_never_stops_a_scan(screener: Screener, gallery: Gallery, images: Path) -> None:
+    (images / "1.png").write_text("this is no image")
+    (images / "2.png").write_bytes(b"")
+    (images / "3.png").write_bytes((images / "3.png").read_bytes()[:200])
+    Image.new("RGB", (50, 50), "white").save(images / "4.png")
+    results = list(screener.screen([images], gallery, threshold=0.9))
     assert [result.reason for result in results] == [
-        Reason.AT_OR_ABOVE_THRESHOLD, Reason.NOT_A_PICTURE, Reason.EMPTY_FILE, Reason.DAMAGED, Reason.BLANK,
+        Reason.AT_OR_ABOVE_THRESHOLD, Reason.NOT_AN_IMAGE, Reason.EMPTY_FILE, Reason.DAMAGED, Reason.BLANK,
         Reason.AT_OR_ABOVE_THRESHOLD,
     ]  # fmt: skip
     assert [result.verdict for result in results[1:5]] == [Verdict.ERROR] * 4
     assert all(result.detail for result in results[1:5])
 
 
-def test_every_frame_is_judged_and_a_long_picture_too(screener: Screener, gallery: Gallery, pictures: Path, tmp_path: Path) -> None:
-    frames = [Image.open(path).convert("RGB") for path in sorted(pictures.iterdir())] * 4
+def test_every_frame_is_judged_and_a_long_image_too(screener: Screener, gallery: Gallery, images: Path, tmp_path: Path) -> None:
+    frames = [Image.open(path).convert("RGB") for path in sorted(images.iterdir())] * 4
     blank = Image.new("RGB", frames[0].size, "black")
     frames[20] = blank
     frames[0].save(tmp_path / "many.tiff", save_all=True, append_images=frames[1:])
@@ -139,48 +137,48 @@ def test_every_frame_is_judged_and_a_long_picture_too(screener: Screener, galler
 
 
 def test_a_known_file_is_not_embedded_again(
-    screener: Screener, gallery: Gallery, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    screener: Screener, gallery: Gallery, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copytree(pictures, tmp_path / "elsewhere")
+    shutil.copytree(images, tmp_path / "elsewhere")
 
     def never(self: Encoder, batch: object) -> None:
         raise AssertionError("embedded again")
 
     monkeypatch.setattr(Encoder, "embed_resized", never)
-    assert [done.added for done in screener.index([pictures], gallery)] == [Added.KNOWN] * 6
+    assert [done.added for done in screener.index([images], gallery)] == [Added.KNOWN] * 6
     assert [done.added for done in screener.index([tmp_path / "elsewhere"], gallery)] == [Added.COPY] * 6
     assert len(gallery) == 12
 
 
-def test_equal_files_in_one_run_are_copies_of_the_first(screener: Screener, pictures: Path, tmp_path: Path) -> None:
-    shutil.copy(pictures / "0.png", pictures / "0-again.png")
+def test_equal_files_in_one_run_are_copies_of_the_first(screener: Screener, images: Path, tmp_path: Path) -> None:
+    shutil.copy(images / "0.png", images / "0-again.png")
     with Gallery.create(tmp_path / "other", screener.bundle) as gallery:
-        added = {Path(done.path).name: done.added for done in screener.index([pictures], gallery)}
+        added = {Path(done.path).name: done.added for done in screener.index([images], gallery)}
         assert sorted([added["0.png"], added["0-again.png"]]) == [Added.COPY, Added.NEW]
         assert gallery.describe()["distinct_vectors"] == 6
 
 
-def test_a_changed_picture_under_a_known_name_is_refused_alone(screener: Screener, gallery: Gallery, pictures: Path) -> None:
-    shutil.copy(pictures / "1.png", pictures / "0.png")
-    (changed, *others) = screener.index([pictures], gallery)
+def test_a_changed_image_under_a_known_name_is_refused_alone(screener: Screener, gallery: Gallery, images: Path) -> None:
+    shutil.copy(images / "1.png", images / "0.png")
+    (changed, *others) = screener.index([images], gallery)
     assert changed.added is None
     assert changed.errors[0][1] is Reason.KEY_CONFLICT
     assert {done.added for done in others} == {Added.KNOWN}
 
 
-def test_one_picture_that_breaks_its_batch_fails_alone(
-    screener: Screener, gallery: Gallery, pictures: Path, monkeypatch: pytest.MonkeyPatch
+def test_one_image_that_breaks_its_batch_fails_alone(
+    screener: Screener, gallery: Gallery, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = Encoder.embed_resized
-    cursed = preprocess.resize(np.asarray(Image.open(pictures / "2.png")), 64)
+    cursed = preprocess.resize(np.asarray(Image.open(images / "2.png")), 64)
 
     def breaks(self: Encoder, batch: np.ndarray) -> np.ndarray:
-        if any((picture == cursed).all() for picture in batch):
+        if any((image == cursed).all() for image in batch):
             raise EncodingError("the encoder gave values that are not finite")
         return real(self, batch)
 
     monkeypatch.setattr(Encoder, "embed_resized", breaks)
-    results = list(screener.screen([pictures], gallery, threshold=0.9))
+    results = list(screener.screen([images], gallery, threshold=0.9))
     assert [result.verdict for result in results].count(Verdict.MATCH) == 5
     assert results[2].reason is Reason.NOT_FINITE
 
@@ -202,13 +200,13 @@ def test_non_finite_outputs_are_refused(bundle: Bundle) -> None:
         Screener(bundle, session=Broken()).self_test()  # type: ignore[arg-type]
 
 
-def test_a_caller_may_bring_a_session(bundle: Bundle, pictures: Path, screener: Screener) -> None:
+def test_a_caller_may_bring_a_session(bundle: Bundle, images: Path, screener: Screener) -> None:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(bundle.variants["fp32"].graph), providers=["CPUExecutionProvider"])
     mine = Screener(bundle, session=session)
     assert mine.encoder.provider == "cpu"
-    np.testing.assert_allclose(mine.embed(pictures / "0.png"), screener.embed(pictures / "0.png"), atol=1e-6)
+    np.testing.assert_allclose(mine.embed(images / "0.png"), screener.embed(images / "0.png"), atol=1e-6)
 
 
 def test_an_encoder_does_not_survive_a_fork(screener: Screener, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,23 +216,21 @@ def test_an_encoder_does_not_survive_a_fork(screener: Screener, monkeypatch: pyt
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_a_forked_child_gets_one_clear_error_and_not_one_for_each_picture(
-    tiny_bundle: Path, pictures: Path, tmp_path: Path
-) -> None:
+def test_a_forked_child_gets_one_clear_error_and_not_one_for_each_image(tiny_bundle: Path, images: Path, tmp_path: Path) -> None:
     program = f"""
 import os, sys
 from lcmem_onnx.runtime.errors import UsageError
 from lcmem_onnx.runtime.gallery import Gallery
 from lcmem_onnx.runtime.screening import Screener
 screener = Screener({str(tiny_bundle)!r}, provider="cpu", threads=1)
-folder, pictures = {str(tmp_path / "idx")!r}, {str(pictures)!r}
+folder, images = {str(tmp_path / "idx")!r}, {str(images)!r}
 with Gallery.create(folder, screener.bundle) as gallery:
-    list(screener.index([pictures], gallery))
+    list(screener.index([images], gallery))
     if os.fork() == 0:
         for use in (
             lambda: list(screener.screen([pictures], gallery)),
             lambda: list(screener.screen([pictures], Gallery.open(folder, screener.bundle))),
-            lambda: list(screener.index([pictures], gallery)),
+            lambda: list(screener.index([images], gallery)),
         ):
             try:
                 print("results:", use())
@@ -255,7 +251,7 @@ with Gallery.create(folder, screener.bundle) as gallery:
 
 
 @pytest.mark.parametrize("bad", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((0, 4, 3), np.uint8)])
-def test_an_array_that_is_no_picture_is_refused(bad: np.ndarray, screener: Screener) -> None:
+def test_an_array_that_is_no_image_is_refused(bad: np.ndarray, screener: Screener) -> None:
     with pytest.raises(UsageError, match="RGB, uint8"):
         screener.embed(bad)
     with pytest.raises(UsageError, match="RGB, uint8"):
@@ -263,14 +259,14 @@ def test_an_array_that_is_no_picture_is_refused(bad: np.ndarray, screener: Scree
 
 
 def test_a_blank_array_is_refused(screener: Screener) -> None:
-    with pytest.raises(PictureError) as caught:
+    with pytest.raises(ImageError) as caught:
         screener.embed(np.full((9, 9, 3), 7, np.uint8))
     assert caught.value.reason is Reason.BLANK
 
 
-def test_stopping_early_leaves_what_was_reported_on_disk(screener: Screener, pictures: Path, tmp_path: Path) -> None:
+def test_stopping_early_leaves_what_was_reported_on_disk(screener: Screener, images: Path, tmp_path: Path) -> None:
     gallery = Gallery.create(tmp_path / "early", screener.bundle)
-    for count, _ in enumerate(screener.index([pictures], gallery), 1):
+    for count, _ in enumerate(screener.index([images], gallery), 1):
         if count == 3:
             break
     gallery.close()
@@ -278,10 +274,10 @@ def test_stopping_early_leaves_what_was_reported_on_disk(screener: Screener, pic
         assert len(again) == 3
 
 
-def test_errors_outside_pictures_are_said_at_once(screener: Screener, gallery: Gallery, pictures: Path, tmp_path: Path) -> None:
+def test_errors_outside_images_are_said_at_once(screener: Screener, gallery: Gallery, images: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="decides nothing"):
-        next(screener.screen([pictures], gallery, threshold=7))
+        next(screener.screen([images], gallery, threshold=7))
     with pytest.raises(UsageError, match="0 matches"):
-        next(screener.screen([pictures], gallery, top=0))
+        next(screener.screen([images], gallery, top=0))
     results = list(screener.screen([tmp_path / "nothing", tmp_path], gallery))
     assert results[0].reason is Reason.NOT_FOUND

@@ -350,11 +350,11 @@ def test_an_export_takes_the_checkpoints_tail_or_the_options(tiny_checkpoint: Pa
 
 
 @pytest.fixture
-def gallery(tailed: Path, pictures: Path, tmp_path: Path) -> Path:
+def gallery(tailed: Path, images: Path, tmp_path: Path) -> Path:
     """An index of six images in two groups."""
     screener = Screener(tailed)
     with Gallery.create(tmp_path / "idx", screener.bundle) as opened:
-        names = sorted(pictures.iterdir())
+        names = sorted(images.iterdir())
         assert len(list(screener.index(names[:4], opened, name="ward-a"))) == 4
         assert len(list(screener.index(names[4:], opened, name="ward-b"))) == 2
     return tmp_path / "idx"
@@ -413,8 +413,8 @@ def lcmem(*arguments: str | Path) -> Result:
     return done
 
 
-def test_a_scan_uses_it_and_says_what_it_means(gallery: Path, tailed: Path, pictures: Path) -> None:
-    common = ("scan", pictures / "0.png", "--index", gallery, "--bundle", tailed, "-q")
+def test_a_scan_uses_it_and_says_what_it_means(gallery: Path, tailed: Path, images: Path) -> None:
+    common = ("scan", images / "0.png", "--index", gallery, "--bundle", tailed, "-q")
     rate = 1 - 0.95 ** (1 / 6)
     (line,) = (json.loads(text) for text in lcmem(*common, "--json").stdout.splitlines() if '"path"' in text)
     assert line["threshold_source"] == "strangers"
@@ -433,21 +433,21 @@ def test_a_scan_uses_it_and_says_what_it_means(gallery: Path, tailed: Path, pict
 
 
 @pytest.mark.parametrize("fpir", ["0", "1", "-1", "nan", "5"])
-def test_a_share_out_of_range_is_one_line(fpir: str, gallery: Path, tailed: Path, pictures: Path) -> None:
-    done = lcmem("scan", pictures, "--index", gallery, "--bundle", tailed, "--fpir", fpir, "-q")
+def test_a_share_out_of_range_is_one_line(fpir: str, gallery: Path, tailed: Path, images: Path) -> None:
+    done = lcmem("scan", images, "--index", gallery, "--bundle", tailed, "--fpir", fpir, "-q")
     assert done.exit_code == 2
     assert done.stderr.count("\n") == 1
     assert "share between 0 and 1" in done.stderr
 
 
-def test_a_share_without_a_tail_is_one_line(gallery: Path, tiny_bundle: Path, pictures: Path) -> None:
-    done = lcmem("scan", pictures, "--index", gallery, "--bundle", tiny_bundle, "--fpir", "0.05", "-q")
+def test_a_share_without_a_tail_is_one_line(gallery: Path, tiny_bundle: Path, images: Path) -> None:
+    done = lcmem("scan", images, "--index", gallery, "--bundle", tiny_bundle, "--fpir", "0.05", "-q")
     assert (done.exit_code, done.stdout) == (2, "")
     assert "has no strangers' tail" in done.stderr
 
 
-def test_comparing_two_images_is_a_gallery_of_one(tailed: Path, tiny_bundle: Path, pictures: Path) -> None:
-    common = ("compare", pictures / "0.png", pictures / "1.png")
+def test_comparing_two_images_is_a_gallery_of_one(tailed: Path, tiny_bundle: Path, images: Path) -> None:
+    common = ("compare", images / "0.png", images / "1.png")
     document = json.loads(lcmem(*common, "--bundle", tailed, "--json", "-q").stdout)
     assert (document["threshold"], document["threshold_source"]) == (pytest.approx(score_of(-3.0)), "strangers")
     said = " ".join(lcmem(*common, "--bundle", tailed, "-q").stdout.split())
@@ -458,9 +458,9 @@ def test_comparing_two_images_is_a_gallery_of_one(tailed: Path, tiny_bundle: Pat
     assert (document["threshold"], document["threshold_source"]) == (0.5, "bundle")
 
 
-def test_comparing_two_images_takes_a_share(tailed: Path, tiny_bundle: Path, pictures: Path) -> None:
+def test_comparing_two_images_takes_a_share(tailed: Path, tiny_bundle: Path, images: Path) -> None:
     """Of a gallery of one, the share of flagged strangers is the rate of the pairs."""
-    common = ("compare", pictures / "0.png", pictures / "1.png", "--fpir", "0.001")
+    common = ("compare", images / "0.png", images / "1.png", "--fpir", "0.001")
     expected = score_of(-3.0 + 0.4 * math.log(10))
     document = json.loads(lcmem(*common, "--bundle", tailed, "--json", "-q").stdout)
     assert (document["threshold"], document["threshold_source"]) == (pytest.approx(expected), "strangers")
@@ -468,7 +468,7 @@ def test_comparing_two_images_takes_a_share(tailed: Path, tiny_bundle: Path, pic
     assert f"threshold {expected:.4g}: at most about 0.1 % of strangers' images flagged in a gallery of 1" in said
     document = json.loads(lcmem(*common, "--bundle", tailed, "--threshold", "0.7", "--json", "-q").stdout)
     assert (document["threshold"], document["threshold_source"]) == (0.7, "given")
-    one, other = (pictures / f"{number}.png" for number in range(2))
+    one, other = (images / f"{number}.png" for number in range(2))
     assert Screener(tailed).compare(one, other, fpir=0.001).threshold == pytest.approx(expected)
     refused = lcmem(*common, "--bundle", tiny_bundle)
     assert (refused.exit_code, refused.stdout) == (2, "")
@@ -476,8 +476,8 @@ def test_comparing_two_images_takes_a_share(tailed: Path, tiny_bundle: Path, pic
 
 
 @pytest.mark.parametrize("fpir", ["0", "1", "-0.1", "nan", "5"])
-def test_comparing_refuses_a_share_out_of_range(fpir: str, tailed: Path, pictures: Path) -> None:
-    done = lcmem("compare", pictures / "0.png", pictures / "1.png", "--bundle", tailed, "--fpir", fpir)
+def test_comparing_refuses_a_share_out_of_range(fpir: str, tailed: Path, images: Path) -> None:
+    done = lcmem("compare", images / "0.png", images / "1.png", "--bundle", tailed, "--fpir", fpir)
     assert (done.exit_code, done.stdout) == (2, "")
     assert "give a share between 0 and 1" in done.stderr
 
@@ -548,19 +548,19 @@ def test_the_gateway_screens_with_it(gallery: Path, tailed: Path, tmp_path: Path
     assert outcome.threshold_source is ThresholdSource.STRANGERS
 
 
-def test_an_audit_without_a_hold_out_uses_it(tailed: Path, pictures: Path, tmp_path: Path) -> None:
+def test_an_audit_without_a_hold_out_uses_it(tailed: Path, images: Path, tmp_path: Path) -> None:
     pytest.importorskip("jinja2")
     pytest.importorskip("scipy")
     released = tmp_path / "released"
     released.mkdir()
-    shutil.copy(pictures / "0.png", released)
-    common = ("audit", "--released", released, "--reference", pictures, "--bundle", tailed, "-q")
+    shutil.copy(images / "0.png", released)
+    common = ("audit", "--released", released, "--reference", images, "--bundle", tailed, "-q")
     assert lcmem(*common, "--out", tmp_path / "report", "--fpir", "0.2").exit_code == 1
     report = json.loads((tmp_path / "report" / "report.json").read_text(encoding="utf-8"))
     assert report["threshold"]["basis"] == report["by_chance"]["basis"] == "strangers"
     rate = 1 - 0.8 ** (1 / 6)
     assert report["threshold"]["value"] == pytest.approx(score_of(-3.0 + 0.4 * max(0.0, math.log(1e-2 / rate))))
-    done = lcmem(*common, "--out", tmp_path / "other", "--fpir", "0.2", "--holdout", pictures)
+    done = lcmem(*common, "--out", tmp_path / "other", "--fpir", "0.2", "--holdout", images)
     assert done.exit_code == 2
     assert "leave --fpir away" in done.stderr
 

@@ -27,11 +27,11 @@ from lcmem_onnx.models.train import loop  # noqa: E402
 from lcmem_onnx.models.train.__main__ import train  # noqa: E402
 from lcmem_onnx.models.train.augment import AUGMENTATIONS  # noqa: E402
 from lcmem_onnx.models.train.config import Config, read_config  # noqa: E402
+from lcmem_onnx.models.train.images import Identity, ImageSet, identities, listed  # noqa: E402
 from lcmem_onnx.models.train.latents import cached_latents  # noqa: E402
 from lcmem_onnx.models.train.loop import finished  # noqa: E402
 from lcmem_onnx.models.train.maps import PairedMaps, Views, _turned, cached_maps  # noqa: E402
-from lcmem_onnx.models.train.pairs import PairedPictures, chosen_identities  # noqa: E402
-from lcmem_onnx.models.train.pictures import Identity, Pictures, identities, listed  # noqa: E402
+from lcmem_onnx.models.train.pairs import PairedImages, chosen_identities  # noqa: E402
 from lcmem_onnx.models.train.stages import PairLoss, network_for  # noqa: E402
 from lcmem_onnx.runtime.images.preprocess import resize  # noqa: E402
 from PIL import Image  # noqa: E402
@@ -42,7 +42,7 @@ SETTINGS = """
 lists = ["{folder}/pictures/list.csv"]
 chunk = 4
 window = 0.5
-same_picture = 0.3
+same_image = 0.3
 unaltered = 0.5
 [network]
 image_size = 64
@@ -75,7 +75,7 @@ validation_pairs = 16
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures, and an autoencoder trained for a few steps."""
+    """Images, and an autoencoder trained for a few steps."""
     folder = tmp_path_factory.mktemp("training")
     generate(folder / "pictures", {"TRAIN": Amounts(8, 24, 2), "VAL": Amounts(4, 8, 2)}, 64)
     train(config_of(folder, "autoencoder"))
@@ -150,7 +150,7 @@ def test_a_recipe_extends_another(tmp_path: Path) -> None:
         ("[training]\nsteps = -1", r"training.steps is -1; it must be 0 or more"),
         ("[training]\npatience = 0", r"training.patience is 0; it must be 1 or more"),
         ("[training]\nvalidation_pairs = 0", r"training.validation_pairs is 0; it must be 2 or more"),
-        ("[data]\nlists = ['a']\nsame_picture = 1.5", r"data.same_picture is 1.5; it must be in \[0, 1\]"),
+        ("[data]\nlists = ['a']\nsame_picture = 1.5", r"data.same_image is 1.5; it must be in \[0, 1\]"),
         ("[data]\nlists = ['a']\nwindow = 0", r"data.window is 0.0; it must be in \(0, 1\]"),
         ("[data]\nlists = ['a']\nworkers = -1", r"data.workers is -1; it must be 0 or more"),
         ("[data]\nlists = ['a']\nweights = {a = 0}", r"data.weights is \{'a': 0.0\}; it must be above 0"),
@@ -280,12 +280,12 @@ def test_maps_are_the_networks_own_whole_windowed_and_altered(folder: Path, whol
     rows, network = listed(config.data, "VAL"), network_for(config)
     views = Views(config, rows)
     maps = cached_maps(network, config, rows, views, folder / "maps", torch.device("cpu"), 1)
-    assert len(maps) == sum(9 if row.ds_name == "scenes" else 2 for row in rows), "three pictures of a scene, each with two copies"
-    pictures = Pictures(rows, 64)
+    assert len(maps) == sum(9 if row.ds_name == "scenes" else 2 for row in rows), "three images of a scene, each with two copies"
+    images = ImageSet(rows, 64)
     number = next(at for at, row in enumerate(rows) if row.ds_name == "scenes") + 1
-    window = pictures.window(number, config.data.window, np.random.default_rng([1, number, 2]))
+    window = images.window(number, config.data.window, np.random.default_rng([1, number, 2]))
     copy = AUGMENTATIONS["wide"](window, np.random.default_rng([1, number, 2, 1]))
-    for part, which, pixels in ((0, 0, pictures.whole(number)), (2, 0, window), (2, 1, copy)):
+    for part, which, pixels in ((0, 0, images.whole(number)), (2, 0, window), (2, 1, copy)):
         with torch.no_grad():
             x = network.latents(torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255)
             assert np.abs(network.model.early(x, 6)[0].numpy() - maps[views.slot(number, part, which)]).max() < 5e-3  # float16
@@ -325,8 +325,8 @@ def test_the_room_of_a_cache_is_reserved(folder: Path, whole: Path) -> None:
 
 
 def test_turned_windows_are_in_the_squares_eight_positions(folder: Path, whole: Path) -> None:
-    picture = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
-    positions = {_turned(picture, np.random.default_rng(seed)).tobytes() for seed in range(100)}
+    image = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+    positions = {_turned(image, np.random.default_rng(seed)).tobytes() for seed in range(100)}
     assert len(positions) == 8
     config = last_layers(folder, whole, "last", "data.turned=true")
     rows, network = listed(config.data, "VAL"), network_for(config)
@@ -336,7 +336,7 @@ def test_turned_windows_are_in_the_squares_eight_positions(folder: Path, whole: 
         for name, each in (("plain", last_layers(folder, whole, "last")), ("turned", config))
     )
     at = next(at for at, row in enumerate(rows) if row.ds_name == "scenes")
-    assert (plain[views.slot(at, 0, 0)] == turned[views.slot(at, 0, 0)]).all(), "whole pictures are not turned"
+    assert (plain[views.slot(at, 0, 0)] == turned[views.slot(at, 0, 0)]).all(), "whole images are not turned"
     assert (plain != turned).any()
 
 
@@ -445,9 +445,9 @@ def test_an_unreadable_image_ends_the_training_in_one_line_and_nothing_is_lost(f
     whole = train(config)
     trained_on = listed(config.data, "TRAIN")
     owners = identities(trained_on)
-    order = PairedPictures(config, Pictures(trained_on, 64), owners, 32, batch=8, seed=0)._order
+    order = PairedImages(config, ImageSet(trained_on, 64), owners, 32, batch=8, seed=0)._order
     late = next(number for number in order[8:] if number not in order[:8])
-    broken = trained_on[owners[late].pictures[0]]
+    broken = trained_on[owners[late].images[0]]
     (tmp_path / broken.name).write_bytes(b"no image")
     for workers in (1, 0):  # in a loading process too, whose errors arrive as tracebacks
         with pytest.raises(FileListError, match=rf"{Path(broken.name).name} cannot be read: .*take it off the list$") as caught:
@@ -522,9 +522,9 @@ def test_blocks_that_a_start_lacks_begin_as_doing_nothing_and_learn(folder: Path
         network_for(last_layers(folder, whole, "", *deeper))
     grown = network_for(last_layers(folder, whole, "", *deeper, "network.grown=true")).eval()
     before = load_lcmem(whole).network.eval()
-    pictures = torch.rand(2, 3, 64, 64)
+    images = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
-        assert torch.equal(grown.embed(pictures), before.embed(pictures))
+        assert torch.equal(grown.embed(images), before.embed(images))
     with pytest.raises(TrainingError, match=r"grown adds model\.features\.5\.1, which network\.frozen keeps from learning"):
         network_for(last_layers(folder, whole, "", *deeper, "network.grown=true", "network.frozen=6"))
     torchvisions = {key.removeprefix("model."): value for key, value in before.state_dict().items() if key.startswith("model.")}
@@ -560,11 +560,11 @@ def test_latents_are_the_networks_own_and_computed_once(folder: Path, monkeypatc
     config = config_of(folder, "1")
     rows, network = listed(config.data, "VAL"), network_for(config)
     latents = cached_latents(network, rows, 64, folder / "cache", torch.device("cpu"))
-    pictures = Pictures(rows, 64)
-    pixels = torch.from_numpy(pictures.whole(3)).permute(2, 0, 1)[None].float() / 255
+    images = ImageSet(rows, 64)
+    pixels = torch.from_numpy(images.whole(3)).permute(2, 0, 1)[None].float() / 255
     with torch.no_grad():
         assert np.abs(network.latents(pixels)[0].numpy() - latents[3]).max() < 2e-3  # float16
-    monkeypatch.setattr(latents_module, "Pictures", None)  # nothing may be read again
+    monkeypatch.setattr(latents_module, "ImageSet", None)  # nothing may be read again
     assert (cached_latents(network, rows, 64, folder / "cache", torch.device("cpu")) == latents).all()
 
 
@@ -572,15 +572,15 @@ def test_a_half_filled_cache_is_filled_and_one_of_another_vae_thrown_away(folder
     config = config_of(folder, "1")
     rows, network = listed(config.data, "VAL"), network_for(config)
     monkeypatch.setattr(latents_module, "AT_ONCE", 4)
-    original, calls, kill = latents_module.Pictures, [], [True]
+    original, calls, kill = latents_module.ImageSet, [], [True]
 
-    def counting(chosen: list, size: int) -> Pictures:
+    def counting(chosen: list, size: int) -> ImageSet:
         calls.append(len(chosen))
         if kill and len(calls) == 2:
             raise KeyboardInterrupt
         return original(chosen, size)
 
-    monkeypatch.setattr(latents_module, "Pictures", counting)
+    monkeypatch.setattr(latents_module, "ImageSet", counting)
     with pytest.raises(KeyboardInterrupt):
         cached_latents(network, rows, 64, folder / "half", torch.device("cpu"))
     kill.clear()
@@ -593,7 +593,7 @@ def test_a_half_filled_cache_is_filled_and_one_of_another_vae_thrown_away(folder
     assert sum(calls) == len(rows)
 
 
-def test_a_cache_is_thrown_away_when_a_picture_is_another(folder: Path, tmp_path: Path) -> None:
+def test_a_cache_is_thrown_away_when_an_image_is_another(folder: Path, tmp_path: Path) -> None:
     rows = [replace(row, path=tmp_path / row.path.name) for row in listed(config_of(folder, "1").data, "VAL")]
     for row in rows:
         row.path.write_bytes((folder / "pictures" / row.name).read_bytes())
@@ -623,11 +623,11 @@ def test_lists_that_cannot_be_trained_on(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "leak.csv").write_text("\n".join(lines), encoding="utf-8")
     with pytest.raises(FileListError, match="in more than one split of the lists"):
         listed(replace(config.data, lists=(config.data.lists[0], tmp_path / "leak.csv")), "TRAIN")
-    (tmp_path / "bad.png").write_bytes(b"no picture")
+    (tmp_path / "bad.png").write_bytes(b"no image")
     with pytest.raises(FileListError, match=r"bad.png cannot be read"):
-        Pictures([replace(rows[0], path=tmp_path / "bad.png")], 64).whole(0)
+        ImageSet([replace(rows[0], path=tmp_path / "bad.png")], 64).whole(0)
     with pytest.raises(FileListError, match=r"gone.png cannot be read: .*take it off the list"):
-        Pictures([replace(rows[0], path=tmp_path / "gone.png")], 64).original(0)
+        ImageSet([replace(rows[0], path=tmp_path / "gone.png")], 64).original(0)
 
 
 def test_images_are_resized_as_inference_does_it(tmp_path: Path) -> None:
@@ -637,21 +637,21 @@ def test_images_are_resized_as_inference_does_it(tmp_path: Path) -> None:
     for name, pixels in (("large", large), ("small", small)):
         Image.fromarray(pixels).save(tmp_path / f"{name}.png")
         rows.append(Listed("TRAIN", name, f"{name}.png", tmp_path / f"{name}.png"))
-    pictures = Pictures(rows, 64)
+    images = ImageSet(rows, 64)
     for number, pixels in enumerate((large, small)):
-        assert (pictures.original(number) == pixels).all()
-        assert (pictures.whole(number) == resize(pixels, 64)).all()
-    assert pictures.working(0).shape == (96, 133, 3), "no larger than one and a half times the network's input"
-    assert (pictures.working(1) == small).all()
+        assert (images.original(number) == pixels).all()
+        assert (images.whole(number) == resize(pixels, 64)).all()
+    assert images.working(0).shape == (96, 133, 3), "no larger than one and a half times the network's input"
+    assert (images.working(1) == small).all()
 
 
-def test_windows_lie_in_the_picture_and_pictures_keep_their_numbers(folder: Path) -> None:
+def test_windows_lie_in_the_image_and_images_keep_their_numbers(folder: Path) -> None:
     rows = listed(config_of(folder, "1").data, "TRAIN")
-    pictures, rng = Pictures(rows, 32), np.random.default_rng(0)
+    images, rng = ImageSet(rows, 32), np.random.default_rng(0)
     groups = identities(rows)
-    assert sorted(number for group in groups for number in group.pictures) == list(range(len(rows)))
+    assert sorted(number for group in groups for number in group.images) == list(range(len(rows)))
     for number in range(8):
-        assert pictures.window(number, 0.2, rng).shape == pictures.whole(number).shape == (32, 32, 3)
+        assert images.window(number, 0.2, rng).shape == images.whole(number).shape == (32, 32, 3)
 
 
 def test_the_command_says_what_is_wrong_in_one_line(tmp_path: Path) -> None:

@@ -101,14 +101,14 @@ def images(tmp_path: Path) -> Path:
     folder = tmp_path / "images"
     folder.mkdir()
     for seed in range(6):
-        picture(seed).save(folder / f"{seed}.png")
+        image(seed).save(folder / f"{seed}.png")
     dataset = pydicom.dcmread(str(get_testdata_file("CT_small.dcm")))
     dataset.PatientID = "4711"
     dataset.save_as(folder / "ct.dcm")
     return folder
 
 
-def picture(seed: int) -> Image.Image:
+def image(seed: int) -> Image.Image:
     smooth = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
     return Image.fromarray(smooth).resize((80, 70), Image.Resampling.BICUBIC)
 
@@ -186,7 +186,7 @@ def test_rows_that_are_current_are_neither_read_nor_changed(images: Path, screen
 def test_groups_copies_and_several_frames_stay(images: Path, screener: Screener, tmp_path: Path) -> None:
     bundle, folder = screener.bundle, tmp_path / "idx"
     pages = images / "pages.tif"
-    picture(20).save(pages, save_all=True, append_images=[picture(21), picture(22)])
+    image(20).save(pages, save_all=True, append_images=[image(21), image(22)])
     shutil.copy(images / "0.png", images / "copy.png")
     with Gallery.create(folder, bundle) as gallery:
         gallery.add(entry(pages, bundle.features, frames=3, gallery="north"))
@@ -317,7 +317,7 @@ def lacking(images: Path, screener: Screener, tmp_path: Path) -> Path:
         gallery.add(entry(broken, bundle.features, 4))
         gallery.add(replace(entry(images / "5.png", bundle.features, 5), key="sop:" + "0" * 32))
     (images / "0.png").unlink()
-    picture(30).save(images / "1.png")
+    image(30).save(images / "1.png")
     return folder
 
 
@@ -359,7 +359,7 @@ def test_what_is_lost_may_be_kept_as_it_was_within_a_bundle(lacking: Path, scree
 def test_a_frame_that_is_lost_is_listed_and_the_others_are_kept(images: Path, screener: Screener, tmp_path: Path) -> None:
     bundle, folder, pages = screener.bundle, tmp_path / "idx", images / "pages.tif"
     flat = Image.new("RGB", (80, 70), (9, 9, 9))
-    picture(20).save(pages, save_all=True, append_images=[flat, picture(22)])
+    image(20).save(pages, save_all=True, append_images=[flat, image(22)])
     aged(folder, bundle, [pages], frames=3)
     (lost,) = upgrade_index(folder, screener).unavailable
     assert (lost.reason, lost.detail.startswith("frame 1: ")) == ("blank", True)
@@ -375,8 +375,8 @@ def test_a_frame_that_the_file_no_longer_has_is_lost(images: Path, screener: Scr
 
 def test_the_next_attempt_finds_what_was_restored(lacking: Path, images: Path, screener: Screener) -> None:
     assert len(upgrade_index(lacking, screener).unavailable) == 4
-    picture(0).save(images / "0.png")
-    picture(1).save(images / "1.png")
+    image(0).save(images / "0.png")
+    image(1).save(images / "1.png")
     assert {each.reason for each in upgrade_index(lacking, screener).unavailable} == {"damaged", "not-a-file-name"}
 
 
@@ -394,13 +394,13 @@ def test_every_image_is_counted_once(
     with Gallery.create(folder, screener.bundle) as gallery:
         for number, (kind, current) in enumerate(kinds):
             path = base / f"{number}.png"
-            picture(number).save(path)
+            image(number).save(path)
             one = replace(entry(path, screener.bundle.features, number), reader=READER_VERSION if current else 1)
             gallery.add(replace(one, key=f"name {number}") if kind == "no name" else one)
             if kind == "gone":
                 path.unlink()
             elif kind == "changed":
-                picture(number + 50).save(path)
+                image(number + 50).save(path)
     for _ in range(1 + twice):
         before = rows(folder, screener.bundle)
         done = upgrade_index(folder, screener, missing=missing)
@@ -464,7 +464,7 @@ def test_killed_again_and_again_at_any_moment_it_comes_to_its_end(screener: Scre
     bundle, many = screener.bundle, tmp_path / "many"
     many.mkdir()
     for seed in range(60):
-        picture(seed).save(many / f"{seed}.png")
+        image(seed).save(many / f"{seed}.png")
     folder = aged(tmp_path / "idx", bundle, many.iterdir())
     old, wanted = rows(folder, bundle), fresh(tmp_path / "fresh", screener, many.iterdir())
     command = [sys.executable, "-c", PROGRAM, folder, GOLDEN / "bundle", "never"]

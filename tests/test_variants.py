@@ -143,8 +143,8 @@ def test_doctor_times_them_and_says_what_runs(tiny_bundle: Path, cache: Path) ->
     assert (cache / benchmark_cache.FILE).exists()
 
 
-def test_a_variant_is_chosen_on_the_command_line(tiny_bundle: Path, pictures: Path) -> None:
-    scan = ["scan", str(pictures / "0.png"), "--against", str(pictures), "--bundle", str(tiny_bundle), "--json"]
+def test_a_variant_is_chosen_on_the_command_line(tiny_bundle: Path, images: Path) -> None:
+    scan = ["scan", str(images / "0.png"), "--against", str(images), "--bundle", str(tiny_bundle), "--json"]
     for variant in ("fp16", "int8"):
         result = CliRunner().invoke(main, [*scan, "--variant", variant])
         assert result.exit_code == 1, result.output

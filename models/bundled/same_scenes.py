@@ -1,8 +1,8 @@
 """Photographs of one scene under several names: stereo pairs, crops, framed, turned and retouched versions.
 
 A perceptual hash does not see that they belong together. They were found with a copy detector (SSCD, a cosine of .545 or more, as
-they are or upside down) among the pictures that `photographs` collects; every pair that looked alike to it is here, also a few that
-only resemble each other. Names are the pictures' identities, hashes of package and path.
+they are or upside down) among the images that `photographs` collects; every pair that looked alike to it is here, also a few that
+only resemble each other. Names are the images' identities, hashes of package and path.
 """
 
 from __future__ import annotations

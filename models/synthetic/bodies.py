@@ -53,9 +53,9 @@ def another_body(slice_: Pixels, rng: np.random.Generator) -> Pixels:
 
 
 def bodies(slices: Sequence[Listed], out: Path, count: int, first: int = 0) -> list[Listed]:
-    """Write `count` other bodies of each slice, and `list.csv`, into `out`; each picture is an identity of its own.
+    """Write `count` other bodies of each slice, and `list.csv`, into `out`; each image is an identity of its own.
 
-    A picture is a function of the slice's place in the list and its own number, counted from `first`.
+    An image is a function of the slice's place in the list and its own number, counted from `first`.
 
     Raises:
         TrainingError: there are no slices, one cannot be read, or `out` cannot be written.
@@ -68,7 +68,7 @@ def bodies(slices: Sequence[Listed], out: Path, count: int, first: int = 0) -> l
         for place, row in enumerate(tqdm(slices, desc="bodies", disable=None)):
             read = cv2.imread(str(row.path), cv2.IMREAD_GRAYSCALE)
             if read is None:
-                raise TrainingError(f"{row.path} cannot be read as a picture: fetch it again")
+                raise TrainingError(f"{row.path} cannot be read as an image: fetch it again")
             slice_ = np.asarray(read, np.uint8)
             for number in range(first, first + count):
                 name = f"pictures/{place:04d}-{number:02d}.png"

@@ -22,7 +22,7 @@ TEXTURE_SIZE = 256
 
 @dataclass(frozen=True)
 class Visit:
-    """What differs between two pictures of one person. Lengths are in half picture widths, angles in radians."""
+    """What differs between two images of one person. Lengths are in half image widths, angles in radians."""
 
     turn: float
     scale: tuple[float, float]

@@ -1,7 +1,7 @@
-"""Generated pictures as files and a file list: `python -m lcmem_onnx.models.synthetic.generate --out DIR`.
+"""Generated images as files and a file list: `python -m lcmem_onnx.models.synthetic.generate --out DIR`.
 
-Scenes (dead leaves, fractal noise, drawn shapes, text) are photograph-like, one picture an identity; phantoms are
-radiograph-like, several visits an identity. A picture is a function of its seed alone, and the splits take their seeds from
+Scenes (dead leaves, fractal noise, drawn shapes, text) are photograph-like, one image an identity; phantoms are
+radiograph-like, several visits an identity. An image is a function of its seed alone, and the splits take their seeds from
 disjoint ranges: the same command gives the same files, and no identity is in two splits.
 """
 
@@ -41,7 +41,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 @dataclass(frozen=True)
 class Amounts:
-    """How many pictures of each sort a split gets."""
+    """How many images of each sort a split gets."""
 
     scenes: int
     identities: int
@@ -53,7 +53,7 @@ class Amounts:
 
 @dataclass(frozen=True)
 class Order:
-    """One picture to be made; what it shows follows from its seeds."""
+    """One image to be made; what it shows follows from its seeds."""
 
     row: Listed
     seed: int
@@ -62,13 +62,13 @@ class Order:
 
 
 def generate(out: Path, amounts: Mapping[str, Amounts], size: int, beyond: int = 0) -> list[Listed]:
-    """Write all pictures and `list.csv` into `out`, one process a CPU; files that are there already are left as they are.
+    """Write all images and `list.csv` into `out`, one process a CPU; files that are there already are left as they are.
 
     Args:
         beyond: scenes and identities of TRAIN that are passed over, for new ones where a training has seen as many.
 
     Raises:
-        TrainingError: amounts or size out of range, pictures of another size are there already, or `out` cannot be written.
+        TrainingError: amounts or size out of range, images of another size are there already, or `out` cannot be written.
     """
     for split, wanted in amounts.items():
         most = MOST - beyond if split == "TRAIN" else MOST
@@ -79,7 +79,7 @@ def generate(out: Path, amounts: Mapping[str, Amounts], size: int, beyond: int =
         if other := set(wanted.kinds) - set(KINDS):
             raise TrainingError(f"{split}: no phantom is a {', '.join(sorted(other))}; there are {', '.join(KINDS)}")
     if size < SMALLEST:
-        raise TrainingError(f"a picture of {size} pixels a side is too small to draw in: {SMALLEST} or more")
+        raise TrainingError(f"an image of {size} pixels a side is too small to draw in: {SMALLEST} or more")
     try:
         return _generated(out, amounts, size, {**FIRST_SEEDS, "TRAIN": FIRST_SEEDS["TRAIN"] + beyond})
     except OSError as error:
@@ -98,12 +98,12 @@ def _generated(out: Path, amounts: Mapping[str, Amounts], size: int, firsts: Map
             todo.append(order)
         elif (side := _side(order.row.path)) != size:
             raise TrainingError(
-                f"{order.row.path} is there already, {side or 'not a whole picture, 0'} pixels wide, where {size} are wanted: "
+                f"{order.row.path} is there already, {side or 'not a whole image, 0'} pixels wide, where {size} are wanted: "
                 "choose another folder, or remove this one"
             )
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with _safe_path(), ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as processes:
-        for _ in tqdm(processes.map(_draw, todo, chunksize=BUNCH), total=len(todo), desc="pictures", disable=None):
+        for _ in tqdm(processes.map(_draw, todo, chunksize=BUNCH), total=len(todo), desc="images", disable=None):
             pass
     rows = [order.row for order in orders]
     write_file_list(out / "list.csv", rows)
@@ -172,13 +172,13 @@ def write_png(path: Path, pixels: NDArray[np.uint8]) -> None:
 
 
 @click.command(cls=Ending, context_settings={"show_default": True})
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder for pictures and list.csv.")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder for images and list.csv.")
 @click.option("--scenes", type=COUNT, default=4000, help="Scenes to train on.")
 @click.option("--identities", type=COUNT, default=8000, help="Phantom identities to train on.")
-@click.option("--visits", type=click.IntRange(min=1), default=4, help="Pictures of each identity, in every split.")
+@click.option("--visits", type=click.IntRange(min=1), default=4, help="Images of each identity, in every split.")
 @click.option("--val", type=COUNT, default=300, help="Scenes, and identities, of the validation split.")
 @click.option("--test", type=COUNT, default=700, help="Scenes, and identities, of the test split.")
-@click.option("--size", type=click.IntRange(min=SMALLEST), default=256, help="Side of a picture, in pixels.")
+@click.option("--size", type=click.IntRange(min=SMALLEST), default=256, help="Side of an image, in pixels.")
 def main(out: Path, scenes: int, identities: int, visits: int, val: int, test: int, size: int) -> None:
     """Draw scenes and phantoms to train and to measure on."""
     amounts = {
@@ -187,7 +187,7 @@ def main(out: Path, scenes: int, identities: int, visits: int, val: int, test: i
         "TEST": Amounts(test, test, visits),
     }
     rows = generate(out, amounts, size)
-    click.echo(f"{len(rows)} pictures, listed in {out / 'list.csv'}", err=True)
+    click.echo(f"{len(rows)} images, listed in {out / 'list.csv'}", err=True)
 
 
 if __name__ == "__main__":

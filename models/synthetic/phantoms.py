@@ -1,15 +1,15 @@
 """Radiograph-like phantoms: the anatomy is the identity, everything else is the visit.
 
-A phantom is a pure function of two seeds. The identity's seed fixes the kind of picture (chest, hand, knee, skull, head slice,
+A phantom is a pure function of two seeds. The identity's seed fixes the kind of image (chest, hand, knee, skull, head slice,
 abdominal slice, slice through a random volume) and every length, angle, curve and texture of the anatomy. The visit's seed
 fixes what changes between two examinations of one person:
 
-* pose: turned by up to 8 degrees, 15 % larger or smaller, moved by up to a twentieth of the picture, breath, a little softness;
-* field: half of the pictures show a part of it, 72 to 100 % of the area, enlarged, or have black collimation;
+* pose: turned by up to 8 degrees, 15 % larger or smaller, moved by up to a twentieth of the image, breath, a little softness;
+* field: half of the images show a part of it, 72 to 100 % of the area, enlarged, or have black collimation;
 * exposure and window: quantiles, gamma, scatter, sharpening, noise, side marker;
-* findings (nodule, shadowing, fluid) and devices (pacemaker, tubes, electrodes), in half and in a third of the pictures.
+* findings (nodule, shadowing, fluid) and devices (pacemaker, tubes, electrodes), in half and in a third of the images.
 
-It is a cartoon of projection: enough to pose the problem of re-identification (pictures of one kind look alike, and identity is
+It is a cartoon of projection: enough to pose the problem of re-identification (images of one kind look alike, and identity is
 in small differences of shape), not a model of X-ray physics.
 """
 
@@ -40,7 +40,7 @@ LARGEST_SCALE = 0.15
 
 
 class Anatomy(Protocol):
-    """Draws one kind of picture: `rng` is the identity's, the film holds the visit."""
+    """Draws one kind of image: `rng` is the identity's, the film holds the visit."""
 
     def __call__(self, rng: np.random.Generator, film: Film) -> None: ...
 
@@ -73,16 +73,16 @@ PROJECTIONS = ("chest", "hand", "knee", "skull")
 
 
 def kind_of(identity: int) -> str:
-    """The kind of picture that this identity's phantoms are, a key of `KINDS`."""
+    """The kind of image that this identity's phantoms are, a key of `KINDS`."""
     rng = np.random.default_rng([0x1DE27, identity])
     return str(rng.choice(list(KINDS), p=[share for share, _ in KINDS.values()]))
 
 
 def phantom(identity: int, visit: int, size: int = 256) -> Pixels:
-    """One radiograph-like picture, (size, size, 3) uint8, its three channels equal.
+    """One radiograph-like image, (size, size, 3) uint8, its three channels equal.
 
     Args:
-        identity: seed of the anatomy; pictures with the same one are "the same person".
+        identity: seed of the anatomy; images with the same one are "the same person".
         visit: seed of everything that differs between examinations of one person.
         size: side in pixels; the same two seeds give the same scene at any size, apart from noise.
     """
@@ -147,7 +147,7 @@ def _device(film: Film) -> None:
 
 
 def _develop(film: Film, projection: bool) -> Pixels:
-    """Thickness to grey: window by the picture's own quantiles, gamma, scatter, noise, collimation, side marker."""
+    """Thickness to grey: window by the image's own quantiles, gamma, scatter, noise, collimation, side marker."""
     rng, size = film.visit.rng, film.size
     thickness = film.thickness
     if projection:

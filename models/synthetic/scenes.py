@@ -1,7 +1,7 @@
-"""Photograph-like generated pictures: what the demonstration model learns copy detection on.
+"""Photograph-like generated images: what the demonstration model learns copy detection on.
 
 A scene is a pure function of its seed, so the training set is a range of numbers and needs no download and no licence.
-Four families, after what makes natural pictures statistically natural: dead leaves (occlusion and scale invariance: Lee,
+Four families, after what makes natural images statistically natural: dead leaves (occlusion and scale invariance: Lee,
 Mumford and Huang, IJCV 2001), fractal noise (the 1/f^b amplitude spectrum: Field, JOSA A 1987), still lifes (objects,
 gradients, lettering and textures on a ground) and landscapes (bands of texture under a sky). A camera finishes each one:
 tone curve, vignette, focus, grain.
@@ -26,7 +26,7 @@ FONTS = (cv2.FONT_HERSHEY_SIMPLEX, cv2.FONT_HERSHEY_DUPLEX, cv2.FONT_HERSHEY_COM
 
 
 def scene(seed: int, size: int = 256) -> Pixels:
-    """One generated picture, (size, size, 3) uint8 RGB. The same seed and size give the same bytes on one machine."""
+    """One generated image, (size, size, 3) uint8 RGB. The same seed and size give the same bytes on one machine."""
     rng = np.random.default_rng([0x5CE4E, seed])
     family = FAMILIES[int(rng.choice(len(FAMILIES), p=(0.35, 0.1, 0.35, 0.2)))]
     return _camera(rng, family(rng, size))
@@ -101,9 +101,9 @@ def _gradient(rng: np.random.Generator, size: int, first: Floats, second: Floats
     return np.asarray(first * (1.0 - ramp) + second * ramp, dtype=np.float32)
 
 
-def _paint(rng: np.random.Generator, picture: Floats, outline: NDArray[np.int32], colour: Floats, texture: Floats) -> None:
+def _paint(rng: np.random.Generator, image: Floats, outline: NDArray[np.int32], colour: Floats, texture: Floats) -> None:
     """Fill an outline in place, shaded towards one side and textured, with a soft shadow or rim now and then."""
-    size = picture.shape[0]
+    size = image.shape[0]
     mask = np.zeros((size, size), np.uint8)
     cv2.fillPoly(mask, [outline], 255, cv2.LINE_AA, 4)
     left, top, width, height = cv2.boundingRect(mask)
@@ -113,25 +113,25 @@ def _paint(rng: np.random.Generator, picture: Floats, outline: NDArray[np.int32]
         shift = rng.uniform(0.01, 0.04, 2) * size
         shadow = cv2.GaussianBlur(mask, (0, 0), 0.015 * size)
         shadow = cv2.warpAffine(shadow, np.array([[1, 0, shift[0]], [0, 1, shift[1]]]), (size, size))
-        picture *= 1.0 - shadow[..., None].astype(np.float32) * np.float32(0.5 / 255.0)
+        image *= 1.0 - shadow[..., None].astype(np.float32) * np.float32(0.5 / 255.0)
     box = np.s_[top : top + height, left : left + width]
     y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j].astype(np.float32)
     angle, depth = rng.uniform(0.0, 2 * np.pi), rng.uniform(0.0, 0.25)
     shade = (x * np.cos(angle) + y * np.sin(angle)) * np.float32(depth) + texture[box]
     cover = mask[box][..., None].astype(np.float32) / np.float32(255.0)
-    picture[box] = picture[box] * (1.0 - cover) + np.clip(colour + shade[..., None], 0.0, 1.0) * cover
+    image[box] = image[box] * (1.0 - cover) + np.clip(colour + shade[..., None], 0.0, 1.0) * cover
 
 
-def _blend(picture: Floats, mask: Pixels, colour: Floats) -> None:
-    """Lay one colour over a picture in place, as far as the mask (0 to 255) covers it."""
+def _blend(image: Floats, mask: Pixels, colour: Floats) -> None:
+    """Lay one colour over an image in place, as far as the mask (0 to 255) covers it."""
     cover = mask[..., None].astype(np.float32) / np.float32(255.0)
-    picture += (colour - picture) * cover
+    image += (colour - image) * cover
 
 
 def _dead_leaves(rng: np.random.Generator, size: int) -> Floats:
     """Opaque shapes that hide each other, with radii after a power law of exponent 3 between two limits."""
     colours = _palette(rng, int(rng.integers(5, 14)))
-    picture = _gradient(rng, size, colours[0], colours[1])
+    image = _gradient(rng, size, colours[0], colours[1])
     textures = [_texture(rng, size) for _ in range(4)]
     smallest, largest = rng.uniform(0.015, 0.06), rng.uniform(0.2, 0.5)
     for _ in range(int(rng.integers(40, 220))):
@@ -139,8 +139,8 @@ def _dead_leaves(rng: np.random.Generator, size: int) -> Floats:
         radius = size / np.sqrt(u / smallest**2 + (1.0 - u) / largest**2)
         centre = (float(rng.uniform(0, size)), float(rng.uniform(0, size)))
         colour = np.clip(colours[rng.integers(len(colours))] + rng.normal(0.0, 0.05, 3), 0.0, 1.0).astype(np.float32)
-        _paint(rng, picture, _outline(rng, centre, float(radius)), colour, textures[rng.integers(4)])
-    return picture
+        _paint(rng, image, _outline(rng, centre, float(radius)), colour, textures[rng.integers(4)])
+    return image
 
 
 def _clouds(rng: np.random.Generator, size: int) -> Floats:
@@ -159,33 +159,33 @@ def _clouds(rng: np.random.Generator, size: int) -> Floats:
 def _still_life(rng: np.random.Generator, size: int) -> Floats:
     """A few large things, lines and lettering on a gradient or textured ground."""
     colours = _palette(rng, 10)
-    picture = _gradient(rng, size, colours[0], colours[1]) + _texture(rng, size)[..., None]
-    picture = np.asarray(cv2.GaussianBlur(picture, (0, 0), rng.uniform(0.5, 3.0)))
+    image = _gradient(rng, size, colours[0], colours[1]) + _texture(rng, size)[..., None]
+    image = np.asarray(cv2.GaussianBlur(image, (0, 0), rng.uniform(0.5, 3.0)))
     for _ in range(int(rng.integers(2, 12))):
         centre = (float(rng.uniform(0.1, 0.9) * size), float(rng.uniform(0.1, 0.9) * size))
         outline = _outline(rng, centre, float(rng.uniform(0.05, 0.3) * size))
         colour, texture = colours[rng.integers(10)], _texture(rng, size)
-        _paint(rng, picture, outline, colour, texture)
+        _paint(rng, image, outline, colour, texture)
     for _ in range(int(rng.integers(0, 6))):
         mask = np.zeros((size, size), np.uint8)
         ends = rng.integers(0, size, (2, 2))
         cv2.line(mask, ends[0].tolist(), ends[1].tolist(), 255, int(rng.integers(1, 6)), cv2.LINE_AA)
-        _blend(picture, mask, colours[rng.integers(10)])
+        _blend(image, mask, colours[rng.integers(10)])
     for _ in range(int(rng.integers(0, 4))):
         mask = np.zeros((size, size), np.uint8)
         word = "".join(rng.choice(list(LETTERS), int(rng.integers(2, 9))))
         place = (int(rng.integers(-10, size // 2)), int(rng.integers(size // 8, size)))
         scale, width = float(rng.uniform(0.4, 2.2) * size / 256), int(rng.integers(1, 5))
         cv2.putText(mask, word, place, FONTS[rng.integers(len(FONTS))], scale, 255, width, cv2.LINE_AA)
-        _blend(picture, mask, colours[rng.integers(10)])
-    return picture
+        _blend(image, mask, colours[rng.integers(10)])
+    return image
 
 
 def _landscape(rng: np.random.Generator, size: int) -> Floats:
     """A sky with clouds over two to five bands of ground, each with a ragged skyline, and perhaps houses or trees."""
     colours = _palette(rng, 8)
-    picture = _gradient(rng, size, colours[0], np.clip(colours[0] + 0.3, 0.0, 1.0))
-    picture += np.clip(fractal(rng, size, 1.4, 2.5), 0.0, 2.0)[..., None] * np.float32(rng.uniform(0.0, 0.25))
+    image = _gradient(rng, size, colours[0], np.clip(colours[0] + 0.3, 0.0, 1.0))
+    image += np.clip(fractal(rng, size, 1.4, 2.5), 0.0, 2.0)[..., None] * np.float32(rng.uniform(0.0, 0.25))
     bands = int(rng.integers(2, 6))
     columns = np.arange(size)
     for band, level in enumerate(np.sort(rng.uniform(0.2, 0.95, bands))):
@@ -194,16 +194,16 @@ def _landscape(rng: np.random.Generator, size: int) -> Floats:
         outline = np.concatenate([np.stack([columns, edge], axis=1), [[size, size], [0, size]]])
         ground = colours[1 + band] * np.float32(rng.uniform(0.5, 1.0))
         texture = fractal(rng, size, rng.uniform(0.4, 1.3), rng.choice([1.0, 3.0])) * np.float32(rng.uniform(0.02, 0.14))
-        _paint(rng, picture, np.round(outline * 16).astype(np.int32), ground, texture)
+        _paint(rng, image, np.round(outline * 16).astype(np.int32), ground, texture)
         for _ in range(int(rng.integers(0, 5))):
             x, height = float(rng.uniform(0, size)), float(rng.uniform(0.02, 0.12) * size)
             base = float(edge[int(x)])
-            _paint(rng, picture, _outline(rng, (x, base), height), colours[rng.integers(8)], texture)
-    return picture
+            _paint(rng, image, _outline(rng, (x, base), height), colours[rng.integers(8)], texture)
+    return image
 
 
 def _camera(rng: np.random.Generator, light: Floats) -> Pixels:
-    """What a camera does to light in [0, 1]: focus, vignette, tone curve, grain; some pictures are grey."""
+    """What a camera does to light in [0, 1]: focus, vignette, tone curve, grain; some images are grey."""
     size = light.shape[0]
     light = np.clip(cv2.GaussianBlur(light, (0, 0), float(rng.uniform(0.3, 1.2))), 0.0, 1.0)
     y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j].astype(np.float32)

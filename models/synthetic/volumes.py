@@ -1,4 +1,4 @@
-"""Slices of CT and MR volumes as grey pictures, uint8 (height, width), windowed to the volume's own percentiles."""
+"""Slices of CT and MR volumes as grey images, uint8 (height, width), windowed to the volume's own percentiles."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 __all__ = ["axial_slices", "planes_apart"]
 
 APART_MM = 8.0
-"""Distance of two slices that are taken for different pictures. Closer ones show nearly the same."""
+"""Distance of two slices that are taken for different images. Closer ones show nearly the same."""
 WINDOW = (1.0, 99.5)
 """Percentiles of a volume's values that become black and white."""
 SHOWS_SOMETHING = 12.0

@@ -1,1 +1,1 @@
-"""Training from file lists: an autoencoder, stage 1 on its latents, stage 2 on pictures. `python -m lcmem_onnx.models.train`."""
+"""Training from file lists: an autoencoder, stage 1 on its latents, stage 2 on images. `python -m lcmem_onnx.models.train`."""

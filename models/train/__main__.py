@@ -19,12 +19,12 @@ def train(config: Config) -> Path:
     from accelerate.utils import set_seed
 
     from .autoencoder import autoencoder_trainee
+    from .images import ImageSet, identities, listed
     from .kinds import training_batches, validation_batches
     from .latents import PairedLatents, cached_latents
     from .loop import EpochSet, Trainee, accelerator_for, denormals_flushed, run, vae_folder
     from .maps import PairedMaps, Views, cached_maps
-    from .pairs import PairedPictures
-    from .pictures import Pictures, identities, listed
+    from .pairs import PairedImages
     from .stages import network_for, stage_trainee
 
     # One thread, and before OpenCV starts its pool: a forked loader that inherits a pool whose threads it lacks waits for ever.
@@ -47,8 +47,8 @@ def train(config: Config) -> Path:
     seeds = {"TRAIN": config.seed, "VAL": config.seed + 1}
     trainee: Trainee
     if config.stage == "autoencoder":
-        pictures = (Pictures(rows["TRAIN"], size), Pictures(rows["VAL"], size))
-        trainee = autoencoder_trainee(config, pictures, (groups["TRAIN"], groups["VAL"]))
+        images = (ImageSet(rows["TRAIN"], size), ImageSet(rows["VAL"], size))
+        trainee = autoencoder_trainee(config, images, (groups["TRAIN"], groups["VAL"]))
     else:
         network = network_for(config)
         sets: dict[str, EpochSet] = {}
@@ -68,8 +68,8 @@ def train(config: Config) -> Path:
                     maps = cached_maps(network, config, its, views, cache, accelerator.device, seeds[split])
                 sets[split] = PairedMaps(config, maps, views, groups[split], pairs[split], batch=batches[split], seed=seeds[split])
             else:
-                sets[split] = PairedPictures(
-                    config, Pictures(its, size), groups[split], pairs[split], batch=batches[split], seed=seeds[split]
+                sets[split] = PairedImages(
+                    config, ImageSet(its, size), groups[split], pairs[split], batch=batches[split], seed=seeds[split]
                 )
         trainee = stage_trainee(config, network, sets["TRAIN"], sets["VAL"])
     with denormals_flushed():

@@ -72,63 +72,63 @@ HARDEST_WEIGHTS = MappingProxyType(
 """The same of `hardest`: by what one missed that `hard` had taught, half of it turned by 30 degrees or brightened past white."""
 
 
-def paper(picture: Pixels, rng: np.random.Generator) -> Pixels:
+def paper(image: Pixels, rng: np.random.Generator) -> Pixels:
     """What the paper trains with: rotation to 20 degrees and brightness and contrast at p = .5, flip, blur .2, noise .05, JPEG."""
     if rng.random() < 0.5:
-        picture = warped(picture, rng.uniform(-20.0, 20.0), 1.0, (0.0, 0.0))
+        image = warped(image, rng.uniform(-20.0, 20.0), 1.0, (0.0, 0.0))
     if rng.random() < 0.5:
-        picture = alter(picture, "mirror", 1.0, rng)
-    picture = alter(picture, "blur", 0.2, rng)
-    picture = alter(picture, "noise", 0.05, rng)
+        image = alter(image, "mirror", 1.0, rng)
+    image = alter(image, "blur", 0.2, rng)
+    image = alter(image, "noise", 0.05, rng)
     if rng.random() < 0.5:
-        picture = alter(picture, "brightness", rng.uniform(0.8, 1.2), rng)
-        picture = alter(picture, "contrast", rng.uniform(0.8, 1.2), rng)
-    return alter(picture, "jpeg", float(rng.integers(10, 96)), rng)
+        image = alter(image, "brightness", rng.uniform(0.8, 1.2), rng)
+        image = alter(image, "contrast", rng.uniform(0.8, 1.2), rng)
+    return alter(image, "jpeg", float(rng.integers(10, 96)), rng)
 
 
-def wide(picture: Pixels, rng: np.random.Generator) -> Pixels:
+def wide(image: Pixels, rng: np.random.Generator) -> Pixels:
     """One to three alterations, each anywhere between nothing and a little beyond the strongest cell of the paper's evaluation.
 
     The paper's evaluation reaches further than its augmentation (rotation to 30 degrees, sigma 6 and .3, brightness 2), and
     copies in the wild are mirrored, cropped, framed and captioned as well.
     """
-    return _several(picture, rng, _DRAWS, WEIGHTS, ALTERATIONS_AT_ONCE)
+    return _several(image, rng, _DRAWS, WEIGHTS, ALTERATIONS_AT_ONCE)
 
 
-def strong(picture: Pixels, rng: np.random.Generator) -> Pixels:
+def strong(image: Pixels, rng: np.random.Generator) -> Pixels:
     """As `wide`, but turned further and made brighter more often: what a network still misses that knows the rest."""
-    return _several(picture, rng, _STRONG_DRAWS, WEIGHTS, ALTERATIONS_AT_ONCE)
+    return _several(image, rng, _STRONG_DRAWS, WEIGHTS, ALTERATIONS_AT_ONCE)
 
 
-def hard(picture: Pixels, rng: np.random.Generator) -> Pixels:
+def hard(image: Pixels, rng: np.random.Generator) -> Pixels:
     """As `strong`, but more often one alteration alone, as the evaluation has it, and more often one of those that are missed."""
-    return _several(picture, rng, _HARD_DRAWS, HARD_WEIGHTS, HARD_AT_ONCE)
+    return _several(image, rng, _HARD_DRAWS, HARD_WEIGHTS, HARD_AT_ONCE)
 
 
-def hardest(picture: Pixels, rng: np.random.Generator) -> Pixels:
+def hardest(image: Pixels, rng: np.random.Generator) -> Pixels:
     """As `hard`, but half of it turned or made brighter, and mostly one alteration alone."""
-    return _several(picture, rng, _HARD_DRAWS, HARDEST_WEIGHTS, HARDEST_AT_ONCE)
+    return _several(image, rng, _HARD_DRAWS, HARDEST_WEIGHTS, HARDEST_AT_ONCE)
 
 
 def _several(
-    picture: Pixels, rng: np.random.Generator, draws: Mapping[str, Draw], weights: Mapping[str, float], at_once: Sequence[int]
+    image: Pixels, rng: np.random.Generator, draws: Mapping[str, Draw], weights: Mapping[str, float], at_once: Sequence[int]
 ) -> Pixels:
     count = int(rng.choice(at_once))
     shares = np.array(list(weights.values()))
     for name in rng.choice(list(weights), count, replace=False, p=shares / shares.sum()):
-        picture = draws[str(name)](picture, rng)
-    return picture
+        image = draws[str(name)](image, rng)
+    return image
 
 
-def _rotation(picture: Pixels, rng: np.random.Generator, degrees: float | None = None) -> Pixels:
+def _rotation(image: Pixels, rng: np.random.Generator, degrees: float | None = None) -> Pixels:
     scale, shift = 1.0, (0.0, 0.0)
     if rng.random() < 0.4:
         scale, shift = rng.uniform(0.85, 1.15), (rng.uniform(-0.06, 0.06), rng.uniform(-0.06, 0.06))
-    return warped(picture, rng.uniform(-34.0, 34.0) if degrees is None else degrees, scale, shift)
+    return warped(image, rng.uniform(-34.0, 34.0) if degrees is None else degrees, scale, shift)
 
 
-def _far_rotation(picture: Pixels, rng: np.random.Generator) -> Pixels:
-    return _rotation(picture, rng, float(rng.choice([-1.0, 1.0]) * 36.0 * np.sqrt(rng.random())))
+def _far_rotation(image: Pixels, rng: np.random.Generator) -> Pixels:
+    return _rotation(image, rng, float(rng.choice([-1.0, 1.0]) * 36.0 * np.sqrt(rng.random())))
 
 
 def _far_factor(below: float, highest: float) -> Callable[[np.random.Generator], float]:
@@ -141,7 +141,7 @@ def _factor(rng: np.random.Generator) -> float:
 
 
 def _simply(name: str, strength: Callable[[np.random.Generator], float]) -> Draw:
-    return lambda picture, rng: alter(picture, name, strength(rng), rng)
+    return lambda image, rng: alter(image, name, strength(rng), rng)
 
 
 _DRAWS: Mapping[str, Draw] = MappingProxyType(

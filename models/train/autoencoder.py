@@ -16,9 +16,9 @@ from torch.utils.data import Dataset
 
 from ..checkpoint import write_state
 from .config import Autoencoder, Config
+from .images import Identity, ImageSet
 from .loop import Trainee, vae_folder
 from .pairs import channels_first, shares
-from .pictures import Identity, Pictures
 
 __all__ = ["autoencoder_trainee"]
 
@@ -28,12 +28,12 @@ class Crops(Dataset[tuple[Tensor]]):
 
     whole_batches = False
 
-    def __init__(self, config: Config, pictures: Pictures, identities: Sequence[Identity], count: int, *, seed: int) -> None:
-        self._pictures, self._count, self._seed = pictures, count, seed
+    def __init__(self, config: Config, images: ImageSet, identities: Sequence[Identity], count: int, *, seed: int) -> None:
+        self._images, self._count, self._seed = images, count, seed
         self._crop = config.autoencoder.crop
         groups: dict[str, list[int]] = {}
         for identity in identities:
-            groups.setdefault(identity.ds_name, []).extend(identity.pictures)
+            groups.setdefault(identity.ds_name, []).extend(identity.images)
         self._groups = list(groups.values())
         self._shares = shares(groups, config.data.weights)
         self._epoch = 0
@@ -48,7 +48,7 @@ class Crops(Dataset[tuple[Tensor]]):
     def __getitem__(self, number: int) -> tuple[Tensor]:
         rng = np.random.default_rng([self._seed, self._epoch, number])
         group = self._groups[int(rng.choice(len(self._groups), p=self._shares))]
-        whole = self._pictures.whole(int(rng.choice(group)))
+        whole = self._images.whole(int(rng.choice(group)))
         top, left = (int(at) for at in rng.integers(0, len(whole) - self._crop + 1, 2))
         return (channels_first(whole[top : top + self._crop, left : left + self._crop]),)
 
@@ -98,9 +98,9 @@ def _save_vae(vae: Any, folder: Path) -> None:
 
 
 def autoencoder_trainee(
-    config: Config, pictures: tuple[Pictures, Pictures], groups: tuple[list[Identity], list[Identity]]
+    config: Config, images: tuple[ImageSet, ImageSet], groups: tuple[list[Identity], list[Identity]]
 ) -> Trainee:
-    """`pictures` and `groups` of the TRAIN and of the VAL split. The best network is a diffusers folder beside its state dict."""
+    """`images` and `groups` of the TRAIN and of the VAL split. The best network is a diffusers folder beside its state dict."""
     module = Reconstruction(config.autoencoder)
 
     def write(path: Path) -> None:
@@ -113,12 +113,12 @@ def autoencoder_trainee(
         optimizers=[torch.optim.Adam(module.parameters(), lr=training.rate)],
         train=Crops(
             config,
-            pictures[0],
+            images[0],
             groups[0],
-            (training.steps * training.pairs * training.accumulate) or len(pictures[0]),
+            (training.steps * training.pairs * training.accumulate) or len(images[0]),
             seed=config.seed,
         ),
-        validation=Crops(config, pictures[1], groups[1], training.validation_pairs, seed=config.seed + 1),
+        validation=Crops(config, images[1], groups[1], training.validation_pairs, seed=config.seed + 1),
         after_step=lambda: None,
         write=write,
     )

@@ -1,7 +1,7 @@
-"""What a frozen part of a network makes of the pictures of a list, computed once and kept on disk.
+"""What a frozen part of a network makes of the images of a list, computed once and kept on disk.
 
-A cache is a folder: `values.npy`, float16, in slots of which each picture has one or several; `done.npy`, a flag a picture;
-`cache.json`, which says what it was made of. It is filled in order, resumed after a kill at the first picture that is missing, and
+A cache is a folder: `values.npy`, float16, in slots of which each image has one or several; `done.npy`, a flag an image;
+`cache.json`, which says what it was made of. It is filled in order, resumed after a kill at the first image that is missing, and
 thrown away when the network, the list, a listed file or a setting that it depends on is another.
 """
 
@@ -38,9 +38,9 @@ class Recipe:
         name: of what is kept, for progress and errors.
         made_of: what it depends on; JSON values.
         shape: of one slot.
-        slots: of each picture.
-        make: numbers of pictures to their slots, (slots of these, *shape), in order.
-        at_once: pictures that `make` is asked for at once.
+        slots: of each image.
+        make: numbers of images to their slots, (slots of these, *shape), in order.
+        at_once: images that `make` is asked for at once.
     """
 
     name: str
@@ -56,7 +56,7 @@ def cached(folder: Path, recipe: Recipe) -> Halves:
 
     Raises:
         TrainingError: the disk has no room for them, which is seen before the first is computed.
-        FileListError: a picture cannot be read.
+        FileListError: an image cannot be read.
     """
     shape = (sum(recipe.slots), *recipe.shape)
     made_of = json.loads(

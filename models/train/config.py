@@ -61,22 +61,22 @@ class Data:
     chunk: int = 0
     """Pairs of a batch that come from one data set, so that negatives are of a kind; 0 mixes all."""
     window: float = 1.0
-    """Smallest part of the area that is taken as the picture, for identities with one picture; 1 takes pictures whole."""
-    same_picture: float = 0.0
-    """Share of the pairs that show one picture twice although the identity has others."""
+    """Smallest part of the area that is taken as the image, for identities with one image; 1 takes images whole."""
+    same_image: float = 0.0
+    """Share of the pairs that show one image twice although the identity has others."""
     unaltered: float = 0.0
-    """Share of the pairs of two pictures that are not altered besides."""
+    """Share of the pairs of two images that are not altered besides."""
     copies: Mapping[str, int] = field(default_factory=dict)
-    """Of a data set (`ds_name`): altered copies of each picture, and of each window, that stage last-layers learns from; 1, if
+    """Of a data set (`ds_name`): altered copies of each image, and of each window, that stage last-layers learns from; 1, if
     nothing is said."""
     windows: Mapping[str, int] = field(default_factory=dict)
-    """Of a data set (`ds_name`): windows of each picture that stage last-layers takes as pictures besides the whole."""
+    """Of a data set (`ds_name`): windows of each image that stage last-layers takes as images besides the whole."""
     turned: bool = False
-    """Whether those windows are mirrored and turned by quarter turns at random: a picture more for each, as a network sees it."""
+    """Whether those windows are mirrored and turned by quarter turns at random: an image more for each, as a network sees it."""
     most: Mapping[str, int] = field(default_factory=dict)
     """Of a data set: identities that are used, the first ones of the list; all, if nothing is said."""
     workers: int = 0
-    """Processes that load and alter pictures; 0 does it between the steps."""
+    """Processes that load and alter images; 0 does it between the steps."""
     kinds: Mapping[str, Kind] = field(default_factory=dict)
     """Of stage 2: each batch is of one of these kinds, named as you like. Every data set of the TRAIN split belongs to one."""
     first_altered: float = 0.0
@@ -142,7 +142,7 @@ class Training:
 
     epochs: int = 20
     steps: int = 0
-    """Steps of an epoch; 0 draws as many pairs as the split has pictures."""
+    """Steps of an epoch; 0 draws as many pairs as the split has images."""
     pairs: int = 64
     """Pairs of a batch (crops, for an autoencoder)."""
     rate: float = 8e-5
@@ -181,7 +181,7 @@ class Training:
     of all pairs of the batch, or (with kinds) the highest `tail` of all pairs of different identities of the batch and of what is
     remembered."""
     tail: float = 0.001
-    """Share of a batch's pairs of different pictures that count as negatives, if these are "tail" or "pooled"."""
+    """Share of a batch's pairs of different images that count as negatives, if these are "tail" or "pooled"."""
     memory: int = 0
     """With kinds: embeddings of earlier batches of each kind that are remembered as further negatives (arXiv 1912.06798)."""
     branch_share: float = 0.0
@@ -351,7 +351,7 @@ _RANGES: Mapping[str, _Range] = types.MappingProxyType(
         "data.weights": _ABOVE_0,
         "data.chunk": _FROM_0,
         "data.window": _Range(0, 1, open_below=True),
-        "data.same_picture": _SHARE,
+        "data.same_image": _SHARE,
         "data.unaltered": _SHARE,
         "data.copies": _FROM_1,
         "data.windows": _FROM_0,
@@ -410,7 +410,7 @@ _RANGES: Mapping[str, _Range] = types.MappingProxyType(
 _KIND_RANGES: Mapping[str, _Range] = types.MappingProxyType(
     {"weight": _ABOVE_0, **dict.fromkeys(("several", "one_set", "other_image", "examination", "skipped"), _SHARE)}
 )
-_WITHOUT_KINDS = ("weights", "chunk", "window", "same_picture", "copies", "windows", "turned")
+_WITHOUT_KINDS = ("weights", "chunk", "window", "same_image", "copies", "windows", "turned")
 """Settings of `data` that mean nothing where batches are of one kind."""
 
 

@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .config import Config, Kind
+from .images import Identity, ImageSet, identities
 from .pairs import channels_first
-from .pictures import Identity, Pictures, identities
 from .realistic import altered_copy, another_examination
 
 __all__ = ["KindBatches", "training_batches", "validation_batches"]
@@ -35,7 +35,7 @@ class _Drawn:
 
     def __init__(self, kind: Kind, groups: Sequence[Identity]) -> None:
         self.kind, self.groups = kind, groups
-        self._several = [number for number, group in enumerate(groups) if len(group.pictures) > 1]
+        self._several = [number for number, group in enumerate(groups) if len(group.images) > 1]
         self._of_set = [[n for n, group in enumerate(groups) if group.ds_name == ds_name] for ds_name in kind.sets]
 
     def batch(self, pairs: int, rng: np.random.Generator) -> list[int]:
@@ -75,7 +75,7 @@ class KindBatches(Dataset[tuple[Tensor, Tensor, Tensor, Tensor]]):
         small: bool = False,
     ) -> None:
         self._config, self._count, self._seed, self._kinds, self._small = config, count, seed, kinds, small
-        self._pictures = Pictures(rows, config.network.image_size)
+        self._images = ImageSet(rows, config.network.image_size)
         groups = identities(rows, by_group=True)
         names = dict.fromkeys((group.ds_name, group.name) for group in groups)
         self._number_of = {name: number for number, name in enumerate(names)}
@@ -110,15 +110,15 @@ class KindBatches(Dataset[tuple[Tensor, Tensor, Tensor, Tensor]]):
 
     def _pair(self, kind: Kind, group: Identity, rng: np.random.Generator) -> tuple[Pixels, Pixels]:
         """Two images of one identity: the first mostly as it is, the second an altered copy or another image."""
-        data, pictures, size = self._config.data, self._pictures, self.size
+        data, images, size = self._config.data, self._images, self.size
         weights = self._config.training.alterations
-        number = int(rng.choice(group.pictures))
-        image = pictures.working(number)
+        number = int(rng.choice(group.images))
+        image = images.working(number)
         first = resize(image, size)
         if rng.random() < data.first_altered:
             first = altered_copy(image, size, rng, at_once=(1,), weights=weights)
-        if len(group.pictures) > 1 and rng.random() < kind.other_image:
-            image = pictures.working(int(rng.choice([other for other in group.pictures if other != number])))
+        if len(group.images) > 1 and rng.random() < kind.other_image:
+            image = images.working(int(rng.choice([other for other in group.images if other != number])))
             if rng.random() < data.unaltered:
                 return first, resize(image, size)
             if rng.random() < SIMULATED:
@@ -128,7 +128,7 @@ class KindBatches(Dataset[tuple[Tensor, Tensor, Tensor, Tensor]]):
             return first, another_examination(image, size, rng)
 
         def another() -> Pixels:
-            return pictures.working(int(rng.integers(len(pictures))))
+            return images.working(int(rng.integers(len(images))))
 
         return first, altered_copy(image, size, rng, another=another, weights=weights)
 

@@ -1,4 +1,4 @@
-"""Latents of all pictures of a file list, computed once and kept on disk (`cache`): what stage 1 learns from."""
+"""Latents of all images of a file list, computed once and kept on disk (`cache`): what stage 1 learns from."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from torch import Tensor
 from ..lcmem import LCMem
 from .cache import Halves, Recipe, cached, files_digest, weights_digest
 from .config import Config
+from .images import DECODERS, Identity, ImageSet
 from .pairs import EpochPairs
-from .pictures import DECODERS, Identity, Pictures
 
 __all__ = ["PairedLatents", "cached_latents"]
 
@@ -37,9 +37,9 @@ def cached_latents(network: LCMem, rows: Sequence[Listed], size: int, folder: Pa
         raise TrainingError("latents are made by a VAE, and this network has none: set network.vae")
 
     def make(numbers: Sequence[int]) -> NDArray[np.float32]:
-        pictures = Pictures([rows[number] for number in numbers], size)
+        images = ImageSet([rows[number] for number in numbers], size)
         with ThreadPoolExecutor(DECODERS) as pool:
-            pixels = np.stack(list(pool.map(pictures.whole, range(len(numbers)))))
+            pixels = np.stack(list(pool.map(images.whole, range(len(numbers)))))
         with torch.no_grad():
             batch = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float() / 255.0
             return network.latents(batch).cpu().numpy()
@@ -60,7 +60,7 @@ def cached_latents(network: LCMem, rows: Sequence[Listed], size: int, folder: Pa
 
 
 class PairedLatents(EpochPairs):
-    """Pairs of latents, each two tensors (channels, height, width); the same latent twice for single pictures."""
+    """Pairs of latents, each two tensors (channels, height, width); the same latent twice for single images."""
 
     def __init__(
         self, config: Config, latents: Halves, identities: Sequence[Identity], pairs: int, *, batch: int, seed: int

@@ -404,7 +404,7 @@ def _validated(accelerator: Accelerator, module: nn.Module, loader: Any) -> floa
 
 
 def finished(config: Config) -> bool:
-    """Whether this training has nothing left to do: known from its checkpoint, before a picture is read.
+    """Whether this training has nothing left to do: known from its checkpoint, before an image is read.
 
     Raises:
         TrainingError: as `run`, of its checkpoint; or its best network is gone.

@@ -71,15 +71,15 @@ def hardest_bce(first: Tensor, second: Tensor, logit: Logit, hardest: int = 4) -
 
 
 def tail_bce(first: Tensor, second: Tensor, logit: Logit, every: Logit, tail: float) -> Tensor:
-    """Binary cross-entropy with each pair as a positive, and as negatives the highest `tail` of all pairs of different pictures.
+    """Binary cross-entropy with each pair as a positive, and as negatives the highest `tail` of all pairs of different images.
 
-    What a threshold lets through by mistake are the few highest negatives, and it is one threshold for all kinds of pictures. So
+    What a threshold lets through by mistake are the few highest negatives, and it is one threshold for all kinds of images. So
     the highest of the whole batch count, and not each query's: a query that is like nobody teaches nothing. Half of the
-    negatives' weight is on pairs of two firsts, as unaltered pictures are compared, half on firsts against seconds. Positives and
+    negatives' weight is on pairs of two firsts, as unaltered images are compared, half on firsts against seconds. Positives and
     negatives weigh the same.
 
     Args:
-        first, second: embeddings (B, features); of unaltered pictures, and of copies or other pictures of theirs.
+        first, second: embeddings (B, features); of unaltered images, and of copies or other images of theirs.
         logit: the head, of two aligned batches.
         every: the head, of (A, features) and (B, features) to (A, B).
         tail: share of the pairs, in (0, 1]; one pair at least.

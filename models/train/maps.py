@@ -1,7 +1,7 @@
-"""Stage `last-layers`: what the frozen early layers make of pictures and of altered copies of them, and pairs of that.
+"""Stage `last-layers`: what the frozen early layers make of images and of altered copies of them, and pairs of that.
 
-The early layers see each picture once, with as many copies as the configuration wants; the last ones then learn from what is kept
-on disk, hundreds of pairs a step where the whole network would manage fifty. So a batch holds the rare pairs of different pictures
+The early layers see each image once, with as many copies as the configuration wants; the last ones then learn from what is kept
+on disk, hundreds of pairs a step where the whole network would manage fifty. So a batch holds the rare pairs of different images
 that look alike, and those decide where a threshold lies.
 """
 
@@ -23,14 +23,14 @@ from ..lcmem import LCMem
 from .augment import AUGMENTATIONS
 from .cache import Halves, Recipe, cached, files_digest, weights_digest
 from .config import Config
+from .images import DECODERS, Identity, ImageSet
 from .pairs import EpochPairs
-from .pictures import DECODERS, Identity, Pictures
 
 __all__ = ["PairedMaps", "Views", "cached_maps"]
 
 AT_ONCE = 8
 """Rows, each with its windows and copies."""
-PICTURES_AT_ONCE = 12
+IMAGES_AT_ONCE = 12
 """See `kind_loss.VAE_AT_ONCE`."""
 
 
@@ -44,7 +44,7 @@ class Views:
         self._begins = list(accumulate(self.slots, initial=0))
 
     def slot(self, row: int, part: int, copy: int) -> int:
-        """`part` 0 is the whole picture, `copy` 0 unaltered."""
+        """`part` 0 is the whole image, `copy` 0 unaltered."""
         return self._begins[row] + part * (1 + self.copies[row]) + copy
 
 
@@ -62,28 +62,28 @@ def cached_maps(
     alter = AUGMENTATIONS[config.training.augmentation]
     backbone = network.convnext
 
-    def pixels(pictures: Pictures, at: int, row: int) -> list[NDArray[np.uint8]]:
+    def pixels(images: ImageSet, at: int, row: int) -> list[NDArray[np.uint8]]:
         its = []
         for part in range(views.parts[row]):
             rng = np.random.default_rng([seed, row, part])
-            picture = pictures.window(at, config.data.window, rng) if part else pictures.whole(at)
+            image = images.window(at, config.data.window, rng) if part else images.whole(at)
             if part and config.data.turned:
-                picture = _turned(picture, rng)
-            copies = (alter(picture, np.random.default_rng([seed, row, part, copy])) for copy in range(1, 1 + views.copies[row]))
-            its += [picture, *copies]
+                image = _turned(image, rng)
+            copies = (alter(image, np.random.default_rng([seed, row, part, copy])) for copy in range(1, 1 + views.copies[row]))
+            its += [image, *copies]
         return its
 
     def seen(batch: NDArray[np.uint8]) -> Tensor:
-        pictures = torch.from_numpy(batch).to(device).permute(0, 3, 1, 2).float() / 255.0
-        return backbone.early(network.latents(pictures), layers)
+        images = torch.from_numpy(batch).to(device).permute(0, 3, 1, 2).float() / 255.0
+        return backbone.early(network.latents(images), layers)
 
     def make(numbers: Sequence[int]) -> NDArray[np.float32]:
-        pictures = Pictures([rows[number] for number in numbers], size)
+        images = ImageSet([rows[number] for number in numbers], size)
         with ThreadPoolExecutor(DECODERS) as pool:
-            views_of_rows = pool.map(lambda place: pixels(pictures, *place), enumerate(numbers))
+            views_of_rows = pool.map(lambda place: pixels(images, *place), enumerate(numbers))
             every = np.stack([each for its in views_of_rows for each in its])
         with torch.no_grad():
-            parts = [seen(every[at : at + PICTURES_AT_ONCE]).cpu() for at in range(0, len(every), PICTURES_AT_ONCE)]
+            parts = [seen(every[at : at + IMAGES_AT_ONCE]).cpu() for at in range(0, len(every), IMAGES_AT_ONCE)]
         return torch.cat(parts).contiguous().numpy()
 
     network = network.to(device).eval()
@@ -103,14 +103,14 @@ def cached_maps(
     return cached(folder, Recipe("maps", made_of, shape, views.slots, make, AT_ONCE))
 
 
-def _turned(picture: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+def _turned(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
     """One of the square's eight positions."""
-    turned = np.rot90(picture, int(rng.integers(4)))
+    turned = np.rot90(image, int(rng.integers(4)))
     return np.ascontiguousarray(turned[:, ::-1] if rng.random() < 0.5 else turned)
 
 
 class PairedMaps(EpochPairs):
-    """Pairs of maps: the first of an unaltered picture, the second of a copy of it, or of another picture of its identity."""
+    """Pairs of maps: the first of an unaltered image, the second of a copy of it, or of another image of its identity."""
 
     def __init__(
         self, config: Config, maps: Halves, views: Views, identities: Sequence[Identity], pairs: int, *, batch: int, seed: int
@@ -121,7 +121,7 @@ class PairedMaps(EpochPairs):
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
         rng, its = self._drawn(number)
         views = self._views
-        if len(its) == 1 or rng.random() < self._data.same_picture:
+        if len(its) == 1 or rng.random() < self._data.same_image:
             row = int(rng.choice(its))
             part, copy = int(rng.integers(views.parts[row])), int(rng.integers(1, 1 + views.copies[row]))
             slots = (views.slot(row, part, 0), views.slot(row, part, copy))

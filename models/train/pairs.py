@@ -1,4 +1,4 @@
-"""Pairs of pictures to learn from: two of one identity, one side altered.
+"""Pairs of images to learn from: two of one identity, one side altered.
 
 Each pair is a function of the seed, the epoch and its number alone. So an epoch is the same whoever loads it, with however many
 processes, and after a kill.
@@ -17,9 +17,9 @@ from torch.utils.data import Dataset
 
 from .augment import AUGMENTATIONS
 from .config import Config, Data
-from .pictures import Identity, Pictures
+from .images import Identity, ImageSet
 
-__all__ = ["EpochPairs", "PairedPictures", "channels_first", "chosen_identities", "shares"]
+__all__ = ["EpochPairs", "PairedImages", "channels_first", "chosen_identities", "shares"]
 
 
 def shares(groups: Mapping[str, Sequence[int]], weights: Mapping[str, float]) -> NDArray[np.float64]:
@@ -109,19 +109,19 @@ class EpochPairs(Dataset[tuple[Tensor, Tensor]]):
         return self._pairs
 
     def _drawn(self, number: int) -> tuple[np.random.Generator, tuple[int, ...]]:
-        """The random numbers of a pair, and the numbers of its identity's pictures."""
-        return np.random.default_rng([self._seed, self._epoch, number]), self._identities[self._order[number]].pictures
+        """The random numbers of a pair, and the numbers of its identity's images."""
+        return np.random.default_rng([self._seed, self._epoch, number]), self._identities[self._order[number]].images
 
 
-class PairedPictures(EpochPairs):
-    """Pairs of pictures, each two tensors, uint8 (3, size, size)."""
+class PairedImages(EpochPairs):
+    """Pairs of images, each two tensors, uint8 (3, size, size)."""
 
     def __init__(
-        self, config: Config, pictures: Pictures, identities: Sequence[Identity], pairs: int, *, batch: int, seed: int
+        self, config: Config, images: ImageSet, identities: Sequence[Identity], pairs: int, *, batch: int, seed: int
     ) -> None:
         super().__init__(config.data, identities, pairs, batch, seed)
         self._alter = AUGMENTATIONS[config.training.augmentation]
-        self._pictures = pictures
+        self._images = images
 
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
         rng, its = self._drawn(number)
@@ -130,11 +130,11 @@ class PairedPictures(EpochPairs):
             second = self._alter(first, rng)
         else:
             one, other = (int(at) for at in rng.choice(its, 2, replace=False))
-            first = self._pictures.whole(one)
-            if rng.random() < self._data.same_picture:
+            first = self._images.whole(one)
+            if rng.random() < self._data.same_image:
                 second = self._alter(first, rng)
             else:
-                second = self._pictures.whole(other)
+                second = self._images.whole(other)
                 if rng.random() >= self._data.unaltered:
                     second = self._alter(second, rng)
         if rng.random() < 0.5:
@@ -143,8 +143,8 @@ class PairedPictures(EpochPairs):
 
     def _window(self, number: int, rng: np.random.Generator) -> NDArray[np.uint8]:
         if self._data.window < 1.0:
-            return self._pictures.window(number, self._data.window, rng)
-        return self._pictures.whole(number)
+            return self._images.window(number, self._data.window, rng)
+        return self._images.whole(number)
 
 
 def channels_first(pixels: NDArray[np.uint8]) -> Tensor:

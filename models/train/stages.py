@@ -1,4 +1,4 @@
-"""LCMem's stages as trainees: identity consistency on cached latents, copy detection on altered pictures, its last layers alone."""
+"""LCMem's stages as trainees: identity consistency on cached latents, copy detection on altered images, its last layers alone."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NEW_EMBEDDING = (*EMBEDDING_LAYERS, "fc_end.")
 
 
 class PairLoss(nn.Module):
-    """Two aligned batches, pictures uint8 (B, 3, size, size), latents or maps float (B, C, h, w), to LCMem's loss.
+    """Two aligned batches, images uint8 (B, 3, size, size), latents or maps float (B, C, h, w), to LCMem's loss.
 
     The embeddings and the loss are computed in fp32 whatever the precision of the networks.
     """
@@ -38,12 +38,12 @@ class PairLoss(nn.Module):
     def __init__(self, network: LCMem, config: Config) -> None:
         super().__init__()
         self.network, self.settings = network, config.training
-        self.on_pictures = config.stage == "2"
+        self.on_images = config.stage == "2"
         self.layers = config.network.frozen if config.stage == "last-layers" else 0
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         both = torch.cat([first, second])
-        if self.on_pictures:
+        if self.on_images:
             both = latents_in_parts(self.network, both.to(memory_format=torch.channels_last).float() / 255.0)
         features = self.network.convnext.late(both.contiguous(memory_format=torch.channels_last), self.layers)
         with torch.autocast(both.device.type, enabled=False):

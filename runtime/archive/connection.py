@@ -2,7 +2,7 @@
 
 What passes by itself (a connection refused or cut, a timeout, 429, 5xx) is tried again with growing pauses; what a person must
 change (401, a wrong address, a certificate) is an ArchiveError at once. Proxies of the environment are not used and redirects not
-followed: either could take pictures and credentials elsewhere than to the server that was named.
+followed: either could take images and credentials elsewhere than to the server that was named.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 
 import httpx2 as httpx
 
-from ..errors import ArchiveError, PictureError, Reason, UsageError
+from ..errors import ArchiveError, ImageError, Reason, UsageError
 
 __all__ = ["Connection", "Credentials", "Pace", "Server", "read_credentials"]
 
@@ -59,7 +59,7 @@ class Server:
         credentials: who we are.
         ca: a PEM file to check the server by, in place of the system's.
         certificate, key: PEM files, to show to a server that asks for them.
-        plain_http: allow http to another machine, where pictures can be read on the way.
+        plain_http: allow http to another machine, where images can be read on the way.
     """
 
     url: str
@@ -136,7 +136,7 @@ class Connection:
         transport: in place of the network, for tests.
 
     Raises:
-        UsageError: an address that is none, holds a password, or would carry pictures in the clear.
+        UsageError: an address that is none, holds a password, or would carry images in the clear.
     """
 
     def __init__(self, server: Server, pace: Pace | None = None, transport: httpx.BaseTransport | None = None) -> None:
@@ -199,7 +199,7 @@ class Connection:
         """Ask for an object: its bytes and their content type.
 
         Raises:
-            PictureError: this object cannot be had (gone, too large, refused); others may.
+            ImageError: this object cannot be had (gone, too large, refused); others may.
             ArchiveError: nothing can be had.
         """
         request = self._request(path, None, {"Accept": accept}, None)
@@ -231,7 +231,7 @@ class Connection:
                 size += len(part)
                 if size > max_bytes:
                     if of_object:
-                        raise PictureError(Reason.TOO_LARGE, f"it has more than {max_bytes} bytes")
+                        raise ImageError(Reason.TOO_LARGE, f"it has more than {max_bytes} bytes")
                     raise ArchiveError(f"{self.url} answered a listing of more than {max_bytes} bytes: is that an archive?")
                 parts.append(part)
                 if self._stopped.is_set():
@@ -256,7 +256,7 @@ class Connection:
             raise ArchiveError(f"{self.url} refused us ({_named(status)}): {hint}")
         if of_object:
             gone = status in (404, 410)
-            raise PictureError(Reason.NOT_FOUND if gone else Reason.READ_FAILED, f"the archive answered {_named(status)}")
+            raise ImageError(Reason.NOT_FOUND if gone else Reason.READ_FAILED, f"the archive answered {_named(status)}")
         if 300 <= status < 400:
             where = response.headers.get("Location", "somewhere else").partition("?")[0]
             raise ArchiveError(f"{self.url} sends us on to {where}: redirects are not followed, give that address if it is right")
@@ -294,9 +294,7 @@ class Connection:
                     and error.status == 500
                     and (pause is None or pause > LAST_FOR_OBJECT)
                 ):
-                    raise PictureError(
-                        Reason.READ_FAILED, "the archive answered 500 Internal Server Error, several times"
-                    ) from error
+                    raise ImageError(Reason.READ_FAILED, "the archive answered 500 Internal Server Error, several times") from error
                 if pause is None:
                     raise ArchiveError(
                         f"{self.url} does not answer, after {len(PAUSES) + 1} attempts for {what}: {_cause(error)}. "
@@ -343,7 +341,7 @@ def _checked_url(server: Server) -> str:
         raise UsageError(f"{server.url} must end with its path: what to search for goes into --query")
     if url.scheme == "http" and not server.plain_http and not _is_this_machine(url.host):
         raise UsageError(
-            f"over http everyone on the way to {url.host} can read the pictures and the password: give its https address, "
+            f"over http everyone on the way to {url.host} can read the images and the password: give its https address, "
             "or --plain-http if the way is safe"
         )
     return str(url).rstrip("/")

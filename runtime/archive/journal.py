@@ -1,8 +1,8 @@
 """What was done of an archive, beside the index: one small SQLite file.
 
-The index itself knows the pictures that are in it. The journal knows the rest: objects that hold no picture or cannot be read
+The index itself knows the images that are in it. The journal knows the rest: objects that hold no image or cannot be read
 (they are not fetched again and again), studies that were walked to their end, and how far Orthanc's changes were followed. It
-holds pseudonyms and keyed hashes alone. Losing it costs time, never a picture: an entry is written after what it stands for is in
+holds pseudonyms and keyed hashes alone. Losing it costs time, never an image: an entry is written after what it stands for is in
 the index.
 """
 

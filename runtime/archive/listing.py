@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from pydicom.datadict import dictionary_VR, keyword_for_tag, tag_for_keyword
 from pydicom.filereader import read_dataset
 
-from ..errors import PictureError, Reason, UsageError
+from ..errors import ImageError, Reason, UsageError
 from .journal import Journal
 
-__all__ = ["Instance", "Mark", "Query", "check_uid", "holds_pictures", "parse_query"]
+__all__ = ["Instance", "Mark", "Query", "check_uid", "holds_images", "parse_query"]
 
 Query = tuple[tuple[str, str], ...]
 """What to search for: keywords of DICOM attributes with their values, sorted."""
 
-WITHOUT_PICTURES = tuple(
+WITHOUT_IMAGES = tuple(
     f"1.2.840.10008.5.1.4.1.1.{family}."
     for family in ("9", "11", "88", "104")  # waveforms, presentation states, structured reports, encapsulated documents
 )
@@ -29,7 +29,7 @@ class Instance:
 
     Attributes:
         uid: its SOP Instance UID.
-        fetch: gives its bytes, as a file; may be called in any thread. Raises PictureError, ArchiveError.
+        fetch: gives its bytes, as a file; may be called in any thread. Raises ImageError, ArchiveError.
         sop_class: its SOP Class UID, where the listing says it.
     """
 
@@ -51,9 +51,9 @@ class Mark:
     alone: bool
 
 
-def holds_pictures(instance: Instance) -> bool:
-    """Whether an object may hold a picture, by its class; one of an unknown class may."""
-    return instance.sop_class is None or not instance.sop_class.startswith(WITHOUT_PICTURES)
+def holds_images(instance: Instance) -> bool:
+    """Whether an object may hold an image, by its class; one of an unknown class may."""
+    return instance.sop_class is None or not instance.sop_class.startswith(WITHOUT_IMAGES)
 
 
 def parse_query(terms: Iterable[str]) -> Query:
@@ -87,10 +87,10 @@ def check_uid(data: bytes, uid: str) -> bytes:
     """The same bytes, when they are the DICOM object that was asked for.
 
     Raises:
-        PictureError: they are another, or none.
+        ImageError: they are another, or none.
     """
     if data[128:132] != b"DICM":
-        raise PictureError(Reason.DAMAGED, "the archive answered something that is no DICOM file")
+        raise ImageError(Reason.DAMAGED, "the archive answered something that is no DICOM file")
     if data[132:136] == b"\x02\x00\x00\x00" and len(data) >= 144:
         # The length of group 2, so that nothing after it is looked at: it may be deflated.
         length = int.from_bytes(data[140:144], "little")
@@ -99,7 +99,7 @@ def check_uid(data: bytes, uid: str) -> bytes:
             found = str(meta.get("MediaStorageSOPInstanceUID", uid))
         except Exception as error:
             # pydicom raises errors of every kind on damaged files.
-            raise PictureError(Reason.DAMAGED, f"its header is damaged ({type(error).__name__})") from error
+            raise ImageError(Reason.DAMAGED, f"its header is damaged ({type(error).__name__})") from error
         if found != uid:
-            raise PictureError(Reason.DAMAGED, "the archive answered another object than the one asked for")
+            raise ImageError(Reason.DAMAGED, "the archive answered another object than the one asked for")
     return data

@@ -7,7 +7,7 @@ from email.message import Message
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser
 
-from ..errors import PictureError, Reason
+from ..errors import ImageError, Reason
 
 __all__ = ["boundary_of", "first_part"]
 
@@ -26,13 +26,13 @@ def first_part(content: bytes, content_type: str) -> bytes:
     """The body of a message's first part; the message itself where it is not multipart.
 
     Raises:
-        PictureError: damaged: it is no whole message, or holds no part.
+        ImageError: damaged: it is no whole message, or holds no part.
     """
     boundary = boundary_of(content_type)
     if boundary is None:
         if content[128:132] == b"DICM":  # some archives answer a single object as it is
             return content
-        raise PictureError(Reason.DAMAGED, f"the archive answered {content_type.partition(';')[0] or 'nothing'!r} and no object")
+        raise ImageError(Reason.DAMAGED, f"the archive answered {content_type.partition(';')[0] or 'nothing'!r} and no object")
     spans: list[bytes] = []
     parts = 0
     ended = False
@@ -56,7 +56,7 @@ def first_part(content: bytes, content_type: str) -> bytes:
         parser.write(content[max(start, 0) :])
         parser.finalize()
     except FormParserError as error:
-        raise PictureError(Reason.DAMAGED, f"the archive's answer is no whole message: {error}") from error
+        raise ImageError(Reason.DAMAGED, f"the archive's answer is no whole message: {error}") from error
     if not parts or not ended:
-        raise PictureError(Reason.DAMAGED, "the archive's answer holds no whole object")
+        raise ImageError(Reason.DAMAGED, "the archive's answer holds no whole object")
     return b"".join(spans)

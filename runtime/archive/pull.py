@@ -20,7 +20,7 @@ from ..screening import Indexed, Screener
 from .connection import Connection
 from .dicomweb import DicomWeb
 from .journal import Journal
-from .listing import Instance, Mark, Query, holds_pictures
+from .listing import Instance, Mark, Query, holds_images
 from .orthanc import Orthanc
 
 __all__ = ["Counts", "Pull", "Source", "open_source"]
@@ -43,11 +43,11 @@ class Counts:
 
     Attributes:
         known: objects that were in the index, or looked at, already.
-        without_picture: objects that hold no picture, as reports do.
+        without_picture: objects that hold no image, as reports do.
     """
 
     known: int = 0
-    without_picture: int = 0
+    without_image: int = 0
 
 
 def open_source(kind: str, connection: Connection, query: Query, max_bytes: int) -> Source:
@@ -64,10 +64,10 @@ class Pull:
         screener: embeds.
         gallery: opened for writing, of the same bundle.
         name: the group within the index that the objects are added to.
-        again: look again at what was looked at before, and held no picture or could not be read.
+        again: look again at what was looked at before, and held no image or could not be read.
 
     Yields:
-        An `Indexed` for each object that was fetched, its path the pseudonym. Objects without pictures have none.
+        An `Indexed` for each object that was fetched, its path the pseudonym. Objects without images have none.
 
     Raises:
         ArchiveError: the archive cannot be asked (any more).
@@ -116,7 +116,7 @@ class Pull:
                         "is in the index, and the same command goes on from there"
                     )
                 if reasons == {Reason.NO_PIXELS}:
-                    self.counts.without_picture += 1
+                    self.counts.without_image += 1
                 else:
                     yield outcome
             while self._plan:
@@ -138,8 +138,8 @@ class Pull:
                     continue
                 if self._gallery.holds(key, self._name) or journal.is_settled(key):
                     self.counts.known += 1
-                elif not holds_pictures(item):
-                    self.counts.without_picture += 1
+                elif not holds_images(item):
+                    self.counts.without_image += 1
                 else:
                     self._plan.append(key)
                     self._in_flight.add(key)

@@ -1,4 +1,4 @@
-"""The audit of a release: does a set of pictures give patients away? Findings, statistics, and the report that somebody signs.
+"""The audit of a release: does a set of images give patients away? Findings, statistics, and the report that somebody signs.
 
     from lcmem_onnx import Screener
     from lcmem_onnx.runtime.audit import Request, audit

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import LcmemError, PictureError, Reason
+from ..errors import ImageError, LcmemError, Reason
 from ..images.content_flags import Note
 from ..images.dicom.identifiers import NOBODY, Identifiers
 from ..images.image import boundary, views_of
@@ -51,23 +51,23 @@ def frame_of(screener: Screener, data: bytes, name: str, number: int) -> NDArray
     """Decode one frame of a file as the screener does, in a process of its own if it was told so: RGB, uint8 (height, width, 3).
 
     Raises:
-        PictureError: it cannot be decoded.
+        ImageError: it cannot be decoded.
     """
     return Seeing(screener).frame(data, name, number)
 
 
 class _Views:
-    """A picture each of whose frames is seen in several ways; else as the picture that it stands for."""
+    """An image each of whose frames is seen in several ways; else as the image that it stands for."""
 
-    def __init__(self, picture: Any, looks: tuple[Look, ...]) -> None:
-        self._picture, self._looks = picture, looks
+    def __init__(self, image: Any, looks: tuple[Look, ...]) -> None:
+        self._image, self._looks = image, looks
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._picture, name)
+        return getattr(self._image, name)
 
     def views(self, number: int, size: int) -> tuple[NDArray[np.uint8], ...]:
-        """As `Picture.views`, look after look; of each as many as of the first, which is the picture as it is."""
-        renderings = self._picture.renderings(number)
+        """As `ImageFile.views`, look after look; of each as many as of the first, which is the image as it is."""
+        renderings = self._image.renderings(number)
         seen: list[NDArray[np.uint8]] = []
         with boundary():
             many = 0
@@ -86,16 +86,16 @@ class Seeing(Screener):
         self._looks = looks
 
     def open(self, data: bytes, name: str = "") -> Any:
-        picture = super().open(data, name)
-        return _Views(picture, self._looks) if self._looks else picture
+        image = super().open(data, name)
+        return _Views(image, self._looks) if self._looks else image
 
     def frame(self, data: bytes, name: str, number: int) -> NDArray[np.uint8]:
         """See `frame_of`."""
-        picture = super().open(data, name)
+        image = super().open(data, name)
         try:
-            return picture.frame(number)
+            return image.frame(number)
         finally:
-            picture.close()
+            image.close()
 
     def embed_each(self, paths: Iterable[Where], known: Callable[[bytes], bool]) -> Iterator[Embedded]:
         """Embed files, each frame of them, in batches across files.
@@ -124,7 +124,7 @@ class Seeing(Screener):
                 frames[frame.number] = frame.value
                 small[frame.number] = mini
             elif isinstance(frame.value, LcmemError):
-                reason = frame.value.reason if isinstance(frame.value, PictureError) else Reason.NOT_FINITE
+                reason = frame.value.reason if isinstance(frame.value, ImageError) else Reason.NOT_FINITE
                 errors.append((frame.number, reason))
             if frame.last:
                 at_hand = not frames and not errors

@@ -1,6 +1,6 @@
 """Embeddings by a file's content, kept between runs, so that an interrupted audit goes on where it was.
 
-One SQLite file, keyed by the bundle's fingerprint, the way of looking and the file's sha256: no name of a picture is in it, and of
+One SQLite file, keyed by the bundle's fingerprint, the way of looking and the file's sha256: no name of an image is in it, and of
 a patient only a pseudonym. What is in it is personal data all the same, since embeddings recognise, and thumbnails show.
 """
 

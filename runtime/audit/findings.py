@@ -1,4 +1,4 @@
-"""What an audit found: a finding a picture, and what they come to by reference picture, by folder, by class."""
+"""What an audit found: a finding an image, and what they come to by reference image, by folder, by class."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ __all__ = [
 
 
 class Grade(StrEnum):
-    """What became of a released picture; each has one.
+    """What became of a released image; each has one.
 
-    `identical`: a reference picture's file, byte by byte. `memorized`: it agrees with a reference picture pixel by pixel, laid over
+    `identical`: a reference image's file, byte by byte. `memorized`: it agrees with a reference image pixel by pixel, laid over
     it, and scores at or above the threshold or not too far below. `re-identified`: at or above the threshold, but the pixels do
-    not agree: another picture of the same patient, a copy altered further than that comparison sees, or a false positive. `match`:
-    at or above the threshold, and the reference picture was not at hand to be compared. `near`: below the threshold, but near.
+    not agree: another image of the same patient, a copy altered further than that comparison sees, or a false positive. `match`:
+    at or above the threshold, and the reference image was not at hand to be compared. `near`: below the threshold, but near.
     `clear`: none of these. `unreadable`: nothing can be said of it.
     """
 
@@ -52,7 +52,7 @@ _ORDER = {grade: at for at, grade in enumerate(Grade)}
 
 @dataclass(frozen=True)
 class Finding:
-    """One released picture.
+    """One released image.
 
     Attributes:
         at: which item of the released set.
@@ -62,9 +62,9 @@ class Finding:
         score: of its best pair; None when it is unreadable.
         plain_score: the best when it is looked at as it is; differs from `score` only with --tta.
         frame, look: which of its frames, and in which way looked at, gave it.
-        nearest: the reference picture of the best pair.
+        nearest: the reference image of the best pair.
         agreement: correlation of detail with it, -1 to 1; None where it was not compared.
-        matches: reference pictures at or above the threshold, best first, as many as were asked for.
+        matches: reference images at or above the threshold, best first, as many as were asked for.
         total: how many there are.
         reasons: what could not be read of it, a (frame or None, reason) each.
         labels: its folder, and what a list of labels says of it.
@@ -92,10 +92,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class Cluster:
-    """One picture with all that it matches: a reference picture with released ones, or a released one with reference ones.
+    """One image with all that it matches: a reference image with released ones, or a released one with reference ones.
 
     Attributes:
-        name: the released picture's name, or the reference picture's key.
+        name: the released image's name, or the reference image's key.
         others: the other side, best first: (name or key, score).
         total: how many there are; `others` may be fewer.
     """
@@ -107,7 +107,7 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Tally:
-    """A count of pictures, its share, and the share's 95 % interval (Clopper-Pearson)."""
+    """A count of images, its share, and the share's 95 % interval (Clopper-Pearson)."""
 
     count: int
     of: int
@@ -120,10 +120,10 @@ class Tally:
 
 @dataclass(frozen=True)
 class Group:
-    """Released pictures that share a label."""
+    """Released images that share a label."""
 
     name: str
-    pictures: int
+    images: int
     counts: Mapping[Grade, int]
     found: Tally
 
@@ -139,7 +139,7 @@ def worst_first(findings: Sequence[Finding]) -> list[Finding]:
 
 
 def copied_often(findings: Sequence[Finding]) -> list[Cluster]:
-    """Reference pictures that two or more released ones show, the most often copied first."""
+    """Reference images that two or more released ones show, the most often copied first."""
     by_key: dict[str, list[tuple[str, float]]] = defaultdict(list)
     for finding in findings:
         if finding.found:
@@ -157,7 +157,7 @@ def copied_often(findings: Sequence[Finding]) -> list[Cluster]:
 
 
 def like_many(findings: Sequence[Finding]) -> list[Cluster]:
-    """Released pictures that show two or more reference ones, those with the most first."""
+    """Released images that show two or more reference ones, those with the most first."""
     clusters = [
         Cluster(finding.name, tuple((match.key, match.score) for match in finding.matches), finding.total)
         for finding in findings
@@ -167,7 +167,7 @@ def like_many(findings: Sequence[Finding]) -> list[Cluster]:
 
 
 def by_group(findings: Sequence[Finding], label: str) -> list[Group]:
-    """A group for each value of a label, sorted by its name; pictures without it are one called "(none)"."""
+    """A group for each value of a label, sorted by its name; images without it are one called "(none)"."""
     parts: dict[str, list[Finding]] = defaultdict(list)
     for finding in findings:
         parts[finding.labels.get(label, "(none)")].append(finding)

@@ -17,7 +17,7 @@ PRIVATE = "private"
 PRIVATE_FILE, PRIVATE_FOLDER = 0o600, 0o700
 NOTICE = "DO-NOT-PASS-ON.txt"
 NOTICE_TEXT = (
-    "Embeddings of pictures, the key of the pseudonyms, and the reference pictures' names. The report needs none of it.\n"
+    "Embeddings of images, the key of the pseudonyms, and the reference images' names. The report needs none of it.\n"
     "It lets an interrupted audit go on; remove it when the audit is done.\n"
 )
 

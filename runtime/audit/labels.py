@@ -1,4 +1,4 @@
-"""What a CSV list says of released pictures: a class, a data set. And the folder each lies in, which needs no list."""
+"""What a CSV list says of released images: a class, a data set. And the folder each lies in, which needs no list."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def read_labels(path: Path, names: Sequence[str]) -> dict[str, dict[str, str]]:
     """Read a CSV file with a header: `path`, relative to the released folder, and `class` or `ds_name` or both.
 
     Args:
-        names: of the released pictures.
+        names: of the released images.
 
     Returns:
-        A released picture's name to its labels.
+        A released image's name to its labels.
 
     Raises:
-        UsageError: it cannot be read, lacks a column, names a picture twice, or none of the released ones.
+        UsageError: it cannot be read, lacks a column, names an image twice, or none of the released ones.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -49,5 +49,5 @@ def read_labels(path: Path, names: Sequence[str]) -> dict[str, dict[str, str]]:
         labels[name] = {column: row[column] for column in columns if row[column]}
     known = set(names)
     if not known & labels.keys():
-        raise UsageError(f"{path} names none of the released pictures: its paths must be relative to the released folder")
+        raise UsageError(f"{path} names none of the released images: its paths must be relative to the released folder")
     return {name: each for name, each in labels.items() if name in known}

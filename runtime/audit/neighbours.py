@@ -39,7 +39,7 @@ ROUNDING = 1e-3
 
 @dataclass(frozen=True)
 class Match:
-    """A reference picture and the head's score for it, in (0, 1)."""
+    """A reference image and the head's score for it, in (0, 1)."""
 
     key: str
     frame: int
@@ -48,7 +48,7 @@ class Match:
 
 @dataclass(frozen=True)
 class Found:
-    """What a query found: the best matches, how many there are, and the nearest picture, match or not."""
+    """What a query found: the best matches, how many there are, and the nearest image, match or not."""
 
     matches: tuple[Match, ...]
     total: int
@@ -75,7 +75,7 @@ class InMemory:
 
     Args:
         head: of the bundle that they are of.
-        keys: (n,), a name for each; several rows may be of one picture.
+        keys: (n,), a name for each; several rows may be of one image.
         frames: (n,), which frame of it.
         embeddings: float32 (n, features), n of 1 or more.
     """
@@ -132,7 +132,7 @@ class InMemory:
         return found
 
     def closest(self, queries: Floats, top: int) -> list[tuple[Match, ...]]:
-        """For each query, float32 (n, features), up to `top` pictures that score high, best first.
+        """For each query, float32 (n, features), up to `top` images that score high, best first.
 
         They are the best of the `CANDIDATES` that are nearest by their rounded embeddings. So, unlike `search`, this may miss one.
         """
@@ -161,7 +161,7 @@ class InMemory:
     def _found(self, query: Floats, places: NDArray[np.int64], logits: NDArray[np.float64], threshold: float, top: int) -> Found:
         scores = 1.0 / (1.0 + np.exp(-logits))
         order = np.lexsort((places, -scores))
-        best: dict[str, Match] = {}  # a picture once, by its best frame
+        best: dict[str, Match] = {}  # an image once, by its best frame
         for at in order:
             if best and scores[at] < threshold:
                 break

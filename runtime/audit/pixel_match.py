@@ -1,4 +1,4 @@
-"""Do two pictures agree pixel by pixel, once one is laid over the other? It tells a copy from another picture of a patient.
+"""Do two images agree pixel by pixel, once one is laid over the other? It tells a copy from another image of a patient.
 
 Both are made grey and small, one is mirrored and turned until it fits best, and the fit is refined (OpenCV's ECC, affine). What is
 then compared is detail: differences between two blurs, so that neither a changed exposure nor the outline that all chest
@@ -20,13 +20,13 @@ from .thumbnails import Alignment, oriented
 __all__ = ["AGREES", "NOT_COMPARABLE", "agreement"]
 
 AGREES = 0.86
-"""Correlation of detail from which two pictures count as one, altered (docs/audit.md says what was measured)."""
+"""Correlation of detail from which two images count as one, altered (docs/audit.md says what was measured)."""
 SIDE, COARSE = 128, 32
 ANGLES = (*range(-40, 45, 5), 180)
 REFINED = 3
 """Starts that are refined."""
 HOPEFUL = 0.3
-"""Correlation at half the size below which two pictures have nothing in common: of 225 altered copies one was below 0.44."""
+"""Correlation at half the size below which two images have nothing in common: of 225 altered copies one was below 0.44."""
 ROUGH_STEPS, FINE_STEPS = 15, 50
 """Steps of ECC at half the size and at the whole. More at half the size changed no decision on 300 pairs and took twice as long."""
 BEHIND = 0.2
@@ -36,7 +36,7 @@ FINE, ROUGH = 1.2, 3.0
 """Standard deviations, in pixels of `SIDE`, of the two blurs between which detail lies."""
 LEAST_OVERLAP = 0.1
 NOT_COMPARABLE = -1.0
-"""The result for two pictures of which too little shows in both, or too little that is neither black nor white."""
+"""The result for two images of which too little shows in both, or too little that is neither black nor white."""
 CLIPPED = 0.02
 
 Pixels = NDArray[np.uint8]
@@ -50,7 +50,7 @@ class _Grey:
 
 
 def agreement(first: Pixels, second: Pixels, alignment: Alignment | None = None) -> float:
-    """Correlation of detail, -1 to 1, of two pictures, RGB uint8 (height, width, 3), laid over each other as well as can be.
+    """Correlation of detail, -1 to 1, of two images, RGB uint8 (height, width, 3), laid over each other as well as can be.
 
     Args:
         alignment: where to start, as `thumbnails.align` found it for the two. Without one it is searched for among turns about the
@@ -96,7 +96,7 @@ def _starts(one: Floats, other: Floats) -> list[tuple[bool, float]]:
     shown = np.tile(_turned_discs(), (2, 1))
     here = one.reshape(1, -1) * shown
     there = moved * shown
-    # Pearson's over each way's own part of the picture, for all ways at once, in float64: squares of sums are taken off.
+    # Pearson's over each way's own part of the image, for all ways at once, in float64: squares of sums are taken off.
     count = shown.sum(axis=1, dtype=np.float64)
     sums, others = here.sum(axis=1, dtype=np.float64), there.sum(axis=1, dtype=np.float64)
     both = np.einsum("ij,ij->i", here, there, dtype=np.float64) - sums * others / count
@@ -113,19 +113,19 @@ def _agree(one: Floats, other: Floats, matrix: Floats) -> float:
     return _correlation(_detail(one), _moved(_detail(other), matrix), shown)
 
 
-def _grey(picture: Pixels) -> _Grey:
-    grey = cv2.cvtColor(np.ascontiguousarray(picture), cv2.COLOR_RGB2GRAY).astype(np.float32) / 255.0
+def _grey(image: Pixels) -> _Grey:
+    grey = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY).astype(np.float32) / 255.0
     fine = cv2.resize(grey, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
     coarse = cv2.resize(cv2.GaussianBlur(fine, (0, 0), 2.0), (COARSE, COARSE), interpolation=cv2.INTER_AREA)
     return _Grey(np.asarray(fine, np.float32), np.asarray(coarse, np.float32))
 
 
-def _halved(picture: Floats) -> Floats:
-    return np.asarray(cv2.resize(picture, (SIDE // 2, SIDE // 2), interpolation=cv2.INTER_AREA), np.float32)
+def _halved(image: Floats) -> Floats:
+    return np.asarray(cv2.resize(image, (SIDE // 2, SIDE // 2), interpolation=cv2.INTER_AREA), np.float32)
 
 
 def _doubled(matrix: Floats) -> Floats:
-    """The same movement between pictures of twice the size; a pixel's middle lies at half a pixel."""
+    """The same movement between images of twice the size; a pixel's middle lies at half a pixel."""
     doubled = matrix.copy()
     doubled[:, 2] = 2 * matrix[:, 2] + 0.5 - 0.5 * (matrix[:, 0] + matrix[:, 1])
     return doubled
@@ -137,20 +137,20 @@ def _rotation(degrees: float, side: int) -> Floats:
     return np.asarray(cv2.getRotationMatrix2D((middle, middle), degrees, 1.0), np.float32)
 
 
-def _moved(picture: Floats, matrix: Floats) -> Floats:
-    """The picture seen through a matrix."""
-    size = (picture.shape[1], picture.shape[0])
-    return np.asarray(cv2.warpAffine(picture, matrix, size, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP), np.float32)
+def _moved(image: Floats, matrix: Floats) -> Floats:
+    """The image seen through a matrix."""
+    size = (image.shape[1], image.shape[0])
+    return np.asarray(cv2.warpAffine(image, matrix, size, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP), np.float32)
 
 
-def _shown(picture: Floats, matrix: Floats) -> Mask:
-    """Where a picture seen through a matrix has something to show."""
-    return np.asarray(_moved(np.ones_like(picture), matrix) > INSIDE)
+def _shown(image: Floats, matrix: Floats) -> Mask:
+    """Where an image seen through a matrix has something to show."""
+    return np.asarray(_moved(np.ones_like(image), matrix) > INSIDE)
 
 
 @lru_cache(maxsize=1)
 def _turned_discs() -> Floats:
-    """For each angle, 1 in the middle of a coarse picture where what is turned has something to show: (angles, pixels)."""
+    """For each angle, 1 in the middle of a coarse image where what is turned has something to show: (angles, pixels)."""
     whole = np.ones((COARSE, COARSE), np.float32)
     shown = [_shown(whole, _rotation(angle, COARSE)) & _disc(COARSE) for angle in ANGLES]
     return np.stack(shown).reshape(len(ANGLES), -1).astype(np.float32)
@@ -158,30 +158,30 @@ def _turned_discs() -> Floats:
 
 @lru_cache(maxsize=3)
 def _disc(side: int) -> Mask:
-    """The middle of a picture: its corners are what rotation makes black."""
+    """The middle of an image: its corners are what rotation makes black."""
     rows, columns = np.ogrid[:side, :side]
     return np.asarray((rows - side / 2) ** 2 + (columns - side / 2) ** 2 <= (0.48 * side) ** 2)
 
 
 def _refined(one: Floats, other: Floats, start: Floats, steps: int) -> Floats:
     """What ECC makes of the start; the start itself where that does not converge."""
-    blurred = [cv2.GaussianBlur(picture, (0, 0), FINE) for picture in (one, other)]
+    blurred = [cv2.GaussianBlur(image, (0, 0), FINE) for image in (one, other)]
     enough = cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, steps, 1e-4
     try:
         _, matrix = cv2.findTransformECC(blurred[0], blurred[1], start.copy(), cv2.MOTION_AFFINE, enough)
-    except cv2.error:  # it says so by an error when it does not converge, as for two pictures that have nothing in common
+    except cv2.error:  # it says so by an error when it does not converge, as for two images that have nothing in common
         return start
     return np.asarray(matrix, np.float32)
 
 
-def _unclipped(picture: Floats) -> Floats:
+def _unclipped(image: Floats) -> Floats:
     """1 where a pixel and its neighbours are neither black nor white: what a strong exposure made flat tells nothing."""
-    shown = ((picture > CLIPPED) & (picture < 1 - CLIPPED)).astype(np.float32)
+    shown = ((image > CLIPPED) & (image < 1 - CLIPPED)).astype(np.float32)
     return np.asarray(cv2.erode(shown, np.ones((3, 3), np.uint8)), np.float32)
 
 
-def _detail(picture: Floats) -> Floats:
-    return np.asarray(cv2.GaussianBlur(picture, (0, 0), FINE) - cv2.GaussianBlur(picture, (0, 0), ROUGH), np.float32)
+def _detail(image: Floats) -> Floats:
+    return np.asarray(cv2.GaussianBlur(image, (0, 0), FINE) - cv2.GaussianBlur(image, (0, 0), ROUGH), np.float32)
 
 
 def _correlation(one: Floats, other: Floats, inside: Mask) -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import PictureError
+from ..errors import ImageError
 from ..gallery import Added, Gallery
 from ..gallery.storage.schema import DATABASE
 from ..images.formats import read_file
@@ -17,7 +17,7 @@ from ..screening import Screener
 from .embedding import frame_of
 from .neighbours import InIndex, InMemory, Match, Searchable
 from .patients import Patients
-from .sets import Item, PictureSet
+from .sets import ImageSet, Item
 
 __all__ = ["Reference", "is_index", "searchable_set"]
 
@@ -26,11 +26,11 @@ IN_MEMORY_UP_TO = 200_000
 
 
 def is_index(path: Path) -> bool:
-    """Whether a folder is an index, and not one of pictures."""
+    """Whether a folder is an index, and not one of images."""
     return (path / DATABASE).is_file()
 
 
-def searchable_set(screener: Screener, images: PictureSet, rows: NDArray[np.int64] | None = None) -> InMemory:
+def searchable_set(screener: Screener, images: ImageSet, rows: NDArray[np.int64] | None = None) -> InMemory:
     """Return a set that can be searched, as it is looked at plainly: its keys are the items' names.
 
     Args:
@@ -56,10 +56,10 @@ class Reference:
         has_keys: whether it is known what its keys and patients are: not of an index that is too large, or searched by its graph.
     """
 
-    def __init__(self, screener: Screener, source: PictureSet | Gallery, search: str) -> None:
+    def __init__(self, screener: Screener, source: ImageSet | Gallery, search: str) -> None:
         """Args: source: the set, embedded, or an index that is open; search: how an index is searched."""
         self._screener = screener
-        self.images = source if isinstance(source, PictureSet) else None
+        self.images = source if isinstance(source, ImageSet) else None
         self.gallery = source if isinstance(source, Gallery) else None
         self.patients: dict[str, str] = {}
         self.searchable: Searchable
@@ -67,7 +67,7 @@ class Reference:
         self._items: dict[str, Item] = {}
         self._verified: dict[str, bytes | None] = {}
         self._closed = False
-        if isinstance(source, PictureSet):
+        if isinstance(source, ImageSet):
             self._items = {item.name: item for item in source.items}
             self._contents = {item.name: item.content for item in source.items if item.content}
             self.patients = {item.name: item.patient for item in source.items if item.patient}
@@ -115,7 +115,7 @@ class Reference:
             if not self._as_read(match.key, content):
                 return None
             return frame_of(self._screener, data, path.name, match.frame)
-        except (PictureError, OSError, ValueError):
+        except (ImageError, OSError, ValueError):
             return None
 
     def _as_read(self, key: str, content: bytes) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..calibration.threshold import decide_threshold, stored_calibration
-from ..errors import GalleryError, PictureError, UsageError
+from ..errors import GalleryError, ImageError, UsageError
 from ..gallery import Gallery
 from ..images.formats import read_file
 from ..images.reader_version import READER_VERSION
@@ -33,7 +33,7 @@ from .neighbours import Found, InMemory, Match
 from .patients import Patients
 from .pixel_match import AGREES, agreement
 from .reference import Reference, is_index, searchable_set
-from .sets import Item, PictureSet, embed_set
+from .sets import ImageSet, Item, embed_set
 from .statistics import Excess, Nearer, Shift, by_trial, nearer, shift
 from .suspects import CERTAIN, Other, Suspect, Suspicion, vet
 from .thresholds import Basis, ByChance, Limit, by_chance, choose_limit
@@ -57,16 +57,16 @@ class Request:
     """What is asked for.
 
     Attributes:
-        released: folder of pictures that are to be released.
-        reference: folder of pictures that must not be given away, or an index of them.
+        released: folder of images that are to be released.
+        reference: folder of images that must not be given away, or an index of them.
         out: folder for the report and its private part.
-        holdout: folder of pictures like the reference's that are not in it.
+        holdout: folder of images like the reference's that are not in it.
         threshold: score in (0, 1); None chooses one (see `limits`).
-        wanted: share of pictures without a copy that may reach a chosen threshold.
-        tta: look at released pictures mirrored and turned too.
+        wanted: share of images without a copy that may reach a chosen threshold.
+        tta: look at released images mirrored and turned too.
         search: how an index is searched: "auto", "exact" or "hnsw".
-        top: reference pictures to list for one released picture.
-        labels: CSV file with a class or data set for released pictures.
+        top: reference images to list for one released image.
+        labels: CSV file with a class or data set for released images.
         fpir: as `wanted`, where there is no hold-out and the bundle's strangers set the threshold; None takes 5 %.
         patients: CSV file with the patients of images of any set (see `Patients`).
         ignore_patients: take no notice of the patients in DICOM headers, which may be anonymous.
@@ -94,10 +94,10 @@ class Looking:
     """What `--tta` changed: the same audit without it beside this one.
 
     Attributes:
-        ways: in how many ways each picture was looked at.
+        ways: in how many ways each image was looked at.
         plain: the threshold, and what chance gives, without it.
-        plain_found: pictures at or above that threshold, looked at as they are.
-        gained, lost: pictures that only this audit has at or above its threshold, and those that only the other has.
+        plain_found: images at or above that threshold, looked at as they are.
+        gained, lost: images that only this audit has at or above its threshold, and those that only the other has.
     """
 
     ways: int
@@ -110,8 +110,8 @@ class Looking:
 
 @dataclass(frozen=True)
 class Memorization:
-    """Released beside hold-out: `shift` asks whether released pictures are nearer to the reference than hold-out pictures are,
-    `nearer` whether released pictures are nearer to the reference than to the hold-out."""
+    """Released beside hold-out: `shift` asks whether released images are nearer to the reference than hold-out images are,
+    `nearer` whether released images are nearer to the reference than to the hold-out."""
 
     shift: Shift
     nearer: Nearer
@@ -122,16 +122,16 @@ class Tests:
     """What a hold-out was good for.
 
     Attributes:
-        pictures: that were used.
+        images: that were used.
         suspects: images that are copies of reference or released ones, or of a patient of the reference.
         kept: those of them that were counted all the same, as the user told us.
         repeated: copies of another image of the hold-out, which is counted once.
         not_aligned: candidates for suspects that were not looked at, for there were too many.
-        scores: best score of each against the reference, (pictures,).
-        memorization: None where there are too few pictures.
+        scores: best score of each against the reference, (images,).
+        memorization: None where there are too few images.
     """
 
-    pictures: int
+    images: int
     suspects: tuple[Suspect, ...]
     kept: tuple[Suspect, ...]
     repeated: tuple[Suspect, ...]
@@ -159,11 +159,11 @@ class Audit:
         exact: whether the search misses nothing.
         findings: one for each released file, in order.
         limit, chance: the threshold, and what chance alone gives.
-        promoted: what chance gives of pictures that only the comparison of pixels found; None without a hold-out.
+        promoted: what chance gives of images that only the comparison of pixels found; None without a hold-out.
         compared: pairs that were compared pixel by pixel, and `not_compared`, pairs that would have been.
         tests: of the hold-out.
         looking: what --tta changed.
-        pseudonyms: of reference pictures.
+        pseudonyms: of reference images.
         seconds: what it took.
         caveats: what could not be done, in words.
         pixels, released_pixels: decode a reference image's frame, and that of a released item; None where the file is not at hand.
@@ -173,9 +173,9 @@ class Audit:
     bundle: Bundle
     variant: str
     provider: str
-    released: PictureSet = field(repr=False)
-    reference: PictureSet | None = field(repr=False)
-    holdout: PictureSet | None = field(repr=False)
+    released: ImageSet = field(repr=False)
+    reference: ImageSet | None = field(repr=False)
+    holdout: ImageSet | None = field(repr=False)
     index: Mapping[str, object] | None
     gallery: int
     exact: bool
@@ -223,7 +223,7 @@ def audit(
     if request.suspects not in ("leave-out", "keep"):
         raise UsageError(f"suspects must be leave-out or keep, got {request.suspects}")
     kept_back = {"the reference": request.reference, **({"the hold-out": request.holdout} if request.holdout else {})}
-    folders = {"the released pictures": request.released, **kept_back}
+    folders = {"the released images": request.released, **kept_back}
     # Before anything is written or embedded: a set without an image ends the audit.
     sets = {what: walked(folder, what) for what, folder in folders.items() if what != "the reference" or not is_index(folder)}
     request = replace(request, out=prepare_output(request.out, request.released, kept_back))
@@ -236,7 +236,7 @@ def audit(
         if is_index(request.reference):
             gallery = open_things.enter_context(Gallery.open(request.reference, screener.bundle, warn=warn))
             if not len(gallery):
-                raise GalleryError(f"{request.reference} holds no pictures, so nothing can be found in it: add some first")
+                raise GalleryError(f"{request.reference} holds no images, so nothing can be found in it: add some first")
         pseudonyms = ReportPseudonyms(private / "pseudonyms.key")
         own_key = SiteKey(pseudonyms.secret)
         reference = Reference(screener, gallery, request.search) if gallery is not None else None
@@ -250,9 +250,9 @@ def audit(
                 warn(f"patients of the hold-out are not compared with the index's: {error}")
                 caveats.append("The hold-out's patients could not be compared with the reference's, for want of the site key.")
 
-        def embedded(folder: Path, what: str, looks_here: Sequence[object]) -> PictureSet:
+        def embedded(folder: Path, what: str, looks_here: Sequence[object]) -> ImageSet:
             found, skipped = sets[what]
-            into = PictureSet(max(1, len(looks_here)), screener.bundle.features, skipped)
+            into = ImageSet(max(1, len(looks_here)), screener.bundle.features, skipped)
             model = f"{screener.bundle.fingerprint}/reader{READER_VERSION}" + (f"/tta{VERSION}" if looks_here else "")
             with Cache(private / "embeddings.sqlite", model, screener.bundle.features, key.name) as cache:
                 steps = embed_set(screener, found, folder, into, cache, looks if looks_here else (), key)
@@ -264,11 +264,11 @@ def audit(
         if reference is None:
             images = embedded(request.reference, "the reference", ())
             if not len(images.embeddings):
-                raise GalleryError(f"{request.reference} holds no picture that can be read: there is nothing to compare with")
+                raise GalleryError(f"{request.reference} holds no image that can be read: there is nothing to compare with")
             reference = Reference(screener, images, request.search)
         else:
             reference.name_patients(patients, comparable=key is not own_key)
-        released = embedded(request.released, "the released pictures", looks)
+        released = embedded(request.released, "the released images", looks)
         holdout = embedded(request.holdout, "the hold-out", looks) if request.holdout else None
         if patients:
             patients.check_used()
@@ -304,8 +304,8 @@ class _Work:
 
     def audit(
         self,
-        released: PictureSet,
-        holdout: PictureSet | None,
+        released: ImageSet,
+        holdout: ImageSet | None,
         labels: dict[str, dict[str, str]],
         pseudonyms: ReportPseudonyms,
         started: float,
@@ -365,7 +365,7 @@ class _Work:
         )
 
     def _vetted(
-        self, holdout: PictureSet, released: PictureSet, held: dict[int, _Best]
+        self, holdout: ImageSet, released: ImageSet, held: dict[int, _Best]
     ) -> tuple[Tests, list[int], dict[int, float | None]]:
         """The hold-out without its suspects: what is known of it, the items that count, and what comparing their pixels gave.
 
@@ -408,7 +408,7 @@ class _Work:
     def _chance(self, limit: Limit, best: dict[int, _Best], scores: Doubles | None, looks: int) -> ByChance:
         found = sum(each.best.score >= limit.value for each in best.values())
         return by_chance(
-            self.bundle, limit, pictures=len(best), found=found, gallery=len(self.searchable), holdout=scores, looks=looks
+            self.bundle, limit, images=len(best), found=found, gallery=len(self.searchable), holdout=scores, looks=looks
         )
 
     def _looking(
@@ -419,23 +419,23 @@ class _Work:
         with_looks = {at for at, each in best.items() if each.best.score >= limit.value}
         without = {at for at, each in best.items() if each.plain.score >= plain.value}
         chance = by_chance(
-            self.bundle, plain, pictures=len(best), found=len(without), gallery=len(self.searchable), holdout=scores, looks=1
+            self.bundle, plain, images=len(best), found=len(without), gallery=len(self.searchable), holdout=scores, looks=1
         )
         return Looking(len(LOOKS), plain, chance, len(without), len(with_looks - without), len(without - with_looks))
 
     # -- searching -------------------------------------------------------------------------------------------------
 
-    def _best(self, pictures: PictureSet, what: str, threshold: float | None) -> dict[int, _Best]:
-        """The best pair of each picture that has an embedding, over its frames and looks; matches only with a threshold."""
-        queries = pictures.embeddings.reshape(-1, self.bundle.features)
+    def _best(self, images: ImageSet, what: str, threshold: float | None) -> dict[int, _Best]:
+        """The best pair of each image that has an embedding, over its frames and looks; matches only with a threshold."""
+        queries = images.embeddings.reshape(-1, self.bundle.features)
         best: dict[int, _Best] = {}
 
         def steps() -> Iterator[int]:
             for start in range(0, len(queries), BATCH):
                 for offset, found in enumerate(self.searchable.search(queries[start : start + BATCH], threshold, self.request.top)):
-                    row, look = divmod(start + offset, pictures.looks)
-                    at = int(pictures.of[row])
-                    best[at] = _Best.of(found, int(pictures.frames[row]), look, best.get(at), self.request.top)
+                    row, look = divmod(start + offset, images.looks)
+                    at = int(images.of[row])
+                    best[at] = _Best.of(found, int(images.frames[row]), look, best.get(at), self.request.top)
                     yield at
 
         for _ in self.progress(steps(), len(queries), what):
@@ -443,9 +443,9 @@ class _Work:
         return best
 
     def _memorization(
-        self, released: PictureSet, holdout: PictureSet, kept: list[int], best: dict[int, _Best], held: dict[int, _Best]
+        self, released: ImageSet, holdout: ImageSet, kept: list[int], best: dict[int, _Best], held: dict[int, _Best]
     ) -> Memorization | None:
-        """Both tests, on pictures as they are: a picture that was looked at in more ways would have more chances than another."""
+        """Both tests, on images as they are: an image that was looked at in more ways would have more chances than another."""
         if len(kept) < FEWEST_FOR_TESTS or len(best) < FEWEST_FOR_TESTS:
             return None
         other = searchable_set(self.screener, holdout, np.flatnonzero(np.isin(holdout.of, kept)))
@@ -473,9 +473,9 @@ class _Work:
     # -- pixels ----------------------------------------------------------------------------------------------------
 
     def _compare(
-        self, pictures: PictureSet, best: dict[int, _Best], least: float, known: dict[int, float | None]
+        self, images: ImageSet, best: dict[int, _Best], least: float, known: dict[int, float | None]
     ) -> tuple[dict[int, float | None], int, int]:
-        """Correlation of detail with the nearest reference picture, of each picture that scores `least` or more; how many
+        """Correlation of detail with the nearest reference image, of each image that scores `least` or more; how many
         were compared, and how many were not for want of time. What is `known` already is not compared again."""
         wanted = sorted((at for at, each in best.items() if each.best.score >= least), key=lambda at: -best[at].best.score)
         chosen, left = wanted[:COMPARED_AT_MOST], len(wanted) - COMPARED_AT_MOST
@@ -484,7 +484,7 @@ class _Work:
             if at in known:
                 return known[at]
             other = self.reference.pixels(best[at].best)
-            own = self._pixels(pictures.items[at].path, best[at].frame) if other is not None else None
+            own = self._pixels(images.items[at].path, best[at].frame) if other is not None else None
             return None if own is None or other is None else agreement(own, other)
 
         values: dict[int, float | None] = {}
@@ -497,14 +497,14 @@ class _Work:
     def _pixels(self, path: Path, frame: int) -> NDArray[np.uint8] | None:
         try:
             return frame_of(self.screener, read_file(path, self.screener.limits), path.name, frame)
-        except PictureError:  # it was read a moment ago: it has gone, or memory has
+        except ImageError:  # it was read a moment ago: it has gone, or memory has
             return None
 
     # -- judging ---------------------------------------------------------------------------------------------------
 
     def _finding(
         self,
-        released: PictureSet,
+        released: ImageSet,
         at: int,
         best: _Best | None,
         limit: Limit,
@@ -545,7 +545,7 @@ class _Work:
 
 @dataclass(frozen=True)
 class _Best:
-    """The best pair of a picture so far, over frames and looks; `plain`: the best of its frames as they are."""
+    """The best pair of an image so far, over frames and looks; `plain`: the best of its frames as they are."""
 
     best: Match
     plain: Match
@@ -582,13 +582,13 @@ def _scores(held: dict[int, _Best], kept: list[int]) -> Doubles | None:
 
 def _nothing_left(holdout: Path | None, suspects: Sequence[Suspect]) -> str:
     """What is wrong with a hold-out of which nothing can be counted."""
-    start = f"the hold-out {holdout} has no picture that can be read"
+    start = f"the hold-out {holdout} has no image that can be read"
     if not suspects:
-        return f"{start}: give pictures like the reference's that are not in it, or no hold-out"
+        return f"{start}: give images like the reference's that are not in it, or no hold-out"
     if all(suspect.suspicion is Suspicion.SAME_PATIENT for suspect in suspects):
         return (
-            f"{start} and is not of a patient of the reference: give pictures of other patients, or --ignore-patients where the "
+            f"{start} and is not of a patient of the reference: give images of other patients, or --ignore-patients where the "
             "headers are anonymous"
         )
     where = "release" if all(suspect.other is Other.RELEASED for suspect in suspects) else "reference"
-    return f"{start} and is not in the {where} too: give pictures like the reference's that are not in it, or no hold-out"
+    return f"{start} and is not in the {where} too: give images like the reference's that are not in it, or no hold-out"

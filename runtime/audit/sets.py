@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..errors import Reason
 from ..images.content_flags import SUSPICIOUS, Note
-from ..images.discovery import Found, Unfound, picture_name
+from ..images.discovery import Found, Unfound, image_name
 from ..model.head import Floats
 from ..privacy import SiteKey
 from ..screening import Screener
@@ -20,7 +20,7 @@ from .embedding import Look, Seeing
 from .embedding_cache import Cache, Cached
 from .thumbnails import SIDE
 
-__all__ = ["Item", "PictureSet", "embed_set"]
+__all__ = ["ImageSet", "Item", "embed_set"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Item:
 
 
 @dataclass(eq=False)
-class PictureSet:
+class ImageSet:
     """A set's files in order, and the embeddings of all their frames.
 
     Attributes:
@@ -112,7 +112,7 @@ def embed_set(
     screener: Screener,
     found: Sequence[Found | Unfound],
     root: Path,
-    into: PictureSet,
+    into: ImageSet,
     cache: Cache,
     looks: Sequence[Look],
     key: SiteKey,
@@ -149,4 +149,4 @@ def _name(path: Path, root: Path) -> str:
         relative = path.relative_to(root)
     except ValueError:
         relative = Path(path.name)
-    return picture_name(relative.as_posix() if relative.parts else path.name)
+    return image_name(relative.as_posix() if relative.parts else path.name)

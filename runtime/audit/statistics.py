@@ -1,7 +1,7 @@
 """Counts to intervals, and the tests of memorization. The distributions are scipy's; what stands here is which of them, and why.
 
-The unit is the picture (a file), not the frame: frames of one file are no independent witnesses. What is assumed throughout is
-that pictures are; several pictures of one patient in a set make every interval here too narrow.
+The unit is the image (a file), not the frame: frames of one file are no independent witnesses. What is assumed throughout is
+that images are; several images of one patient in a set make every interval here too narrow.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Excess:
-    """How many pictures a set without copies would have at or above the threshold by chance.
+    """How many images a set without copies would have at or above the threshold by chance.
 
     Attributes:
         expected: the mean.
@@ -60,10 +60,10 @@ class Excess:
 
 @dataclass(frozen=True)
 class Shift:
-    """Mann-Whitney U of released against hold-out, one-sided: are released pictures nearer to the reference?
+    """Mann-Whitney U of released against hold-out, one-sided: are released images nearer to the reference?
 
     Attributes:
-        above: share of (released, hold-out) pairs in which the released picture scores higher, ties counting half.
+        above: share of (released, hold-out) pairs in which the released image scores higher, ties counting half.
         interval: of that share, by DeLong's variance.
         p: of `above` or more, if both sets' scores had one distribution.
     """
@@ -75,12 +75,12 @@ class Shift:
 
 @dataclass(frozen=True)
 class Nearer:
-    """Whether released pictures lie nearer to the reference than to the hold-out.
+    """Whether released images lie nearer to the reference than to the hold-out.
 
     Attributes:
-        share: of released pictures whose nearest among reference and hold-out together is a reference picture, ties half.
+        share: of released images whose nearest among reference and hold-out together is a reference image, ties half.
         by_chance: the reference's share of both together.
-        p: of `share` or more when the labels "reference" and "hold-out" are dealt anew among the pictures, keeping how often
+        p: of `share` or more when the labels "reference" and "hold-out" are dealt anew among the images, keeping how often
             each is somebody's nearest.
     """
 
@@ -98,33 +98,33 @@ def rate_interval(count: int, total: int) -> Interval:
     return Interval(low, high)
 
 
-def by_rank(pictures: int, rank: int, holdout: int) -> Excess:
+def by_rank(images: int, rank: int, holdout: int) -> Excess:
     """False positives when the threshold is the hold-out's score of this rank, 1 being the highest.
 
-    Of continuous scores from one distribution, how many of `pictures` reach the rank-th highest of `holdout` is beta-binomial
+    Of continuous scores from one distribution, how many of `images` reach the rank-th highest of `holdout` is beta-binomial
     (rank, holdout + 1 - rank), whatever the distribution: Wilks, 1942.
     """
-    law = stats.betabinom(pictures, rank, holdout + 1 - rank)
-    return Excess(pictures * rank / (holdout + 1), int(law.ppf(TAIL)), int(law.ppf(1 - TAIL)))
+    law = stats.betabinom(images, rank, holdout + 1 - rank)
+    return Excess(images * rank / (holdout + 1), int(law.ppf(TAIL)), int(law.ppf(1 - TAIL)))
 
 
-def by_trial(pictures: int, exceeding: int, holdout: int) -> Excess:
+def by_trial(images: int, exceeding: int, holdout: int) -> Excess:
     """False positives when the threshold was fixed beforehand and `exceeding` of `holdout` reach it.
 
     Given how many of both sets together reach it, those in one are hypergeometric, whatever the rate is. The interval holds the
     counts that this does not reject: Thatcher, 1964; it covers in 95 % of cases or more.
     """
 
-    both = pictures + holdout
+    both = images + holdout
 
     def too_few(count: int) -> bool:
-        return float(stats.hypergeom.cdf(count, both, pictures, exceeding + count)) <= TAIL
+        return float(stats.hypergeom.cdf(count, both, images, exceeding + count)) <= TAIL
 
     def too_many(count: int) -> bool:
         return float(stats.hypergeom.cdf(exceeding, both, holdout, exceeding + count)) <= TAIL
 
-    low = _first(lambda count: not too_few(count), pictures)
-    return Excess(pictures * exceeding / holdout, low, _first(too_many, pictures + 1) - 1)
+    low = _first(lambda count: not too_few(count), images)
+    return Excess(images * exceeding / holdout, low, _first(too_many, images + 1) - 1)
 
 
 def _first(holds: Callable[[int], bool], end: int) -> int:
@@ -136,19 +136,19 @@ def _first(holds: Callable[[int], bool], end: int) -> int:
     return low
 
 
-def by_rate(pictures: int, low: float, middle: float, high: float) -> Excess:
-    """False positives when the rate for one picture is between two values: binomial, out to the ends of both."""
-    return Excess(pictures * middle, int(stats.binom.ppf(TAIL, pictures, low)), int(stats.binom.ppf(1 - TAIL, pictures, high)))
+def by_rate(images: int, low: float, middle: float, high: float) -> Excess:
+    """False positives when the rate for one image is between two values: binomial, out to the ends of both."""
+    return Excess(images * middle, int(stats.binom.ppf(TAIL, images, low)), int(stats.binom.ppf(1 - TAIL, images, high)))
 
 
-def excess_by_rank(found: int, pictures: int, rank: int, holdout: int) -> float:
+def excess_by_rank(found: int, images: int, rank: int, holdout: int) -> float:
     """Probability of `found` or more by chance, where `by_rank` gives the interval."""
-    return float(stats.betabinom.sf(found - 1, pictures, rank, holdout + 1 - rank))
+    return float(stats.betabinom.sf(found - 1, images, rank, holdout + 1 - rank))
 
 
-def excess_by_trial(found: int, pictures: int, exceeding: int, holdout: int) -> float:
+def excess_by_trial(found: int, images: int, exceeding: int, holdout: int) -> float:
     """Probability of `found` or more by chance, where `by_trial` gives the interval: Fisher's exact test, one-sided."""
-    return float(stats.hypergeom.sf(found - 1, pictures + holdout, pictures, found + exceeding))
+    return float(stats.hypergeom.sf(found - 1, images + holdout, images, found + exceeding))
 
 
 def shift(released: Doubles, holdout: Doubles) -> Shift:
@@ -172,25 +172,25 @@ def nearer(
     holdout: int,
     seed: int = SEED,
 ) -> Nearer:
-    """Permutation test: is the nearest picture of reference and hold-out together a reference picture more often than by chance?
+    """Permutation test: is the nearest image of reference and hold-out together a reference image more often than by chance?
 
     Args:
-        to_reference, to_holdout: of each released picture the best score and which picture gave it, (n,) each.
-        reference, holdout: how many pictures each of the two has.
+        to_reference, to_holdout: of each released image the best score and which image gave it, (n,) each.
+        reference, holdout: how many images each of the two has.
         seed: of the permutations.
     """
     scores, others = to_reference[0], to_holdout[0]
     won, tied = scores > others, scores == others
     share = float((won + 0.5 * tied).mean())
-    # Pictures of both together that are somebody's nearest, with how often; a tie is half a time for each.
+    # Images of both together that are somebody's nearest, with how often; a tie is half a time for each.
     times = np.concatenate(
         [
             np.bincount(to_reference[1], np.where(won, 2, np.where(tied, 1, 0))),
             np.bincount(to_holdout[1], np.where(won, 0, np.where(tied, 1, 2))),
         ]
     ).astype(np.int64)
-    often, pictures = np.unique(times[times > 0], return_counts=True)
-    kinds = np.append(pictures, reference + holdout - pictures.sum())
+    often, images = np.unique(times[times > 0], return_counts=True)
+    kinds = np.append(images, reference + holdout - images.sum())
     drawn = np.random.default_rng(seed).multivariate_hypergeometric(kinds, reference, PERMUTATIONS)
     twice = drawn[:, :-1] @ often
     as_many = int((twice >= round(2 * share * len(scores))).sum())

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..calibration.open_set import copy_score
-from ..errors import PictureError
+from ..errors import ImageError
 from ..images.formats import read_file
 from ..model.head import Floats, sigmoid
 from ..screening import Screener
@@ -30,7 +30,7 @@ from .neighbours import Match, Searchable
 from .patients import LISTED
 from .pixel_match import AGREES, NOT_COMPARABLE, agreement
 from .reference import Reference, searchable_set
-from .sets import PictureSet
+from .sets import ImageSet
 from .thumbnails import Alignment, align, candidates, thumbnail
 
 __all__ = ["CERTAIN", "Other", "Suspect", "Suspicion", "Vetted", "vet"]
@@ -147,7 +147,7 @@ class _Side:
     """
 
     def __init__(
-        self, other: Other, searchable: Searchable, images: PictureSet | None, pixels: Callable[[Match], Pixels | None]
+        self, other: Other, searchable: Searchable, images: ImageSet | None, pixels: Callable[[Match], Pixels | None]
     ) -> None:
         self.other, self.searchable, self.images, self.pixels = other, searchable, images, pixels
         self.by_score = BY_SCORE_ELSEWHERE if other is not Other.REFERENCE else BY_SCORE if images else BY_SCORE_OF_INDEX
@@ -177,8 +177,8 @@ class _Remembered:
 
 def vet(
     screener: Screener,
-    holdout: PictureSet,
-    released: PictureSet,
+    holdout: ImageSet,
+    released: ImageSet,
     reference: Reference,
     nearest: dict[int, tuple[int, Match]],
     progress: Progress,
@@ -196,8 +196,8 @@ class _Vetting:
     def __init__(
         self,
         screener: Screener,
-        holdout: PictureSet,
-        released: PictureSet,
+        holdout: ImageSet,
+        released: ImageSet,
         reference: Reference,
         nearest: dict[int, tuple[int, Match]],
     ) -> None:
@@ -213,14 +213,14 @@ class _Vetting:
         self.places = {item.name: at for at, item in enumerate(holdout.items)}
         self.agreements: dict[int, float | None] = {}
 
-    def _side(self, other: Other, images: PictureSet) -> _Side:
+    def _side(self, other: Other, images: ImageSet) -> _Side:
         paths = {item.name: item.path for item in images.items}
 
         def pixels(match: Match) -> Pixels | None:
             path = paths[match.key]
             try:
                 return frame_of(self.screener, read_file(path, self.screener.limits), path.name, match.frame)
-            except PictureError:  # it was read a moment ago: it has gone, or memory has
+            except ImageError:  # it was read a moment ago: it has gone, or memory has
                 return None
 
         return _Side(other, searchable_set(self.screener, images), images, pixels)

@@ -1,7 +1,7 @@
-"""The threshold of an audit, and how many pictures of a set without copies would reach it at this gallery's size.
+"""The threshold of an audit, and how many images of a set without copies would reach it at this gallery's size.
 
-A threshold for pairs is none for a gallery: of 10,000 reference pictures, one that 0.1 % of the pairs reach is reached by every
-picture. So the hold-out, pictures that the reference does not have, sets it where there is one: it shows at this gallery's
+A threshold for pairs is none for a gallery: of 10,000 reference images, one that 0.1 % of the pairs reach is reached by every
+image. So the hold-out, images that the reference does not have, sets it where there is one: it shows at this gallery's
 size what chance does.
 """
 
@@ -25,7 +25,7 @@ from .statistics import Excess, Interval, by_rank, by_rate, by_trial, excess_by_
 __all__ = ["NEAR_TIMES", "Basis", "ByChance", "Limit", "by_chance", "choose_limit"]
 
 NEAR_TIMES, COMPARE_TIMES = 3, 10
-"""Near the threshold is what three times as many hold-out pictures reach; pixels are compared from ten times as many on. That is
+"""Near the threshold is what three times as many hold-out images reach; pixels are compared from ten times as many on. That is
 where three in four of the strongly turned copies of phantoms lie that the model alone misses (docs/audit.md)."""
 NEAR_ODDS, COMPARE_ODDS = 4.0, 30.0
 """Without a hold-out: by how much the odds of being the same, as the model gives them, may be smaller than the threshold's."""
@@ -55,7 +55,7 @@ class Limit:
         near: scores from here up to it are near it.
         compare: pairs that score so much or more are compared pixel by pixel.
         basis, source: where it comes from, for programs and in words.
-        rank: of the hold-out's score that it is, 1 for the highest; None where it is no hold-out picture's score.
+        rank: of the hold-out's score that it is, 1 for the highest; None where it is no hold-out image's score.
         warning: what is wrong with it, in words.
         stored_rate: the rate, with its interval, that an index's calibration promises.
     """
@@ -72,11 +72,11 @@ class Limit:
 
 @dataclass(frozen=True)
 class ByChance:
-    """How many pictures would reach the threshold if none were a copy.
+    """How many images would reach the threshold if none were a copy.
 
     Attributes:
         count: expected, with a 95 % interval; None when nothing is known of it.
-        rate, rate_interval: for one picture.
+        rate, rate_interval: for one image.
         basis, assumption: where it comes from, for programs and in words.
         p: of as many as were found, or more, by chance; None without a hold-out.
     """
@@ -105,11 +105,11 @@ def choose_limit(
     strangers, or the bundle's.
 
     Args:
-        wanted: share of pictures without a copy that may reach it, in (0, 0.5].
+        wanted: share of images without a copy that may reach it, in (0, 0.5].
         given: the user's, if any.
         stored: the index's calibration, if any.
-        holdout: best scores of the hold-out's pictures, (m,); None without one.
-        gallery: reference images that each picture is compared with.
+        holdout: best scores of the hold-out's images, (m,); None without one.
+        gallery: reference images that each image is compared with.
         fpir: the same share as `wanted`, for the bundle's strangers; None takes `DEFAULT_FPIR`.
     """
     if not 0.0 < wanted <= 0.5:
@@ -129,19 +129,19 @@ def choose_limit(
     rank = max(1, math.floor(wanted * (len(holdout) + 1)))
     value = min(float(ordered[rank - 1]), math.nextafter(1.0, 0.0))
     if value <= bundle.threshold.value:
-        source = f"{own.source}. Fewer than the wanted {100 * wanted:g} % of the hold-out's pictures reach it"
+        source = f"{own.source}. Fewer than the wanted {100 * wanted:g} % of the hold-out's images reach it"
         return _with_near(Limit(own.value, 0.0, 0.0, Basis.BUNDLE, source), wanted, holdout)
     fewest = math.ceil(1 / wanted) - 1
     warning = None
     if len(holdout) < fewest:
         warning = (
-            f"The hold-out is too small for the wanted rate of {100 * wanted:g} %: it would take {fewest} pictures, and there are "
+            f"The hold-out is too small for the wanted rate of {100 * wanted:g} %: it would take {fewest} images, and there are "
             f"{len(holdout)}. The threshold is its highest score, which "
             f"{100 / (len(holdout) + 1):.2g} % of others are expected to reach."
         )
-    reach = "its highest score" if rank == 1 else f"the score that {rank} of its {len(holdout)} pictures reach"
+    reach = "its highest score" if rank == 1 else f"the score that {rank} of its {len(holdout)} images reach"
     source = (
-        f"set by the hold-out: {reach} against this reference, for a wanted false-positive rate of {100 * wanted:g} % a picture; "
+        f"set by the hold-out: {reach} against this reference, for a wanted false-positive rate of {100 * wanted:g} % an image; "
         f"the bundle's own, {own.value:.4g}, is for pairs"
     )
     return _with_near(Limit(value, 0.0, 0.0, Basis.HOLDOUT, source, rank, warning), wanted, holdout)
@@ -158,30 +158,28 @@ def _with_near(limit: Limit, wanted: float, holdout: Doubles | None) -> Limit:
 
 
 def by_chance(
-    bundle: Bundle, limit: Limit, *, pictures: int, found: int, gallery: int, holdout: Doubles | None, looks: int
+    bundle: Bundle, limit: Limit, *, images: int, found: int, gallery: int, holdout: Doubles | None, looks: int
 ) -> ByChance:
     """What chance alone would give.
 
     Args:
-        pictures: released ones that were judged.
+        images: released ones that were judged.
         found: those of them at or above the threshold.
         gallery: reference frames that each was compared with.
-        holdout: best scores of the hold-out's pictures, (m,), seen as the released ones were; None without one.
+        holdout: best scores of the hold-out's images, (m,), seen as the released ones were; None without one.
         looks: in how many ways each was looked at.
     """
     if holdout is not None and len(holdout):
-        return _by_holdout(limit, pictures, found, holdout)
-    more = (
-        "" if looks == 1 else f" Each picture was looked at in {looks} ways, and the upper end allows for each of them by itself."
-    )
+        return _by_holdout(limit, images, found, holdout)
+    more = "" if looks == 1 else f" Each image was looked at in {looks} ways, and the upper end allows for each of them by itself."
     if limit.stored_rate is not None:
         low, middle, high = limit.stored_rate
         high = 1 - (1 - high) ** looks
         assumption = (
-            "The index's calibration holds for the released pictures too: they differ from the reference as the negatives do that "
+            "The index's calibration holds for the released images too: they differ from the reference as the negatives do that "
             "it was made with." + more
         )
-        return ByChance(by_rate(pictures, low, middle, high), middle, Interval(low, high), Basis.INDEX, assumption)
+        return ByChance(by_rate(images, low, middle, high), middle, Interval(low, high), Basis.INDEX, assumption)
     if limit.basis is Basis.STRANGERS and bundle.strangers is not None:
         low, middle, high = (flagged(rate, gallery) for rate in bundle.strangers.rates(limit.value))
         high = 1 - (1 - high) ** looks
@@ -190,7 +188,7 @@ def by_chance(
             f"{100 * high:.2g} % of strangers' images are flagged, by kind of image. Yours may be of another kind. A hold-out "
             "(--holdout) would measure it." + more
         )
-        return ByChance(by_rate(pictures, low, middle, high), middle, Interval(low, high), Basis.STRANGERS, assumption)
+        return ByChance(by_rate(images, low, middle, high), middle, Interval(low, high), Basis.STRANGERS, assumption)
     rates = _card_rates(bundle) if limit.basis is Basis.BUNDLE else None
     if rates is None:
         return ByChance(
@@ -198,40 +196,40 @@ def by_chance(
             None,
             None,
             Basis.NOTHING,
-            "Nothing is known of how many different pictures reach this threshold by chance. Give --holdout: pictures of the "
+            "Nothing is known of how many different images reach this threshold by chance. Give --holdout: images of the "
             "same kind that are not in the reference.",
         )
     low, middle, high = (1 - (1 - rate) ** gallery for rate in rates)
     high = 1 - (1 - high) ** looks
     assumption = (
         f"No hold-out was given, so this is reckoned from the bundle's own figures: {100 * rates[1]:.3g} % of the pairs of "
-        f"different pictures that it was tested on reach the threshold ({100 * rates[0]:.2g} % to {100 * rates[2]:.2g} %, by kind "
-        f"of picture), and each released picture makes {gallery:,} pairs, taken as independent. Your pictures may be of another "
+        f"different images that it was tested on reach the threshold ({100 * rates[0]:.2g} % to {100 * rates[2]:.2g} %, by kind "
+        f"of image), and each released image makes {gallery:,} pairs, taken as independent. Your images may be of another "
         "kind. A hold-out (--holdout) would measure it." + more
     )
-    return ByChance(by_rate(pictures, low, middle, high), middle, Interval(low, high), Basis.BUNDLE, assumption)
+    return ByChance(by_rate(images, low, middle, high), middle, Interval(low, high), Basis.BUNDLE, assumption)
 
 
-def _by_holdout(limit: Limit, pictures: int, found: int, holdout: Doubles) -> ByChance:
+def _by_holdout(limit: Limit, images: int, found: int, holdout: Doubles) -> ByChance:
     many = len(holdout)
     if limit.rank is not None:
         rank = limit.rank
         rate, ends = rank / (many + 1), rate_interval(rank, many)
-        count, p = by_rank(pictures, rank, many), excess_by_rank(found, pictures, rank, many)
+        count, p = by_rank(images, rank, many), excess_by_rank(found, images, rank, many)
     else:
         exceeding = int((holdout >= limit.value).sum())
         rate, ends = exceeding / many, rate_interval(exceeding, many)
-        count, p = by_trial(pictures, exceeding, many), excess_by_trial(found, pictures, exceeding, many)
+        count, p = by_trial(images, exceeding, many), excess_by_trial(found, images, exceeding, many)
     assumption = (
-        f"{many:,} hold-out pictures were compared with the same reference in the same way. If released pictures that are no "
-        "copies are like them, and pictures are independent of each other (not many of one patient), this holds, however scores "
+        f"{many:,} hold-out images were compared with the same reference in the same way. If released images that are no "
+        "copies are like them, and images are independent of each other (not many of one patient), this holds, however scores "
         "are distributed."
     )
     return ByChance(count, rate, ends, Basis.HOLDOUT, assumption, p)
 
 
 def _card_rates(bundle: Bundle) -> tuple[float, float, float] | None:
-    """Least, overall and largest share of pairs of different pictures at or above the bundle's threshold, by kind; or None."""
+    """Least, overall and largest share of pairs of different images at or above the bundle's threshold, by kind; or None."""
     card = bundle.manifest.get("card")
     figures = card.get("figures") if isinstance(card, Mapping) else None
     table = figures.get(FIGURES) if isinstance(figures, Mapping) else None

@@ -1,6 +1,6 @@
-"""The ways in which `--tta` looks at a released picture beside as it is: mirrored and turned, which the paper calls its weak side.
+"""The ways in which `--tta` looks at a released image beside as it is: mirrored and turned, which the paper calls its weak side.
 
-Only what is asked about is looked at in several ways, never the reference: a match of a mirrored query with a reference picture
+Only what is asked about is looked at in several ways, never the reference: a match of a mirrored query with a reference image
 is what a match with the mirrored reference would be.
 """
 
@@ -21,28 +21,28 @@ VERSION = 1
 """Of the list below: cached embeddings are of one version of it."""
 
 
-def _as_it_is(picture: Pixels) -> Pixels:
-    return picture
+def _as_it_is(image: Pixels) -> Pixels:
+    return image
 
 
-def _mirrored(picture: Pixels) -> Pixels:
-    return np.ascontiguousarray(picture[:, ::-1])
+def _mirrored(image: Pixels) -> Pixels:
+    return np.ascontiguousarray(image[:, ::-1])
 
 
-def _upside_down(picture: Pixels) -> Pixels:
-    return np.ascontiguousarray(picture[::-1])
+def _upside_down(image: Pixels) -> Pixels:
+    return np.ascontiguousarray(image[::-1])
 
 
-def _half_turn(picture: Pixels) -> Pixels:
-    return np.ascontiguousarray(picture[::-1, ::-1])
+def _half_turn(image: Pixels) -> Pixels:
+    return np.ascontiguousarray(image[::-1, ::-1])
 
 
 def _turned(degrees: float) -> Look:
-    def turn(picture: Pixels) -> Pixels:
+    def turn(image: Pixels) -> Pixels:
         """About the middle, black where nothing was, as an altered copy would be."""
-        height, width = picture.shape[:2]
+        height, width = image.shape[:2]
         matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1.0)
-        return cv2.warpAffine(picture, matrix, (width, height), flags=cv2.INTER_LINEAR).astype(np.uint8)
+        return cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR).astype(np.uint8)
 
     return turn
 
@@ -57,4 +57,4 @@ LOOKS = MappingProxyType(
         "15 degrees to the right": _turned(-15.0),
     }
 )
-"""By name; the first is the picture itself."""
+"""By name; the first is the image itself."""

@@ -16,7 +16,7 @@ from .thresholds import FIGURES, Basis
 __all__ = ["Answer", "Verdict", "about", "answer", "counted", "percent", "share", "suspected"]
 
 TOO_MANY = 0.05
-"""Share of pictures that match by chance from which a pair threshold is said to be of no use."""
+"""Share of images that match by chance from which a pair threshold is said to be of no use."""
 
 
 class Verdict(StrEnum):
@@ -77,9 +77,9 @@ def answer(audit: Audit) -> Answer:
     unread_reference = len(audit.reference.unreadable) if audit.reference else 0
     suspects = _suspects_in_title(audit)
     if not judged:
-        title = "Nothing could be judged: no released picture could be read" + suspects
+        title = "Nothing could be judged: no released image could be read" + suspects
         return Answer(Verdict.INCOMPLETE, title, (), _caveats(audit, unread, unread_reference))
-    of = f"{counted(found, 'released picture')} of {judged:,} match{'es' if found == 1 else ''} the reference"
+    of = f"{counted(found, 'released image')} of {judged:,} match{'es' if found == 1 else ''} the reference"
     if found and (counts[Grade.IDENTICAL] or counts[Grade.MEMORIZED] or not _explained(audit)):
         verdict, title = Verdict.FOUND, of + suspects
     elif found:
@@ -90,7 +90,7 @@ def answer(audit: Audit) -> Answer:
         verdict, title = Verdict.INCOMPLETE, f"No match was found, but the search graph may have missed one{suspects}"
     else:
         verdict = Verdict.SUSPECT if suspects else Verdict.NONE
-        title = f"No match was found among {counted(judged, 'released picture')}{suspects}"
+        title = f"No match was found among {counted(judged, 'released image')}{suspects}"
     body = (_counts(audit, counts, found, judged), _chance(audit, found), _sensitivity(audit, found, judged))
     return Answer(verdict, title, tuple(text for text in body if text), _caveats(audit, unread, unread_reference))
 
@@ -113,18 +113,18 @@ IS_SUSPECT = {
     Suspicion.SAME_PATIENT: ("of the same patient as", "of the same patients as"),
 }
 """What is said of one suspect, and of several, before what they resemble."""
-RESEMBLED = {Other.REFERENCE: "reference picture", Other.RELEASED: "released picture", Other.HOLDOUT: "hold-out picture"}
+RESEMBLED = {Other.REFERENCE: "reference image", Other.RELEASED: "released image", Other.HOLDOUT: "hold-out image"}
 
 
 def suspected(suspects: Sequence[Suspect]) -> str:
-    """Suspects by what they are: 4 are altered copies of reference pictures, 1 is the same file as a released picture."""
+    """Suspects by what they are: 4 are altered copies of reference images, 1 is the same file as a released image."""
     kinds = Counter((suspect.other, suspect.suspicion) for suspect in suspects)
     parts = []
     for other in Other:
         for suspicion, (one, several) in IS_SUSPECT.items():
             if count := kinds[other, suspicion]:
-                a = f"a {RESEMBLED[other]}" if other is not Other.HOLDOUT else "another hold-out picture"
-                many = f"{RESEMBLED[other]}s" if other is not Other.HOLDOUT else "other hold-out pictures"
+                a = f"a {RESEMBLED[other]}" if other is not Other.HOLDOUT else "another hold-out image"
+                many = f"{RESEMBLED[other]}s" if other is not Other.HOLDOUT else "other hold-out images"
                 parts.append(f"1 is {one} {a}" if count == 1 else f"{count:,} are {several} {many}")
     return ", ".join(parts)
 
@@ -132,8 +132,8 @@ def suspected(suspects: Sequence[Suspect]) -> str:
 def _suspects(tests: Tests) -> list[str]:
     said = []
     for other, why in (
-        (Other.REFERENCE, "such pictures raise the threshold to where matches are missed"),
-        (Other.RELEASED, "a picture on both sides proves nothing"),
+        (Other.REFERENCE, "such images raise the threshold to where matches are missed"),
+        (Other.RELEASED, "an image on both sides proves nothing"),
     ):
         if these := [suspect for suspect in tests.left_out if suspect.other is other]:
             said.append(f"Of the hold-out, {suspected(these)}: {why}, so {'it was' if len(these) == 1 else 'they were'} left out.")
@@ -151,8 +151,8 @@ def _suspects(tests: Tests) -> list[str]:
 def _caveats(audit: Audit, unread: int, unread_reference: int) -> tuple[str, ...]:
     said = _suspects(audit.tests) if audit.tests else []
     said += audit.caveats
-    parts = [counted(unread, "released picture")] if unread else []
-    parts += [counted(unread_reference, "reference picture")] if unread_reference else []
+    parts = [counted(unread, "released image")] if unread else []
+    parts += [counted(unread_reference, "reference image")] if unread_reference else []
     if parts:
         said.append(f"{' and '.join(parts)} could not be read, or not in full: nothing is said of what could not be seen.")
     if not audit.exact:
@@ -168,26 +168,26 @@ def _caveats(audit: Audit, unread: int, unread_reference: int) -> tuple[str, ...
 SAID = {
     Grade.IDENTICAL: ("is byte by byte a file of the reference", "are byte by byte files of the reference"),
     Grade.MEMORIZED: (
-        "agrees with a reference picture pixel by pixel as well, and is a copy as good as certainly",
-        "agree with a reference picture pixel by pixel as well, and are copies as good as certainly",
+        "agrees with a reference image pixel by pixel as well, and is a copy as good as certainly",
+        "agree with a reference image pixel by pixel as well, and are copies as good as certainly",
     ),
     Grade.REIDENTIFIED: (
-        "matches by the model alone: the same patient in another picture, a strongly altered copy, or a false positive",
-        "match by the model alone: the same patient in another picture, a strongly altered copy, or a false positive",
+        "matches by the model alone: the same patient in another image, a strongly altered copy, or a false positive",
+        "match by the model alone: the same patient in another image, a strongly altered copy, or a false positive",
     ),
     Grade.MATCH: (
-        "matches by the model, and the reference picture was not at hand to be compared",
-        "match by the model, and the reference pictures were not at hand to be compared",
+        "matches by the model, and the reference image was not at hand to be compared",
+        "match by the model, and the reference images were not at hand to be compared",
     ),
 }
-"""What is said of one picture of a grade, and of several."""
+"""What is said of one image of a grade, and of several."""
 
 
 def _counts(audit: Audit, counts: Mapping[Grade, int], found: int, judged: int) -> str:
-    against = counted(audit.gallery, "reference picture or frame", "reference pictures or frames")
+    against = counted(audit.gallery, "reference image or frame", "reference images or frames")
     if not found:
-        return f"{counted(judged, 'released picture was', 'released pictures were')} compared with {against}, and none matches."
-    of = f"Of {counted(judged, 'released picture')} that could be judged"
+        return f"{counted(judged, 'released image was', 'released images were')} compared with {against}, and none matches."
+    of = f"Of {counted(judged, 'released image')} that could be judged"
     rate = share(found, judged)
     if found == 1:
         (grade,) = (grade for grade in SAID if counts[grade])
@@ -200,7 +200,7 @@ def _counts(audit: Audit, counts: Mapping[Grade, int], found: int, judged: int) 
 
 
 def _matched(audit: Audit) -> int:
-    """Pictures at or above the threshold, which is what chance gives numbers for."""
+    """Images at or above the threshold, which is what chance gives numbers for."""
     return sum((finding.score or 0.0) >= audit.limit.value for finding in audit.findings)
 
 
@@ -220,7 +220,7 @@ def _chance(audit: Audit, found: int) -> str:
         Basis.HOLDOUT: "measured on the hold-out",
         Basis.INDEX: "by the index's calibration",
         Basis.STRANGERS: "estimated from the bundle's pairs of different images, which is an assumption about your images",
-        Basis.BUNDLE: "reckoned from the model's own test pairs, which is an assumption about your pictures",
+        Basis.BUNDLE: "reckoned from the model's own test pairs, which is an assumption about your images",
     }.get(audit.chance.basis, "")
     said = (
         f"A set of this size without any copy would show about {about(count.expected)} matches by chance ({count.low:,} to "
@@ -271,7 +271,7 @@ def _sensitivity(audit: Audit, found: int, judged: int) -> str:
     parts = []
     if not found:
         highest = percent(rate_interval(0, judged).high)
-        parts.append(f"at most {highest} of such pictures would be copies that this model sees (95 % interval)")
+        parts.append(f"at most {highest} of such images would be copies that this model sees (95 % interval)")
     recalls = _card_recalls(audit.bundle.manifest.get("card"))
     if recalls:
         higher = ", and this threshold is higher, so fewer are found" if audit.limit.value > audit.bundle.threshold.value else ""

@@ -2,12 +2,12 @@
 
 A search for a stranger (one with no mate in the gallery) is a false positive when any of N gallery vectors scores at or above
 the threshold. If every stranger met every gallery vector with one and the same chance, that share would be 1 - (1 - FMR)^N.
-They do not: a few strangers resemble many gallery pictures, the rest none, and then the formula foretells too much.
+They do not: a few strangers resemble many gallery images, the rest none, and then the formula foretells too much.
 
 What is known is how many gallery vectors c each stranger matched. From that the share at every smaller size n follows exactly, as
 the mean over all subsets of the gallery: 1 - C(N - c, n) / C(N, n), the rarefaction of ecologists (Hurlbert, Ecology 52, 1971).
 
-For a larger size two figures are given. Both take it that the pictures to come resemble those that are there.
+For a larger size two figures are given. Both take it that the images to come resemble those that are there.
 
 * `expected`: strangers differ in their chance by a gamma distribution, so that the share is 1 - (1 + n m / k)^-k; m and k are
   such that the shares at N and at N / 2 come out as they are.

@@ -62,7 +62,7 @@ def clopper_pearson(errors: float, tries: float) -> Interval:
     """The interval of a share of which `errors` out of `tries` were seen.
 
     Args:
-        errors: from 0 to `tries`. It need not be whole: where pictures of one patient are no independent witnesses, both numbers
+        errors: from 0 to `tries`. It need not be whole: where images of one patient are no independent witnesses, both numbers
             are scaled down to as many tries as there are patients (Korn and Graubard, Survey Methodology 24, 1998).
         tries: above 0.
     """

@@ -1,8 +1,8 @@
-"""One against many, measured on pictures: strangers' best scores in a gallery, mates' scores, and what is no stranger at all.
+"""One against many, measured on images: strangers' best scores in a gallery, mates' scores, and what is no stranger at all.
 
-A negative is a picture whose patient is not in the gallery. One that is there after all would push the threshold up to where
+A negative is an image whose patient is not in the gallery. One that is there after all would push the threshold up to where
 matches are missed, so negatives are looked through first: the same file, the same patient where patients are known, and a score
-so high that the picture is probably a copy. What they are is for a person to decide; here they are only named.
+so high that the image is probably a copy. What they are is for a person to decide; here they are only named.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 
 from ..errors import FileListError, UsageError
 from ..gallery import Gallery
-from ..images.discovery import picture_name
+from ..images.discovery import image_name
 from ..model.head import Floats, Head, sigmoid
 from ..privacy import SiteKey
 from ..results import Embedded
@@ -48,7 +48,7 @@ SCORED_AT_ONCE = 512
 """1 MB of differences at 512 features, for which the memory is at hand: for 8 MB the system is asked for new pages each time,
 which made it 4 times as slow (0.30 µs a pair and not 1.3)."""
 COPY_SHARE = 0.2
-"""Of the distance in logits from the threshold for pairs to a picture's score with itself, the part nearest to the latter in
+"""Of the distance in logits from the threshold for pairs to an image's score with itself, the part nearest to the latter in
 which a score is taken for a copy's."""
 FAR_OUT = 3.0
 ENOUGH = 20
@@ -69,7 +69,7 @@ class Suspicion(StrEnum):
 
 @dataclass(frozen=True)
 class Suspect:
-    """A negative that is probably none. `key` and `score` are of the gallery picture that it resembles, where they are known."""
+    """A negative that is probably none. `key` and `score` are of the gallery image that it resembles, where they are known."""
 
     path: str
     suspicion: Suspicion
@@ -79,11 +79,11 @@ class Suspect:
 
 @dataclass(frozen=True, eq=False)
 class Tops:
-    """Of each picture the best scores in a gallery.
+    """Of each image the best scores in a gallery.
 
     Attributes:
-        scores: float64 (pictures, kept), best first; 0 where the gallery has fewer vectors.
-        keys: of the best gallery picture of each.
+        scores: float64 (images, kept), best first; 0 where the gallery has fewer vectors.
+        keys: of the best gallery image of each.
         size: distinct vectors in the gallery.
     """
 
@@ -111,27 +111,27 @@ class Negatives:
 
 @dataclass(frozen=True)
 class Pair:
-    """A picture to search for, and the key of the gallery picture of the same patient that must be found."""
+    """An image to search for, and the key of the gallery image of the same patient that must be found."""
 
     query: Path
     mate: str
 
 
-def best_scores(gallery: Gallery, pictures: Sequence[Floats], kept: int = KEPT, watch: Watch = lambda chunks: chunks) -> Tops:
-    """The best scores of pictures in a gallery, by scoring all of it, without a graph.
+def best_scores(gallery: Gallery, images: Sequence[Floats], kept: int = KEPT, watch: Watch = lambda chunks: chunks) -> Tops:
+    """The best scores of images in a gallery, by scoring all of it, without a graph.
 
     Args:
-        pictures: embeddings, (views, features) each: frames and their renderings. The one that scores best counts.
+        images: embeddings, (views, features) each: frames and their renderings. The one that scores best counts.
         kept: how many scores to keep of each.
         watch: see `Watch`.
     """
     head = gallery.bundle.head
-    tops = np.full((len(pictures), kept), -np.inf)
-    keys = [""] * len(pictures)
+    tops = np.full((len(images), kept), -np.inf)
+    keys = [""] * len(images)
     size = 0
 
     def score(at: int, names: list[str], vectors: Floats) -> None:
-        logits = _logits(head, pictures[at], vectors)
+        logits = _logits(head, images[at], vectors)
         best = int(logits.argmax())
         if logits[best] > tops[at, 0]:
             keys[at] = names[best]
@@ -141,7 +141,7 @@ def best_scores(gallery: Gallery, pictures: Sequence[Floats], kept: int = KEPT, 
     with ThreadPoolExecutor(cpu_limit(), thread_name_prefix="lcmem-score") as pool:
         for names, vectors in watch(_distinct(gallery)):
             size += len(vectors)
-            list(pool.map(lambda at, n=names, v=vectors: score(at, n, v), range(len(pictures))))
+            list(pool.map(lambda at, n=names, v=vectors: score(at, n, v), range(len(images))))
     return Tops(sigmoid(tops), tuple(keys), size)
 
 
@@ -161,7 +161,7 @@ def _logits(head: Head, frames: Floats, vectors: Floats) -> Doubles:
 
 
 def _distinct(gallery: Gallery) -> Iterator[tuple[list[str], Floats]]:
-    """The gallery's distinct vectors in chunks, each with the key of a picture that has it."""
+    """The gallery's distinct vectors in chunks, each with the key of an image that has it."""
     seen: set[int] = set()
     names: list[str] = []
     vectors: list[Floats] = []
@@ -180,9 +180,9 @@ def _distinct(gallery: Gallery) -> Iterator[tuple[list[str], Floats]]:
 
 
 def copy_score(gallery: Gallery, best: Doubles) -> float:
-    """The score from which a negative is taken for a copy, or for a picture of somebody in the gallery.
+    """The score from which a negative is taken for a copy, or for an image of somebody in the gallery.
 
-    Either it is nearly what a picture scores with itself (see `COPY_SHARE`), or it stands far out from the other negatives: by
+    Either it is nearly what an image scores with itself (see `COPY_SHARE`), or it stands far out from the other negatives: by
     `FAR_OUT` times the distance from their median to their 90th percentile above the latter. Best scores of strangers have
     an exponential tail, so that takes in four of 10,000 strangers, and up to a tenth of the negatives may be copies before it
     sees none.
@@ -208,7 +208,7 @@ def _logit(scores: Doubles) -> Doubles:
 
 def judge_negatives(
     gallery: Gallery,
-    pictures: Iterable[Embedded],
+    images: Iterable[Embedded],
     *,
     keep_alike: bool = False,
     ignore_patients: bool = False,
@@ -217,7 +217,7 @@ def judge_negatives(
     """Look negatives through and score those that are some.
 
     Args:
-        pictures: those that could be read; what has no embedding is passed over.
+        images: those that could be read; what has no embedding is passed over.
         keep_alike: count negatives that score like a copy. The same file and the same patient never count: a match is right there.
         ignore_patients: take no notice of the patients in headers: where those are anonymous, all have one number.
         watch: see `Watch`.
@@ -225,25 +225,25 @@ def judge_negatives(
     Raises:
         UsageError: the gallery's patients cannot be compared with the negatives', for want of the site key.
     """
-    readable = [picture for picture in pictures if picture.content is not None and len(picture.embeddings)]
-    distinct = {picture.content: picture for picture in readable}
+    readable = [image for image in images if image.content is not None and len(image.embeddings)]
+    distinct = {image.content: image for image in readable}
     files, patients_there = _known(gallery, distinct)
     left: list[Embedded] = []
     suspects: list[Suspect] = []
     site_key: SiteKey | None = None
-    for content, picture in distinct.items():
-        whose = picture.identifiers
+    for content, image in distinct.items():
+        whose = image.identifiers
         known = patients_there and whose.patient_id and not ignore_patients
         if known and site_key is None:
             site_key = _site_key(gallery)
         patient = site_key.patient(whose.patient_id, whose.issuer) if known and site_key and whose.patient_id else None
         if content in files:
-            suspects.append(Suspect(picture.path, Suspicion.SAME_FILE, files[content]))
+            suspects.append(Suspect(image.path, Suspicion.SAME_FILE, files[content]))
         elif patient in patients_there:
-            suspects.append(Suspect(picture.path, Suspicion.SAME_PATIENT, patients_there[patient]))
+            suspects.append(Suspect(image.path, Suspicion.SAME_PATIENT, patients_there[patient]))
         else:
-            left.append(picture)
-    tops = best_scores(gallery, [picture.embeddings for picture in left], watch=watch)
+            left.append(image)
+    tops = best_scores(gallery, [image.embeddings for image in left], watch=watch)
     alike = np.zeros(len(left), bool) if keep_alike else tops.scores[:, 0] >= copy_score(gallery, tops.scores[:, 0])
     suspects += [
         Suspect(left[at].path, Suspicion.LIKE_A_COPY, tops.keys[at], float(tops.scores[at, 0])) for at in np.flatnonzero(alike)
@@ -284,7 +284,7 @@ def _known(gallery: Gallery, contents: Container[bytes | None]) -> tuple[dict[by
 def read_pairs(listing: Path, gallery: Gallery) -> list[Pair]:
     """Read a list of mates: a CSV file with the columns `query` and `mate`.
 
-    `query` is a picture's path, relative to the list's folder or absolute. `mate` is a gallery picture of the same patient: its
+    `query` is an image's path, relative to the list's folder or absolute. `mate` is a gallery image of the same patient: its
     key as the index has it, or a path as for `query`. A query with several mates stands on several lines.
 
     Raises:
@@ -362,7 +362,7 @@ def mate_scores(gallery: Gallery, pairs: Sequence[Pair], queries: Iterable[Embed
             mates.setdefault(record.key, []).append(record.embedding)
     best: dict[str, float] = {}
     for pair in pairs:
-        path = picture_name(pair.query)
+        path = image_name(pair.query)
         if path in embedded:
             logits = _logits(gallery.bundle.head, embedded[path].embeddings, np.stack(mates[pair.mate]))
             best[path] = max(best.get(path, -np.inf), float(logits.max()))

@@ -1,12 +1,12 @@
-"""The threshold of one index: a score that a wanted share of strangers' pictures reaches, and no more.
+"""The threshold of one index: a score that a wanted share of strangers' images reaches, and no more.
 
 Terms are those of ISO/IEC 19795-1. The false-positive identification rate (FPIR) is the share of searches for somebody with no
 mate in the gallery that find something; the false-negative identification rate (FNIR) is the share of searches for somebody with
-a mate in which that mate is not returned. Here a search is a picture: one of several frames counts once, by its best frame. FPIR
+a mate in which that mate is not returned. Here a search is an image: one of several frames counts once, by its best frame. FPIR
 grows with the gallery, so a threshold for pairs is none for a gallery, nor is one for this gallery for one ten times as large.
 
 The threshold is the lowest that at most the wanted share of the negatives reaches. It is not moved up for safety: a missed match
-is worse than a picture too many to look at. How far it may be off is said by intervals that need no assumption on scores (see
+is worse than an image too many to look at. How far it may be off is said by intervals that need no assumption on scores (see
 `intervals`), how it ages by `growth`.
 """
 
@@ -92,7 +92,7 @@ class Calibration:
         threshold_interval: where the threshold of the wanted rate lies; 0 or 1 at an end that the negatives do not bound.
         wanted: the FPIR that was asked for.
         fpir: what was measured at the threshold, with its interval.
-        negatives: pictures that it was measured with.
+        negatives: images that it was measured with.
         witnesses: how many of those are independent: their patients where those are known, else all.
         supported: the smallest rate that so many can support (see `supported_rate`).
         growth: how the FPIR at this threshold depends on the gallery's size, which is counted in distinct vectors.
@@ -135,7 +135,7 @@ class Calibration:
         """For the foot of a table."""
         low, high = percent(self.fpir_interval.low), percent(self.fpir_interval.high)
         return (
-            f"set for this index on {self.date[:10]}: {percent(self.fpir)} ({low} to {high}) of {self.negatives:,} pictures of "
+            f"set for this index on {self.date[:10]}: {percent(self.fpir)} ({low} to {high}) of {self.negatives:,} images of "
             f"strangers reach it in a gallery of {self.growth.size:,}; wanted {percent(self.wanted)}"
         )
 
@@ -207,7 +207,7 @@ def calibrate(tops: Doubles, size: int, rate: float, fingerprint: str, *, witnes
     if threshold >= 1.0:
         raise UsageError(
             f"more than {percent(rate)} of the negatives score 1 against the gallery, and no threshold "
-            "can tell them from copies: are they pictures of the gallery's patients?"
+            "can tell them from copies: are they images of the gallery's patients?"
         )
     counts = (tops >= threshold).sum(axis=1)
     flagged = int((counts > 0).sum())
@@ -389,7 +389,7 @@ def decide_threshold(
     if size > WELL_BEYOND * then:
         warnings.append(
             f"the index was calibrated with {then:,} vectors and holds {size:,}: expect {percent(growth.expected(size))} of the "
-            f"pictures of strangers to be flagged (at most {percent(growth.at_most(size, calibration.fpir_interval.high))}), where "
+            f"images of strangers to be flagged (at most {percent(growth.at_most(size, calibration.fpir_interval.high))}), where "
             f"{percent(calibration.wanted)} was wanted. Calibrate again"
         )
     elif size * WELL_BEYOND < then:

@@ -39,7 +39,7 @@ SITE_KEY = "site-key"
 
 
 class Added(StrEnum):
-    """What `Gallery.add` will do with a picture: `new` is embedded, `known` is there, `copy` is there under another key."""
+    """What `Gallery.add` will do with an image: `new` is embedded, `known` is there, `copy` is there under another key."""
 
     NEW = "new"
     KNOWN = "known"
@@ -166,11 +166,11 @@ class Gallery:
         return self._store.generation
 
     def __len__(self) -> int:
-        """How many pictures' frames it holds."""
+        """How many images' frames it holds."""
         return self._store.frames()
 
     def frames(self, galleries: Collection[str] | None = None) -> int:
-        """How many pictures' frames some of its galleries hold; None counts all.
+        """How many images' frames some of its galleries hold; None counts all.
 
         Raises:
             UsageError: a gallery of that name holds nothing.
@@ -183,7 +183,7 @@ class Gallery:
             return self._store.tally("vectors").rows  # kept, where counting would read an index of all
 
     def describe(self) -> dict[str, object]:
-        """Counts and identity, for people: pictures, frames, distinct vectors, groups, age, the version of the reader and how
+        """Counts and identity, for people: images, frames, distinct vectors, groups, age, the version of the reader and how
         many frames an older one read, the bundle's fingerprint, the name of the site key that pseudonyms were made with (None
         where there are none)."""
         frames, vectors = self._store.frames(), self._store.counts()[1]
@@ -193,8 +193,8 @@ class Gallery:
             "frames": frames,
             "distinct_vectors": vectors,
             "galleries": {
-                name: {"pictures": pictures, "frames": its_frames, "patients": patients}
-                for name, (pictures, its_frames, patients) in self._store.galleries().items()
+                name: {"pictures": images, "frames": its_frames, "patients": patients}
+                for name, (images, its_frames, patients) in self._store.galleries().items()
             },
             "created": self._store.meta("created"),
             "format_version": int(self._store.meta("format_version")),
@@ -206,11 +206,11 @@ class Gallery:
         }
 
     def holds_pseudonyms(self) -> bool:
-        """Whether the patient or the study of any picture is known."""
+        """Whether the patient or the study of any image is known."""
         return self._store.holds_pseudonyms()
 
     def galleries(self) -> list[str]:
-        """The names of the groups that hold pictures, sorted."""
+        """The names of the groups that hold images, sorted."""
         return list(self._store.galleries())
 
     # -- settings ----------------------------------------------------------------------------------------------------
@@ -252,7 +252,7 @@ class Gallery:
     def status(self, key: str, content: bytes, gallery: str = DEFAULT_GALLERY) -> Added:
         """What adding the file with sha256 `content` under `key` to a gallery would be.
 
-        A key that stands for another picture counts as new: `add` then refuses it.
+        A key that stands for another image counts as new: `add` then refuses it.
         """
         known = self._store.content_of(key, gallery)
         if known and known[0] == content and known[1]:
@@ -260,38 +260,38 @@ class Gallery:
         return Added.COPY if self._store.complete_copy(content) else Added.NEW
 
     def content_of(self, key: str, gallery: str = DEFAULT_GALLERY) -> bytes | None:
-        """The sha256 of the picture that a key stands for in a gallery, or None."""
+        """The sha256 of the image that a key stands for in a gallery, or None."""
         known = self._store.content_of(key, gallery)
         return known[0] if known else None
 
     def holds(self, key: str, gallery: str = DEFAULT_GALLERY) -> bool:
-        """Whether a picture is there under this key, with all its frames."""
+        """Whether an image is there under this key, with all its frames."""
         known = self._store.content_of(key, gallery)
         return bool(known and known[1])
 
     def add(self, entry: Entry) -> None:
-        """Add one picture with its embeddings; it is on disk when this returns.
+        """Add one image with its embeddings; it is on disk when this returns.
 
         Raises:
-            KeyConflictError: the key stands for a picture of other content.
+            KeyConflictError: the key stands for an image of other content.
             GalleryError: it cannot be written, or an embedding is not finite. Nothing that was there is harmed.
         """
         self._store.add([entry])
 
     def add_all(self, entries: Iterable[Entry]) -> None:
-        """Add several pictures in one transaction: all are on disk when this returns, or none. Raises as `add` does."""
+        """Add several images in one transaction: all are on disk when this returns, or none. Raises as `add` does."""
         self._store.add(entries)
 
     def add_copy(self, key: str, content: bytes, gallery: str = DEFAULT_GALLERY) -> None:
-        """Name a picture that is in the index already under another key or in another gallery; its embeddings are shared.
+        """Name an image that is in the index already under another key or in another gallery; its embeddings are shared.
 
         Raises:
-            GalleryError: no picture of this content is there, or it cannot be written.
-            KeyConflictError: the key stands for a picture of other content.
+            GalleryError: no image of this content is there, or it cannot be written.
+            KeyConflictError: the key stands for an image of other content.
         """
         original = self._store.complete_copy(content)
         if original is None:
-            raise GalleryError(f"no picture with sha256 {content.hex()} is in {self.folder}")
+            raise GalleryError(f"no image with sha256 {content.hex()} is in {self.folder}")
         self._store.add([], [((gallery, key), original)])
 
     def entries(self, galleries: Collection[str] | None = None) -> Iterator[Record]:
@@ -320,7 +320,7 @@ class Gallery:
 
         Args:
             threshold: score in (0, 1) for a match; None takes the bundle's.
-            sample: how many of the gallery's own pictures to search for, both ways; 0 leaves the graph's recall out.
+            sample: how many of the gallery's own images to search for, both ways; 0 leaves the graph's recall out.
 
         Returns:
             What was checked and what was found wrong; a damaged index is a finding here, not an error.
@@ -340,17 +340,17 @@ class Gallery:
         gallery: str | None = None,
         compact: bool = True,
     ) -> int:
-        """Remove the pictures for which all that is given holds. They are in no result from then on, in no process.
+        """Remove the images for which all that is given holds. They are in no result from then on, in no process.
 
         Args:
-            key: a picture's name.
+            key: an image's name.
             patient, study: pseudonyms, as `site_key()` makes them.
             gallery: a group; alone, all of it.
             compact: also remove them from the disk before this returns. False leaves that to a later `compact`, or to the
                 next opening for writing: for many removals in a row.
 
         Returns:
-            How many pictures were removed.
+            How many images were removed.
 
         Raises:
             UsageError: nothing was given.
@@ -367,7 +367,7 @@ class Gallery:
                     self.compact()
                 except GalleryError as error:
                     raise GalleryError(
-                        f"{removed} pictures were removed from all results, but are not off the disk yet: {error}. 'lcmem-onnx "
+                        f"{removed} images were removed from all results, but are not off the disk yet: {error}. 'lcmem-onnx "
                         "index compact' does the rest"
                     ) from error
         return removed
@@ -382,7 +382,7 @@ class Gallery:
         with self._searching:
             compact_database(self._store)
             self._searcher.rewrite()
-            remove_staging(self.folder)  # what an upgrade that was not finished embedded: of erased pictures too
+            remove_staging(self.folder)  # what an upgrade that was not finished embedded: of erased images too
             mark_compacted(self._store)
 
     # -- searching -------------------------------------------------------------------------------------------------
@@ -396,11 +396,11 @@ class Gallery:
         how: Search | str = Search.AUTO,
         galleries: Collection[str] | None = None,
     ) -> list[SearchResult]:
-        """Find gallery pictures that show the same as each query.
+        """Find gallery images that show the same as each query.
 
         Args:
             queries: embeddings, float32 (n, features); or (n, renderings, features), of which the one that scores best counts.
-            threshold: score in (0, 1) at or above which a picture is a match.
+            threshold: score in (0, 1) at or above which an image is a match.
             top: how many matches, and how many identities, to return for each query.
             how: see `Search`.
             galleries: names of the groups to search in; None searches all.

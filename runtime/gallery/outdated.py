@@ -23,7 +23,7 @@ __all__ = ["Outdated", "find_outdated", "keys_of", "replace_rows"]
 
 @dataclass(frozen=True)
 class Outdated:
-    """A picture whose embeddings are to be made again.
+    """An image whose embeddings are to be made again.
 
     Attributes:
         gallery, key: its name.
@@ -38,7 +38,7 @@ class Outdated:
 
 
 def find_outdated(store: Store, fingerprint: str) -> list[Outdated]:
-    """Return the pictures of which some row is of an older reader; all of them where the index is of another bundle.
+    """Return the images of which some row is of an older reader; all of them where the index is of another bundle.
 
     Args:
         store: the index, opened for any bundle.
@@ -63,12 +63,12 @@ def keys_of(store: Store, contents: Collection[bytes]) -> dict[bytes, list[str]]
 
 
 def replace_rows(store: Store, staging: Staging, replaced: Iterable[Outdated], bundle: Bundle) -> bool:
-    """Replace pictures' rows by what was staged, in one transaction. Patients, studies and groups stay.
+    """Replace images' rows by what was staged, in one transaction. Patients, studies and groups stay.
 
     Args:
         store: the index, opened for writing, for any bundle.
-        staging: has the embeddings. A picture of which it has none is removed.
-        replaced: the pictures.
+        staging: has the embeddings. An image of which it has none is removed.
+        replaced: the images.
         bundle: what the embeddings are of.
 
     Returns:
@@ -81,18 +81,18 @@ def replace_rows(store: Store, staging: Staging, replaced: Iterable[Outdated], b
     store.setting("")  # which checks what is there
     staged = staging.contents(whole=False)
     with store.explained(), store.transaction():
-        pictures, vectors = store.tally("pictures"), store.tally("vectors")
+        images, vectors = store.tally("pictures"), store.tally("vectors")
         old_vectors: set[int] = set()
         for one in replaced:
             name = (one.gallery, one.key)
             rows = connection.execute(f"SELECT {COLUMNS} FROM pictures WHERE gallery = ? AND key = ?", name).fetchall()
             connection.execute("DELETE FROM pictures WHERE gallery = ? AND key = ?", name)
-            pictures = pictures.minus(row_digest(*row) for row in rows)
+            images = images.minus(row_digest(*row) for row in rows)
             old_vectors.update(row[4] for row in rows)
             if one.content in staged:
                 added, vectors = _insert(store, staging, one, rows[0][6:8], vectors)
-                pictures = pictures.plus(added)
-        store.set_meta("pictures", pictures)
+                images = images.plus(added)
+        store.set_meta("pictures", images)
         store.set_meta("vectors", _without_unused(store, old_vectors, vectors))
         store.set_meta("compaction_due", "1")
         if store.fingerprint == bundle.fingerprint:
@@ -105,7 +105,7 @@ def replace_rows(store: Store, staging: Staging, replaced: Iterable[Outdated], b
 def _insert(
     store: Store, staging: Staging, one: Outdated, whose: Sequence[str | None], vectors: Tally
 ) -> tuple[list[bytes], Tally]:
-    """Insert the staged rows of a picture; return their digests, and the tally of all vectors."""
+    """Insert the staged rows of an image; return their digests, and the tally of all vectors."""
     frames, embeddings = staging.get(one.content)
     added: list[bytes] = []
     new: list[bytes] = []
@@ -123,7 +123,7 @@ def _insert(
 
 
 def _without_unused(store: Store, candidates: Collection[int], vectors: Tally) -> Tally:
-    """Remove those vectors that no picture has now; return the tally of the rest."""
+    """Remove those vectors that no image has now; return the tally of the rest."""
     gone: list[bytes] = []
     for number in sorted(candidates):
         if store.connection.execute("SELECT 1 FROM pictures WHERE vector = ? LIMIT 1", (number,)).fetchone() is None:

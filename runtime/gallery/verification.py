@@ -25,11 +25,11 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Recall:
-    """How the graph's search compares with the exact one, on a sample of the gallery's own pictures as queries.
+    """How the graph's search compares with the exact one, on a sample of the gallery's own images as queries.
 
     Attributes:
         queries: how many.
-        matches: pictures at or above the threshold that the exact search found, at most 1,000 a query.
+        matches: images at or above the threshold that the exact search found, at most 1,000 a query.
         found: how many of these the graph's search found.
         proven: queries that the graph left to the exact search, which misses nothing.
     """
@@ -91,7 +91,7 @@ def _database(store: Store) -> int:
         strangers = store.connection.execute("PRAGMA foreign_key_check").fetchall()
         pages = int(store.connection.execute("PRAGMA page_count").fetchone()[0])
     if found != ["ok"] or strangers:
-        raise store.damaged("; ".join(map(str, found)) if found != ["ok"] else "pictures without a vector")
+        raise store.damaged("; ".join(map(str, found)) if found != ["ok"] else "images without a vector")
     return pages
 
 
@@ -139,10 +139,10 @@ def _recall(store: Store, searcher: Searcher, threshold: float, sample: int) -> 
     queries = searcher.flat.take(chosen)
     exact = searcher.search(queries, threshold, MATCHES, Search.EXACT, None)
     graph = searcher.search(queries, threshold, MATCHES, Search.HNSW, None)
-    found = sum(len(_pictures(one) & _pictures(other)) for one, other in zip(exact, graph, strict=True))
+    found = sum(len(_images(one) & _images(other)) for one, other in zip(exact, graph, strict=True))
     return Recall(len(chosen), sum(len(one.matches) for one in exact), found, sum(one.complete for one in graph))
 
 
-def _pictures(result: SearchResult) -> set[tuple[str, str, int]]:
+def _images(result: SearchResult) -> set[tuple[str, str, int]]:
     """What was found, without the scores: BLAS rounds them by how many vectors it is given, so their last bits differ."""
     return {(hit.gallery, hit.key, hit.frame) for hit in result.matches}

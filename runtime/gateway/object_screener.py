@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Literal
 
 from ..calibration.threshold import decide_threshold
-from ..errors import GalleryError, LcmemError, PictureError, Reason, UsageError
+from ..errors import GalleryError, ImageError, LcmemError, Reason, UsageError
 from ..gallery import Gallery
 from ..gallery.storage.database import file_state
 from ..gallery.storage.store import DATABASE
-from ..images.discovery import Found, picture_name
+from ..images.discovery import Found, image_name
 from ..images.formats import HEAD, Kind, sniff
 from ..results import Result
 from ..screening import Screener
@@ -32,7 +32,7 @@ from .spool import Item, Source, Spool
 __all__ = ["ObjectScreener"]
 
 NO_HEADER = Header("", "", "", "", "")
-"""Of a picture that is no DICOM object. Rules that ask for a modality or a SOP class do not fit it."""
+"""Of an image that is no DICOM object. Rules that ask for a modality or a SOP class do not fit it."""
 
 log = Log("screen")
 
@@ -94,7 +94,7 @@ class ObjectScreener:
     def _prepare(self, item: Item) -> _Job | Outcome:
         began = time.monotonic()
         try:
-            asked = item.source is Source.SCREEN and _other_picture(self._spool.files.path(item.id))
+            asked = item.source is Source.SCREEN and _other_image(self._spool.files.path(item.id))
             header = NO_HEADER if asked else read_header(self._spool.files.path(item.id))
         except HeaderError as error:
             return _failure(Cause.HEADER_UNREADABLE if error.is_dicom else Cause.NOT_DICOM)
@@ -118,7 +118,7 @@ class ObjectScreener:
     def _score(self, against: GallerySettings, jobs: list[_Job]) -> Iterator[tuple[Item, Outcome]]:
         """Score the objects of one gallery together, so that their frames share batches."""
         name = against.name
-        by_path = {picture_name(self._spool.files.path(job.item.id)): job for job in jobs}
+        by_path = {image_name(self._spool.files.path(job.item.id)): job for job in jobs}
         paths = [self._spool.files.path(job.item.id) for job in jobs]
         cause: str = Cause.INTERNAL_ERROR
         try:
@@ -137,12 +137,12 @@ class ObjectScreener:
                 job = by_path[result.path]
                 if last is not None and last is not job:
                     yield last.item, self._outcome(last, index)
-                    del by_path[picture_name(self._spool.files.path(last.item.id))]
+                    del by_path[image_name(self._spool.files.path(last.item.id))]
                 job.results.append(result)
                 last = job
             if last is not None:
                 outcome = self._outcome(last, index)
-                del by_path[picture_name(self._spool.files.path(last.item.id))]
+                del by_path[image_name(self._spool.files.path(last.item.id))]
                 yield last.item, outcome
             cause = Cause.INTERNAL_ERROR  # a file of which nothing was said, which does not happen
         except GalleryError as error:
@@ -152,7 +152,7 @@ class ObjectScreener:
         except UsageError as error:
             log.error("model-unavailable", gallery=name, detail=str(error))
             cause = Cause.MODEL_UNAVAILABLE
-        except PictureError as error:
+        except ImageError as error:
             cause = error.reason
         except LcmemError as error:
             log.error("not-screened", gallery=name, error=type(error).__name__)
@@ -234,7 +234,7 @@ class ObjectScreener:
 
 
 def worst_frame(results: Sequence[Result]) -> Result:
-    """The frame that decides: the best match, else the first that was not judged, else the one nearest to a gallery picture."""
+    """The frame that decides: the best match, else the first that was not judged, else the one nearest to a gallery image."""
 
     def badness(result: Result) -> tuple[int, float]:
         rank = {"match": 2, "error": 1, "clear": 0}[result.verdict.value]
@@ -243,8 +243,8 @@ def worst_frame(results: Sequence[Result]) -> Result:
     return max(results, key=badness)
 
 
-def _other_picture(path: Path) -> bool:
-    """Whether a file is a picture, and not DICOM, by its first bytes. Such may be asked about; none is ever sent on."""
+def _other_image(path: Path) -> bool:
+    """Whether a file is an image, and not DICOM, by its first bytes. Such may be asked about; none is ever sent on."""
     with open(path, "rb") as file:
         return sniff(file.read(HEAD)) not in (None, Kind.DICOM)
 

@@ -36,11 +36,11 @@ class Cause(StrEnum):
 
 @dataclass(frozen=True)
 class Near:
-    """A gallery picture near the object's worst frame.
+    """A gallery image near the object's worst frame.
 
     Attributes:
         key: its key in the gallery, which may be a path that names a patient: for the quarantine's page, not for logs.
-        frame: of the gallery picture.
+        frame: of the gallery image.
         score: in (0, 1).
         patient: the index's pseudonym of its patient, where it has one.
     """
@@ -64,7 +64,7 @@ class Outcome:
         frames: how many were looked at; 0 where none could be.
         worst_frame: the number, from 0, of the frame that decided; None where the object as a whole did.
         threshold: the score that was needed for a match.
-        nearest: gallery pictures nearest to the worst frame, best first.
+        nearest: gallery images nearest to the worst frame, best first.
         model, index: sha256 (hex) of what screened it.
         study: its UID, raw.
         identifiers: whose it is, raw.
@@ -92,7 +92,7 @@ class Outcome:
     threshold_source: ThresholdSource | None = None
 
     def for_audit(self, site_key: SiteKey) -> dict[str, Any]:
-        """Fields for the audit trail: gallery pictures and the study by pseudonym."""
+        """Fields for the audit trail: gallery images and the study by pseudonym."""
         return {
             "verdict": self.verdict,
             "reason": str(self.reason),

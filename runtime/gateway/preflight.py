@@ -120,7 +120,7 @@ def _galleries(settings: Settings) -> Iterator[Finding]:
                 if missing := sorted(set(groups) - set(opened.galleries())):
                     raise GatewayError(f"{index} has no group {missing[0]!r}; it has {', '.join(opened.galleries()) or 'none'}")
                 if not len(opened):
-                    raise GatewayError(f"{index} holds no pictures: everything screened against it would go to quarantine")
+                    raise GatewayError(f"{index} holds no images: everything screened against it would go to quarantine")
                 decision = decide_threshold(opened, threshold, fpir, groups or None)
                 return f"{index}, {len(opened)} frames; threshold {decision.threshold:.4g}: {decision.words}"
 

@@ -70,7 +70,7 @@ class SpoolSettings:
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """What scores the pictures."""
+    """What scores the images."""
 
     bundle: Path | None = None
     """The model of the package, if nothing is said."""
@@ -88,7 +88,7 @@ class ScreenSettings:
     timeout_seconds: float = 300.0
     """An object that takes longer is quarantined as `timed-out`."""
     nearest: int = 3
-    """Gallery pictures named in the audit trail, by pseudonym."""
+    """Gallery images named in the audit trail, by pseudonym."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class HttpCaller:
     name: str
     """Stands for the calling AE title in rules, and for who did it in the audit trail."""
     may: tuple[Literal["store", "screen", "status", "quarantine"], ...]
-    """store: STOW-RS. screen: POST /v1/screen. status: the status page and metrics. quarantine: see pictures there and decide."""
+    """store: STOW-RS. screen: POST /v1/screen. status: the status page and metrics. quarantine: see images there and decide."""
     token_file: Path | None = None
     """A file with the token, 32 characters or more, in one line."""
     token_sha256: str = ""
@@ -224,7 +224,7 @@ class Rule:
     on_match: Action = "quarantine"
     on_error: Literal["keep", "quarantine"] = "quarantine"
     on_no_pixels: Action = "quarantine"
-    """What happens to reports, segmentations without pixels and the like, in which no picture can be looked at."""
+    """What happens to reports, segmentations without pixels and the like, in which no image can be looked at."""
     hold_notes: tuple[str, ...] = (
         "appended-data",
         "burned-in-annotation",
@@ -233,7 +233,7 @@ class Rule:
         "icon",
         "nested-pixels",
     )
-    """Clear objects with one of these notes (`runtime.notes.Note`) are quarantined all the same: they hold pictures or texts that
+    """Clear objects with one of these notes (`runtime.notes.Note`) are quarantined all the same: they hold images or texts that
     nobody looked at. `overlay` and `private-data` are others; many modalities write them."""
     forward_to: tuple[str, ...] = ()
     """Destinations of what is clear, and of what has no pixels, by name."""

@@ -52,7 +52,7 @@ class StoreWeb:
         self._client = httpx.Client(
             headers=headers,
             verify=client_context(destination.tls or TlsClient()),
-            trust_env=False,  # a proxy of the environment is not where patients' pictures go
+            trust_env=False,  # a proxy of the environment is not where patients' images go
             timeout=httpx.Timeout(destination.timeout_seconds, connect=min(30.0, destination.timeout_seconds)),
             transport=transport,
         )

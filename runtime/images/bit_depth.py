@@ -2,7 +2,7 @@
 
 Radiograph sets keep 10, 12 or 14-bit values in 16-bit files without saying so (PadChest's PNGs do); divided by 257 they
 would be all but black. So values are scaled by their nominal depth: the smallest of 8, 10, 12, 14 and 16 bits that
-holds the largest of them. It depends on one value only, and not on the picture's own contrast as stretching from
+holds the largest of them. It depends on one value only, and not on the image's own contrast as stretching from
 minimum to maximum would.
 """
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 __all__ = ["PERCENTILES", "nominal_depth", "percentile_range", "stretched", "to_8_bit"]
 
 PERCENTILES = (0.5, 99.5)
-"""Black and white of the rendering that goes by a picture's values alone. Not 0 and 100: a few hot pixels would decide."""
+"""Black and white of the rendering that goes by an image's values alone. Not 0 and 100: a few hot pixels would decide."""
 
 _DEPTHS = (8, 10, 12, 14, 16)
 _FILL_GAP = 4

@@ -1,9 +1,9 @@
 """Flags on what a file holds besides the pixels that are screened: told, and left to the caller's rules.
 
 A verdict is on the frames. An overlay is drawn over them by viewers but is not in them; an icon, and pixels in a sequence or in
-private elements, are pictures of their own. None of them is rendered here, so that a verdict `clear` does not vouch for them.
+private elements, are images of their own. None of them is rendered here, so that a verdict `clear` does not vouch for them.
 
-Some notes are of headers that no sound device writes, though the pixels decode: `SUSPICIOUS`. A gallery takes such pictures; to
+Some notes are of headers that no sound device writes, though the pixels decode: `SUSPICIOUS`. A gallery takes such images; to
 pass one on as clear is another matter, and `screening` does not. Elements that devices do write badly (a character set's name, a
 window of width 0) are noted, and do not change the verdict.
 """
@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # the notes' names are needed also where no DICOM object is: 
 __all__ = ["PRIVATE_BYTES", "SUSPICIOUS", "Note", "notes_of"]
 
 PRIVATE_BYTES = 1 << 16
-"""Private and unknown elements that hold more than this together are noted: there is room for a picture in them."""
+"""Private and unknown elements that hold more than this together are noted: there is room for an image in them."""
 _ELEMENTS = 100_000
 """Looked at, at most: a hostile object has millions."""
 _TABLES = 16
@@ -38,13 +38,13 @@ class Note(StrEnum):
     """Codes that programs may rely on, across versions."""
 
     OVERLAY = "overlay"
-    """Graphics in groups 6000 to 60FF, which viewers draw over the picture. They may spell a name."""
+    """Graphics in groups 6000 to 60FF, which viewers draw over the image. They may spell a name."""
     BURNED_IN_ANNOTATION = "burned-in-annotation"
     """The header says that the pixels themselves have annotations that identify the patient."""
     RECOGNIZABLE_FEATURES = "recognizable-visual-features"
     """The header says that a face can be recognised in the pixels, or made from them."""
     ICON = "icon"
-    """An icon: a small picture of its own, often of what the frames showed before they were changed."""
+    """An icon: a small image of its own, often of what the frames showed before they were changed."""
     NESTED_PIXELS = "nested-pixels"
     """Pixels in a sequence that is no icon's."""
     PRIVATE_DATA = "private-data"
@@ -52,7 +52,7 @@ class Note(StrEnum):
     ENCAPSULATED_DOCUMENT = "encapsulated-document"
     """A PDF or another document."""
     TWO_FORMATS = "two-formats"
-    """The 128 bytes before the header are not empty: the file may be read as another format too, with another picture."""
+    """The 128 bytes before the header are not empty: the file may be read as another format too, with another image."""
     UNREADABLE_ELEMENTS = "unreadable-elements"
     """Some elements could not be read, or there were too many to look at all."""
     EXECUTABLE_PREAMBLE = "executable-preamble"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import PictureError, Reason
+from ..errors import ImageError, Reason
 from .file_signatures import MAY_HOLD_IMAGES, SkipReason
 from .formats import DICOM_SUFFIXES, Kind, cannot_read, identify, open_regular, refusal
 
@@ -21,8 +21,8 @@ __all__ = [
     "Supplied",
     "Unfound",
     "counted",
+    "image_name",
     "in_words",
-    "picture_name",
     "walk",
     "walk_or_supplied",
 ]
@@ -35,7 +35,7 @@ _SUFFIXES = DICOM_SUFFIXES | {
 
 @dataclass(frozen=True)
 class Found:
-    """A file to be read as a picture."""
+    """A file to be read as an image."""
 
     path: Path
 
@@ -50,11 +50,11 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Supplied:
-    """A picture that comes from elsewhere than a file, under a name of its own.
+    """An image that comes from elsewhere than a file, under a name of its own.
 
     Attributes:
         key: its name, in results and in the gallery.
-        read: gives its content, when and in the thread in which that is wanted. Raises PictureError.
+        read: gives its content, when and in the thread in which that is wanted. Raises ImageError.
     """
 
     key: str
@@ -63,10 +63,10 @@ class Supplied:
 
 @dataclass(frozen=True)
 class Unfound:
-    """A path that leads to no picture, and why."""
+    """A path that leads to no image, and why."""
 
     path: Path
-    error: PictureError
+    error: ImageError
 
 
 def counted(reasons: Iterable[SkipReason]) -> dict[str, int]:
@@ -75,12 +75,12 @@ def counted(reasons: Iterable[SkipReason]) -> dict[str, int]:
 
 
 def walk(paths: Iterable[str | os.PathLike[str] | Found | Skipped | Unfound]) -> Iterator[Found | Skipped | Unfound]:
-    """Find pictures: a file is always tried, a folder is searched with all below it, sorted by name.
+    """Find images: a file is always tried, a folder is searched with all below it, sorted by name.
 
     In a folder a file counts as an image if its suffix or its content says so. Only a file that is plainly not an image is
     skipped, for a reason that is counted (see `formats`); one in an image format that is not read, or in a format that is not
     known, is an Unfound. Links to folders are not followed, so a link cannot lead in circles or out of the folder; links to
-    files are. What is not looked at is an Unfound, never left out: it may have been a picture, or hold some.
+    files are. What is not looked at is an Unfound, never left out: it may have been an image, or hold some.
 
     Args:
         paths: files and folders; items of an earlier walk pass through.
@@ -88,7 +88,7 @@ def walk(paths: Iterable[str | os.PathLike[str] | Found | Skipped | Unfound]) ->
     Yields:
         In order, lazily: a Found or Skipped a file; an Unfound for a path that does not exist (not-found), a folder or
         file that may not be read (no-permission, read-failed), a file in a folder whose format is not read (unsupported), a
-        link to a folder met on the way (link-to-folder), and a given folder that holds no picture (empty-folder).
+        link to a folder met on the way (link-to-folder), and a given folder that holds no image (empty-folder).
     """
     for path in paths:
         if isinstance(path, (Found, Skipped, Unfound)):
@@ -118,17 +118,17 @@ def walk_or_supplied(
 
 
 def _walk_given_folder(folder: Path) -> Iterator[Found | Skipped | Unfound]:
-    pictures = 0
+    images = 0
     skipped: list[SkipReason] = []
     for item in _walk_folder(folder):
         if isinstance(item, Skipped):
             skipped.append(item.reason)
         else:
-            pictures += 1
+            images += 1
         yield item
-    if not pictures:
+    if not images:
         others = f"; skipped: {in_words(counted(skipped))}" if skipped else ""
-        yield Unfound(folder, PictureError(Reason.EMPTY_FOLDER, f"the folder holds no image{others}"))
+        yield Unfound(folder, ImageError(Reason.EMPTY_FOLDER, f"the folder holds no image{others}"))
 
 
 def _walk_folder(folder: Path) -> Iterator[Found | Skipped | Unfound]:
@@ -158,7 +158,7 @@ def _judge(path: Path) -> Found | Skipped | Unfound:
     try:
         mode = os.stat(path).st_mode
         if stat.S_ISDIR(mode):
-            return Unfound(path, PictureError(Reason.LINK_TO_FOLDER, "it is a link to a folder and not followed: name that folder"))
+            return Unfound(path, ImageError(Reason.LINK_TO_FOLDER, "it is a link to a folder and not followed: name that folder"))
         if path.suffix.lower() in _SUFFIXES:
             return Found(path)
         if not stat.S_ISREG(mode):
@@ -168,13 +168,13 @@ def _judge(path: Path) -> Found | Skipped | Unfound:
         if isinstance(found, Kind):
             return Found(path)
         return Unfound(path, refusal(found)) if found.skip is None else Skipped(path, found.skip)
-    except PictureError as error:
+    except ImageError as error:
         return Unfound(path, error)
     except (OSError, ValueError) as error:
         return Unfound(path, cannot_read(error))
 
 
-def picture_name(path: str | os.PathLike[str]) -> str:
+def image_name(path: str | os.PathLike[str]) -> str:
     """A path as valid UTF-8 text, for JSON and SQLite: bytes that are not become `\\xNN`. Not for opening."""
     try:
         return os.fsencode(path).decode("utf-8", "backslashreplace")

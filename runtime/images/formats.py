@@ -13,7 +13,7 @@ from enum import StrEnum
 from io import BytesIO
 from typing import BinaryIO
 
-from ..errors import PictureError, Reason
+from ..errors import ImageError, Reason
 from .compressed_files import compressed_content
 from .file_signatures import ADVICE, UNKNOWN, Format, SkipReason, dicomdir_format, is_bare_dicom, recognize
 
@@ -57,7 +57,7 @@ class Limits:
         max_pixels: width times height of a frame. Decoding takes up to some 20 bytes a pixel.
         max_frames: of a file.
         max_inflated_bytes: what a deflated DICOM object may grow to.
-        max_seconds: of processor time, for opening a picture and for each of its frames. Kept only in `isolation`, as is the next.
+        max_seconds: of processor time, for opening an image and for each of its frames. Kept only in `isolation`, as is the next.
         max_memory_bytes: that decoding may take, beyond what the decoders themselves do. The file's content counts twice.
     """
 
@@ -92,7 +92,7 @@ class Kind(StrEnum):
 
 
 def sniff(head: bytes) -> Kind | None:
-    """What a file is, by its first `HEAD` bytes; None if it is no picture that is read.
+    """What a file is, by its first `HEAD` bytes; None if it is no image that is read.
 
     DICOM goes first: its preamble may be the head of another format, to be readable as either.
     """
@@ -183,40 +183,40 @@ def _of_compressed(name: str, head: bytes | None) -> Format:
     return Format(f"compressed {content.name}", advice=f"uncompress it and {content.advice}")
 
 
-def refusal(found: Format) -> PictureError:
+def refusal(found: Format) -> ImageError:
     """Return the error of a file that is not an image that is read: `not-a-picture` where it is plainly not one, else
     `unsupported`."""
     if found.skip is not None:
-        return PictureError(Reason.NOT_A_PICTURE, f"it is not an image ({found.name}); supported formats are {', '.join(Kind)}")
+        return ImageError(Reason.NOT_AN_IMAGE, f"it is not an image ({found.name}); supported formats are {', '.join(Kind)}")
     if found is UNKNOWN:
-        return PictureError(Reason.UNSUPPORTED, f"its format is not known, so it may be an image; if it is one, {ADVICE}")
-    return PictureError(Reason.UNSUPPORTED, f"its format is not supported: {found.name}; {found.advice}")
+        return ImageError(Reason.UNSUPPORTED, f"its format is not known, so it may be an image; if it is one, {ADVICE}")
+    return ImageError(Reason.UNSUPPORTED, f"its format is not supported: {found.name}; {found.advice}")
 
 
 def read_file(path: str | os.PathLike[str], limits: Limits = DEFAULT_LIMITS) -> bytes:
     """A regular file's content.
 
     Raises:
-        PictureError: not-found, no-permission, not-a-file (a folder, a pipe, a device), empty-file, too-large,
+        ImageError: not-found, no-permission, not-a-file (a folder, a pipe, a device), empty-file, too-large,
         read-failed,
             out-of-memory.
     """
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # before opening: to open a device may have effects
-            raise PictureError(Reason.NOT_A_FILE, "it is not a regular file")
+            raise ImageError(Reason.NOT_A_FILE, "it is not a regular file")
         with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             if size > limits.max_file_bytes:
-                raise PictureError(Reason.TOO_LARGE, f"it has {size} bytes, more than {limits.max_file_bytes}")
+                raise ImageError(Reason.TOO_LARGE, f"it has {size} bytes, more than {limits.max_file_bytes}")
             data = file.read(limits.max_file_bytes + 1) if size else b""
     except MemoryError as error:
-        raise PictureError(Reason.OUT_OF_MEMORY, "there was not enough memory to read it") from error
+        raise ImageError(Reason.OUT_OF_MEMORY, "there was not enough memory to read it") from error
     except (OSError, ValueError) as error:
         raise cannot_read(error) from error
     if not data:
-        raise PictureError(Reason.EMPTY_FILE, "it is empty: it has 0 bytes")
+        raise ImageError(Reason.EMPTY_FILE, "it is empty: it has 0 bytes")
     if len(data) > limits.max_file_bytes:
-        raise PictureError(Reason.TOO_LARGE, f"it grew to more than {limits.max_file_bytes} bytes while it was read")
+        raise ImageError(Reason.TOO_LARGE, f"it grew to more than {limits.max_file_bytes} bytes while it was read")
     return data
 
 
@@ -224,24 +224,24 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     """Open for reading, without waiting for the other end should a pipe have taken the file's place.
 
     Raises:
-        PictureError: it is not a regular file.
+        ImageError: it is not a regular file.
         OSError: it cannot be opened.
     """
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
     file = os.fdopen(os.open(path, flags), "rb")
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
-        raise PictureError(Reason.NOT_A_FILE, "it is not a regular file")
+        raise ImageError(Reason.NOT_A_FILE, "it is not a regular file")
     return file
 
 
-def cannot_read(error: Exception) -> PictureError:
-    """What an OSError means for a picture; a ValueError comes of a path with a NUL in it."""
+def cannot_read(error: Exception) -> ImageError:
+    """What an OSError means for an image; a ValueError comes of a path with a NUL in it."""
     if isinstance(error, (FileNotFoundError, NotADirectoryError, ValueError)):
-        return PictureError(Reason.NOT_FOUND, "it does not exist")
+        return ImageError(Reason.NOT_FOUND, "it does not exist")
     if isinstance(error, PermissionError):
-        return PictureError(Reason.NO_PERMISSION, "it may not be read: permission denied")
+        return ImageError(Reason.NO_PERMISSION, "it may not be read: permission denied")
     if isinstance(error, IsADirectoryError):
-        return PictureError(Reason.NOT_A_FILE, "it is not a regular file")
+        return ImageError(Reason.NOT_A_FILE, "it is not a regular file")
     cause = (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
-    return PictureError(Reason.READ_FAILED, f"it could not be read: {cause}")
+    return ImageError(Reason.READ_FAILED, f"it could not be read: {cause}")

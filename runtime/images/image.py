@@ -1,7 +1,7 @@
 """Any file to RGB frames: what it is, whether it may be decoded, and its frames one by one.
 
 A file is told by its first bytes, not by its name, and its header is checked before anything is decoded. Whatever goes
-wrong with one file or one frame is a PictureError. Nothing here changes global settings of Pillow or pydicom, which an
+wrong with one file or one frame is an ImageError. Nothing here changes global settings of Pillow or pydicom, which an
 embedding program shares, but for one that would hide damage (see `raster`); so frames may be decoded in threads. Both
 libraries may issue Python warnings about odd files; whether they are shown is left to the program too, since warning
 filters are global (an error filter makes of such a file a damaged one).
@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import PictureError, Reason
+from ..errors import ImageError, Reason
 from .content_flags import Note
 from .dicom.identifiers import Identifiers
-from .discovery import Found, Skipped, Unfound, picture_name, walk
+from .discovery import Found, Skipped, Unfound, image_name, walk
 from .formats import DEFAULT_LIMITS, DICOM_SUFFIXES, HEAD, TGA_SUFFIXES, Kind, Limits, identify, read_file, refusal, sniff
 from .preprocess import Pixels, as_array, is_blank, resize
 from .raster.raster_file import Raster, open_raster
@@ -34,15 +34,15 @@ __all__ = [
     "DEFAULT_LIMITS",
     "HEAD",
     "Found",
+    "ImageFile",
     "Kind",
     "Limits",
     "Note",
-    "Picture",
     "Skipped",
     "Unfound",
     "boundary",
-    "open_picture",
-    "picture_name",
+    "image_name",
+    "open_image",
     "read_file",
     "sniff",
     "views_of",
@@ -54,7 +54,7 @@ SAME_LEVELS = 2.0
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImageFile:
     """A file whose header has passed. Frames may be asked for from several threads, in any order.
 
     Attributes:
@@ -80,13 +80,13 @@ class Picture:
         return getattr(self._source, "identifiers", Identifiers())
 
     def close(self) -> None:
-        """Does nothing here; `IsolatedPicture` ends its process."""
+        """Does nothing here; `SandboxedImageFile` ends its process."""
 
     def frame(self, number: int) -> NDArray[np.uint8]:
         """Decode frame `number`, from 0: RGB, uint8 (height, width, 3), as a viewer shows it.
 
         Raises:
-            PictureError: this frame cannot be decoded; others may.
+            ImageError: this frame cannot be decoded; others may.
             IndexError: there is no such frame.
         """
         return self.renderings(number)[0]
@@ -108,7 +108,7 @@ class Picture:
     def _shown(self, number: int) -> tuple[Pixels, ...]:
         """The renderings, in the form in which they were decoded."""
         if not 0 <= number < self.frames:
-            raise IndexError(f"frame {number} of a picture with {self.frames}")
+            raise IndexError(f"frame {number} of an image with {self.frames}")
         with boundary():
             return self._source.renderings(number)
 
@@ -123,7 +123,7 @@ class Picture:
             One to four, uint8 (size, size, 3).
 
         Raises:
-            As for `frame`; PictureError: blank, where no rendering shows anything.
+            As for `frame`; ImageError: blank, where no rendering shows anything.
         """
         shown = self._shown(number)
         with boundary():
@@ -131,14 +131,14 @@ class Picture:
 
 
 def views_of(renderings: Sequence[Pixels], size: int) -> tuple[NDArray[np.uint8], ...]:
-    """See `Picture.views`."""
+    """See `ImageFile.views`."""
     views: list[NDArray[np.uint8]] = []
     for rendering in renderings:
         view = resize(rendering, size)
         if not is_blank(view) and all(_difference(view, other) > SAME_LEVELS for other in views):
             views.append(view)
     if not views:
-        raise PictureError(Reason.BLANK, "it shows nothing: every pixel is the same, so it would match any other blank picture")
+        raise ImageError(Reason.BLANK, "it shows nothing: every pixel is the same, so it would match any other blank image")
     return tuple(views)
 
 
@@ -146,7 +146,7 @@ def _difference(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
     return float(np.abs(one.astype(np.int16) - other).mean())
 
 
-def open_picture(data: bytes, limits: Limits = DEFAULT_LIMITS, name_hint: str = "") -> Picture:
+def open_image(data: bytes, limits: Limits = DEFAULT_LIMITS, name_hint: str = "") -> ImageFile:
     """Tell what a file is and read its header; its frames are decoded when they are asked for.
 
     Args:
@@ -156,10 +156,10 @@ def open_picture(data: bytes, limits: Limits = DEFAULT_LIMITS, name_hint: str = 
             suffix is .dcm, .dicom or .ima, and Targa files, which have no mark at their beginning.
 
     Raises:
-        PictureError: empty-file, not-a-picture, unsupported, no-pixels, too-large, damaged, out-of-memory.
+        ImageError: empty-file, not-a-picture, unsupported, no-pixels, too-large, damaged, out-of-memory.
     """
     if not data:
-        raise PictureError(Reason.EMPTY_FILE, "it is empty: it has 0 bytes")
+        raise ImageError(Reason.EMPTY_FILE, "it is empty: it has 0 bytes")
     kind = sniff(data[:HEAD])
     suffix = PurePath(name_hint).suffix.lower()
     if kind is None and suffix in DICOM_SUFFIXES:
@@ -174,8 +174,8 @@ def open_picture(data: bytes, limits: Limits = DEFAULT_LIMITS, name_hint: str = 
     with boundary():
         opened = _open_dicom(data, limits) if kind is Kind.DICOM else open_raster(data, kind, limits)
     if opened.frames < 1:
-        raise PictureError(Reason.DAMAGED, f"it is damaged: a {kind.value} file without an image")
-    return Picture(kind, opened)
+        raise ImageError(Reason.DAMAGED, f"it is damaged: a {kind.value} file without an image")
+    return ImageFile(kind, opened)
 
 
 def _open_dicom(data: bytes, limits: Limits) -> Dicom:
@@ -186,17 +186,17 @@ def _open_dicom(data: bytes, limits: Limits) -> Dicom:
 
 @contextmanager
 def boundary() -> Iterator[None]:
-    """A `with` in which any error is a PictureError: the one place where a decoder's errors become PictureErrors.
+    """A `with` in which any error is an ImageError: the one place where a decoder's errors become ImageErrors.
 
     On hostile files Pillow, pydicom and the codecs raise errors of every kind, RecursionError, SyntaxError and
     struct.error among them, so nothing narrower than Exception will do.
     """
     try:
         yield
-    except PictureError:
+    except ImageError:
         raise
     except MemoryError as error:
-        raise PictureError(Reason.OUT_OF_MEMORY, "there was not enough memory to decode it") from error
+        raise ImageError(Reason.OUT_OF_MEMORY, "there was not enough memory to decode it") from error
     except Exception as error:
         cause = " ".join(f"{type(error).__name__}: {error}".split())
-        raise PictureError(Reason.DAMAGED, f"it is damaged and cannot be decoded ({cause[:160]})") from error
+        raise ImageError(Reason.DAMAGED, f"it is damaged and cannot be decoded ({cause[:160]})") from error

@@ -1,4 +1,4 @@
-"""RGB pixels to the network's input size, as the reference does it, and the test for a picture that shows nothing."""
+"""RGB pixels to the network's input size, as the reference does it, and the test for an image that shows nothing."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ Pixels = NDArray[np.uint8] | Image.Image
 much as the decoding: so what is only resized stays as it is."""
 
 BLANK_LEVELS = 2
-"""A picture whose values span no more levels than this (of 255, in each channel) shows nothing that an eye can see.
-Rounding and lossy compression turn an empty picture into one of 1 or 2 levels; the faintest radiographs seen span
+"""An image whose values span no more levels than this (of 255, in each channel) shows nothing that an eye can see.
+Rounding and lossy compression turn an empty image into one of 1 or 2 levels; the faintest radiographs seen span
 tens."""
 
 PREPROCESSING: dict[str, Any] = {
@@ -88,21 +88,21 @@ def resize(pixels: Pixels, size: int) -> NDArray[np.uint8]:
         check_rgb(pixels)
         image = Image.fromarray(np.ascontiguousarray(pixels))
     if size < 1:
-        raise UsageError(f"a picture cannot be resized to {size} x {size}; the size must be 1 or more")
+        raise UsageError(f"an image cannot be resized to {size} x {size}; the size must be 1 or more")
     return as_array(image.resize((size, size), Image.Resampling.BILINEAR))
 
 
 def check_rgb(pixels: NDArray[np.uint8]) -> None:
-    """Raise a UsageError unless `pixels` is an RGB picture: uint8 (height, width, 3), not empty."""
+    """Raise a UsageError unless `pixels` is an RGB image: uint8 (height, width, 3), not empty."""
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
-        raise UsageError(f"a picture must be RGB, uint8, (height, width, 3); this one is {pixels.dtype} {pixels.shape}")
+        raise UsageError(f"an image must be RGB, uint8, (height, width, 3); this one is {pixels.dtype} {pixels.shape}")
 
 
 def is_blank(pixels: NDArray[np.uint8]) -> bool:
-    """Whether a picture shows nothing: no channel spans more than `BLANK_LEVELS` levels.
+    """Whether an image shows nothing: no channel spans more than `BLANK_LEVELS` levels.
 
-    Such a picture is never passed as clear: its embedding says nothing, and any other blank picture would match it.
-    Each channel counts by itself, so that a plain red picture is blank too. Ask it of the resized picture: that is what
+    Such an image is never passed as clear: its embedding says nothing, and any other blank image would match it.
+    Each channel counts by itself, so that a plain red image is blank too. Ask it of the resized image: that is what
     the network sees.
 
     Args:

@@ -2,8 +2,8 @@
 
 The decoders are C libraries. A hostile file may make one of them loop, take all memory, or crash; in this process that would be
 the end of the service. So `Nursery` starts one process that has the decoders loaded and a single thread, and forks a child from it
-for each picture: that costs some milliseconds, no picture's decoder ever sees another's memory, and limits on processor time are
-each child's own. A child that is killed or crashes takes its picture along, as a `PictureError`, and nothing else.
+for each image: that costs some milliseconds, no image's decoder ever sees another's memory, and limits on processor time are
+each child's own. A child that is killed or crashes takes its image along, as a `ImageError`, and nothing else.
 
 What a child sends is not trusted either: a line of JSON with checked fields, and pixels of a size that is known beforehand. No
 object is unpickled.
@@ -30,22 +30,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import PictureError, Reason, UsageError
+from ..errors import ImageError, Reason, UsageError
 from ..system.python_process import child_search_path, python_command
 from .content_flags import Note
 from .dicom.identifiers import Identifiers
 from .formats import DEFAULT_LIMITS, Kind, Limits
 from .sandbox_worker import OUT_OF_MEMORY_STATUS, Closed, receive, send
 
-__all__ = ["IsolatedPicture", "Nursery"]
+__all__ = ["Nursery", "SandboxedImageFile"]
 
 START_SECONDS = 60.0
 WALL_FACTOR = 4
 """A decoder may wait for a processor, not use one: it is given this many times its processor time by the clock."""
 FRAMES_PER_SHARE = 20
-"""A picture as a whole gets its seconds once, and once more for each so many frames; else 4,096 slow frames would take a day."""
+"""An image as a whole gets its seconds once, and once more for each so many frames; else 4,096 slow frames would take a day."""
 FAILURES = 3
-"""Frames of a picture whose decoder crashed. After these the rest is not tried."""
+"""Frames of an image whose decoder crashed. After these the rest is not tried."""
 _PROGRAM = """
 import json, socket, sys
 sys.path[:] = json.loads(sys.argv[1])
@@ -58,10 +58,10 @@ _KEPT = ("LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR")
 
 
 class Nursery:
-    """Opens pictures in processes of their own. To be closed, or used in a `with`; may be shared between threads.
+    """Opens images in processes of their own. To be closed, or used in a `with`; may be shared between threads.
 
     Args:
-        limits: bounds on each picture.
+        limits: bounds on each image.
 
     Raises:
         UsageError: this is not Linux.
@@ -77,13 +77,13 @@ class Nursery:
         self._owner = os.getpid()
         self.orphans: deque[int] = deque()
 
-    def open(self, data: bytes, name_hint: str = "") -> IsolatedPicture:
-        """As `open_picture`, in a process of its own.
+    def open(self, data: bytes, name_hint: str = "") -> SandboxedImageFile:
+        """As `open_image`, in a process of its own.
 
         Raises:
-            PictureError: as `open_picture`; timed-out, decoder-failed.
+            ImageError: as `open_image`; timed-out, decoder-failed.
         """
-        return IsolatedPicture(self, data, name_hint)
+        return SandboxedImageFile(self, data, name_hint)
 
     def close(self) -> None:
         """End the process, and with it all its children."""
@@ -100,7 +100,7 @@ class Nursery:
         """A new child: its process number, and the channel to it.
 
         Raises:
-            PictureError: decoder-failed, where no process can be had.
+            ImageError: decoder-failed, where no process can be had.
         """
         while self.orphans:
             self.reap(self.orphans.popleft())
@@ -132,7 +132,7 @@ class Nursery:
                 except (OSError, ValueError) as error:
                     self._stop()
                     if attempt == 2:
-                        raise PictureError(Reason.DECODER_FAILED, f"no process could be started to decode it ({error})") from error
+                        raise ImageError(Reason.DECODER_FAILED, f"no process could be started to decode it ({error})") from error
         raise AssertionError("not reached")
 
     def _exchange(self, control: socket.socket, words: dict[str, int], handle: socket.socket | None) -> dict[str, Any]:
@@ -194,7 +194,7 @@ def _text(value: object) -> str | None:
 
 
 class _Child:
-    """A process with one open picture."""
+    """A process with one open image."""
 
     def __init__(self, nursery: Nursery) -> None:
         self.nursery = nursery
@@ -210,18 +210,18 @@ class _Child:
 
 
 def _orphaned(nursery: Nursery, process: int, channel: socket.socket) -> None:
-    """Of a picture that no one closed. This may run in the middle of anything, so it takes no lock and waits for nothing."""
+    """Of an image that no one closed. This may run in the middle of anything, so it takes no lock and waits for nothing."""
     channel.close()
     nursery.orphans.append(process)
 
 
-class IsolatedPicture:
-    """As `Picture`, decoded in another process. To be closed. Frames may be asked for from several threads, which take turns.
+class SandboxedImageFile:
+    """As `ImageFile`, decoded in another process. To be closed. Frames may be asked for from several threads, which take turns.
 
     Attributes:
         kind: the format, by content.
         frames: how many there are, 1 or more.
-        notes, identifiers: as `Picture`'s.
+        notes, identifiers: as `ImageFile`'s.
     """
 
     def __init__(self, nursery: Nursery, data: bytes, name_hint: str) -> None:
@@ -232,7 +232,7 @@ class IsolatedPicture:
         self._lock = threading.Lock()
         self._child: _Child | None = None
         self._failures = 0
-        self._refused: PictureError | None = None
+        self._refused: ImageError | None = None
         self._spent = 0.0
         self._budget = WALL_FACTOR * self._limits.max_seconds
         self.frames = 1
@@ -244,23 +244,23 @@ class IsolatedPicture:
             self.identifiers = Identifiers(**{str(name): _text(value) for name, value in opened["identifiers"].items()})
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             self.close()
-            raise PictureError(Reason.DECODER_FAILED, "its decoder answered with something that is no answer") from error
+            raise ImageError(Reason.DECODER_FAILED, "its decoder answered with something that is no answer") from error
         if not 1 <= self.frames <= self._limits.max_frames:
             self.close()
-            raise PictureError(Reason.DECODER_FAILED, "its decoder answered with something that is no answer")
+            raise ImageError(Reason.DECODER_FAILED, "its decoder answered with something that is no answer")
         self._budget *= 1 + self.frames / FRAMES_PER_SHARE
 
     def views(self, number: int, size: int) -> tuple[NDArray[np.uint8], ...]:
-        """As `Picture.views`.
+        """As `ImageFile.views`.
 
         Raises:
-            PictureError: as `Picture.views`; timed-out, decoder-failed.
+            ImageError: as `ImageFile.views`; timed-out, decoder-failed.
             IndexError: there is no such frame.
         """
         return self._frame(number, size)
 
     def renderings(self, number: int) -> tuple[NDArray[np.uint8], ...]:
-        """As `Picture.renderings`.
+        """As `ImageFile.renderings`.
 
         Raises:
             As for `views`.
@@ -268,7 +268,7 @@ class IsolatedPicture:
         return self._frame(number, 0)
 
     def frame(self, number: int) -> NDArray[np.uint8]:
-        """As `Picture.frame`.
+        """As `ImageFile.frame`.
 
         Raises:
             As for `views`.
@@ -276,7 +276,7 @@ class IsolatedPicture:
         return self._frame(number, 0)[0]
 
     def close(self) -> None:
-        """End its process. The picture may still be asked for frames: it is then opened again."""
+        """End its process. The image may still be asked for frames: it is then opened again."""
         with self._lock:
             if self._child is not None:
                 self._child.end()
@@ -284,10 +284,10 @@ class IsolatedPicture:
 
     def _frame(self, number: int, size: int) -> tuple[NDArray[np.uint8], ...]:
         if not 0 <= number < self.frames:
-            raise IndexError(f"frame {number} of a picture with {self.frames}")
+            raise IndexError(f"frame {number} of an image with {self.frames}")
         with self._lock:
             if self._refused is not None:
-                raise PictureError(self._refused.reason, str(self._refused))
+                raise ImageError(self._refused.reason, str(self._refused))
             if self._child is None:
                 self._open()
             most = 4 * 3 * (size * size if size else self._limits.max_pixels)
@@ -301,7 +301,7 @@ class IsolatedPicture:
         try:
             now = {Note(note) for note in words["notes"]}
         except (TypeError, ValueError) as error:
-            raise PictureError(Reason.DECODER_FAILED, "its decoder answered with something that is no answer") from error
+            raise ImageError(Reason.DECODER_FAILED, "its decoder answered with something that is no answer") from error
         return tuple(sorted(now | (set(self.notes) - {Note.EMBEDDED_IMAGE})))
 
     def _arrays(self, words: dict[str, Any], pixels: bytearray, size: int) -> tuple[NDArray[np.uint8], ...]:
@@ -316,14 +316,14 @@ class IsolatedPicture:
             arrays.append(np.frombuffer(part, np.uint8).reshape(height, width, 3))
             at += len(part)
         if not arrays or at != len(pixels):
-            raise PictureError(Reason.DECODER_FAILED, "its decoder answered with something that is no picture")
+            raise ImageError(Reason.DECODER_FAILED, "its decoder answered with something that is no image")
         return tuple(arrays)
 
     def _open(self) -> dict[str, Any]:
         self._child = _Child(self._nursery)
         try:
             words, _ = self._exchange(None, 0)
-        except PictureError:
+        except ImageError:
             if self._child is not None:
                 self._child.end()
                 self._child = None
@@ -331,14 +331,14 @@ class IsolatedPicture:
         return words
 
     def _exchange(self, request: dict[str, Any] | None, max_bytes: int) -> tuple[dict[str, Any], bytearray]:
-        """Ask the child, which is given the picture where there is no request; its answer, unless that is an error.
+        """Ask the child, which is given the image where there is no request; its answer, unless that is an error.
 
         Raises:
-            PictureError: what the child found, or what became of it.
+            ImageError: what the child found, or what became of it.
         """
         child = self._child
         if child is None:
-            raise PictureError(Reason.DECODER_FAILED, "its decoder has gone")
+            raise ImageError(Reason.DECODER_FAILED, "its decoder has gone")
         began = time.monotonic()
         allowed = min(WALL_FACTOR * self._limits.max_seconds, self._budget - self._spent)
         deadline = began + allowed
@@ -357,29 +357,29 @@ class IsolatedPicture:
             self.notes = self._notes_after(words)  # of a frame that is refused too
         if "reason" in words:
             try:
-                raise PictureError(Reason(words["reason"]), str(words.get("message"))[:1000])
+                raise ImageError(Reason(words["reason"]), str(words.get("message"))[:1000])
             except ValueError as error:
-                raise PictureError(Reason.DECODER_FAILED, "its decoder answered with something that is no answer") from error
+                raise ImageError(Reason.DECODER_FAILED, "its decoder answered with something that is no answer") from error
         return words, rest
 
-    def _died(self, status: int | None, late: bool) -> PictureError:
-        """What to say of a child that is no more, and whether the picture's other frames are still to be tried."""
+    def _died(self, status: int | None, late: bool) -> ImageError:
+        """What to say of a child that is no more, and whether the image's other frames are still to be tried."""
         self._child = None
         self._failures += 1
         number = os.WTERMSIG(status) if status is not None and os.WIFSIGNALED(status) else 0
         if late or number == signal.SIGXCPU:
-            error = PictureError(Reason.TIMED_OUT, f"its decoder took more than {self._limits.max_seconds:g} s and was ended")
+            error = ImageError(Reason.TIMED_OUT, f"its decoder took more than {self._limits.max_seconds:g} s and was ended")
             self._refused = error
         elif status is not None and os.WIFEXITED(status) and os.WEXITSTATUS(status) == OUT_OF_MEMORY_STATUS:
-            error = PictureError(Reason.OUT_OF_MEMORY, "there was not enough memory to decode it")
+            error = ImageError(Reason.OUT_OF_MEMORY, "there was not enough memory to decode it")
         elif number == signal.SIGKILL:
-            error = PictureError(
+            error = ImageError(
                 Reason.DECODER_FAILED, "its decoder was killed from outside, as the system does when memory runs out"
             )
         elif number:
-            error = PictureError(Reason.DECODER_FAILED, f"its decoder crashed ({signal.Signals(number).name})")
+            error = ImageError(Reason.DECODER_FAILED, f"its decoder crashed ({signal.Signals(number).name})")
         else:
-            error = PictureError(Reason.DECODER_FAILED, "its decoder ended without an answer")
+            error = ImageError(Reason.DECODER_FAILED, "its decoder ended without an answer")
         if self._failures >= FAILURES:
             self._refused = error
         return error

@@ -1,4 +1,4 @@
-"""The other side of `isolation`: the process that has the decoders loaded, and the children it forks, one for each picture.
+"""The other side of `isolation`: the process that has the decoders loaded, and the children it forks, one for each image.
 
 The messages of both sides are here too. One is a head (lengths of the two parts that follow), a JSON object, and bytes.
 
@@ -28,11 +28,11 @@ from typing import Any
 import imagecodecs
 import numpy as np
 
-from ..errors import PictureError, Reason
+from ..errors import ImageError, Reason
 from .content_flags import Note
 from .dicom import dicom_object  # noqa: F401  # loaded before the fork, else each child would load it
 from .formats import Limits
-from .image import boundary, open_picture
+from .image import boundary, open_image
 
 __all__ = ["OUT_OF_MEMORY_STATUS", "Closed", "nurse", "receive", "send"]
 
@@ -147,7 +147,7 @@ def _say(control: socket.socket, words: dict[str, int]) -> None:
 
 def _load_decoders() -> None:
     """imagecodecs and pydicom load a codec when it is first used: here that would be in each child anew."""
-    picture = np.zeros((8, 8), np.uint8)
+    image = np.zeros((8, 8), np.uint8)
     codecs: tuple[tuple[Any, Any], ...] = (
         (imagecodecs.jpeg8_encode, imagecodecs.jpeg8_decode),
         (imagecodecs.jpegls_encode, imagecodecs.jpegls_decode),
@@ -158,12 +158,12 @@ def _load_decoders() -> None:
         (imagecodecs.brotli_encode, imagecodecs.brotli_decode),
     )
     for encode, decode in codecs:
-        decode(encode(picture))
+        decode(encode(image))
     with contextlib.suppress(ImportError):
         import pi_heif  # noqa: F401
 
 
-# -- a child, for one picture ------------------------------------------------------------------------------------------
+# -- a child, for one image ------------------------------------------------------------------------------------------
 
 
 def _child(channel: socket.socket) -> None:
@@ -187,31 +187,31 @@ def _serve(channel: socket.socket) -> None:
     _confine(limits)
     _, data = receive(channel, limits.max_file_bytes)
     try:
-        picture = open_picture(bytes(data), limits, words["name_hint"])
-    except PictureError as error:
+        image = open_image(bytes(data), limits, words["name_hint"])
+    except ImageError as error:
         _send_error(channel, error)
         return
     del data
-    whose = asdict(picture.identifiers)
+    whose = asdict(image.identifiers)
     if len(json.dumps(whose)) > MAX_WORDS // 2:
-        _send_error(channel, PictureError(Reason.DAMAGED, "its header has identifiers of thousands of characters"))
+        _send_error(channel, ImageError(Reason.DAMAGED, "its header has identifiers of thousands of characters"))
         return
-    send(channel, {"kind": picture.kind, "frames": picture.frames, "notes": picture.notes, "identifiers": whose})
+    send(channel, {"kind": image.kind, "frames": image.frames, "notes": image.notes, "identifiers": whose})
     while True:
         request, _ = receive(channel, 0)
         _allow_time(limits)
         number, size = request["frame"], request["size"]
         try:
             with boundary():
-                pictures = picture.views(number, size) if size else picture.renderings(number)
-        except PictureError as error:
-            _send_error(channel, error, picture.notes)
+                images = image.views(number, size) if size else image.renderings(number)
+        except ImageError as error:
+            _send_error(channel, error, image.notes)
             continue
-        words = {"shapes": [one.shape for one in pictures], "notes": picture.notes}
-        send(channel, words, *(np.ascontiguousarray(one).data.cast("B") for one in pictures))
+        words = {"shapes": [one.shape for one in images], "notes": image.notes}
+        send(channel, words, *(np.ascontiguousarray(one).data.cast("B") for one in images))
 
 
-def _send_error(channel: socket.socket, error: PictureError, notes: Sequence[Note] | None = None) -> None:
+def _send_error(channel: socket.socket, error: ImageError, notes: Sequence[Note] | None = None) -> None:
     """Send an error, with the file's flags where it could be opened."""
     words = {"reason": error.reason, "message": str(error)[:1000]}
     send(channel, words if notes is None else {**words, "notes": notes})

@@ -26,7 +26,7 @@ ROUNDS, SECONDS = 25, 20.0
 
 
 def measured(bundle: Bundle, threads: int | None = None) -> dict[str, float] | None:
-    """Milliseconds a picture by variant's name, as `remember` left them for this bundle, processor and number of threads.
+    """Milliseconds an image by variant's name, as `remember` left them for this bundle, processor and number of threads.
 
     None where there is nothing, or nothing that can be read: then nobody measured, and that is all that follows from it.
     """
@@ -58,16 +58,16 @@ def remember(bundle: Bundle, timings: Mapping[str, float], threads: int | None =
 
 
 def measure_variants(bundle: Bundle, threads: int | None = None) -> dict[str, float]:
-    """Median milliseconds a picture on the CPU, one at a time, of each variant in turn, so that a busy moment hits all alike."""
+    """Median milliseconds an image on the CPU, one at a time, of each variant in turn, so that a busy moment hits all alike."""
     size = bundle.image_size
-    picture = np.random.default_rng(0).integers(0, 256, (1, size, size, 3), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (1, size, size, 3), dtype=np.uint8)
     sessions = {name: open_session(variant.on_cpu, "cpu", threads).session for name, variant in bundle.variants.items()}
     taken: dict[str, list[float]] = {name: [] for name in sessions}
     started = time.perf_counter()
     for round_ in range(1 + ROUNDS):
         for name, session in sessions.items():
             before = time.perf_counter()
-            session.run(None, {session.get_inputs()[0].name: picture})
+            session.run(None, {session.get_inputs()[0].name: image})
             if round_:  # the first is slower
                 taken[name].append(1000 * (time.perf_counter() - before))
         if round_ >= 2 and time.perf_counter() - started > SECONDS:

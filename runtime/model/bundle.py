@@ -4,9 +4,9 @@ Version 2 of the format holds
 
 * `bundle.json`, the manifest: what the model takes and gives, its threshold and where that comes from, sha256 and size of
   every other file, sha256 of the checkpoint, the figures of the export's proof, licence and model card;
-* `encoder.fp32.onnx`, `encoder.int8.onnx`, `encoder.fp16.onnx` and its two other files: pictures to embeddings, in the
+* `encoder.fp32.onnx`, `encoder.int8.onnx`, `encoder.fp16.onnx` and its two other files: images to embeddings, in the
   precisions that were exported;
-* `preprocess.onnx`, a picture of any size to what the encoder takes, for programs that cannot use this package;
+* `preprocess.onnx`, an image of any size to what the encoder takes, for programs that cannot use this package;
 * `head.json`, the head's weight and bias as decimal numbers that give back the same float32.
 
 Version 1 has no strangers' tail in its manifest (see `strangers`), and is the same otherwise. A bundle without a tail is written as
@@ -87,7 +87,7 @@ class Variant:
         on_cpu: the ONNX file for CPUs; the same, but for fp16.
         bytes: all its files together.
         past_gate: whether it was written although it drifts from torch by more than the export allows.
-        milliseconds: a picture on a CPU, as the export measured it; None where it did not.
+        milliseconds: an image on a CPU, as the export measured it; None where it did not.
     """
 
     name: str
@@ -105,7 +105,7 @@ class Bundle:
     Attributes:
         path: the folder.
         name: what the model calls itself.
-        image_size: side of the square picture that the encoder takes, in pixels.
+        image_size: side of the square image that the encoder takes, in pixels.
         features: length of an embedding.
         head: the head, with which embeddings are compared.
         threshold: the decision threshold on scores, with its source.
@@ -130,7 +130,7 @@ class Bundle:
 
 
 def fingerprint(checkpoint_sha256: str, head_sha256: str, image_size: int, preprocessing: Mapping[str, Any]) -> str:
-    """sha256 (hex) of what decides an embedding: the weights, the picture size and the way to it.
+    """sha256 (hex) of what decides an embedding: the weights, the image size and the way to it.
 
     Variants of one checkpoint (fp16, int8) share it, since their embeddings are proven to be interchangeable at export;
     the threshold and the card are no part of it, so changing those does not orphan an index.
@@ -184,11 +184,11 @@ def open_bundle(path: str | os.PathLike[str] | None = None, *, unproven: bool = 
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BundleError(f"{folder / MANIFEST} lacks or garbles an entry ({error!r}): export the model again") from error
     if manifest["input"]["size"] != bundle.image_size:
-        raise BundleError(f"{folder / MANIFEST} gives a picture size of {manifest['input']['size']!r}: export the model again")
+        raise BundleError(f"{folder / MANIFEST} gives an image size of {manifest['input']['size']!r}: export the model again")
     if bundle.features != head.features or not 0 < bundle.threshold.value < 1 or not variants:
         raise BundleError(f"{folder / MANIFEST} contradicts itself: export the model again")
     if not 1 <= bundle.image_size <= MAX_IMAGE_SIZE:
-        raise BundleError(f"{folder / MANIFEST} gives a picture size of {bundle.image_size}: export the model again")
+        raise BundleError(f"{folder / MANIFEST} gives an image size of {bundle.image_size}: export the model again")
     return bundle
 
 
@@ -204,7 +204,7 @@ def _strangers(folder: Path, manifest: Mapping[str, Any], head: Head) -> Strange
 
 
 def _check_meaning(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Refuse a model that wants other pictures than this runtime would give it, or another head: its scores would be wrong."""
+    """Refuse a model that wants other images than this runtime would give it, or another head: its scores would be wrong."""
     given = {name: manifest["input"][name] for name in TAKEN}
     for what, stated, known in (
         ("preprocessing", dict(manifest["preprocessing"]), PREPROCESSING),

@@ -1,4 +1,4 @@
-"""Pictures to embeddings: the exported encoder, run by onnxruntime."""
+"""Images to embeddings: the exported encoder, run by onnxruntime."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ __all__ = ["OWN_SESSION", "Encoder", "run_bound"]
 OWN_SESSION = "own session"
 """`Encoder.variant` where the caller brought the session."""
 BATCH_PIXELS, BATCH_PIXELS_ON_GPU = 1 << 18, 1 << 22
-"""A batch holds as many pictures as fit in here. On a CPU that is 4 of 256 x 256, or 1 of 512 x 512: larger ones were no faster,
-and the full-size network takes .9 GB for each picture more. A GPU wants many: 64, or 16. (Not measured on a GPU yet.)"""
+"""A batch holds as many images as fit in here. On a CPU that is 4 of 256 x 256, or 1 of 512 x 512: larger ones were no faster,
+and the full-size network takes .9 GB for each image more. A GPU wants many: 64, or 16. (Not measured on a GPU yet.)"""
 DEVICES: Mapping[str, str] = MappingProxyType({"cuda": "cuda", "tensorrt": "cuda"})
 """Providers whose device holds inputs that are put there before the run, by onnxruntime's name of the device."""
 
@@ -73,7 +73,7 @@ class Encoder:
 
     @property
     def batch(self) -> int:
-        """How many pictures are best embedded at once: a caller with many gives so many at a time. 1 or more."""
+        """How many images are best embedded at once: a caller with many gives so many at a time. 1 or more."""
         return max(1, (BATCH_PIXELS_ON_GPU if self.provider in GPUS else BATCH_PIXELS) // self.bundle.image_size**2)
 
     def _checked_names(self) -> tuple[str, str]:
@@ -87,11 +87,11 @@ class Encoder:
             raise BundleError(f"the encoder gives {outputs[0].shape}, not (n, {self.bundle.features})")
         return inputs[0].name, outputs[0].name
 
-    def embed(self, pictures: Sequence[NDArray[np.uint8]]) -> Floats:
-        """Embed pictures in one batch.
+    def embed(self, images: Sequence[NDArray[np.uint8]]) -> Floats:
+        """Embed images in one batch.
 
         Args:
-            pictures: RGB, uint8, (height, width, 3) each, of any size.
+            images: RGB, uint8, (height, width, 3) each, of any size.
 
         Returns:
             float32 (n, features), in [0, 1].
@@ -101,20 +101,20 @@ class Encoder:
             EncodingError: the network's output is not finite.
         """
         size = self.bundle.image_size
-        for picture in pictures:
-            check_rgb(picture)
-        if not pictures:
+        for image in images:
+            check_rgb(image)
+        if not images:
             return np.empty((0, self.bundle.features), np.float32)
-        return self.embed_resized(np.stack([resize(picture, size) for picture in pictures]))
+        return self.embed_resized(np.stack([resize(image, size) for image in images]))
 
     def embed_resized(self, batch: NDArray[np.uint8]) -> Floats:
-        """Embed pictures that already have the encoder's size: uint8 (n, size, size, 3) to float32 (n, features).
+        """Embed images that already have the encoder's size: uint8 (n, size, size, 3) to float32 (n, features).
 
         Raises:
             UsageError, EncodingError: as for `embed`.
         """
         if os.getpid() != self._process:
-            # No EncodingError: that is one picture's, and the next would be tried, in vain and with a misleading reason.
+            # No EncodingError: that is one image's, and the next would be tried, in vain and with a misleading reason.
             raise UsageError(
                 "this process is a fork, which an onnxruntime session does not survive: make a Screener in each process"
             )

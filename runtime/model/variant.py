@@ -50,7 +50,7 @@ def choose(
         wanted: "auto", or a variant's name.
         on_gpu: whether the provider is one of `GPUS`.
         features: what the processor has, as `machine.cpu_features` names it.
-        timings: milliseconds a picture by variant's name, as measured on this machine; None where nobody did.
+        timings: milliseconds an image by variant's name, as measured on this machine; None where nobody did.
 
     Raises:
         UsageError: a variant of that name is not known.

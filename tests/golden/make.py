@@ -222,7 +222,7 @@ def make_index() -> dict[str, Any]:
 def make_report() -> None:
     folders = ("--released", "images/queries", "--reference", "images/ward-a", "--holdout", "images/holdout", "--out", "report")
     Path("labels.csv").write_text("path,class\ncopy-of-4.jpg,copy\nother-53.png,other\n", encoding="ascii")
-    run("audit", *folders, "--labels", "labels.csv", "--pictures", "4", "--pdf", "-q", code=1)
+    run("audit", *folders, "--labels", "labels.csv", "--images", "4", "--pdf", "-q", code=1)
     Path("labels.csv").unlink()
 
 

@@ -8,7 +8,7 @@ from ..film import TEXTURE_SIZE, Film, ellipse, waves
 from ..scenes import fractal
 
 LEVEL_MOVES = 0.03
-"""How far, in half picture widths, a second examination's slice may lie above or below the first: about half a centimetre."""
+"""How far, in half image widths, a second examination's slice may lie above or below the first: about half a centimetre."""
 
 
 def volume(rng: np.random.Generator, film: Film) -> None:

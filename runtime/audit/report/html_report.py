@@ -62,14 +62,14 @@ class Shown:
     """What of an audit is shown, and to whom.
 
     Attributes:
-        reference: show reference pictures beside the released ones, and not their pseudonyms alone.
-        pictures: pairs that are shown with pictures, worst first; further ones are lines of a table.
+        reference: show reference images beside the released ones, and not their pseudonyms alone.
+        images: pairs that are shown with images, worst first; further ones are lines of a table.
         pdf: write the PDF file too.
         command: the command line, without names of folders, that gives this report again.
     """
 
     reference: bool = False
-    pictures: int = 200
+    images: int = 200
     pdf: bool = False
     command: str = ""
 
@@ -82,8 +82,8 @@ class _Pair:
     finding: Finding
     reference: str
     others: tuple[str, ...]
-    released_picture: str | None
-    reference_picture: str | None
+    released_image: str | None
+    reference_image: str | None
 
 
 def write_report(
@@ -122,7 +122,7 @@ def write_report(
 
 
 def _csv(audit: Audit) -> bytes:
-    """A line a released picture, in order."""
+    """A line a released image, in order."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -195,12 +195,12 @@ def _suspects(audit: Audit) -> bytes:
 
 def _pairs(audit: Audit, shown: Shown, progress: Callable[..., Iterable[Any]]) -> Iterator[_Pair]:
     worst = worst_first(audit.findings)
-    pictured = min(shown.pictures, len(worst))
+    with_images = min(shown.images, len(worst))
     for number, finding in enumerate(progress(worst[:LISTED_AT_MOST], min(LISTED_AT_MOST, len(worst)), "writing the report"), 1):
         nearest = finding.nearest
         others = tuple(audit.pseudonyms.name(match.key) for match in finding.matches if nearest is None or match.key != nearest.key)
         released = reference = None
-        if number <= pictured:
+        if number <= with_images:
             released = _thumbnail(partial(audit.released_pixels, finding.at, finding.frame or 0))
             if shown.reference and nearest is not None:
                 reference = _thumbnail(partial(audit.pixels, nearest))
@@ -209,14 +209,14 @@ def _pairs(audit: Audit, shown: Shown, progress: Callable[..., Iterable[Any]]) -
 
 def _thumbnail(pixels: Callable[[], NDArray[np.uint8] | None]) -> str | None:
     """A small JPEG as a data URI, of pixels alone: no metadata of the file comes along. None where the file has gone."""
-    picture = pixels()
-    if picture is None:
+    image = pixels()
+    if image is None:
         return None
-    scale = THUMBNAIL / max(picture.shape[:2])
+    scale = THUMBNAIL / max(image.shape[:2])
     if scale < 1:
-        size = (max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale)))
-        picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA).astype(np.uint8)
-    _, data = cv2.imencode(".jpg", np.ascontiguousarray(picture[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+        size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(np.uint8)
+    _, data = cv2.imencode(".jpg", np.ascontiguousarray(image[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
     return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode()
 
 
@@ -242,7 +242,7 @@ def _page(audit: Audit, shown: Shown, content: Mapping[str, Any], pairs: Sequenc
     near = sorted((f for f in audit.findings if f.grade is Grade.NEAR), key=lambda finding: -(finding.score or 0.0))
     unread = [finding for finding in audit.findings if finding.reasons]
     found = [finding for finding in audit.findings if finding.found]
-    pictured = [pair for pair in pairs if pair.number <= shown.pictures]
+    with_images = [pair for pair in pairs if pair.number <= shown.images]
     return environment.get_template(TEMPLATE).render(
         content=content,
         answer=answer(audit),
@@ -252,8 +252,8 @@ def _page(audit: Audit, shown: Shown, content: Mapping[str, Any], pairs: Sequenc
         plots=plots,
         Grade=Grade,
         agrees=AGREES,
-        pages=[pictured[at : at + PAGE] for at in range(0, len(pictured), PAGE)],
-        lines=[pairs[at : at + 4 * PAGE] for at in range(len(pictured), len(pairs), 4 * PAGE)],
+        pages=[with_images[at : at + PAGE] for at in range(0, len(with_images), PAGE)],
+        lines=[pairs[at : at + 4 * PAGE] for at in range(len(with_images), len(pairs), 4 * PAGE)],
         found=len(found),
         listed=len(pairs),
         near=near[:NEAR_AT_MOST],
@@ -324,7 +324,7 @@ def _score(value: float | None) -> str:
 
 
 def _weasyprint() -> Any:
-    """WeasyPrint, imported without what it changes: it has Pillow accept damaged pictures, in the whole process."""
+    """WeasyPrint, imported without what it changes: it has Pillow accept damaged images, in the whole process."""
     from PIL import ImageFile
 
     before = ImageFile.LOAD_TRUNCATED_IMAGES

@@ -1,4 +1,4 @@
-"""An audit as JSON: all that the page says, for programs. No path, but the released pictures' names below their folder."""
+"""An audit as JSON: all that the page says, for programs. No path, but the released images' names below their folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from ...privacy import ReportPseudonyms
 from ..findings import FOUND, Finding, Grade, Tally, by_group, copied_often, like_many, tally, worst_first
 from ..run import Audit
-from ..sets import PictureSet
+from ..sets import ImageSet
 from ..statistics import Excess, Interval
 from ..suspects import Other, Suspect, Suspicion
 from ..thresholds import ByChance, Limit
@@ -80,7 +80,7 @@ def document(audit: Audit, command: str, made: datetime) -> dict[str, Any]:
             label: [
                 {
                     "name": group.name,
-                    "pictures": group.pictures,
+                    "pictures": group.images,
                     "found": _tally(group.found),
                     **{grade.value: group.counts[grade] for grade in Grade},
                 }
@@ -178,7 +178,7 @@ def _tests(audit: Audit) -> dict[str, Any] | None:
         return None
     both = tests.memorization
     return {
-        "pictures": tests.pictures,
+        "pictures": tests.images,
         "left_out_since_in_reference": sum(
             suspect.other is Other.REFERENCE and suspect.suspicion is Suspicion.SAME_FILE for suspect in tests.suspects
         ),
@@ -267,17 +267,17 @@ def _finding(finding: Finding, pseudonyms: ReportPseudonyms) -> dict[str, Any]:
     }
 
 
-def _reasons(pictures: PictureSet | None) -> dict[str, int] | None:
+def _reasons(images: ImageSet | None) -> dict[str, int] | None:
     """How many, by reason: whose they are is nobody's business but the private part's."""
-    if pictures is None:
+    if images is None:
         return None
-    return dict(sorted(Counter(reason.value for item in pictures.items for _, reason in item.errors).items()))
+    return dict(sorted(Counter(reason.value for item in images.items for _, reason in item.errors).items()))
 
 
-def _set(pictures: PictureSet) -> dict[str, Any]:
+def _set(images: ImageSet) -> dict[str, Any]:
     return {
-        "files": len(pictures.items),
-        "readable": len(pictures.readable),
-        "frames": sum(item.frames for item in pictures.items),
-        "sha256_of_all": pictures.digest,
+        "files": len(images.items),
+        "readable": len(images.readable),
+        "frames": sum(item.frames for item in images.items),
+        "sha256_of_all": images.digest,
     }

@@ -33,7 +33,7 @@ BINS = 50
 
 
 def distribution(released: Doubles, holdout: Doubles | None, limit: float) -> str:
-    """Best score of each picture, as shares a bin on a logarithmic axis: what decides are the few that score high."""
+    """Best score of each image, as shares a bin on a logarithmic axis: what decides are the few that score high."""
     with rc_context(_settings("distribution")):
         figure, axes = _figure(released, holdout, limit)
         every = _logits(np.concatenate([released, *([] if holdout is None else [holdout])]))
@@ -43,12 +43,12 @@ def distribution(released: Doubles, holdout: Doubles | None, limit: float) -> st
             axes.stairs(shares / len(scores), edges, color=colour, linewidth=1.6, linestyle=style, label=label, baseline=1e-9)
             axes.stairs(shares / len(scores), edges, color=colour, alpha=0.16, fill=True, baseline=1e-9)
         fewest = min(len(scores) for scores, *_ in _series(released, holdout))
-        axes.set(yscale="log", ylim=(0.5 / max(len(released), fewest), 1.0), ylabel="share of the pictures")
+        axes.set(yscale="log", ylim=(0.5 / max(len(released), fewest), 1.0), ylabel="share of the images")
         return _svg(figure, axes, "distribution")
 
 
 def exceedance(released: Doubles, holdout: Doubles | None, limit: float) -> str:
-    """Share of the pictures that score at least so high: copies show as a shelf on the right."""
+    """Share of the images that score at least so high: copies show as a shelf on the right."""
     with rc_context(_settings("exceedance")):
         figure, axes = _figure(released, holdout, limit)
         for scores, label, colour, style in _series(released, holdout):
@@ -76,7 +76,7 @@ def _figure(released: Doubles, holdout: Doubles | None, limit: float) -> tuple[F
     ticks = [tick for tick in TICKS if low <= _logits(np.array([tick]))[0] <= high]
     axes.set_xticks(_logits(np.array(ticks)), [f"{tick:g}" if tick >= 1e-3 else f"1e{round(np.log10(tick))}" for tick in ticks])
     axes.set_xlim(low, high)
-    axes.set_xlabel("score of the nearest reference picture")
+    axes.set_xlabel("score of the nearest reference image")
     axes.axvline(float(_logits(np.array([limit]))[0]), color=LIMIT, linewidth=1.4, linestyle=":", label=f"threshold {limit:.4g}")
     return figure, axes
 

@@ -1,10 +1,10 @@
 """Galleries in files, for back-ups and moves: out, in, and together.
 
-A file holds a row for each rendering of each picture's frame (see `Record`), in blocks, and a manifest: the bundle's fingerprint,
+A file holds a row for each rendering of each image's frame (see `Record`), in blocks, and a manifest: the bundle's fingerprint,
 how many rows, and a sha256 over all of them, in their order. It is Parquet where its name ends in `.parquet`, and NumPy's npz
 where it ends in `.npz`. Both are written and read a block at a time.
 
-An import is one transaction: whatever is off (a damaged row, another model's, a key that stands for another picture here) the
+An import is one transaction: whatever is off (a damaged row, another model's, a key that stands for another image here) the
 gallery stays as it was. What is there already is left as it is, so an import may be repeated. Settings are not carried: a
 threshold that was set for one gallery is none for another. Keys are names of files; where the gallery knows patients
 they are replaced by pseudonyms, unless they are asked for.
@@ -179,7 +179,7 @@ def import_gallery(path: Path, gallery: Gallery, *, without_patients: bool = Fal
 
     Raises:
         GalleryMismatchError: the file is of another model.
-        KeyConflictError: keys stand for other pictures in the gallery; the message names some.
+        KeyConflictError: keys stand for other images in the gallery; the message names some.
         GalleryError: the file is damaged or no export, or the gallery cannot be written.
         UsageError: pseudonyms of another site key, another ending, or pyarrow is not installed.
     """
@@ -225,7 +225,7 @@ def merge_galleries(
 
 
 def _add(gallery: Gallery, parts: Sequence[tuple[Iterator[Record], str | None, bool]], without_patients: bool) -> Imported:
-    """Add rows, which are ordered by picture and frame, in one transaction."""
+    """Add rows, which are ordered by image and frame, in one transaction."""
     done = Imported(calibrated=any(calibrated for _, _, calibrated in parts))
     before, seen = len(gallery), 0
 
@@ -244,7 +244,7 @@ def _add(gallery: Gallery, parts: Sequence[tuple[Iterator[Record], str | None, b
             named = ", ".join(map(repr, keys[:NAMED_AT_ONCE]))
             more = f" and {len(keys) - NAMED_AT_ONCE} more" if len(keys) > NAMED_AT_ONCE else ""
             raise KeyConflictError(
-                f"{len(keys)} keys stand for other pictures in {gallery.folder}: {named}{more}. "
+                f"{len(keys)} keys stand for other images in {gallery.folder}: {named}{more}. "
                 "Nothing was added: remove these there, or keep the two apart"
             )
 
@@ -302,7 +302,7 @@ def _checked(row: Record, path: Path) -> Record:
     numbers = 0 <= row.frame < row.frames and row.rendering >= 0 and row.reader >= FIRST_READER and len(row.content) == 32
     values = row.embedding
     if not row.key or not pseudonyms or not numbers or not np.isfinite(values).all() or values.min() < 0 or values.max() > 1:
-        raise GalleryError(f"{path} holds a row that is no picture's: key {row.key[:100]!r}. Nothing was imported")
+        raise GalleryError(f"{path} holds a row that is no image's: key {row.key[:100]!r}. Nothing was imported")
     check_gallery_name(row.gallery)
     return row
 
@@ -316,7 +316,7 @@ def _check_site_key(gallery: Gallery, key: str | None, what: str) -> None:
 def _other_key(what: str, *keys: str) -> str:
     return (
         f"the pseudonyms of {what} were made with different site keys ({', '.join(keys)}): one patient would have two. Leave them "
-        "out (--without-patients), or embed the pictures again"
+        "out (--without-patients), or embed the images again"
     )
 
 

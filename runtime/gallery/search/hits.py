@@ -1,4 +1,4 @@
-"""From vectors to names: the pictures and the people behind what a search found."""
+"""From vectors to names: the images and the people behind what a search found."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Named:
     """What is known of the vectors so far.
 
     Attributes:
-        hits: pictures' frames, best first, each once.
-        frames: (gallery, key, frame) of each rendering of each of the pictures, also of those beyond the hits.
+        hits: images' frames, best first, each once.
+        frames: (gallery, key, frame) of each rendering of each of the images, also of those beyond the hits.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class Named:
     def shown(self) -> int:
         return len(self._shown)
 
-    def add_pictures(self, rows: Iterable[Row], score: float, top: int) -> None:
+    def add_images(self, rows: Iterable[Row], score: float, top: int) -> None:
         """Of a frame that two of its renderings lead to, the better one counts: the first."""
         for row in rows:
             frame = row.gallery, row.key, row.frame
@@ -56,12 +56,12 @@ class Named:
 def name_vectors(
     store: Store, vectors: Sequence[int], scores: Sequence[float], found: int, top: int, galleries: Sequence[str] | None
 ) -> Named:
-    """The pictures that have these vectors, in few look-ups however many they are.
+    """The images that have these vectors, in few look-ups however many they are.
 
     Args:
         vectors: ids, best first.
         scores: theirs.
-        found: how many of them are matches: their people and all their frames are wanted; else the nearest's pictures alone.
+        found: how many of them are matches: their people and all their frames are wanted; else the nearest's images alone.
         top: how many hits, and how many people.
         galleries: in which groups; None for all.
     """
@@ -74,14 +74,14 @@ def name_vectors(
         elif (rows := store.rows(part, galleries)) is not None:
             for vector, score in zip(part, scores[at : at + size], strict=True):
                 its = rows[vector]
-                named.add_pictures(sorted(its, key=lambda row: (row.key, row.frame, row.gallery)), score, top)
+                named.add_images(sorted(its, key=lambda row: (row.key, row.frame, row.gallery)), score, top)
                 if found:
                     named.add_people(sorted(_one_each(its), key=lambda row: (row.key, row.gallery)), score)
                     named.frames += [(row.gallery, row.key, row.frame) for row in its]
         else:
             for vector, score in zip(part, scores[at : at + size], strict=True):
                 if len(named.hits) < top:
-                    named.add_pictures(store.first_rows(vector, top + named.shown, galleries), score, top)
+                    named.add_images(store.first_rows(vector, top + named.shown, galleries), score, top)
                 if found and not named.has(top):
                     named.add_people(store.first_people(vector, top, galleries), score)
             if found:
@@ -91,7 +91,7 @@ def name_vectors(
 
 
 def _one_each(rows: Iterable[Row]) -> list[Row]:
-    """One picture of each person: the one that was added first."""
+    """One image of each person: the one that was added first."""
     people: dict[tuple[str, ...], Row] = {}
     for row in rows:
         people.setdefault(_who(row), row)
@@ -99,7 +99,7 @@ def _one_each(rows: Iterable[Row]) -> list[Row]:
 
 
 def _who(row: Row) -> tuple[str, ...]:
-    """A picture whose patient is not known stands for itself."""
+    """An image whose patient is not known stands for itself."""
     return (row.patient,) if row.patient is not None else (row.gallery, row.key)
 
 

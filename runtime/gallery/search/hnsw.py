@@ -193,7 +193,7 @@ def save_graph(graph: Graph, folder: Path, fingerprint: str) -> None:
 def remove_graph(folder: Path, *, to_be_made_again: bool = False) -> None:
     """Remove the saved graph, if there is one, and what a killed process left of one, so that nothing of it is on the disk.
 
-    `to_be_made_again` leaves the manifest, in which there is nothing of a picture: should this process be killed before the
+    `to_be_made_again` leaves the manifest, in which there is nothing of an image: should this process be killed before the
     new graph is saved, the next writer still knows that one is wanted.
 
     Raises:

@@ -20,10 +20,10 @@ class Search(StrEnum):
 
 @dataclass(frozen=True)
 class Hit:
-    """A gallery picture's frame and the head's score for it, in (0, 1).
+    """A gallery image's frame and the head's score for it, in (0, 1).
 
     Attributes:
-        key: the picture's name.
+        key: the image's name.
         frame: its frame, from 0.
         score: probability of "same".
         gallery: the group that it is in.
@@ -40,11 +40,11 @@ class Hit:
 
 @dataclass(frozen=True)
 class Identity:
-    """A patient among the matches, by the best of the patient's pictures. A picture whose patient is not known stands for itself.
+    """A patient among the matches, by the best of the patient's images. An image whose patient is not known stands for itself.
 
     Attributes:
         patient: the pseudonym, or None.
-        best: the picture.
+        best: the image.
     """
 
     patient: str | None
@@ -52,7 +52,7 @@ class Identity:
 
     @property
     def score(self) -> float:
-        """The best picture's score: the identity's."""
+        """The best image's score: the identity's."""
         return self.best.score
 
 
@@ -61,9 +61,9 @@ class SearchResult:
     """What a query found.
 
     Attributes:
-        matches: pictures at or above the threshold, best first, at most as many as asked for.
+        matches: images at or above the threshold, best first, at most as many as asked for.
         total: how many there are at or above the threshold; with the graph, how many it found.
-        nearest: the best picture, whether or not it is a match; None in an empty gallery.
+        nearest: the best image, whether or not it is a match; None in an empty gallery.
         identities: the patients of the matches, best first, at most as many as asked for.
         complete: True where the search was exact, so that no match is missing. A search through the graph never proves that.
     """

@@ -33,7 +33,7 @@ ADDED_AT_ONCE = 4096
 """Vectors that the graph is given at once."""
 FIRST_CANDIDATES = 512
 """Of the graph's answer. With 64 it had .978 of the matches in a million vectors, with 256 .999, with 384 all (docs/index.md):
-among so many, pictures that are no match lie nearer by squared L2 than some that are."""
+among so many, images that are no match lie nearer by squared L2 than some that are."""
 MOST_CANDIDATES = 16384
 """So far the graph's search is widened. Wider, the exact search is quicker."""
 UNGRAPHED = 2000
@@ -135,7 +135,7 @@ class Searcher:
             count = self._after(graph)
             there = int(self.flat.alive[:count].sum()) <= len(graph) <= count
             if not there or graph.content != self.flat.content(graph.newest):
-                raise GalleryError("the search graph is of other pictures than the index holds")
+                raise GalleryError("the search graph is of other images than the index holds")
         except GalleryError as error:
             self._warn(f"{error}; {otherwise}")
             return None
@@ -223,7 +223,7 @@ class Searcher:
         return self._current_graph() if self._graph else None
 
     def _members_of(self, galleries: Sequence[str]) -> NDArray[np.bool_]:
-        """Which rows some picture of these galleries has; kept until pictures change."""
+        """Which rows some image of these galleries has; kept until images change."""
         state = (galleries, self._store.meta("pictures"), len(self.flat.ids))
         if self._members is None or self._members[0] != state:
             self._members = state, np.isin(self.flat.ids, self._store.vectors_of(galleries), assume_unique=True)
@@ -303,7 +303,7 @@ class Searcher:
         galleries: Sequence[str] | None,
         complete: bool,
     ) -> SearchResult:
-        """The pictures of the rows that a query led to, which have these scores."""
+        """The images of the rows that a query led to, which have these scores."""
         flat, store = self.flat, self._store
         order = np.argsort(-scores, kind="stable")
         found = int((scores >= threshold).sum())
@@ -316,8 +316,8 @@ class Searcher:
             if store.newest() != (flat.newest, flat.erasure) or galleries is not None:
                 self._members = None
                 raise _ChangedError
-            # Each vector is some picture's; were it passed over, a match would be reported as clear.
-            raise GalleryError(f"{self._folder} is damaged: embeddings have lost their pictures. Restore it, or build it again")
+            # Each vector is some image's; were it passed over, a match would be reported as clear.
+            raise GalleryError(f"{self._folder} is damaged: embeddings have lost their images. Restore it, or build it again")
         hits = tuple(named.hits)
         return SearchResult(
             hits if found else (), len(set(named.frames)), hits[0] if hits else None, named.identities(top), complete

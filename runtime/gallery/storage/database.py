@@ -2,7 +2,7 @@
 
 SQLite does not notice a flipped bit in a row, nor a row that fell out of a damaged page; either may lose a match without a
 word. So `meta` holds a tally of each table, kept in the same transaction: how many rows it has, and the sum of their digests.
-The tally of `pictures`, and that each of its rows has a vector and each vector a picture, is checked on opening; that of
+The tally of `pictures`, and that each of its rows has a vector and each vector an image, is checked on opening; that of
 `vectors` when they are read.
 
 A change is acknowledged when its transaction has been committed with `synchronous=FULL`, so it survives a power cut.
@@ -87,7 +87,7 @@ class Database:
             raise GalleryError(f"{self.path} is replaced again and again while it is being opened: try again")
         try:
             version = self._check_meta(self._fingerprint)
-            self._check_pictures(version)
+            self._check_images(version)
             if version < FORMAT_VERSION:
                 self._bring_up_to_date(version)
         except BaseException:
@@ -149,7 +149,7 @@ class Database:
             f"'lcmem-onnx index upgrade {self.folder}'"
         )
 
-    def _check_pictures(self, version: int) -> None:
+    def _check_images(self, version: int) -> None:
         """Whether every row of `pictures` is as it was written, with its vector, and every vector has one."""
         with self.snapshot():
             tally = self.tally("pictures")
@@ -161,7 +161,7 @@ class Database:
                 found = found.plus(row_digests(part))
             known = {number for (number,) in self.connection.execute("SELECT id FROM vectors")}
         if found != tally or used != known:
-            raise self.damaged("its list of pictures is not as it was written")
+            raise self.damaged("its list of images is not as it was written")
 
     def _bring_up_to_date(self, version: int) -> None:
         if self.read_only:

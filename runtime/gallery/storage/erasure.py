@@ -18,10 +18,10 @@ __all__ = ["compact_database", "compaction_due", "erase", "mark_compacted"]
 def erase(
     store: Store, *, key: str | None = None, patient: str | None = None, study: str | None = None, gallery: str | None = None
 ) -> int:
-    """Remove the pictures for which all that is given holds, and the vectors that no other picture has, in one transaction.
+    """Remove the images for which all that is given holds, and the vectors that no other image has, in one transaction.
 
     Returns:
-        How many pictures (keys) were removed.
+        How many images (keys) were removed.
 
     Raises:
         UsageError: nothing was given: that would remove everything.

@@ -17,7 +17,7 @@ __all__ = ["MIGRATIONS", "READABLE", "read_as_new"]
 READABLE = (2, 3, 4)
 """Format versions that this program opens."""
 
-_PICTURES_3 = """
+_IMAGES_3 = """
 CREATE TABLE pictures (
     id INTEGER PRIMARY KEY,
     key TEXT NOT NULL,
@@ -34,11 +34,11 @@ CREATE TABLE pictures (
 
 
 def m003_groups_and_pseudonyms(connection: sqlite3.Connection) -> None:
-    """Format 2 to 3: pictures get a gallery, a patient and a study; `settings` and `erased` are new.
+    """Format 2 to 3: images get a gallery, a patient and a study; `settings` and `erased` are new.
 
-    Nothing says whose the pictures from before are, so their patients stay unknown. The caller has checked the old tally.
+    Nothing says whose the images from before are, so their patients stay unknown. The caller has checked the old tally.
     """
-    _replace_pictures(connection, 2, 3, _PICTURES_3, f"{PICTURE_COLUMNS[2]}, '{DEFAULT_GALLERY}', NULL, NULL, 0")
+    _replace_images(connection, 2, 3, _IMAGES_3, f"{PICTURE_COLUMNS[2]}, '{DEFAULT_GALLERY}', NULL, NULL, 0")
     for statement in _statements(SETTINGS + ERASED):
         connection.execute(statement)
     connection.execute("INSERT INTO meta VALUES ('settings', ?), ('compaction_due', '0')", (str(EMPTY),))
@@ -46,10 +46,10 @@ def m003_groups_and_pseudonyms(connection: sqlite3.Connection) -> None:
 
 def m004_reader_versions(connection: sqlite3.Connection) -> None:
     """Format 3 to 4: each row says which version of the reader made it. The caller has checked the old tally."""
-    _replace_pictures(connection, 3, 4, PICTURES, f"{PICTURE_COLUMNS[3]}, {FIRST_READER}")
+    _replace_images(connection, 3, 4, PICTURES, f"{PICTURE_COLUMNS[3]}, {FIRST_READER}")
 
 
-def _replace_pictures(connection: sqlite3.Connection, old: int, new: int, schema: str, values: str) -> None:
+def _replace_images(connection: sqlite3.Connection, old: int, new: int, schema: str, values: str) -> None:
     """Write the rows of `pictures` into a new table, with a new tally, and set the format version.
 
     Args:

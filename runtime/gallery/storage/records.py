@@ -1,4 +1,4 @@
-"""What a gallery keeps of a picture, and the tally by which a lost or changed row shows."""
+"""What a gallery keeps of an image, and the tally by which a lost or changed row shows."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ DIGEST_BYTES = 16
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """One picture to add.
+    """One image to add.
 
     Attributes:
         key: its name, unique within its gallery; any text.
         content: sha256 (32 bytes) of the file, by which it is recognised again.
         frames: how many frames the file has.
         embeddings: frame's number (from 0) to its embedding, float32 (features,), or to those of its renderings, float32
-            (renderings, features). Fewer than `frames` when some could not be read: then the picture is not complete, and
+            (renderings, features). Fewer than `frames` when some could not be read: then the image is not complete, and
             adding it again tries the others again.
         gallery: the group within the index that it belongs to: a site, a cohort, a training set.
         patient, study: pseudonyms (see `pseudonyms`), or None where they are not known.
@@ -47,7 +47,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Row:
-    """A gallery picture's frame, as found by a search."""
+    """A gallery image's frame, as found by a search."""
 
     key: str
     frame: int
@@ -58,7 +58,7 @@ class Row:
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """A rendering of a picture's frame with all that is kept of it, for export. `embedding` is float32 (features,)."""
+    """A rendering of an image's frame with all that is kept of it, for export. `embedding` is float32 (features,)."""
 
     key: str
     content: bytes

@@ -1,4 +1,4 @@
-"""The tables of the gallery's file, version 4. Each distinct embedding is one row of `vectors`, however many pictures have it:
+"""The tables of the gallery's file, version 4. Each distinct embedding is one row of `vectors`, however many images have it:
 copies are what is sought, and a search graph with many equal points makes some of them unreachable. `vectors.digest` is the
 sha256 of the embedding's bytes; it makes equal vectors one, and shows a damaged one when it is read.
 
@@ -6,7 +6,7 @@ A frame has a row of `pictures` for each of its renderings that differ, numbered
 made the rendering (see `reader`).
 
 `erased` lists the ids of vectors that are gone, in the order in which they went, so that another process's open gallery learns
-of it. An id is never used again (AUTOINCREMENT) and says nothing of the picture, so the list is kept for good.
+of it. An id is never used again (AUTOINCREMENT) and says nothing of the image, so the list is kept for good.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ __all__ = ["DATABASE", "Changes", "Entry", "Store"]
 READ_AT_ONCE = 500
 """Parameters in one query; SQLite allows 999 in old builds."""
 MANY_ROWS = 5000
-"""Pictures that are read at once; where more have one embedding, SQLite sorts and counts them."""
+"""Images that are read at once; where more have one embedding, SQLite sorts and counts them."""
 ROW = "key, frame, gallery, patient, study"
 BY_VECTOR = "id IN (SELECT id FROM pictures WHERE vector = ?)"
 """By way of the id, so that `vector` is read from the row itself and not from SQLite's index, which may be what is damaged."""
@@ -68,37 +68,37 @@ class Store(Database):
     # -- reading ---------------------------------------------------------------------------------------------------
 
     def counts(self) -> tuple[int, int]:
-        """(renderings of pictures' frames, distinct vectors)."""
+        """(renderings of images' frames, distinct vectors)."""
         with self.explained():
             return self.tally("pictures").rows, self.tally("vectors").rows
 
     def frames(self, galleries: Sequence[str] | None = None) -> int:
-        """How many pictures' frames there are, in all or in some galleries."""
+        """How many images' frames there are, in all or in some galleries."""
         where, names = _within(galleries)
         with self.explained():
             query = f"SELECT count(*) FROM pictures WHERE rendering = 0{where}"
             return int(self.connection.execute(query, names).fetchone()[0])
 
     def frames_of_older_readers(self) -> int:
-        """How many pictures' frames were read by an older version than this one."""
+        """How many images' frames were read by an older version than this one."""
         with self.explained():
             query = "SELECT count(*) FROM pictures WHERE rendering = 0 AND reader < ?"
             return int(self.connection.execute(query, (READER_VERSION,)).fetchone()[0])
 
     def holds_pseudonyms(self) -> bool:
-        """Whether the patient or the study of any picture is known."""
+        """Whether the patient or the study of any image is known."""
         with self.explained():
             query = "SELECT 1 FROM pictures WHERE patient IS NOT NULL OR study IS NOT NULL LIMIT 1"
             return self.connection.execute(query).fetchone() is not None
 
     def files(self) -> int:
-        """How many pictures there are, each with all its frames: keys, counted in each gallery."""
+        """How many images there are, each with all its frames: keys, counted in each gallery."""
         with self.explained():
             query = "SELECT count(*) FROM (SELECT DISTINCT gallery, key FROM pictures)"
             return int(self.connection.execute(query).fetchone()[0])
 
     def galleries(self) -> dict[str, tuple[int, int, int]]:
-        """By gallery's name: (pictures, frames, patients that are known)."""
+        """By gallery's name: (images, frames, patients that are known)."""
         query = (
             "SELECT gallery, count(DISTINCT key), sum(rendering = 0), count(DISTINCT patient) FROM pictures "
             "GROUP BY gallery ORDER BY gallery"
@@ -107,7 +107,7 @@ class Store(Database):
             return {str(name): (files, frames, patients) for name, files, frames, patients in self.connection.execute(query)}
 
     def holds(self, gallery: str) -> bool:
-        """Whether a gallery of this name has a picture."""
+        """Whether a gallery of this name has an image."""
         with self.explained():
             return self.connection.execute("SELECT 1 FROM pictures WHERE gallery = ? LIMIT 1", (gallery,)).fetchone() is not None
 
@@ -162,7 +162,7 @@ class Store(Database):
             raise self.damaged(f"vector {number} is not as it was written")
 
     def rows(self, vectors: Sequence[int], galleries: Sequence[str] | None = None) -> dict[int, list[Row]] | None:
-        """The pictures that have these vectors, by vector, in the order of their addition; None where they are thousands.
+        """The images that have these vectors, by vector, in the order of their addition; None where they are thousands.
 
         At most `READ_AT_ONCE` vectors.
         """
@@ -177,18 +177,18 @@ class Store(Database):
                 return None
             for *row, vector in rows:
                 if vector not in found:
-                    raise self.damaged("its own index leads to other pictures")
+                    raise self.damaged("its own index leads to other images")
                 found[vector].append(Row(*row))
         return found
 
     def first_rows(self, vector: int, limit: int, galleries: Sequence[str] | None = None) -> list[Row]:
-        """The pictures that have this vector, by key, frame and gallery, at most `limit`: of thousands."""
+        """The images that have this vector, by key, frame and gallery, at most `limit`: of thousands."""
         where, names = _within(galleries)
         query = f"SELECT {ROW}, vector FROM pictures WHERE {BY_VECTOR}{where} ORDER BY key, frame, gallery LIMIT ?"
         return self._rows_of(vector, query, (*names, limit))
 
     def first_people(self, vector: int, limit: int, galleries: Sequence[str] | None = None) -> list[Row]:
-        """Of those pictures, one of each patient; a picture whose patient is not known stands for itself. At most `limit`."""
+        """Of those images, one of each patient; an image whose patient is not known stands for itself. At most `limit`."""
         where, names = _within(galleries)
         query = f"""SELECT {ROW}, vector FROM (SELECT {ROW}, vector, min(id) FROM pictures WHERE {BY_VECTOR}{where}
                     GROUP BY patient, CASE WHEN patient IS NULL THEN gallery || char(0) || key END) ORDER BY key, gallery LIMIT ?"""
@@ -198,11 +198,11 @@ class Store(Database):
         with self.explained():
             rows = self.connection.execute(query, (vector, *parameters)).fetchall()
             if any(row[-1] != vector for row in rows):
-                raise self.damaged("its own index leads to other pictures")
+                raise self.damaged("its own index leads to other images")
         return [Row(*row[:-1]) for row in rows]
 
     def frames_of(self, vectors: Sequence[int], galleries: Sequence[str] | None = None) -> list[tuple[str, str, int]]:
-        """(gallery, key, frame) of each rendering of a picture's frame that has one of these vectors."""
+        """(gallery, key, frame) of each rendering of an image's frame that has one of these vectors."""
         where, names = _within(galleries)
         found: list[tuple[str, str, int]] = []
         with self.explained():
@@ -213,7 +213,7 @@ class Store(Database):
         return found
 
     def vectors_of(self, galleries: Sequence[str]) -> NDArray[np.int64]:
-        """Ids of the vectors that some picture of these galleries has, int64, ascending."""
+        """Ids of the vectors that some image of these galleries has, int64, ascending."""
         where, names = _within(galleries)
         with self.explained():
             rows = self.connection.execute(f"SELECT DISTINCT vector FROM pictures WHERE 1{where} ORDER BY vector", names)
@@ -295,19 +295,19 @@ class Store(Database):
             self.set_meta("settings", EMPTY.plus(row_digest(*row) for row in rows))
 
     def add(self, entries: Iterable[Entry], copies: Sequence[tuple[tuple[str, str], tuple[str, str]]] = ()) -> None:
-        """Add pictures, and names for pictures that are there already, in one transaction: all of them or none.
+        """Add images, and names for images that are there already, in one transaction: all of them or none.
 
         Args:
-            entries: new pictures.
+            entries: new images.
             copies: ((gallery, new key), (gallery, key) of the same content): the vectors are shared, nothing is embedded again.
 
         Raises:
-            KeyConflictError: a key is taken, in its gallery, by a picture of other content.
+            KeyConflictError: a key is taken, in its gallery, by an image of other content.
             GalleryError: as for the class. What was in the gallery before is unharmed.
             UsageError: a gallery's name that is none.
         """
         with self.explained(), self.transaction():
-            pictures, vectors = self.tally("pictures"), self.tally("vectors")
+            images, vectors = self.tally("pictures"), self.tally("vectors")
             new_rows: list[bytes] = []
             new_vectors: list[bytes] = []
             for entry in entries:
@@ -315,11 +315,11 @@ class Store(Database):
                 self._refuse_conflict(entry.key, gallery, entry.content)
                 there = self._frames_of(entry.key, gallery)
                 for frame in entry.embeddings.keys() - there:
-                    picture = (entry.key, int(frame), int(entry.frames), bytes(entry.content))
+                    image = (entry.key, int(frame), int(entry.frames), bytes(entry.content))
                     whose = (gallery, entry.patient, entry.study)
                     views = [self._vector_id(view, new_vectors) for view in np.atleast_2d(entry.embeddings[frame])]
                     for rendering, vector in enumerate(dict.fromkeys(views)):
-                        new_rows.append(self._insert((*picture, vector, *whose, rendering, entry.reader)))
+                        new_rows.append(self._insert((*image, vector, *whose, rendering, entry.reader)))
             for (gallery, key), (other, original) in copies:
                 there = self._frames_of(key, check_gallery_name(gallery))
                 query = f"SELECT {COLUMNS} FROM pictures WHERE gallery = ? AND key = ?"
@@ -329,12 +329,12 @@ class Store(Database):
                     if frame not in there:
                         whose = (gallery, patient, study)
                         new_rows.append(self._insert((key, frame, frames, content, vector, *whose, rendering, reader)))
-            self.set_meta("pictures", pictures.plus(new_rows))
+            self.set_meta("pictures", images.plus(new_rows))
             self.set_meta("vectors", vectors.plus(new_vectors))
 
     def _frames_of(self, key: str, gallery: str) -> set[int]:
         """The frames that are there, which stay as they are. To store their embeddings anew could leave a vector, one that
-        differs in its last bit, without a picture."""
+        differs in its last bit, without an image."""
         query = "SELECT frame FROM pictures WHERE gallery = ? AND key = ?"
         return {frame for (frame,) in self.connection.execute(query, (gallery, key))}
 
@@ -348,8 +348,8 @@ class Store(Database):
         known = self.content_of(key, gallery)
         if known and known[0] != content:
             raise KeyConflictError(
-                f"the key {key!r} is in the index already, for another picture (sha256 {known[0].hex()[:12]}, not "
-                f"{content.hex()[:12]}): a key stands for one picture, so give the changed one another name"
+                f"the key {key!r} is in the index already, for another image (sha256 {known[0].hex()[:12]}, not "
+                f"{content.hex()[:12]}): a key stands for one image, so give the changed one another name"
             )
 
     def _vector_id(self, embedding: Floats, new: list[bytes]) -> int:

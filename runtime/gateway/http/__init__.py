@@ -4,7 +4,7 @@ callers                  who calls, and what they may
 bodies                   a request's body, bounded in size and time
 stow, screening          objects in · one object asked about
 metrics                  counts for Prometheus
-rendering, pictures      pictures for the page, drawn in a child process
+rendering, images      images for the page, drawn in a child process
 pages                    the status page, the quarantine's pages, logging in
 app                      the routes, put together
 server                   the socket, TLS and uvicorn

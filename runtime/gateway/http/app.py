@@ -87,7 +87,7 @@ class _Api:
             self._route("/login", pages.login, "POST"),
             self._route("/logout", pages.logout, "POST"),
             self._route("/quarantine/{object}", pages.held),
-            self._route("/quarantine/{object}/picture.png", pages.picture),
+            self._route("/quarantine/{object}/picture.png", pages.image),
             self._route("/quarantine/{object}/nearest.png", pages.nearest),
             self._route("/quarantine/{object}/release", pages.release, "POST"),
             self._route("/quarantine/{object}/discard", pages.discard, "POST"),

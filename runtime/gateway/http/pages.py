@@ -1,4 +1,4 @@
-"""The page for the person on duty: how it goes, what is held, the two pictures side by side, and the decision.
+"""The page for the person on duty: how it goes, what is held, the two images side by side, and the decision.
 
 Plain HTML, no script. A token with `status` shows counts and pseudonyms; `quarantine` is needed for the images.
 Each page of details and each image goes into the audit trail before a byte of it is sent, as does each decision, with the name that
@@ -32,7 +32,7 @@ from ..settings import HttpSettings, Settings
 from ..spool import Item, Spool, State
 from .bodies import Refused, small_body
 from .callers import COOKIE, SECURE_COOKIE, SHORTEST_TOKEN, Callers, Session, Sessions
-from .pictures import Drawer, NotDrawnError
+from .images import Drawer, NotDrawnError
 
 __all__ = ["FOLDER", "Pages"]
 
@@ -46,9 +46,9 @@ SLOW_SECONDS = 300.0
 PERIODS = (60.0, 3600.0, 86400.0)
 WRONG_TOKEN_SECONDS = 1.0
 WHY = {
-    "at-or-above-threshold": "like a picture of the gallery",
+    "at-or-above-threshold": "like an image of the gallery",
     "below-threshold": "unlike all of the gallery",
-    "no-pixels": "holds no picture",
+    "no-pixels": "holds no image",
     "blank": "shows nothing",
     "not-dicom": "is no DICOM object",
     "damaged": "cannot be decoded",
@@ -272,7 +272,7 @@ class Pages:
             item=row,
             frame=frame,
             frames=item.result.get("frames"),
-            picture_problem=problem,
+            image_problem=problem,
             nearest=nearest,
             threshold=f"{threshold:.4f}" if threshold else "",
             explanation=_explanation(item, nearest),
@@ -282,7 +282,7 @@ class Pages:
             proposed=rule.forward_to if rule else (),
         )
 
-    async def picture(self, request: Request) -> Response:
+    async def image(self, request: Request) -> Response:
         session, item = await self._decider(request)
         frame = _frame(request, 0)
         drawn = await self._drawn(self._spool.files.path(item.id), frame)
@@ -293,7 +293,7 @@ class Pages:
         session, item = await self._decider(request)
         near = (item.result.get("nearest") or [None])[0]
         if near is None:
-            raise Refused(404, "not-found", "there is no such picture")
+            raise Refused(404, "not-found", "there is no such image")
         drawn = await self._drawn(Path(near["key"]), int(near["frame"]))
         await self._traced(request, session, item, View.NEAREST)
         return drawn
@@ -353,7 +353,7 @@ class Pages:
         if session is None:
             raise Refused(401, "no-session", "log in first")
         if "quarantine" not in session.caller.may:
-            raise Refused(403, "forbidden", "this token does not let you see pictures in quarantine")
+            raise Refused(403, "forbidden", "this token does not let you see images in quarantine")
         try:
             item = await run_in_threadpool(self._spool.get, request.path_params["object"])
         except GatewayError as error:
@@ -424,7 +424,7 @@ def _span(seconds: float) -> str:
 def _explanation(item: Item, nearest: list[dict[str, Any]]) -> str:
     if item.verdict == "match" and nearest:
         return (
-            f"It scored {nearest[0]['score']} with a picture of the gallery: it looks like the same picture, altered, or like "
+            f"It scored {nearest[0]['score']} with an image of the gallery: it looks like the same image, altered, or like "
             "another of the same patient. Compare the two before you decide."
         )
     if item.verdict == "clear":

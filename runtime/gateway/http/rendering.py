@@ -1,4 +1,4 @@
-"""A picture drawn for the page, in a process of its own, from stdin to stdout: `python -m ...http.rendering FRAME SIDE`.
+"""An image drawn for the page, in a process of its own, from stdin to stdout: `python -m ...http.rendering FRAME SIDE`.
 
 What is in quarantine may be made to harm whoever decodes it, so a child does that, bounded in memory, time and what it may open.
 """
@@ -13,7 +13,7 @@ __all__ = ["main"]
 MEMORY_BYTES = 6 << 30
 SECONDS = 20
 FAILED = 3
-"""The child's exit code when the picture cannot be drawn; it writes the reason."""
+"""The child's exit code when the image cannot be drawn; it writes the reason."""
 
 
 def main(arguments: list[str]) -> int:
@@ -27,20 +27,20 @@ def main(arguments: list[str]) -> int:
 
     from PIL import Image
 
-    from ...errors import PictureError, Reason
-    from ...images.image import open_picture
+    from ...errors import ImageError, Reason
+    from ...images.image import open_image
 
     warnings.simplefilter("ignore")
     try:
-        picture = open_picture(sys.stdin.buffer.read(), name_hint="object.dcm")
-        if frame >= picture.frames:
-            raise PictureError(Reason.NOT_FOUND, f"it has {picture.frames} frames")
-        drawn = Image.fromarray(picture.frame(frame))
+        image = open_image(sys.stdin.buffer.read(), name_hint="object.dcm")
+        if frame >= image.frames:
+            raise ImageError(Reason.NOT_FOUND, f"it has {image.frames} frames")
+        drawn = Image.fromarray(image.frame(frame))
         drawn.thumbnail((side, side), Image.Resampling.LANCZOS)
         out = io.BytesIO()
         drawn.save(out, "PNG")
         sys.stdout.buffer.write(out.getvalue())
-    except PictureError as error:
+    except ImageError as error:
         sys.stdout.write(error.reason)
         return FAILED
     return 0

@@ -67,7 +67,7 @@ async def _answered(spool: Spool, object_id: str, seconds: float) -> Item | None
 
 
 def _as_json(item: Item, spool: Spool) -> dict[str, Any]:
-    """The fields of a line of `scan --json`, gallery pictures by pseudonym: who may ask need not be who may see."""
+    """The fields of a line of `scan --json`, gallery images by pseudonym: who may ask need not be who may see."""
     result = item.result
     threshold = result.get("threshold")
     nearest = [

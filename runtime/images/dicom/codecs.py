@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydicom import uid
 from pydicom.pixels.processing import convert_color_space
 
-from ...errors import PictureError, Reason
+from ...errors import ImageError, Reason
 from ..raster.jpeg import read_jpeg
 from ..raster.jpeg2000 import check_chroma
 
@@ -91,13 +91,13 @@ def decode_codestream(source: bytes, syntax: str, expected: Expected) -> NDArray
         Stored values, (rows, columns), or RGB, (rows, columns, 3): uint8 or uint16, int32 where the header says signed.
 
     Raises:
-        PictureError: the codestream is no such thing, or of another size than the header says.
+        ImageError: the codestream is no such thing, or of another size than the header says.
         Exception: anything that imagecodecs raises on a damaged codestream.
     """
     header = _jpeg_header(source) if syntax in _JPEG | _JPEG_LS else _jpeg2000_header(source)
     found, wanted = (header.rows, header.columns, header.samples), (expected.rows, expected.columns, expected.samples)
     if found != wanted:
-        raise PictureError(Reason.DAMAGED, f"its codestream is {_size(found)}, but its header says {_size(wanted)}")
+        raise ImageError(Reason.DAMAGED, f"its codestream is {_size(found)}, but its header says {_size(wanted)}")
     if syntax in _JPEG:
         values = _decode_jpeg(source, header, expected)
     elif syntax in _JPEG_LS:
@@ -107,7 +107,7 @@ def decode_codestream(source: bytes, syntax: str, expected: Expected) -> NDArray
         if expected.samples == 3 and header.ycc is None:
             values = _to_rgb(values, expected)
     if values.shape != (wanted if expected.samples > 1 else wanted[:2]):
-        raise PictureError(Reason.DAMAGED, f"its codestream gave an array of {values.shape} instead of {_size(wanted)}")
+        raise ImageError(Reason.DAMAGED, f"its codestream gave an array of {values.shape} instead of {_size(wanted)}")
     bits = header.precision
     # A codestream of more bits than are stored holds whole words: the stored bits are where the header has them, and the sign is
     # the highest of them, or repeated above it.
@@ -136,7 +136,7 @@ def _decode_jpegls(source: bytes) -> NDArray[Any]:
     """Decode a JPEG-LS codestream; where its end marker is missing, with one added: CharLS looks for it for many seconds.
 
     Raises:
-        PictureError: pixels are missing too.
+        ImageError: pixels are missing too.
     """
     if read_jpeg(source).end is not None:
         return imagecodecs.jpegls_decode(source)
@@ -146,7 +146,7 @@ def _decode_jpegls(source: bytes) -> NDArray[Any]:
             return imagecodecs.jpegls_decode(rest + b"\xff\xd9")
         except imagecodecs.JpeglsError:
             continue
-    raise PictureError(Reason.DAMAGED, "its JPEG-LS codestream is cut off")
+    raise ImageError(Reason.DAMAGED, "its JPEG-LS codestream is cut off")
 
 
 def _to_rgb(values: NDArray[Any], expected: Expected) -> NDArray[Any]:
@@ -174,7 +174,7 @@ def _jpeg_header(source: bytes) -> _Header:
     """The frame header of a JPEG or JPEG-LS codestream."""
     at, adobe, jfif = 2, None, False
     if source[:2] != b"\xff\xd8":
-        raise PictureError(Reason.DAMAGED, "its frame does not begin as a JPEG codestream does")
+        raise ImageError(Reason.DAMAGED, "its frame does not begin as a JPEG codestream does")
     while at + 4 <= len(source):
         if source[at] != 0xFF:
             break
@@ -199,7 +199,7 @@ def _jpeg_header(source: bytes) -> _Header:
             adobe = body[11]
         jfif = jfif or (marker == 0xE0 and body[:4] == b"JFIF")
         at += 2 + max(length, 2)
-    raise PictureError(Reason.DAMAGED, "its JPEG codestream has no frame header that could be read")
+    raise ImageError(Reason.DAMAGED, "its JPEG codestream has no frame header that could be read")
 
 
 def _jpeg2000_header(source: bytes) -> _Header:
@@ -207,12 +207,12 @@ def _jpeg2000_header(source: bytes) -> _Header:
     start = source.find(b"\xff\x4f\xff\x51") if source[4:8] == b"jP  " else 0
     segment = source[start : start + 45]
     if start < 0 or segment[:4] != b"\xff\x4f\xff\x51" or len(segment) < 43:
-        raise PictureError(Reason.DAMAGED, "its frame does not begin as a JPEG 2000 codestream does")
+        raise ImageError(Reason.DAMAGED, "its frame does not begin as a JPEG 2000 codestream does")
     right, bottom, left, top = struct.unpack(">4I", segment[8:24])
     tile_columns, tile_rows = struct.unpack(">2I", segment[24:32])
     samples = int.from_bytes(segment[40:42], "big")
     if not tile_columns or not tile_rows:
-        raise PictureError(Reason.DAMAGED, "its JPEG 2000 codestream has tiles of no size")
+        raise ImageError(Reason.DAMAGED, "its JPEG 2000 codestream has tiles of no size")
     sycc = _SYCC in source[:start]
     components = source[start + 42 : start + 42 + 3 * min(samples, _COMPONENTS)]
     check_chroma(tuple(zip(components[1::3], components[2::3], strict=False)), sycc)

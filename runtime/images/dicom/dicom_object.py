@@ -4,7 +4,7 @@ shows them.
 Grey values go through the pipeline in `grey`. Overlays are not burned in: `notes` tells of them, and of whatever else is
 in the object and is not screened.
 
-pydicom raises anything on a hostile object (RecursionError among it): callers must expect any Exception; `pictures`
+pydicom raises anything on a hostile object (RecursionError among it): callers must expect any Exception; `images`
 does.
 """
 
@@ -23,7 +23,7 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, generate_fragments, generate_frames
 from pydicom.filereader import data_element_generator, read_dataset
 
-from ...errors import PictureError, Reason
+from ...errors import ImageError, Reason
 from ..bit_depth import to_8_bit
 from ..content_flags import Note, notes_of
 from .codecs import COMPRESSED, Expected, decode_codestream
@@ -107,14 +107,14 @@ class Dicom:
         (PS3.3 C.7.6.19) has its colours in the first, and is grey in the second, as viewers without such palettes show it.
 
         Raises:
-            PictureError: the frame is missing, of another size than the header says, without a finite value or a palette.
+            ImageError: the frame is missing, of another size than the header says, without a finite value or a palette.
             Exception: whatever pydicom or a decoder raises on a damaged frame.
         """
         expected = self._expected
         values = self._values(number)
         if expected.photometric == "PALETTE COLOR":
             if self._palette is None:
-                raise PictureError(Reason.DAMAGED, "its header says PALETTE COLOR, but it has no palette")
+                raise ImageError(Reason.DAMAGED, "its header says PALETTE COLOR, but it has no palette")
             return (self._palette.colours(values, expected.signed),)
         if expected.samples == 3:
             return (to_8_bit(values, expected.bits_stored),)
@@ -136,7 +136,7 @@ class Dicom:
             return decode_native(self._dataset, self._syntax, number, expected)
         if number >= len(self._encoded):
             held = len(self._encoded)
-            raise PictureError(Reason.DAMAGED, f"its header says {self.frames} frames, but it holds {held}")
+            raise ImageError(Reason.DAMAGED, f"its header says {self.frames} frames, but it holds {held}")
         frame = self._encoded[number]
         if self._syntax in COMPRESSED:
             return decode_codestream(frame, self._syntax, expected)
@@ -169,7 +169,7 @@ def _palette_of(dataset: Dataset, expected: Expected) -> Palette | None:
         return None
     try:
         return read_palette(dataset)
-    except PictureError:
+    except ImageError:
         return None
 
 
@@ -183,7 +183,7 @@ def _encoded_frames(dataset: Dataset, frames: int) -> list[bytes]:
     """The frames' codestreams, in the order in which they lie there.
 
     Raises:
-        PictureError: there are more of them than the header says, or a table of offsets leaves some out: those would go unseen.
+        ImageError: there are more of them than the header says, or a table of offsets leaves some out: those would go unseen.
     """
     _, *fragments = generate_fragments(dataset.PixelData)  # the first is the table of offsets
     if len(fragments) == frames:
@@ -191,9 +191,9 @@ def _encoded_frames(dataset: Dataset, frames: int) -> list[bytes]:
     encoded = list(islice(generate_frames(dataset.PixelData, number_of_frames=frames), frames + 1))
     # A single frame is given all fragments, so their beginnings are counted too.
     if max(len(encoded), _starts_in(fragments)) > frames:
-        raise PictureError(Reason.DAMAGED, f"its header says {frames} frames, but it holds more")
+        raise ImageError(Reason.DAMAGED, f"its header says {frames} frames, but it holds more")
     if _digest(encoded) != _digest(fragments):
-        raise PictureError(Reason.DAMAGED, "its table of offsets leaves some of its pixels out")
+        raise ImageError(Reason.DAMAGED, "its table of offsets leaves some of its pixels out")
     return encoded
 
 
@@ -214,7 +214,7 @@ def open_dicom(data: bytes, *, max_pixels: int, max_frames: int, max_inflated: i
         max_inflated: bytes that a deflated object may grow to.
 
     Raises:
-        PictureError: not DICOM, no pixels, an unknown transfer syntax, over a limit, or a header that contradicts
+        ImageError: not DICOM, no pixels, an unknown transfer syntax, over a limit, or a header that contradicts
         itself. Exception: whatever pydicom raises on a damaged object.
     """
     has_preamble = data[128:132] == b"DICM"
@@ -229,18 +229,18 @@ def open_dicom(data: bytes, *, max_pixels: int, max_frames: int, max_inflated: i
         dataset = dcmread(BytesIO(data), force=True)
     if not any(word in dataset for word in _PIXEL_KEYWORDS):
         if has_preamble or "SOPClassUID" in dataset:
-            raise PictureError(Reason.NO_PIXELS, "it is a DICOM object without pixels")
-        raise PictureError(Reason.NOT_A_PICTURE, "it is not DICOM")
+            raise ImageError(Reason.NO_PIXELS, "it is a DICOM object without pixels")
+        raise ImageError(Reason.NOT_AN_IMAGE, "it is not DICOM")
     _refuse_doubles(data_set, body, dataset)
     if not syntax:
         syntax = _guessed_syntax(dataset)
     if syntax not in _READ:
         name = uid.UID(syntax).name
-        raise PictureError(Reason.UNSUPPORTED, f"its transfer syntax is not one that is decoded: {name[:100]!r}")
+        raise ImageError(Reason.UNSUPPORTED, f"its transfer syntax is not one that is decoded: {name[:100]!r}")
     expected = _check_header(dataset, max_pixels)
     frames = stated_frames(dataset) or _held_frames(dataset, syntax, expected)
     if frames > max_frames:
-        raise PictureError(Reason.TOO_LARGE, f"it has {frames} frames, more than {max_frames}")
+        raise ImageError(Reason.TOO_LARGE, f"it has {frames} frames, more than {max_frames}")
     if syntax in _NATIVE:
         _check_length(dataset, expected, frames)
     notes = notes_of(dataset, data[:128] if has_preamble else b"")
@@ -248,7 +248,7 @@ def open_dicom(data: bytes, *, max_pixels: int, max_frames: int, max_inflated: i
 
 
 def _refuse_doubles(data: bytes, body: int, dataset: Dataset) -> None:
-    """Raise a PictureError if an element that decides on the picture is there twice: pydicom takes the last, others the first.
+    """Raise an ImageError if an element that decides on the image is there twice: pydicom takes the last, others the first.
 
     Args:
         data: with the dataset from `body` on.
@@ -264,7 +264,7 @@ def _refuse_doubles(data: bytes, body: int, dataset: Dataset) -> None:
         tag = int(element.tag)
         if tag in seen and tag >> 16 in _PIXEL_GROUPS:
             name = f"({tag >> 16:04X},{tag & 0xFFFF:04X})"
-            raise PictureError(Reason.DAMAGED, f"its element {name} is there twice, and viewers differ in which they take")
+            raise ImageError(Reason.DAMAGED, f"its element {name} is there twice, and viewers differ in which they take")
         seen.add(tag)
 
 
@@ -284,7 +284,7 @@ def _transfer_syntax(data: bytes, at: int) -> tuple[str, int]:
 def _guessed_syntax(dataset: Dataset) -> str:
     """Of an object without one. Compressed pixels have no length; which codec they need cannot be told."""
     if "PixelData" in dataset and dataset["PixelData"].is_undefined_length:
-        raise PictureError(Reason.UNSUPPORTED, "it names no transfer syntax, and its pixels are compressed")
+        raise ImageError(Reason.UNSUPPORTED, "it names no transfer syntax, and its pixels are compressed")
     implicit, little = dataset.original_encoding
     if implicit:
         return str(uid.ImplicitVRLittleEndian)
@@ -295,9 +295,9 @@ def _inflate(data: bytes, start: int, limit: int) -> bytes:
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     inflated = inflater.decompress(memoryview(data)[start:], limit + 1)
     if len(inflated) > limit:
-        raise PictureError(Reason.TOO_LARGE, f"it inflates to more than {limit} bytes")
+        raise ImageError(Reason.TOO_LARGE, f"it inflates to more than {limit} bytes")
     if not inflater.eof:
-        raise PictureError(Reason.DAMAGED, "its deflated data end too early")
+        raise ImageError(Reason.DAMAGED, "its deflated data end too early")
     return inflated
 
 
@@ -318,20 +318,20 @@ def _starts_in(fragments: list[bytes]) -> int:
 
 
 def _check_length(dataset: Dataset, expected: Expected, frames: int) -> None:
-    """Raise a PictureError if native pixels would fill more frames than the header tells of: those would go unseen."""
+    """Raise an ImageError if native pixels would fill more frames than the header tells of: those would go unseen."""
     keyword = next(word for word in _PIXEL_KEYWORDS if word in dataset)
     bits = frame_bits(expected)
     surplus = 8 * len(dataset[keyword].value or b"") - frames * bits
     if surplus >= max(bits, 16):
         size = f"{expected.columns} x {expected.rows} pixels"
-        raise PictureError(Reason.DAMAGED, f"its header says {frames} frames of {size}, but it holds more")
+        raise ImageError(Reason.DAMAGED, f"its header says {frames} frames of {size}, but it holds more")
 
 
 def _check_header(dataset: Dataset, max_pixels: int) -> Expected:
     """What the header says of each frame.
 
     Raises:
-        PictureError: it is missing, impossible, or over a limit.
+        ImageError: it is missing, impossible, or over a limit.
     """
 
     def whole(keyword: str, default: int | None = None) -> int:
@@ -340,7 +340,7 @@ def _check_header(dataset: Dataset, max_pixels: int) -> Expected:
             return default
         number = first_number(value)
         if number is None or number != int(number):
-            raise PictureError(Reason.DAMAGED, f"its header has no usable {keyword}")
+            raise ImageError(Reason.DAMAGED, f"its header has no usable {keyword}")
         return int(number)
 
     rows, columns, samples = whole("Rows"), whole("Columns"), whole("SamplesPerPixel", 1)
@@ -349,19 +349,19 @@ def _check_header(dataset: Dataset, max_pixels: int) -> Expected:
     high_bit = 0 if allocated == 1 else whole("HighBit", stored - 1)
     photometric = str(dataset.get("PhotometricInterpretation") or "").strip()
     if rows < 1 or columns < 1:
-        raise PictureError(Reason.DAMAGED, f"its header says {columns} x {rows} pixels")
+        raise ImageError(Reason.DAMAGED, f"its header says {columns} x {rows} pixels")
     if rows * columns > max_pixels:
-        raise PictureError(Reason.TOO_LARGE, f"its frames are {columns} x {rows} pixels, more than {max_pixels}")
+        raise ImageError(Reason.TOO_LARGE, f"its frames are {columns} x {rows} pixels, more than {max_pixels}")
     if photometric not in _SAMPLES:
-        raise PictureError(Reason.UNSUPPORTED, f"its photometric interpretation {photometric[:40]!r} is not known")
+        raise ImageError(Reason.UNSUPPORTED, f"its photometric interpretation {photometric[:40]!r} is not known")
     if samples != _SAMPLES[photometric]:
-        raise PictureError(Reason.DAMAGED, f"its header says {photometric}, but {samples} samples a pixel")
+        raise ImageError(Reason.DAMAGED, f"its header says {photometric}, but {samples} samples a pixel")
     if allocated not in (1, 8, 16, 32, 64) or not 1 <= stored <= allocated or signed not in (0, 1):
         figures = f"{stored} bits stored in {allocated}, representation {signed}"
-        raise PictureError(Reason.DAMAGED, f"its header says {figures}")
+        raise ImageError(Reason.DAMAGED, f"its header says {figures}")
     if allocated == 1 and samples > 1:
-        raise PictureError(Reason.UNSUPPORTED, "its colors have 1 bit a sample")
+        raise ImageError(Reason.UNSUPPORTED, "its colors have 1 bit a sample")
     if high_bit >= allocated or (samples == 3 and high_bit >= stored):
         figures = f"{stored} bits stored in {allocated}, the highest of them at {high_bit}"
-        raise PictureError(Reason.DAMAGED, f"its header says {figures}")
+        raise ImageError(Reason.DAMAGED, f"its header says {figures}")
     return Expected(rows, columns, samples, stored, signed == 1, photometric, high_bit, allocated)

@@ -7,8 +7,8 @@ object has them in its functional groups, so these are merged first.
 One odd element does not hide an image: a table, window or rescale that cannot be used is left out, and the next one is taken.
 
 A frame has two renderings. The first is the declared window's. An anonymised copy has often lost that window, or was given
-another, and then looks like another picture. So there is a second, which depends on the values alone: from their 0.5th to their
-99.5th percentile. A picture and its copy both have it, whatever became of the window.
+another, and then looks like another image. So there is a second, which depends on the values alone: from their 0.5th to their
+99.5th percentile. An image and its copy both have it, whatever became of the window.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from ...errors import PictureError, Reason
+from ...errors import ImageError, Reason
 from ..bit_depth import percentile_range
 from ..preprocess import BLANK_LEVELS
 from .codecs import Expected
@@ -81,11 +81,11 @@ def render_grey(
 
     Returns:
         Two renderings, uint8 (rows, columns): by the declared VOI LUT or window, and by `PERCENTILES` of the values that are no
-        padding. One, all black, where all is padding: a blank picture, which the caller refuses. Padding and values that are not
+        padding. One, all black, where all is padding: a blank image, which the caller refuses. Padding and values that are not
         finite are black.
 
     Raises:
-        PictureError: not-finite, where no value is finite.
+        ImageError: not-finite, where no value is finite.
     """
     if values.dtype.kind == "f":
         values, apart = _finite(values, apart)
@@ -109,7 +109,7 @@ def render_grey(
         contrast = _between(*modality.range_of(0, 2**expected.bits_stored - 1))
     shown = (scale.rendered(values, look) for look in looks)
     first = next((each for each in shown if scale.low == scale.high or _spread(_outside(each, hidden)) > BLANK_LEVELS), None)
-    if first is None:  # no window, or windows that hide a picture that is there: any viewer brings it back
+    if first is None:  # no window, or windows that hide an image that is there: any viewer brings it back
         first = scale.rendered(values, contrast)
     low, high = scale.percentiles()
     second = scale.rendered(values, _between(low, high) if low < high else _between(*scale.ends()))
@@ -122,13 +122,13 @@ def _finite(values: NDArray[Any], apart: NDArray[np.bool_] | None) -> tuple[NDAr
     """Set values that are not finite apart, and replace them by one that is.
 
     Raises:
-        PictureError: there is none.
+        ImageError: there is none.
     """
     finite = np.isfinite(values)
     if finite.all():
         return values, apart
     if not finite.any():
-        raise PictureError(Reason.NOT_FINITE, "none of its pixels is a finite number")
+        raise ImageError(Reason.NOT_FINITE, "none of its pixels is a finite number")
     return np.where(finite, values, values[finite][0]), _either(apart, ~finite)
 
 
@@ -199,8 +199,8 @@ def _parts(flat: NDArray[Any]) -> Iterator[NDArray[Any]]:
 def _shows(values: NDArray[Any], scale: _Scale, looks: list[Look], padding: NDArray[np.bool_]) -> bool:
     """Whether what is declared to be padding would show something, were it not masked.
 
-    Many viewers do not mask it. Padding is one value, or some that look the same; a range of it with a picture in it hides that
-    picture from us alone.
+    Many viewers do not mask it. Padding is one value, or some that look the same; a range of it with an image in it hides that
+    image from us alone.
     """
     if not padding.any():
         return False

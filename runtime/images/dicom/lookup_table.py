@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from ...errors import PictureError, Reason
+from ...errors import ImageError, Reason
 from ..bit_depth import nominal_depth, to_8_bit
 from .elements import words_of
 
@@ -134,7 +134,7 @@ def read_palette(dataset: Dataset) -> Palette | None:
     """Read a palette, plain or in segments; None where a colour has no table.
 
     Raises:
-        PictureError: damaged segments.
+        ImageError: damaged segments.
     """
     tables = []
     for colour in _COLOURS:
@@ -163,16 +163,16 @@ def _expanded(words: NDArray[np.uint16], count: int, bits: int) -> NDArray[np.ui
     Segments of bytes and of words do not look alike, so a descriptor that names the wrong width is noticed.
 
     Raises:
-        PictureError: as for `_segments`.
+        ImageError: as for `_segments`.
     """
     octets = words.astype("<u2").view(np.uint8)
     by_width = (octets, words) if bits <= 8 else (words, octets)
     try:
         return _segments(by_width[0], count)
-    except PictureError as error:
+    except ImageError as error:
         try:
             return _segments(by_width[1], count)
-        except PictureError:
+        except ImageError:
             raise error from None
 
 
@@ -184,7 +184,7 @@ def _segments(data: NDArray[Any], count: int) -> NDArray[np.uint16]:
         count: of entries, at most.
 
     Raises:
-        PictureError: a segment of an unknown kind, a linear one without a start, an indirect one inside another or to a place
+        ImageError: a segment of an unknown kind, a linear one without a start, an indirect one inside another or to a place
             outside the data, or no entries.
     """
     width = data.dtype.itemsize
@@ -207,13 +207,13 @@ def _segments(data: NDArray[Any], count: int) -> NDArray[np.uint16]:
             back = at + digits
             at = int.from_bytes(data[at:back].astype(f"<u{width}").tobytes(), "little") // width
             if at + 2 > len(data):
-                raise PictureError(Reason.DAMAGED, "its palette repeats segments that it does not hold")
+                raise ImageError(Reason.DAMAGED, "its palette repeats segments that it does not hold")
             copied = length
             if copied:
                 continue
             at = back
         else:
-            raise PictureError(Reason.DAMAGED, f"its palette has a segment of kind {kind} where none is allowed")
+            raise ImageError(Reason.DAMAGED, f"its palette has a segment of kind {kind} where none is allowed")
         if len(part):
             entries.append(part)
             have += len(part)
@@ -221,5 +221,5 @@ def _segments(data: NDArray[Any], count: int) -> NDArray[np.uint16]:
             copied -= 1
             at = at if copied else back
     if not have:
-        raise PictureError(Reason.DAMAGED, "its palette has no entries")
+        raise ImageError(Reason.DAMAGED, "its palette has no entries")
     return np.concatenate(entries)[:count].astype(np.uint16)

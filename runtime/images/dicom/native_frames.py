@@ -11,7 +11,7 @@ from pydicom import uid
 from pydicom.dataset import Dataset
 from pydicom.pixels.decoders.base import get_decoder
 
-from ...errors import PictureError, Reason
+from ...errors import ImageError, Reason
 from .codecs import Expected
 
 __all__ = ["decode_native", "frame_bits", "unpack_rle_bits"]
@@ -39,7 +39,7 @@ def decode_native(dataset: Dataset, syntax: str, number: int, expected: Expected
         Stored values, (rows, columns), or RGB, (rows, columns, 3).
 
     Raises:
-        PictureError: the frame is cut off.
+        ImageError: the frame is cut off.
         Exception: whatever pydicom raises on a damaged frame.
     """
     if expected.bits_allocated == 1:
@@ -91,7 +91,7 @@ def _decode_bits(dataset: Dataset, syntax: str, number: int, expected: Expected)
         octets = octets[: len(octets) // 2 * 2].view("<u2").byteswap().view(np.uint8)
     bits = np.unpackbits(octets, bitorder="little")[start - 8 * first :][:size]
     if len(bits) < size:
-        raise PictureError(Reason.DAMAGED, f"its pixels end within frame {number + 1}")
+        raise ImageError(Reason.DAMAGED, f"its pixels end within frame {number + 1}")
     return bits.reshape(expected.rows, expected.columns)
 
 
@@ -99,13 +99,13 @@ def unpack_rle_bits(frame: bytes, expected: Expected) -> bytes:
     """Return the packed bits of an RLE frame of 1 bit a pixel, which pydicom does not read.
 
     Raises:
-        PictureError: it has another number of segments than one, or is cut off.
+        ImageError: it has another number of segments than one, or is cut off.
     """
     segments, start = (int.from_bytes(frame[at : at + 4], "little") for at in (0, 4))
     size = -(-expected.rows * expected.columns // 8)
     if segments != 1 or start < _RLE_HEADER:
-        raise PictureError(Reason.DAMAGED, f"its RLE frame has {segments} segments, where 1 bit a pixel has 1")
+        raise ImageError(Reason.DAMAGED, f"its RLE frame has {segments} segments, where 1 bit a pixel has 1")
     unpacked = bytes(imagecodecs.packbits_decode(frame[start:], out=size))
     if len(unpacked) < size:
-        raise PictureError(Reason.DAMAGED, "its RLE frame ends too early")
+        raise ImageError(Reason.DAMAGED, "its RLE frame ends too early")
     return unpacked

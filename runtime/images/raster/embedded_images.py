@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import AvifImagePlugin, PngImagePlugin
 
-from ...errors import PictureError
+from ...errors import ImageError
 from ..content_flags import PRIVATE_BYTES, Note
 from ..formats import Kind, Limits
 from ..preprocess import Pixels, as_array
@@ -190,7 +190,7 @@ def _jpeg_at(blob: bytes, start: int) -> JpegFile | None:
     """The markers of the JPEG image that begins here; None if there are only bytes that look so."""
     try:
         header = read_jpeg(blob, start)
-    except PictureError:
+    except ImageError:
         return None
     return header if header.frame and min(header.size) > 0 and 1 <= header.components <= 4 else None
 
@@ -237,7 +237,7 @@ def _uncompressed_thumbnails(exif: bytes, limits: Limits, frame: int) -> Iterato
     """Thumbnails whose pixels lie in EXIF data as in a TIFF file."""
     try:
         directories = list(read_directories(exif, 16))
-    except PictureError:
+    except ImageError:
         return
     for number, directory in enumerate(directories):
         if isinstance(directory, Directory) and {WIDTH, STRIP_OFFSETS} <= directory.entries.keys():

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import PictureError, Reason
+from ...errors import ImageError, Reason
 from ..content_flags import Note
 from ..formats import Limits
 from .jpeg import check_size
@@ -28,7 +28,7 @@ class Heif:
         limits: on what is decoded.
 
     Raises:
-        PictureError: unsupported, where pi-heif is not installed; too-large.
+        ImageError: unsupported, where pi-heif is not installed; too-large.
         Exception: whatever pi-heif raises on a damaged file.
     """
 
@@ -36,13 +36,13 @@ class Heif:
         try:
             import pi_heif
         except ImportError as error:
-            raise PictureError(Reason.UNSUPPORTED, f"HEIC images need an optional package: {INSTALL}") from error
+            raise ImageError(Reason.UNSUPPORTED, f"HEIC images need an optional package: {INSTALL}") from error
         self._data = data
         self._limits = limits
         self._reader: Callable[..., Any] = pi_heif.open_heif
         images = self._images()
         if len(images) > limits.max_frames:
-            raise PictureError(Reason.TOO_LARGE, f"it has more than {limits.max_frames} frames")
+            raise ImageError(Reason.TOO_LARGE, f"it has more than {limits.max_frames} frames")
         self.frames = len(images)
         self.info: dict[str, Any] = images[0].info
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, JpegImagePlugin
 
-from ...errors import PictureError, Reason
+from ...errors import ImageError, Reason
 from ..formats import Limits
 from .renderings import Decoded, color_renderings, converted, grey_renderings
 
@@ -73,10 +73,10 @@ def read_jpeg(data: bytes, start: int = 0) -> JpegFile:
     """Read the markers of the JPEG image that begins at `start`. Nothing is decoded.
 
     Raises:
-        PictureError: damaged; it does not begin with a marker, or has more segments than any file.
+        ImageError: damaged; it does not begin with a marker, or has more segments than any file.
     """
     if data[start : start + 2] != b"\xff\xd8":
-        raise PictureError(Reason.DAMAGED, "it does not begin as a JPEG file does")
+        raise ImageError(Reason.DAMAGED, "it does not begin as a JPEG file does")
     segments: list[Segment] = []
     header = (0, 0, (0, 0), 0)
     at, end = start + 2, None
@@ -106,7 +106,7 @@ def read_jpeg(data: bytes, start: int = 0) -> JpegFile:
                 found = _next_marker(data, at, header[0])
                 at = len(data) if found is None else found
         if len(segments) > _MAX_SEGMENTS:
-            raise PictureError(Reason.DAMAGED, f"it has more than {_MAX_SEGMENTS} JPEG segments")
+            raise ImageError(Reason.DAMAGED, f"it has more than {_MAX_SEGMENTS} JPEG segments")
     return JpegFile(tuple(segments), *header, end, _others(data, start, segments))
 
 
@@ -159,15 +159,15 @@ def decode_jpeg(data: bytes, limits: Limits, header: JpegFile | None = None) -> 
         header: its markers, where they have been read.
 
     Raises:
-        PictureError: too-large, unsupported or damaged.
+        ImageError: too-large, unsupported or damaged.
         Exception: whatever the decoders raise on damaged data.
     """
     header = header or read_jpeg(data)
     check_size(*header.size, limits)
     if header.frame and not header.size[1]:
-        raise PictureError(Reason.UNSUPPORTED, "JPEG files whose height follows the pixels (DNL) are not supported")
+        raise ImageError(Reason.UNSUPPORTED, "JPEG files whose height follows the pixels (DNL) are not supported")
     if header.frame in _HIERARCHICAL or header.precision > 16:
-        raise PictureError(Reason.UNSUPPORTED, f"JPEG process 0x{header.frame:02X} with {header.precision} bits is not supported")
+        raise ImageError(Reason.UNSUPPORTED, f"JPEG process 0x{header.frame:02X} with {header.precision} bits is not supported")
     if header.frame == _JPEG_LS:
         _check_end(header)
         return _of_samples(imagecodecs.jpegls_decode(data), header, _orientation(data, header))
@@ -191,26 +191,26 @@ def decode_jpeg(data: bytes, limits: Limits, header: JpegFile | None = None) -> 
 def _check_end(header: JpegFile) -> None:
     """Refuse what is cut off: libjpeg silently fills it with grey, and CharLS looks for the rest for 20 seconds."""
     if header.end is None:
-        raise PictureError(Reason.DAMAGED, "its JPEG data are cut off")
+        raise ImageError(Reason.DAMAGED, "its JPEG data are cut off")
 
 
 def check_size(width: int, height: int, limits: Limits) -> None:
-    """Raise a PictureError if an image of this size is not decoded."""
+    """Raise an ImageError if an image of this size is not decoded."""
     if width * height > limits.max_pixels:
-        raise PictureError(Reason.TOO_LARGE, f"it is {width} x {height} pixels, more than {limits.max_pixels}")
+        raise ImageError(Reason.TOO_LARGE, f"it is {width} x {height} pixels, more than {limits.max_pixels}")
 
 
 def _of_samples(values: NDArray[Any], header: JpegFile, orientation: int) -> Decoded:
     top = (1 << header.precision) - 1
     if values.shape[:2] != header.size[::-1]:
-        raise PictureError(Reason.DAMAGED, f"its JPEG data gave an array of {values.shape}")
+        raise ImageError(Reason.DAMAGED, f"its JPEG data gave an array of {values.shape}")
     if values.ndim == 2:
         return Decoded(grey_renderings(values, top=top), orientation)
     if values.shape[2] == 3:
         return Decoded(color_renderings(values, top=top), orientation)
     if values.shape[2] == 4 and values.dtype == np.uint8:
         return Decoded((converted("CMYK", values),), orientation)
-    raise PictureError(Reason.UNSUPPORTED, f"JPEG files of {values.shape[2]} components are not supported")
+    raise ImageError(Reason.UNSUPPORTED, f"JPEG files of {values.shape[2]} components are not supported")
 
 
 def _orientation(data: bytes, header: JpegFile) -> int:

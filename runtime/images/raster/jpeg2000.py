@@ -11,7 +11,7 @@ import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import PictureError, Reason
+from ...errors import ImageError, Reason
 from ..content_flags import Note
 from ..formats import Limits
 from .boxes import Box, boxes_in
@@ -65,7 +65,7 @@ class Jpeg2000:
         limits: on what is decoded.
 
     Raises:
-        PictureError: damaged, too-large or unsupported.
+        ImageError: damaged, too-large or unsupported.
     """
 
     def __init__(self, data: bytes, limits: Limits) -> None:
@@ -82,9 +82,9 @@ class Jpeg2000:
                 elif box.kind == b"jp2h" and not self._colors.defined:
                     self._colors = _colors(data, box)
         if not self._codestreams:
-            raise PictureError(Reason.DAMAGED, "it has no JPEG 2000 codestream")
+            raise ImageError(Reason.DAMAGED, "it has no JPEG 2000 codestream")
         if len(self._codestreams) > limits.max_frames:
-            raise PictureError(Reason.TOO_LARGE, f"it has more than {limits.max_frames} frames")
+            raise ImageError(Reason.TOO_LARGE, f"it has more than {limits.max_frames} frames")
         self._size(0)
 
     @property
@@ -102,35 +102,35 @@ class Jpeg2000:
         """Decode one frame.
 
         Raises:
-            PictureError: too-large, unsupported or damaged.
+            ImageError: too-large, unsupported or damaged.
             Exception: whatever imagecodecs raises on a damaged codestream.
         """
         size = self._size(number)
         start, end = self._codestreams[number]
         if self._data.find(b"\xff\xd9", max(start, end - 1024), end) < 0:  # OpenJPEG takes a cut one for whole
-            raise PictureError(Reason.DAMAGED, "its JPEG 2000 codestream is cut off")
+            raise ImageError(Reason.DAMAGED, "its JPEG 2000 codestream is cut off")
         whole = number == 0  # with the container, whose palette and channel order apply to the first one
         check_chroma(size.steps, whole and self._colors.space == _SYCC)
         try:
             values = imagecodecs.jpeg2k_decode(self._data if whole else self._data[start:end])
         except NotImplementedError as error:
-            raise PictureError(Reason.UNSUPPORTED, f"this JPEG 2000 layout is not supported ({error})") from error
+            raise ImageError(Reason.UNSUPPORTED, f"this JPEG 2000 layout is not supported ({error})") from error
         values = values[..., None] if values.ndim == 2 else values
         if values.shape[:2] != (size.height, size.width):
-            raise PictureError(Reason.DAMAGED, f"its JPEG 2000 codestream gave an array of {values.shape}")
+            raise ImageError(Reason.DAMAGED, f"its JPEG 2000 codestream gave an array of {values.shape}")
         return _rendered(values, size, self._colors if whole else _Colors())
 
 
 def _read_size(source: bytes) -> _Size:
     """Read a codestream's SIZ segment."""
     if source[:4] != _CODESTREAM or len(source) < 45:
-        raise PictureError(Reason.DAMAGED, "its JPEG 2000 codestream does not begin as one does")
+        raise ImageError(Reason.DAMAGED, "its JPEG 2000 codestream does not begin as one does")
     right, bottom, left, top, tile_width, tile_height = struct.unpack_from(">6I", source, 8)
     (components,) = struct.unpack_from(">H", source, 40)
     if components > _MAX_COMPONENTS:
-        raise PictureError(Reason.UNSUPPORTED, f"JPEG 2000 images of {components} components are not supported")
+        raise ImageError(Reason.UNSUPPORTED, f"JPEG 2000 images of {components} components are not supported")
     if not tile_width or not tile_height or not components or right <= left or bottom <= top:
-        raise PictureError(Reason.DAMAGED, "its JPEG 2000 codestream has no size")
+        raise ImageError(Reason.DAMAGED, "its JPEG 2000 codestream has no size")
     depths = source[42 : 42 + 3 * components : 3]
     return _Size(
         right - left,
@@ -149,11 +149,11 @@ def check_chroma(steps: Sequence[tuple[int, int]], declared: bool) -> None:
         declared: whether the file says that it is YCbCr; else OpenJPEG tells it by the subsampling.
 
     Raises:
-        PictureError: unsupported.
+        ImageError: unsupported.
     """
     guessed = len(steps) == 3 and steps[0][0] == steps[0][1] and steps[1][0] != 1
     if ((declared and len(steps) >= 3) or guessed) and tuple(steps[:3]) not in _CHROMA:
-        raise PictureError(Reason.UNSUPPORTED, "JPEG 2000 colors with this subsampling are not supported")
+        raise ImageError(Reason.UNSUPPORTED, "JPEG 2000 colors with this subsampling are not supported")
 
 
 def _colors(data: bytes, header: Box) -> _Colors:
@@ -180,12 +180,12 @@ def _rendered(values: NDArray[Any], size: _Size, colors: _Colors) -> Decoded:
     """Samples (height, width, channels) to renderings."""
     channels = values.shape[2]
     if colors.space is not None and colors.space not in _COLORS:
-        raise PictureError(Reason.UNSUPPORTED, f"JPEG 2000 color space {colors.space} is not supported")
+        raise ImageError(Reason.UNSUPPORTED, f"JPEG 2000 color space {colors.space} is not supported")
     bits = colors.palette[0] if colors.palette else size.bits[0]
     top = (1 << bits) - 1 if values.dtype.kind == "u" else None
     count = _COLORS.get(colors.space or 0, 1 if channels <= 2 else 3)
     if channels < count:
-        raise PictureError(Reason.DAMAGED, f"its JPEG 2000 header says {count} colors, but it has {channels} channels")
+        raise ImageError(Reason.DAMAGED, f"its JPEG 2000 header says {count} colors, but it has {channels} channels")
     opacity = colors.opacity
     if not colors.defined and channels == count + 1:
         opacity = count, False

@@ -10,7 +10,7 @@ import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import PictureError, Reason
+from ...errors import ImageError, Reason
 from ..content_flags import Note
 from ..formats import Limits
 from .boxes import boxes_in
@@ -37,7 +37,7 @@ class _Bits:
     def take(self, count: int) -> int:
         """Read `count` bits."""
         if count > self._left:
-            raise PictureError(Reason.DAMAGED, "its JPEG XL header is cut off")
+            raise ImageError(Reason.DAMAGED, "its JPEG XL header is cut off")
         value = self._number & ((1 << count) - 1)
         self._number >>= count
         self._left -= count
@@ -70,7 +70,7 @@ class JpegXl:
         limits: on what is decoded.
 
     Raises:
-        PictureError: damaged, too-large or unsupported.
+        ImageError: damaged, too-large or unsupported.
     """
 
     def __init__(self, data: bytes, limits: Limits) -> None:
@@ -78,7 +78,7 @@ class JpegXl:
         self._header = _read_header(_codestream_head(data))
         check_size(self._header.width, self._header.height, limits)
         if set(self._header.extra) - {_ALPHA} and _ALPHA not in self._header.extra:
-            raise PictureError(Reason.UNSUPPORTED, "JPEG XL images with inks or other channels without opacity are not supported")
+            raise ImageError(Reason.UNSUPPORTED, "JPEG XL images with inks or other channels without opacity are not supported")
         self.frames = self._count(limits.max_frames) if self._header.animated else 1
         self._all: NDArray[Any] | None = None
 
@@ -94,13 +94,13 @@ class JpegXl:
         except ValueError as error:
             found = re.search(r"shape=\(([\d, ]+)\)\s*$", str(error))
             if not found:
-                raise PictureError(Reason.UNSUPPORTED, "the frames of a JPEG XL animation could not be counted") from error
+                raise ImageError(Reason.UNSUPPORTED, "the frames of a JPEG XL animation could not be counted") from error
             shape = [int(number) for number in found[1].split(",") if number.strip()]
             # (height, width) or (height, width, samples); with the number of frames before it if there are several
             several = len(shape) == 4 or (len(shape) == 3 and shape[2] > 4)
             frames = shape[0] if several else 1
             if frames > most:
-                raise PictureError(Reason.TOO_LARGE, f"it has more than {most} frames") from error
+                raise ImageError(Reason.TOO_LARGE, f"it has more than {most} frames") from error
             return frames
         return 1
 
@@ -108,7 +108,7 @@ class JpegXl:
         """Decode one frame.
 
         Raises:
-            PictureError: unsupported or damaged.
+            ImageError: unsupported or damaged.
             Exception: whatever imagecodecs raises on a damaged codestream.
         """
         header = self._header
@@ -120,7 +120,7 @@ class JpegXl:
             values = imagecodecs.jpegxl_decode(self._data, index=number)
         size = (header.height, header.width)
         if values.ndim not in (2, 3) or values.shape[:2] not in (size, size[::-1]):  # libjxl turns it as the header says
-            raise PictureError(Reason.DAMAGED, f"its JPEG XL codestream gave an array of {values.shape}")
+            raise ImageError(Reason.DAMAGED, f"its JPEG XL codestream gave an array of {values.shape}")
         values = values[..., None] if values.ndim == 2 else values
         channels = values.shape[2]
         top = (1 << header.bits) - 1 if values.dtype.kind == "u" else None
@@ -205,7 +205,7 @@ def _read_channel(bits: _Bits) -> tuple[int, bool]:
 def _read_header(head: bytes) -> _Header:
     """Read a codestream's image header (ISO/IEC 18181-1, annexes D and E)."""
     if head[:2] != b"\xff\x0a":
-        raise PictureError(Reason.DAMAGED, "its JPEG XL codestream does not begin as one does")
+        raise ImageError(Reason.DAMAGED, "its JPEG XL codestream does not begin as one does")
     bits = _Bits(head[2:])
     width, height = _read_size(bits)
     animated = preview = False
@@ -227,7 +227,7 @@ def _read_header(head: bytes) -> _Header:
         bits.take(1)
         channels = bits.one_of((0, 0), (0, 1), (4, 2), (12, 1))
         if channels > _MAX_CHANNELS:
-            raise PictureError(Reason.UNSUPPORTED, f"JPEG XL images of {channels} extra channels are not supported")
+            raise ImageError(Reason.UNSUPPORTED, f"JPEG XL images of {channels} extra channels are not supported")
         extra = [_read_channel(bits) for _ in range(channels)]
     kinds = tuple(kind for kind, _ in extra)
     return _Header(width, height, depth, animated, preview, kinds, any(flag for _, flag in extra))

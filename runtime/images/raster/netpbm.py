@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import PictureError, Reason
+from ...errors import ImageError, Reason
 from ..content_flags import Note
 from ..formats import Limits
 from .jpeg import check_size
@@ -56,7 +56,7 @@ class Netpbm:
         limits: on what is decoded.
 
     Raises:
-        PictureError: damaged, too-large or unsupported.
+        ImageError: damaged, too-large or unsupported.
     """
 
     def __init__(self, data: bytes, limits: Limits) -> None:
@@ -65,7 +65,7 @@ class Netpbm:
         at = 0
         while True:
             if len(self._images) == limits.max_frames:
-                raise PictureError(Reason.TOO_LARGE, f"it has more than {limits.max_frames} frames")
+                raise ImageError(Reason.TOO_LARGE, f"it has more than {limits.max_frames} frames")
             image = _read_header(data, at)
             check_size(image.width, image.height, limits)
             self._images.append(image)
@@ -82,7 +82,7 @@ class Netpbm:
         """Decode one frame.
 
         Raises:
-            PictureError: damaged or not-finite.
+            ImageError: damaged or not-finite.
         """
         image = self._images[number]
         values = _samples(self._data, image)
@@ -106,13 +106,13 @@ def _read_header(data: bytes, at: int) -> _Image:
         return _read_float(found, at, len(data))
     found = _PLAIN_HEADER.match(head)
     if not found:
-        raise PictureError(Reason.DAMAGED, f"it has no readable Netpbm header at byte {at}")
+        raise ImageError(Reason.DAMAGED, f"it has no readable Netpbm header at byte {at}")
     kind, width, height = found[1].decode(), int(found[2]), int(found[3])
     behind, top = found.end(), 1
     if kind not in "14":
         maximum = _MAXIMUM.match(head, behind)
         if not maximum:
-            raise PictureError(Reason.DAMAGED, "its Netpbm header has no largest value")
+            raise ImageError(Reason.DAMAGED, "its Netpbm header has no largest value")
         behind, top = maximum.end(), int(maximum[1])
     channels = 3 if kind in "36" else 1
     return _checked(kind, width, height, channels, top, at + behind + 1, data)
@@ -122,13 +122,13 @@ def _read_float(found: re.Match[bytes], at: int, length: int) -> _Image:
     try:
         scale = float(found[4])
     except ValueError as error:
-        raise PictureError(Reason.DAMAGED, "its PFM header has no readable scale") from error
+        raise ImageError(Reason.DAMAGED, "its PFM header has no readable scale") from error
     kind, width, height = found[1].decode(), int(found[2]), int(found[3])
     channels = 3 if kind == "F" else 1
     start = at + found.end()
     end = start + 4 * width * height * channels
     if not width or not height or end > length:
-        raise PictureError(Reason.DAMAGED, f"it is cut off: {width} x {height} pixels need {end - start} bytes")
+        raise ImageError(Reason.DAMAGED, f"it is cut off: {width} x {height} pixels need {end - start} bytes")
     return _Image(kind, width, height, channels, 1, start, end, order="<" if scale < 0 else ">")
 
 
@@ -137,8 +137,8 @@ def _read_arbitrary(data: bytes, at: int) -> _Image:
     end = data.find(b"ENDHDR\n", at, at + _HEADER_BYTES)
     if end < 0:
         if data[at : at + 6] == b"P7 332":
-            raise PictureError(Reason.UNSUPPORTED, "XV thumbnails (P7 332) are not supported")
-        raise PictureError(Reason.DAMAGED, "its PAM header has no end")
+            raise ImageError(Reason.UNSUPPORTED, "XV thumbnails (P7 332) are not supported")
+        raise ImageError(Reason.DAMAGED, "its PAM header has no end")
     fields: dict[str, str] = {}
     for line in data[at:end].decode("ascii", "replace").splitlines()[1:]:
         word, _, value = line.partition(" ")
@@ -147,19 +147,19 @@ def _read_arbitrary(data: bytes, at: int) -> _Image:
     try:
         width, height, depth, top = (int(fields[word]) for word in ("WIDTH", "HEIGHT", "DEPTH", "MAXVAL"))
     except (KeyError, ValueError) as error:
-        raise PictureError(Reason.DAMAGED, "its PAM header lacks a readable size") from error
+        raise ImageError(Reason.DAMAGED, "its PAM header lacks a readable size") from error
     name = fields.get("TUPLTYPE", "")
     colors = _COLORS.get(name.removesuffix("_ALPHA"), 1 if depth <= 2 else 3)
     alpha = depth == colors + 1
     if depth not in (colors, colors + 1):
-        raise PictureError(Reason.UNSUPPORTED, f"PAM images of type {name[:40]!r} with {depth} channels are not supported")
+        raise ImageError(Reason.UNSUPPORTED, f"PAM images of type {name[:40]!r} with {depth} channels are not supported")
     return _checked("7", width, height, depth, top, end + 7, data, alpha)
 
 
 def _checked(kind: str, width: int, height: int, channels: int, top: int, start: int, data: bytes, alpha: bool = False) -> _Image:
     """A header whose figures are possible, and whose samples are there."""
     if width < 1 or height < 1 or not 1 <= top <= 0xFFFF:
-        raise PictureError(Reason.DAMAGED, f"its Netpbm header says {width} x {height} pixels of up to {top}")
+        raise ImageError(Reason.DAMAGED, f"its Netpbm header says {width} x {height} pixels of up to {top}")
     if kind in "123":  # texts, as long as their numbers
         end, needed = len(data), start + width * height * channels
     elif kind == "4":
@@ -167,7 +167,7 @@ def _checked(kind: str, width: int, height: int, channels: int, top: int, start:
     else:
         end = needed = start + width * height * channels * (1 if top < 256 else 2)
     if needed > len(data):
-        raise PictureError(Reason.DAMAGED, f"it is cut off: {width} x {height} pixels do not fit into its {len(data)} bytes")
+        raise ImageError(Reason.DAMAGED, f"it is cut off: {width} x {height} pixels do not fit into its {len(data)} bytes")
     return _Image(kind, width, height, channels, top, start, end, alpha)
 
 
@@ -187,7 +187,7 @@ def _samples(data: bytes, image: _Image) -> NDArray[Any]:
     if image.kind in "fF":
         return values[::-1]  # rows go from bottom to top
     if values.max() > image.top:
-        raise PictureError(Reason.DAMAGED, f"it has samples above the {image.top} of its header")
+        raise ImageError(Reason.DAMAGED, f"it has samples above the {image.top} of its header")
     return values
 
 
@@ -198,13 +198,13 @@ def _plain_samples(data: bytes, image: _Image) -> NDArray[Any]:
     if b"#" in text:
         text = re.sub(rb"#[^\r\n]*", b"", text)
     if text.translate(None, b"0123456789" + _SEPARATORS):
-        raise PictureError(Reason.DAMAGED, "it has something else than numbers among its samples")
+        raise ImageError(Reason.DAMAGED, "it has something else than numbers among its samples")
     if image.kind == "1":  # digits need no space between them
         digits: NDArray[Any] = np.frombuffer(text.translate(None, _SEPARATORS), np.uint8)[:count] - ord("0")
     else:
         digits = np.fromstring(text, np.int64, count=-1, sep=" ")[:count]
     if digits.size < count:
-        raise PictureError(Reason.DAMAGED, f"it is cut off: it has {digits.size} samples instead of {count}")
+        raise ImageError(Reason.DAMAGED, f"it is cut off: it has {digits.size} samples instead of {count}")
     if digits.min() < 0 or digits.max() > image.top:
-        raise PictureError(Reason.DAMAGED, f"it has samples above the {image.top} of its header")
+        raise ImageError(Reason.DAMAGED, f"it has samples above the {image.top} of its header")
     return digits.astype(np.uint8 if image.top < 256 else np.uint16)

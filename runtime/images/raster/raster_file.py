@@ -32,7 +32,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from ...errors import PictureError, Reason
+from ...errors import ImageError, Reason
 from ..content_flags import Note
 from ..formats import Kind, Limits
 from ..preprocess import Pixels, turned
@@ -107,7 +107,7 @@ class Raster:
         may be a DICOM object's stored values, exported without its window.
 
         Raises:
-            PictureError: too large, of a layout that is not read, or without a finite value.
+            ImageError: too large, of a layout that is not read, or without a finite value.
             Exception: whatever the decoders raise on a damaged file.
         """
         with self._lock, _strict.pillow(), _unsupported():
@@ -121,7 +121,7 @@ def open_raster(data: bytes, kind: Kind, limits: Limits) -> Raster:
     """Read an image's header and decide whether it may be decoded.
 
     Raises:
-        PictureError: over a limit, or not supported.
+        ImageError: over a limit, or not supported.
         Exception: whatever Pillow raises on a damaged header.
     """
     with _strict.pillow():
@@ -178,15 +178,15 @@ def _open(data: bytes, kind: Kind, limits: Limits) -> _Source:
 
 @contextmanager
 def _unsupported() -> Iterator[None]:
-    """A `with` in which a refusal of a sound file is a PictureError: unsupported."""
+    """A `with` in which a refusal of a sound file is an ImageError: unsupported."""
     try:
         yield
     except Image.DecompressionBombError as error:  # by a global setting of Pillow's, in frames that grow
-        raise PictureError(Reason.TOO_LARGE, " ".join(str(error).split())[:120]) from error
+        raise ImageError(Reason.TOO_LARGE, " ".join(str(error).split())[:120]) from error
     except (OSError, SyntaxError, ValueError, RuntimeError) as error:  # NotImplementedError is a RuntimeError
         if isinstance(error, NotImplementedError) or _NOT_SUPPORTED.search(str(error)):
             cause = " ".join(str(error).split())[:120]
-            raise PictureError(Reason.UNSUPPORTED, f"this kind of file is not supported ({cause})") from error
+            raise ImageError(Reason.UNSUPPORTED, f"this kind of file is not supported ({cause})") from error
         raise
 
 
@@ -198,7 +198,7 @@ class Jpeg:
         limits: on what is decoded.
 
     Raises:
-        PictureError: damaged or too large.
+        ImageError: damaged or too large.
     """
 
     def __init__(self, data: bytes, limits: Limits) -> None:
@@ -209,7 +209,7 @@ class Jpeg:
         self.others = tuple(span for span in self.header.others if data[span[0] : span[0] + 3] == b"\xff\xd8\xff")
         self.frames = 1 + len(self.others)
         if self.frames > limits.max_frames:
-            raise PictureError(Reason.TOO_LARGE, f"it has more than {limits.max_frames} frames")
+            raise ImageError(Reason.TOO_LARGE, f"it has more than {limits.max_frames} frames")
 
     def decode(self, number: int) -> Decoded:
         """Decode one frame."""
@@ -235,7 +235,7 @@ class _Pillow:
             except EOFError:
                 image = self._reader()
             else:
-                raise PictureError(Reason.TOO_LARGE, f"it has more than {limits.max_frames} frames")
+                raise ImageError(Reason.TOO_LARGE, f"it has more than {limits.max_frames} frames")
         self.frames = int(getattr(image, "n_frames", 1))
         self.info = image.info
 
@@ -252,7 +252,7 @@ class _Pillow:
         image.seek(number)
         check_size(*image.size, self._limits)
         if not image.tile and self._kind is Kind.TGA:
-            raise PictureError(Reason.UNSUPPORTED, "Targa files of this type and depth are not supported")
+            raise ImageError(Reason.UNSUPPORTED, "Targa files of this type and depth are not supported")
         image.load()
         decoded = self._rendered(image, number)
         if self.frames > 1:
@@ -314,10 +314,10 @@ def _has_opacity(data: bytes, kind: Kind) -> bool:
 def _deep_png(data: bytes, image: Image.Image, number: int, orientation: int) -> Decoded:
     """16-bit color, or grey with alpha, of which Pillow drops the lower bytes."""
     if number:
-        raise PictureError(Reason.UNSUPPORTED, "animations with 16 bits a channel are not supported; save with 8 bits")
+        raise ImageError(Reason.UNSUPPORTED, "animations with 16 bits a channel are not supported; save with 8 bits")
     values: NDArray[Any] = imagecodecs.png_decode(data)
     if values.dtype != np.uint16 or values.ndim != 3 or values.shape[:2] != (image.height, image.width):
-        raise PictureError(Reason.UNSUPPORTED, "its 16-bit color could not be read; save it with 8 bits")
+        raise ImageError(Reason.UNSUPPORTED, "its 16-bit color could not be read; save it with 8 bits")
     alpha = Alpha(values[..., -1], 0xFFFF) if values.shape[2] in (2, 4) else None
     if values.shape[2] <= 2:
         return Decoded(color_renderings(np.repeat(values[..., :1], 3, axis=2), alpha=alpha), orientation)

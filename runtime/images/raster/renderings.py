@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ...errors import PictureError, Reason
+from ...errors import ImageError, Reason
 from ..bit_depth import nominal_depth, percentile_range, stretched, to_8_bit
 from ..content_flags import Note
 from ..preprocess import BLANK_LEVELS, Pixels
@@ -112,7 +112,7 @@ def grey_renderings(
         RGB, uint8 (height, width, 3), one to four of them; first as a viewer shows it on white.
 
     Raises:
-        PictureError: not-finite, where no value is finite.
+        ImageError: not-finite, where no value is finite.
     """
     if values.dtype.kind == "u" and values.dtype.itemsize <= 2:
         greys = [levels(values, top)]
@@ -140,7 +140,7 @@ def color_renderings(values: NDArray[Any], *, top: int | None = None, alpha: Alp
         RGB, uint8 (height, width, 3), one or two of them.
 
     Raises:
-        PictureError: not-finite, where no value is finite.
+        ImageError: not-finite, where no value is finite.
     """
     if values.dtype.kind == "u" and values.dtype.itemsize <= 2:
         return flattened(levels(values, top), alpha)
@@ -162,10 +162,10 @@ def converted(mode: str, values: NDArray[Any]) -> NDArray[np.uint8]:
         RGB, uint8 (height, width, 3).
 
     Raises:
-        PictureError: unsupported; samples of another dtype.
+        ImageError: unsupported; samples of another dtype.
     """
     if values.dtype not in (np.uint8, np.int8):
-        raise PictureError(Reason.UNSUPPORTED, f"{mode} of {values.dtype} samples is not supported")
+        raise ImageError(Reason.UNSUPPORTED, f"{mode} of {values.dtype} samples is not supported")
     size = (values.shape[1], values.shape[0])
     return np.array(Image.frombytes(mode, size, np.ascontiguousarray(values).tobytes(), "raw", mode).convert("RGB"), np.uint8)
 
@@ -226,7 +226,7 @@ def _finite(values: NDArray[Any]) -> NDArray[Any]:
         return values
     finite: NDArray[Any] = values[mask]
     if not finite.size:
-        raise PictureError(Reason.NOT_FINITE, "none of its pixels is a finite number")
+        raise ImageError(Reason.NOT_FINITE, "none of its pixels is a finite number")
     return finite
 
 

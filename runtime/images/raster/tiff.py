@@ -18,7 +18,7 @@ import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import PictureError, Reason
+from ...errors import ImageError, Reason
 from ..content_flags import Note
 from ..formats import Limits
 from .jpeg import check_size, decode_jpeg, read_jpeg
@@ -79,14 +79,14 @@ class Directory:
         """Return a tag's values; none if it is missing.
 
         Raises:
-            PictureError: damaged; they are not integers, or lie outside of the file.
+            ImageError: damaged; they are not integers, or lie outside of the file.
         """
         if tag not in self.entries:
             return ()
         kind, count, offset = self.entries[tag]
         code = _INTEGERS.get(kind)
         if code is None or count > _MAX_VALUES or offset + count * _SIZES[kind] > len(self.data):
-            raise PictureError(Reason.DAMAGED, f"its TIFF tag {tag} has no readable integers")
+            raise ImageError(Reason.DAMAGED, f"its TIFF tag {tag} has no readable integers")
         return struct.unpack_from(f"{self.order}{count}{code}", self.data, offset)
 
     def integer(self, tag: int, default: int) -> int:
@@ -104,17 +104,17 @@ def read_directory(data: bytes | memoryview, order: str, big: bool, offset: int,
     """Read one directory's table.
 
     Raises:
-        PictureError: damaged; it lies outside of the file, or has more entries than any file.
+        ImageError: damaged; it lies outside of the file, or has more entries than any file.
     """
     counter, entry = ("Q", 20) if big else ("H", 12)
     start = offset + struct.calcsize(counter)
     if offset < 8 or start > len(data):
-        raise PictureError(Reason.DAMAGED, f"a TIFF directory lies outside of the file, at byte {offset}")
+        raise ImageError(Reason.DAMAGED, f"a TIFF directory lies outside of the file, at byte {offset}")
     (count,) = struct.unpack_from(order + counter, data, offset)
     end = start + count * entry
     pointer = "Q" if big else "I"
     if not 0 < count <= _MAX_ENTRIES or end > len(data):
-        raise PictureError(Reason.DAMAGED, f"its TIFF directory at byte {offset} has {count} entries")
+        raise ImageError(Reason.DAMAGED, f"its TIFF directory at byte {offset} has {count} entries")
     inline = 8 if big else 4
     entries: dict[int, tuple[int, int, int]] = {}
     for at in range(start, end, entry):
@@ -129,7 +129,7 @@ def read_directory(data: bytes | memoryview, order: str, big: bool, offset: int,
     return Directory(data, order, offset, end + inline - offset, following, entries, nested)
 
 
-def read_directories(data: bytes | memoryview, most: int) -> Iterator[Directory | PictureError]:
+def read_directories(data: bytes | memoryview, most: int) -> Iterator[Directory | ImageError]:
     """Yield the pages in order, then the images in their SubIFDs, each once however the directories point at each other.
 
     Args:
@@ -140,7 +140,7 @@ def read_directories(data: bytes | memoryview, most: int) -> Iterator[Directory 
         Directories, or an error in place of one that cannot be read: it may be an image.
 
     Raises:
-        PictureError: damaged; the header points nowhere. too-large; there are more than `most`.
+        ImageError: damaged; the header points nowhere. too-large; there are more than `most`.
     """
     order, big, first = _header(data)
     seen: set[int] = set()
@@ -152,11 +152,11 @@ def read_directories(data: bytes | memoryview, most: int) -> Iterator[Directory 
             continue
         seen.add(offset)
         if len(seen) > most:
-            raise PictureError(Reason.TOO_LARGE, f"it has more than {most} frames")
+            raise ImageError(Reason.TOO_LARGE, f"it has more than {most} frames")
         try:
             directory = read_directory(data, order, big, offset, inside)
             below = directory.integers(SUB_IFDS)
-        except PictureError as error:
+        except ImageError as error:
             if offset == first:
                 raise
             yield error
@@ -171,7 +171,7 @@ def _header(data: bytes | memoryview) -> tuple[str, bool, int]:
     """Byte order, whether it is a BigTIFF, and where the first directory lies."""
     order = "<" if bytes(data[:2]) == b"II" else ">"
     if len(data) < 16:
-        raise PictureError(Reason.DAMAGED, "its TIFF header is cut off")
+        raise ImageError(Reason.DAMAGED, "its TIFF header is cut off")
     big = struct.unpack_from(order + "H", data, 2)[0] == 43
     return order, big, struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)[0]
 
@@ -202,7 +202,7 @@ class Tiff:
         embedded: whether this is EXIF data, whose first directory need not be an image.
 
     Raises:
-        PictureError: damaged or too large.
+        ImageError: damaged or too large.
     """
 
     def __init__(self, data: bytes, limits: Limits, *, embedded: bool = False) -> None:
@@ -224,12 +224,12 @@ class Tiff:
         """Decode one frame.
 
         Raises:
-            PictureError: too-large, unsupported, damaged or not-finite.
+            ImageError: too-large, unsupported, damaged or not-finite.
             Exception: whatever imagecodecs raises on a damaged file.
         """
         directory = self.directories[number]
-        if isinstance(directory, PictureError):
-            raise PictureError(directory.reason, str(directory))
+        if isinstance(directory, ImageError):
+            raise ImageError(directory.reason, str(directory))
         if JPEG_OFFSET in directory.entries and not {STRIP_OFFSETS, TILE_OFFSETS} & directory.entries.keys():
             return self._interchange_jpeg(directory)
         layout = self._layout(directory)
@@ -265,7 +265,7 @@ class Tiff:
                 if tag in directory.entries:
                     try:
                         waiting.append(read_directory(self._data, self._order, self._big, directory.integer(tag, 0)))
-                    except PictureError:
+                    except ImageError:
                         continue
         return pixels, named
 
@@ -284,9 +284,9 @@ class Tiff:
         if JPEG_OFFSET in directory.entries and not width:
             return _Layout(0, 0, _YCBCR, 3, 8, 1, 7, False, (), 1)
         if width < 1 or height < 1:
-            raise PictureError(Reason.DAMAGED, f"its TIFF directory says {width} x {height} pixels")
+            raise ImageError(Reason.DAMAGED, f"its TIFF directory says {width} x {height} pixels")
         if width * height > self._limits.max_pixels:
-            raise PictureError(Reason.TOO_LARGE, f"it is {width} x {height} pixels, more than {self._limits.max_pixels}")
+            raise ImageError(Reason.TOO_LARGE, f"it is {width} x {height} pixels, more than {self._limits.max_pixels}")
         bits = directory.integers(BITS) or (1,)
         samples = directory.integer(SAMPLES, len(bits))
         bits = bits[:samples] or bits
@@ -295,23 +295,23 @@ class Tiff:
         photometric = directory.integer(PHOTOMETRIC, _WHITE_IS_ZERO if bits[0] <= 8 else _BLACK_IS_ZERO)
         colors = _COLORS.get(photometric)
         if colors is None:
-            raise PictureError(Reason.UNSUPPORTED, f"TIFF photometric interpretation {photometric} is not supported")
+            raise ImageError(Reason.UNSUPPORTED, f"TIFF photometric interpretation {photometric} is not supported")
         if samples < colors:
-            raise PictureError(Reason.DAMAGED, f"its TIFF directory says {samples} samples a pixel for {colors} colors")
+            raise ImageError(Reason.DAMAGED, f"its TIFF directory says {samples} samples a pixel for {colors} colors")
         if photometric == _CMYK and directory.integer(INK_SET, 1) != 1:
-            raise PictureError(Reason.UNSUPPORTED, "TIFF inks other than CMYK are not supported")
+            raise ImageError(Reason.UNSUPPORTED, "TIFF inks other than CMYK are not supported")
         if len(set(bits)) > 1 or len(set(formats)) > 1:
-            raise PictureError(Reason.UNSUPPORTED, "TIFF samples of different depths in one image are not supported")
+            raise ImageError(Reason.UNSUPPORTED, "TIFF samples of different depths in one image are not supported")
         if formats[0] in (5, 6):
-            raise PictureError(Reason.UNSUPPORTED, "TIFF samples that are complex numbers are not supported")
+            raise ImageError(Reason.UNSUPPORTED, "TIFF samples that are complex numbers are not supported")
         if formats[0] not in (1, 2, 3, 4) or not 1 <= bits[0] <= 64:
-            raise PictureError(Reason.UNSUPPORTED, f"TIFF samples of format {formats[0]} and {bits[0]} bits are not supported")
+            raise ImageError(Reason.UNSUPPORTED, f"TIFF samples of format {formats[0]} and {bits[0]} bits are not supported")
         extra = directory.integers(EXTRA_SAMPLES)
         if samples > _MAX_SAMPLES or (colors == 1 and samples > 2) or samples * bits[0] > 8 * _MAX_BYTES_A_PIXEL:
-            raise PictureError(Reason.UNSUPPORTED, f"TIFF images of {samples} channels are not supported; save each as a page")
+            raise ImageError(Reason.UNSUPPORTED, f"TIFF images of {samples} channels are not supported; save each as a page")
         for tag in (TILE_WIDTH, TILE_HEIGHT):
             if directory.integer(tag, 0) > max(width, height, 1 << 14):
-                raise PictureError(Reason.TOO_LARGE, f"its TIFF tiles are {directory.integer(tag, 0)} pixels wide or high")
+                raise ImageError(Reason.TOO_LARGE, f"its TIFF tiles are {directory.integer(tag, 0)} pixels wide or high")
         return _Layout(
             width,
             height,
@@ -336,17 +336,17 @@ class Tiff:
             with self._pointed_at(directory, changes) as data:
                 values = imagecodecs.tiff_decode(data)
         except ValueError as error:  # its TiffError is a RuntimeError; this is of formats that it does not know
-            raise PictureError(Reason.UNSUPPORTED, f"this TIFF layout is not supported ({str(error)[:80]})") from error
+            raise ImageError(Reason.UNSUPPORTED, f"this TIFF layout is not supported ({str(error)[:80]})") from error
         except RuntimeError as error:
             if layout.compression in _COMPRESSIONS and not _REFUSED.search(str(error)):
                 raise
             what = f"TIFF compression {layout.compression} with {layout.bits} bits a sample"
-            raise PictureError(Reason.UNSUPPORTED, f"{what} is not supported ({str(error)[:80]})") from error
+            raise ImageError(Reason.UNSUPPORTED, f"{what} is not supported ({str(error)[:80]})") from error
         if layout.planar and values.ndim == 3 and values.shape[0] == changes.get(SAMPLES, layout.samples):
             values = np.moveaxis(values, 0, -1)
         values = values.reshape(values.shape[0], values.shape[1], -1) if values.ndim >= 2 else values
         if values.shape[:2] != (layout.height, layout.width):
-            raise PictureError(Reason.DAMAGED, f"its TIFF strips gave an array of {values.shape}")
+            raise ImageError(Reason.DAMAGED, f"its TIFF strips gave an array of {values.shape}")
         return values
 
     @contextmanager
@@ -382,11 +382,11 @@ class Tiff:
         height = directory.integer(TILE_HEIGHT, 0) if tiled else min(directory.integer(STRIP_ROWS, layout.height), layout.height)
         offsets, sizes = (directory.integers(tag) for tag in _PIXELS[tiled])
         if min(width, height) < 1:
-            raise PictureError(Reason.DAMAGED, f"its TIFF strips or tiles are {width} x {height} pixels")
+            raise ImageError(Reason.DAMAGED, f"its TIFF strips or tiles are {width} x {height} pixels")
         across, down = -(-layout.width // width), -(-layout.height // height)
         planes = layout.samples if layout.planar else 1
         if min(len(offsets), len(sizes)) < across * down * planes:
-            raise PictureError(Reason.DAMAGED, f"it has {len(offsets)} TIFF strips or tiles instead of {across * down * planes}")
+            raise ImageError(Reason.DAMAGED, f"it has {len(offsets)} TIFF strips or tiles instead of {across * down * planes}")
         start, length = directory.span(JPEG_TABLES)
         tables = self._data[start : start + length] or None
         values = np.zeros((layout.height, layout.width, layout.samples), np.uint8 if layout.bits <= 8 else np.uint16)
@@ -397,7 +397,7 @@ class Tiff:
             target = values[row * height : (row + 1) * height, column * width : (column + 1) * width]
             target = target[..., plane : plane + 1] if layout.planar else target
             if piece.shape[2] != target.shape[2] or piece.shape[0] < target.shape[0] or piece.shape[1] < target.shape[1]:
-                raise PictureError(Reason.DAMAGED, f"a TIFF strip or tile is an array of {piece.shape}")
+                raise ImageError(Reason.DAMAGED, f"a TIFF strip or tile is an array of {piece.shape}")
             target[:] = piece[: target.shape[0], : target.shape[1]]
         return values
 
@@ -406,10 +406,10 @@ class Tiff:
         header = read_jpeg(self._data, begin)
         check_size(*header.size, self._limits)
         if header.end is None or header.end > begin + size:
-            raise PictureError(Reason.DAMAGED, "a TIFF strip or tile of JPEG data is cut off")
+            raise ImageError(Reason.DAMAGED, "a TIFF strip or tile of JPEG data is cut off")
         spaces = {1: (None, None), 3: ("RGB", "RGB"), 4: ("CMYK", "CMYK")}
         if header.components not in spaces:
-            raise PictureError(Reason.UNSUPPORTED, f"JPEG of {header.components} components in TIFF is not supported")
+            raise ImageError(Reason.UNSUPPORTED, f"JPEG of {header.components} components in TIFF is not supported")
         color, out = spaces[header.components]
         if layout.photometric == _YCBCR and header.components == 3:
             color = "YCBCR"
@@ -478,7 +478,7 @@ def _through_palette(indices: NDArray[Any], layout: _Layout, directory: Director
     """Indices to RGB, uint8 (height, width, 3)."""
     entries = np.array(directory.integers(COLOR_MAP), np.uint16)
     if layout.bits > 16 or entries.size != 3 << layout.bits or indices.dtype.kind not in "ub":
-        raise PictureError(Reason.DAMAGED, f"its TIFF palette has {entries.size} entries for {layout.bits} bits")
+        raise ImageError(Reason.DAMAGED, f"its TIFF palette has {entries.size} entries for {layout.bits} bits")
     # Some writers keep 8-bit entries in the 16.
     table = (entries if entries.max() < 256 else entries // 256).astype(np.uint8).reshape(3, -1).T
     colors: NDArray[np.uint8] = table[indices.astype(np.intp)]

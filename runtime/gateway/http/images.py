@@ -1,4 +1,4 @@
-"""Pictures for the page: asked of the child that draws them, a few at a time, the last ones kept."""
+"""Images for the page: asked of the child that draws them, a few at a time, the last ones kept."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ AT_ONCE = 2
 
 
 class NotDrawnError(Exception):
-    """There is no picture to be shown; the text is a code: `not-found`, `damaged`, `too-slow`, ..."""
+    """There is no image to be shown; the text is a code: `not-found`, `damaged`, `too-slow`, ..."""
 
 
 class Drawer:
-    """Draws pictures from files, as PNG."""
+    """Draws images from files, as PNG."""
 
     def __init__(self) -> None:
         self._kept: OrderedDict[tuple[str, int, int], bytes] = OrderedDict()

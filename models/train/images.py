@@ -12,15 +12,15 @@ from dataclasses import dataclass
 
 import numpy as np
 from lcmem_onnx.evaluation.filelist import Listed, read_file_list
-from lcmem_onnx.runtime.errors import FileListError, PictureError
-from lcmem_onnx.runtime.images.image import DEFAULT_LIMITS, open_picture, read_file
+from lcmem_onnx.runtime.errors import FileListError, ImageError
+from lcmem_onnx.runtime.images.image import DEFAULT_LIMITS, open_image, read_file
 from lcmem_onnx.runtime.images.preprocess import resize
 from numpy.typing import NDArray
 from PIL import Image
 
 from .config import Data
 
-__all__ = ["Identity", "Pictures", "identities", "listed"]
+__all__ = ["Identity", "ImageSet", "identities", "listed"]
 
 Pixels = NDArray[np.uint8]
 DECODERS = 4
@@ -35,7 +35,7 @@ class Identity:
 
     ds_name: str
     name: str
-    pictures: tuple[int, ...]
+    images: tuple[int, ...]
 
 
 def listed(data: Data, split: str) -> list[Listed]:
@@ -78,7 +78,7 @@ def identities(rows: Sequence[Listed], *, by_group: bool = False) -> list[Identi
     return [Identity(ds_name, name, tuple(its)) for (ds_name, name, _), its in numbers.items()]
 
 
-class Pictures:
+class ImageSet:
     """Images by their number in the rows, read by the runtime's own reader each time one is asked for.
 
     Every method raises a FileListError that names the file if it cannot be read.
@@ -94,8 +94,8 @@ class Pictures:
         """Return the image at its own resolution: RGB, uint8 (height, width, 3), the first frame of several."""
         path = self._rows[number].path
         try:
-            return open_picture(read_file(path, DEFAULT_LIMITS), DEFAULT_LIMITS, path.name).frame(0)
-        except (OSError, PictureError) as error:
+            return open_image(read_file(path, DEFAULT_LIMITS), DEFAULT_LIMITS, path.name).frame(0)
+        except (OSError, ImageError) as error:
             raise FileListError(f"{path} cannot be read: {error}. Repair it, or take it off the list") from error
 
     def working(self, number: int) -> Pixels:

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lcmem_onnx.runtime.errors import PictureError, Reason
+from lcmem_onnx.runtime.errors import ImageError, Reason
 from lcmem_onnx.runtime.images.discovery import SkipReason
 from lcmem_onnx.runtime.images.image import (
     Found,
@@ -30,8 +30,8 @@ from lcmem_onnx.runtime.images.image import (
     Limits,
     Skipped,
     Unfound,
-    open_picture,
-    picture_name,
+    image_name,
+    open_image,
     read_file,
     sniff,
     walk,
@@ -53,7 +53,7 @@ def saved(image: Image.Image, form: str, **options: Any) -> bytes:
 
 
 def reason_of(call: Callable[[], object]) -> Reason:
-    with pytest.raises(PictureError) as caught:
+    with pytest.raises(ImageError) as caught:
         call()
     assert "\n" not in str(caught.value)
     return caught.value.reason
@@ -109,16 +109,16 @@ MODES = {
 
 
 @pytest.mark.parametrize(("form", "mode"), [(form, mode) for form, modes in MODES.items() for mode in modes])
-def test_eight_bit_pictures_are_what_pillow_makes_of_them(form: str, mode: str) -> None:
+def test_eight_bit_images_are_what_pillow_makes_of_them(form: str, mode: str) -> None:
     image = Image.fromarray(noise()).convert(mode)
     data = saved(image, form)
-    picture = open_picture(data)
-    assert (picture.kind, picture.frames) == (Kind(form.lower()), 1)
-    frame = picture.frame(0)
+    opened = open_image(data)
+    assert (opened.kind, opened.frames) == (Kind(form.lower()), 1)
+    frame = opened.frame(0)
     assert (frame.dtype, frame.flags.c_contiguous, frame.flags.writeable) == (np.uint8, True, True)
     np.testing.assert_array_equal(frame, np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
     with pytest.raises(IndexError):
-        picture.frame(1)
+        opened.frame(1)
 
 
 @pytest.mark.parametrize("form", ["PNG", "WEBP", "TIFF"])
@@ -128,23 +128,23 @@ def test_exif_orientation_is_applied(form: str, orientation: int) -> None:
     exif[0x0112] = orientation
     data = saved(Image.fromarray(noise()), form, exif=exif, **({"lossless": True} if form == "WEBP" else {}))
     expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
-    np.testing.assert_array_equal(open_picture(data).frame(0), np.asarray(expected))
+    np.testing.assert_array_equal(open_image(data).frame(0), np.asarray(expected))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_orientation_of_deep_tiffs(orientation: int) -> None:
     values = noise().astype(np.uint16) * 257
-    turned = open_picture(tiff(values, orientation=orientation)).frame(0)
-    eight_bits = open_picture(tiff(noise(), orientation=orientation)).frame(0)
+    turned = open_image(tiff(values, orientation=orientation)).frame(0)
+    eight_bits = open_image(tiff(noise(), orientation=orientation)).frame(0)
     np.testing.assert_array_equal(turned, eight_bits)
-    grey = open_picture(tiff(values[..., 0], orientation=orientation)).frame(0)
+    grey = open_image(tiff(values[..., 0], orientation=orientation)).frame(0)
     np.testing.assert_array_equal(grey[..., 0], eight_bits[..., 0])
 
 
 @pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_sixteen_bit_pictures_by_nominal_depth(bits: int, suffix: str, channels: int) -> None:
+def test_sixteen_bit_images_by_nominal_depth(bits: int, suffix: str, channels: int) -> None:
     values = np.random.default_rng(bits).integers(0, 2**bits, (20, 30, channels)).astype(np.uint16)
     values[0, 0] = 2**bits - 1
     if channels == 4:
@@ -152,35 +152,35 @@ def test_sixteen_bit_pictures_by_nominal_depth(bits: int, suffix: str, channels:
     data = cv2.imencode(suffix, values)[1].tobytes()
     colours = values[..., 2::-1] if channels > 1 else np.repeat(values, 3, axis=2)
     expected = colours.astype(float) * 255 / (2**bits - 1)
-    assert np.abs(open_picture(data).frame(0) - expected).max() <= 0.5 + 1e-9
+    assert np.abs(open_image(data).frame(0) - expected).max() <= 0.5 + 1e-9
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
 def test_deep_tiffs_of_either_byte_order_and_with_white_as_zero(order: str) -> None:
     values = np.random.default_rng(0).integers(0, 65536, (20, 30)).astype(np.uint16)
     values[0, 0] = 65535
-    upright = open_picture(tiff(values, order)).frame(0)
+    upright = open_image(tiff(values, order)).frame(0)
     assert np.abs(upright[..., 0] - values / 257).max() <= 0.5 + 1e-9
     if order == "<":  # Pillow knows no such files of the other order
-        np.testing.assert_array_equal(open_picture(tiff(values, order, photometric=0)).frame(0), 255 - upright)
+        np.testing.assert_array_equal(open_image(tiff(values, order, photometric=0)).frame(0), 255 - upright)
 
 
 @pytest.mark.parametrize("dtype", ["int32", "float32", "int16"])
 def test_values_without_a_depth_are_stretched(dtype: str) -> None:
     values = np.random.default_rng(1).integers(-3000, 9000, (20, 30)).astype(dtype)
     expected = (values.astype(float) - values.min()) / (float(values.max()) - values.min()) * 255
-    assert np.abs(open_picture(tiff(values)).frame(0)[..., 1] - expected).max() <= 0.5 + 1e-6
+    assert np.abs(open_image(tiff(values)).frame(0)[..., 1] - expected).max() <= 0.5 + 1e-6
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 @pytest.mark.parametrize(("bad", "shown"), [(np.nan, 0), (np.inf, 255), (-np.inf, 0)])
 def test_the_finite_part_is_rendered(bad: float, shown: int, dtype: str) -> None:
     values = np.random.default_rng(3).uniform(-5, 9, (20, 30)).astype(dtype)
-    whole = open_picture(tiff(values)).renderings(0)
+    whole = open_image(tiff(values)).renderings(0)
     values[0, :5] = np.sort(values, axis=None)[2]  # neither the smallest nor the largest goes with the margin
-    expected = open_picture(tiff(values)).renderings(0)
+    expected = open_image(tiff(values)).renderings(0)
     values[0, :5] = bad
-    for rendering, finite in zip(open_picture(tiff(values)).renderings(0), expected, strict=True):
+    for rendering, finite in zip(open_image(tiff(values)).renderings(0), expected, strict=True):
         assert (rendering[0, :5] == shown).all()
         assert np.abs(rendering[1:].astype(int) - finite[1:]).max() <= 3
     assert len(whole) == 2
@@ -188,12 +188,12 @@ def test_the_finite_part_is_rendered(bad: float, shown: int, dtype: str) -> None
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_an_image_without_a_finite_value_is_refused(bad: float) -> None:
-    assert reason_of(lambda: open_picture(tiff(np.full((20, 30), bad, np.float32))).frame(0)) is Reason.NOT_FINITE
+    assert reason_of(lambda: open_image(tiff(np.full((20, 30), bad, np.float32))).frame(0)) is Reason.NOT_FINITE
 
 
 def test_doubles_whose_range_is_beyond_theirs() -> None:
     values = (np.linspace(-1, 1, 600) * 1.7e308).reshape(20, 30)
-    frame = open_picture(tiff(values)).frame(0)
+    frame = open_image(tiff(values)).frame(0)
     np.testing.assert_allclose(frame[..., 0].ravel(), np.linspace(0, 255, 600), atol=0.51)
 
 
@@ -201,29 +201,29 @@ def test_doubles_whose_range_is_beyond_theirs() -> None:
 def test_frames_of_animations_and_pages(form: str) -> None:
     images = [Image.fromarray(noise(seed=seed)) for seed in range(5)]
     data = saved(images[0], form, save_all=True, append_images=images[1:], **({"lossless": True} if form == "WEBP" else {}))
-    picture = open_picture(data)
-    assert picture.frames == 5
-    backwards = {number: picture.frame(number) for number in reversed(range(5))}
+    image = open_image(data)
+    assert image.frames == 5
+    backwards = {number: image.frame(number) for number in reversed(range(5))}
     for number in range(5):
-        np.testing.assert_array_equal(picture.frame(number), backwards[number])
+        np.testing.assert_array_equal(image.frame(number), backwards[number])
         if form != "GIF":
-            np.testing.assert_array_equal(picture.frame(number), noise(seed=number))
+            np.testing.assert_array_equal(image.frame(number), noise(seed=number))
     with ThreadPoolExecutor(4) as pool:
-        for number, frame in zip([*range(5)] * 4, pool.map(picture.frame, [*range(5)] * 4), strict=True):
+        for number, frame in zip([*range(5)] * 4, pool.map(image.frame, [*range(5)] * 4), strict=True):
             np.testing.assert_array_equal(frame, backwards[number])
-    assert reason_of(lambda: open_picture(data, Limits(max_frames=4))) is Reason.TOO_LARGE
-    assert open_picture(data, Limits(max_frames=5)).frames == 5
+    assert reason_of(lambda: open_image(data, Limits(max_frames=4))) is Reason.TOO_LARGE
+    assert open_image(data, Limits(max_frames=5)).frames == 5
 
 
 def test_pages_of_sixteen_bit_colour() -> None:
     pages = [np.random.default_rng(seed).integers(0, 65536, (20, 30, 3)).astype(np.uint16) for seed in range(3)]
-    picture = open_picture(cv2.imencodemulti(".tif", pages)[1].tobytes())
-    assert picture.frames == 3
+    image = open_image(cv2.imencodemulti(".tif", pages)[1].tobytes())
+    assert image.frames == 3
     for number in (2, 0, 1):
-        assert np.abs(picture.frame(number) - pages[number][..., ::-1] / 257).max() <= 0.5 + 1e-9
+        assert np.abs(image.frame(number) - pages[number][..., ::-1] / 257).max() <= 0.5 + 1e-9
 
 
-# -- bad pictures ----------------------------------------------------------------------------------------------------
+# -- bad images ----------------------------------------------------------------------------------------------------
 
 
 def chunk(name: bytes, body: bytes) -> bytes:
@@ -240,8 +240,8 @@ def test_a_png_bomb_is_refused_by_its_header_without_a_warning() -> None:
     began = time.monotonic()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert reason_of(lambda: open_picture(data)) is Reason.TOO_LARGE
-        assert open_picture(png_header(10000, 10000) + chunk(b"IDAT", b"")).frames == 1
+        assert reason_of(lambda: open_image(data)) is Reason.TOO_LARGE
+        assert open_image(png_header(10000, 10000) + chunk(b"IDAT", b"")).frames == 1
     assert time.monotonic() - began < 0.1
     assert limit == Image.MAX_IMAGE_PIXELS
 
@@ -249,17 +249,17 @@ def test_a_png_bomb_is_refused_by_its_header_without_a_warning() -> None:
 @pytest.mark.parametrize("form", FORMATS)
 def test_too_many_pixels(form: str) -> None:
     data = saved(Image.fromarray(noise()), form)
-    assert reason_of(lambda: open_picture(data, Limits(max_pixels=599))) is Reason.TOO_LARGE
-    assert open_picture(data, Limits(max_pixels=600)).frame(0).shape == (20, 30, 3)
+    assert reason_of(lambda: open_image(data, Limits(max_pixels=599))) is Reason.TOO_LARGE
+    assert open_image(data, Limits(max_pixels=600)).frame(0).shape == (20, 30, 3)
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("share", [0.03, 0.3, 0.9])
-def test_truncated_pictures_are_damaged(form: str, share: float) -> None:
+def test_truncated_images_are_damaged(form: str, share: float) -> None:
     data = saved(Image.fromarray(noise(200, 300)), form)
     cut = data[: max(24, int(len(data) * share))]
-    assert reason_of(lambda: open_picture(cut).frame(0)) is Reason.DAMAGED
+    assert reason_of(lambda: open_image(cut).frame(0)) is Reason.DAMAGED
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
@@ -268,23 +268,23 @@ def test_a_tiff_without_an_image_is_damaged(order: str, directory: int) -> None:
     """Its first directory is nowhere, behind the end, or empty: a file of 0 frames would be nothing that a scan could judge."""
     mark = b"II*\0" if order == "<" else b"MM\0*"
     data = mark + struct.pack(order + "I", directory) + bytes(40)
-    assert reason_of(lambda: open_picture(data)) is Reason.DAMAGED
+    assert reason_of(lambda: open_image(data)) is Reason.DAMAGED
 
 
 @pytest.mark.parametrize("form", [".png", ".tif"])
-def test_truncated_deep_pictures_are_damaged(form: str) -> None:
+def test_truncated_deep_images_are_damaged(form: str) -> None:
     data = cv2.imencode(form, noise(200, 300).astype(np.uint16) * 257)[1].tobytes()
-    assert reason_of(lambda: open_picture(data[: len(data) // 2]).frame(0)) is Reason.DAMAGED
+    assert reason_of(lambda: open_image(data[: len(data) // 2]).frame(0)) is Reason.DAMAGED
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "BMP", "WEBP", "GIF"])
 def test_a_program_that_has_pillow_accept_damage(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sound files are read as ever, damaged ones stay damaged, and the program finds its setting as it left it."""
     data = saved(Image.fromarray(noise(60, 50)), form)
-    expected = open_picture(data).frame(0)
+    expected = open_image(data).frame(0)
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
-    assert np.array_equal(open_picture(data).frame(0), expected)
-    assert reason_of(lambda: open_picture(data[: len(data) * 2 // 3]).frame(0)) is Reason.DAMAGED
+    assert np.array_equal(open_image(data).frame(0), expected)
+    assert reason_of(lambda: open_image(data[: len(data) * 2 // 3]).frame(0)) is Reason.DAMAGED
     assert ImageFile.LOAD_TRUNCATED_IMAGES is True
 
 
@@ -295,8 +295,8 @@ def test_a_program_that_has_pillow_accept_damage_reads_in_threads(monkeypatch: p
 
     def read(number: int) -> bool:
         if number % 2:
-            return reason_of(lambda: open_picture(broken).frame(0)) is Reason.DAMAGED
-        return open_picture(whole).frame(0).shape == (300, 300, 3)
+            return reason_of(lambda: open_image(broken).frame(0)) is Reason.DAMAGED
+        return open_image(whole).frame(0).shape == (300, 300, 3)
 
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(read, range(100)))
@@ -334,19 +334,19 @@ except PictureError as error:
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b"just a text", Reason.NOT_A_PICTURE),
-        (b"BM is how this text begins, and it goes on for a while", Reason.NOT_A_PICTURE),
+        (b"just a text", Reason.NOT_AN_IMAGE),
+        (b"BM is how this text begins, and it goes on for a while", Reason.NOT_AN_IMAGE),
         (b"\0" * 500, Reason.UNSUPPORTED),  # of a format that is not known, so it may be an image
     ],
 )
-def test_other_files_are_no_pictures(data: bytes, reason: Reason) -> None:
+def test_other_files_are_no_images(data: bytes, reason: Reason) -> None:
     assert sniff(data) is None
-    assert reason_of(lambda: open_picture(data, name_hint="a.png")) is reason
-    assert reason_of(lambda: open_picture(data, name_hint="a.dcm")) in (Reason.NOT_A_PICTURE, Reason.DAMAGED)
+    assert reason_of(lambda: open_image(data, name_hint="a.png")) is reason
+    assert reason_of(lambda: open_image(data, name_hint="a.dcm")) in (Reason.NOT_AN_IMAGE, Reason.DAMAGED)
 
 
 def test_nothing_at_all() -> None:
-    assert reason_of(lambda: open_picture(b"")) is Reason.EMPTY_FILE
+    assert reason_of(lambda: open_image(b"")) is Reason.EMPTY_FILE
 
 
 @settings(max_examples=200, deadline=None)
@@ -357,10 +357,10 @@ def test_flipped_bytes_raise_nothing_else(form: str, data: st.DataObject) -> Non
     for _ in range(data.draw(st.integers(1, 6))):
         source[data.draw(st.integers(0, min(len(source), 400) - 1))] = data.draw(st.integers(0, 255))
     try:
-        picture = open_picture(bytes(source), Limits(max_pixels=1 << 20, max_frames=8))
-        for number in range(picture.frames):
-            picture.frame(number)
-    except PictureError:
+        image = open_image(bytes(source), Limits(max_pixels=1 << 20, max_frames=8))
+        for number in range(image.frames):
+            image.frame(number)
+    except ImageError:
         pass
 
 
@@ -390,14 +390,14 @@ def test_a_pipe_and_a_device_do_not_hang(tmp_path: Path) -> None:
 
 def test_permission_denied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a fake error: as root, which tests may run as, nothing is denied."""
-    picture = tmp_path / "a.png"
-    picture.write_bytes(b"x")
+    image = tmp_path / "a.png"
+    image.write_bytes(b"x")
 
     def deny(*_: object, **__: object) -> None:
         raise PermissionError(13, "denied")
 
     monkeypatch.setattr(os, "open", deny)
-    assert reason_of(lambda: read_file(picture)) is Reason.NO_PERMISSION
+    assert reason_of(lambda: read_file(image)) is Reason.NO_PERMISSION
     monkeypatch.setattr(os, "scandir", deny)
     items = list(walk([tmp_path]))
     assert [item.error.reason for item in items if isinstance(item, Unfound)] == [Reason.NO_PERMISSION]
@@ -500,14 +500,14 @@ def test_walk_is_lazy_and_stands_deep_nesting(tmp_path: Path) -> None:
 
 
 def test_names_are_valid_text() -> None:
-    assert picture_name("plain/ü\nname.png") == "plain/ü\nname.png"
-    assert picture_name(Path(os.fsdecode(b"bad\xff\xfe.png"))) == "bad\\xff\\xfe.png"
-    assert picture_name("lone\ud800.png").encode() == b"lone\\ud800.png"
+    assert image_name("plain/ü\nname.png") == "plain/ü\nname.png"
+    assert image_name(Path(os.fsdecode(b"bad\xff\xfe.png"))) == "bad\\xff\\xfe.png"
+    assert image_name("lone\ud800.png").encode() == b"lone\\ud800.png"
 
 
 @given(st.binary(max_size=40))
 def test_any_name_becomes_valid_text(raw: bytes) -> None:
-    picture_name(os.fsdecode(raw)).encode("utf-8")
+    image_name(os.fsdecode(raw)).encode("utf-8")
 
 
 def test_a_file_with_an_undecodable_name_is_found_and_read(tmp_path: Path) -> None:
@@ -516,4 +516,4 @@ def test_a_file_with_an_undecodable_name_is_found_and_read(tmp_path: Path) -> No
         file.write(saved(Image.fromarray(noise()), "PNG"))
     (item,) = walk([tmp_path])
     assert isinstance(item, Found)
-    np.testing.assert_array_equal(open_picture(read_file(item.path)).frame(0), noise())
+    np.testing.assert_array_equal(open_image(read_file(item.path)).frame(0), noise())
