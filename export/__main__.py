@@ -1,6 +1,15 @@
 """`python -m export`, in a checkout as after installation: both run the one copy in `lcmem_onnx.export`."""
 
-from lcmem_onnx.export.command import main
+import sys
 
 if __name__ == "__main__":
+    try:
+        from lcmem_onnx.export.command import main
+    except ModuleNotFoundError as error:
+        if error.name != "lcmem_onnx":
+            raise
+        sys.stderr.write(
+            "error: lcmem-onnx is not installed in this environment: run pip install -e '.[cpu,export]' in the checkout\n"
+        )
+        sys.exit(2)
     main(prog_name="python -m export")

@@ -9,7 +9,7 @@ from typing import Any
 
 from .errors import Reason
 from .gallery import Added, Hit, Identity, SearchResult
-from .images.content_flags import SUSPICIOUS, Note
+from .images.content_flags import SUSPICIOUS, ContentFlag
 from .images.dicom.identifiers import NOBODY, Identifiers
 from .model.head import Floats
 
@@ -56,7 +56,7 @@ class Result:
         nearest: the best gallery image, match or not.
         sha256: of the file, hex; None when it could not be read.
         identities: the patients of the matches, best first.
-        notes: what else the file holds that was not screened, such as overlays and thumbnails (see `Note`).
+        notes: what else the file holds that was not screened, such as overlays and thumbnails (see `ContentFlag`).
         complete: False where the search went through the graph, so that a match may be missing (see `SearchResult`).
     """
 
@@ -72,7 +72,7 @@ class Result:
     sha256: str | None = None
     identities: tuple[Identity, ...] = ()
     complete: bool = True
-    notes: tuple[Note, ...] = ()
+    notes: tuple[ContentFlag, ...] = ()
     threshold_source: ThresholdSource = ThresholdSource.GIVEN
 
     def as_json(self) -> dict[str, Any]:
@@ -184,7 +184,7 @@ class EmbeddedFile:
     errors: tuple[tuple[int | None, Reason, str], ...] = ()
 
 
-def judged(found: SearchResult, notes: Collection[Note]) -> dict[str, Any]:
+def judged(found: SearchResult, notes: Collection[ContentFlag]) -> dict[str, Any]:
     """Verdict, reason and detail. A match is one whatever the header is like; clear is only what has a sound one."""
     if found.total:
         return {"verdict": Verdict.MATCH, "reason": Reason.AT_OR_ABOVE_THRESHOLD}

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from .calibration.threshold import Decision, decide_pair_threshold, decide_threshold
 from .errors import EncodingError, GalleryError, ImageError, KeyConflictError, LcmemError, Reason, UsageError
 from .gallery import DEFAULT_GALLERY, Added, Entry, Gallery, Search, check_gallery_name
-from .images.content_flags import Note
+from .images.content_flags import ContentFlag
 from .images.dicom.identifiers import NOBODY, Identifiers
 from .images.discovery import Found, Skipped, Supplied, Unfound, image_name, walk_or_supplied
 from .images.formats import DEFAULT_LIMITS, Limits, read_file
@@ -70,7 +70,7 @@ class _Frame:
     last: bool
     value: NDArray[Any] | LcmemError | None
     identifiers: Identifiers = NOBODY
-    notes: tuple[Note, ...] = ()
+    notes: tuple[ContentFlag, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +83,7 @@ class _Prepared:
     image: ImageFile | SandboxedImageFile | None = None
     error: ImageError | None = None
     identifiers: Identifiers = NOBODY
-    notes: tuple[Note, ...] = ()
+    notes: tuple[ContentFlag, ...] = ()
 
 
 class Screener:

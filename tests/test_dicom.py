@@ -21,7 +21,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lcmem_onnx.runtime.errors import ImageError, Reason
-from lcmem_onnx.runtime.images.content_flags import SUSPICIOUS, Note
+from lcmem_onnx.runtime.images.content_flags import SUSPICIOUS, ContentFlag
 from lcmem_onnx.runtime.images.image import SAME_LEVELS, ImageFile, Kind, Limits, open_image
 from lcmem_onnx.runtime.images.preprocess import is_blank
 from lcmem_onnx.runtime.images.sandbox import Nursery
@@ -541,7 +541,7 @@ def test_notes_of_what_is_not_screened(change: Callable[[FileDataset], None], no
 
 
 def test_shipped_files_with_overlays_and_icons_are_noted_and_not_suspicious() -> None:
-    assert {Note.OVERLAY, Note.ICON} <= set(open_image(shipped("examples_overlay.dcm").read_bytes()).notes)
+    assert {ContentFlag.OVERLAY, ContentFlag.ICON} <= set(open_image(shipped("examples_overlay.dcm").read_bytes()).notes)
     for name in ("CT_small.dcm", "MR_small.dcm", "examples_overlay.dcm", "rtdose.dcm", "SC_rgb_jpeg_dcmtk.dcm"):
         assert not SUSPICIOUS & set(open_image(shipped(name).read_bytes()).notes)
 

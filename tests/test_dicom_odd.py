@@ -26,7 +26,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lcmem_onnx.runtime.errors import ImageError, Reason
-from lcmem_onnx.runtime.images.content_flags import SUSPICIOUS, Note
+from lcmem_onnx.runtime.images.content_flags import SUSPICIOUS, ContentFlag
 from lcmem_onnx.runtime.images.dicom.elements import first_number, numbers_of, words_of
 from lcmem_onnx.runtime.images.dicom.lookup_table import read_palette, read_table
 from lcmem_onnx.runtime.images.image import ImageFile, Limits, open_image
@@ -212,7 +212,7 @@ def test_a_useless_voi_lut_leaves_the_next_one_or_the_window(items: list[Dataset
     shape = {"BitsStored": 12, "HighBit": 11, "WindowCenter": 1000, "WindowWidth": 500}
     plain, odd = dicom(VALUES, **shape), dicom(VALUES, **shape, VOILUTSequence=Sequence(items))
     np.testing.assert_array_equal(grey(odd), grey(plain))
-    assert (Note.USELESS_TABLE in opened(odd).notes) == bool(items)
+    assert (ContentFlag.USELESS_TABLE in opened(odd).notes) == bool(items)
     followed = dicom(VALUES, **shape, VOILUTSequence=Sequence([*items, lut(CURVE)]))
     assert np.abs(grey(followed) - CURVE[VALUES] / 4095 * 255).max() <= 0.5 + 1e-6
 
@@ -337,7 +337,7 @@ def test_odd_numbers_of_frames_are_one(text: bytes, encoded: bool) -> None:
         data.add_new("PixelData", "OB", encapsulate([imagecodecs.jpegls_encode(VALUES)]))
     put(data, "NumberOfFrames", text, "IS")
     assert opened(data).frames == 1
-    assert opened(data).notes == ((Note.USELESS_FRAME_COUNT,) if text in USELESS_COUNTS else ())
+    assert opened(data).notes == ((ContentFlag.USELESS_FRAME_COUNT,) if text in USELESS_COUNTS else ())
     np.testing.assert_array_equal(grey(data), plain)
 
 
@@ -381,7 +381,7 @@ def test_where_the_number_of_frames_is_useless_the_pixels_tell_it(text: bytes, c
         return opened(data)
 
     plain, odd = opened_with(b"3"), opened_with(text)
-    assert (plain.frames, odd.frames, odd.notes) == (3, 3, (Note.USELESS_FRAME_COUNT,))
+    assert (plain.frames, odd.frames, odd.notes) == (3, 3, (ContentFlag.USELESS_FRAME_COUNT,))
     for number in range(3):
         np.testing.assert_array_equal(odd.frame(number), plain.frame(number))
 
@@ -391,7 +391,7 @@ def test_numbers_of_frames_that_pydicom_itself_cannot_read(text: bytes) -> None:
     data = dicom(VALUES, BitsStored=12, HighBit=11)
     put(data, "NumberOfFrames", b"77777 ", "IS")
     image = open_image(written(data).replace(b"77777 ", text))
-    assert (image.frames, image.notes) == (1, (Note.USELESS_FRAME_COUNT,))
+    assert (image.frames, image.notes) == (1, (ContentFlag.USELESS_FRAME_COUNT,))
     assert image.frame(0).shape == (48, 40, 3)
 
 
@@ -415,7 +415,7 @@ def test_a_misspelled_character_set_is_a_note_and_hides_nothing(name: str) -> No
     plain = opened(data)
     put(data, "SpecificCharacterSet", name.encode(), "CS")
     odd = opened(data)
-    assert odd.notes == (Note.UNKNOWN_CHARACTER_SET,)
+    assert odd.notes == (ContentFlag.UNKNOWN_CHARACTER_SET,)
     assert not SUSPICIOUS & set(odd.notes)
     assert odd.identifiers == plain.identifiers
     assert odd.identifiers.patient_id == "PAT-0042"
@@ -663,10 +663,10 @@ def test_a_supplemental_palette_colors_its_part_and_leaves_the_rest_gray(syntax:
     assert np.abs(first[coloured] - expected).max() <= 0.5 + 1e-6
     np.testing.assert_array_equal(first[~coloured], plain.frame(0)[~coloured])
     np.testing.assert_array_equal(second, plain.renderings(0)[1])  # as viewers without such palettes show it
-    assert Note.SUPPLEMENTAL_PALETTE in opened(data).notes
+    assert ContentFlag.SUPPLEMENTAL_PALETTE in opened(data).notes
     data.PixelPresentation = "MONOCHROME"
     np.testing.assert_array_equal(opened(data).frame(0), plain.frame(0))
-    assert Note.SUPPLEMENTAL_PALETTE in opened(data).notes
+    assert ContentFlag.SUPPLEMENTAL_PALETTE in opened(data).notes
 
 
 def test_a_damaged_supplemental_palette_leaves_the_image_gray() -> None:
@@ -674,7 +674,7 @@ def test_a_damaged_supplemental_palette_leaves_the_image_gray() -> None:
     data = dicom(VALUES, BitsStored=12, HighBit=11, PixelPresentation="COLOR")
     with_palette(data, np.array([[9, 9, 9]] * 3), 100, 16, segmented=True)
     np.testing.assert_array_equal(grey(data), grey(plain))
-    assert opened(data).notes == (Note.SUPPLEMENTAL_PALETTE, Note.USELESS_PALETTE)
+    assert opened(data).notes == (ContentFlag.SUPPLEMENTAL_PALETTE, ContentFlag.USELESS_PALETTE)
 
 
 @pytest.mark.parametrize("missing", ["all", "Red", "Green", "Blue"])
@@ -682,16 +682,16 @@ def test_a_damaged_supplemental_palette_leaves_the_image_gray() -> None:
 def test_a_supplemental_palette_that_lacks_a_table_is_noted(missing: str, element: str) -> None:
     plain = dicom(VALUES, BitsStored=12, HighBit=11)
     data = with_palette(dicom(VALUES, BitsStored=12, HighBit=11, PixelPresentation="COLOR"), HUES, 3840, 16)
-    assert Note.USELESS_PALETTE not in opened(data).notes
+    assert ContentFlag.USELESS_PALETTE not in opened(data).notes
     for color in ("Red", "Green", "Blue") if missing == "all" else (missing,):
         del data[f"{color}PaletteColorLookupTable{element}"]
     if element == "Descriptor" and missing in ("Green", "Blue"):
-        assert Note.USELESS_PALETTE not in opened(data).notes  # the red one serves for all
+        assert ContentFlag.USELESS_PALETTE not in opened(data).notes  # the red one serves for all
         return
     np.testing.assert_array_equal(grey(data), grey(plain))
-    assert Note.USELESS_PALETTE in opened(data).notes
+    assert ContentFlag.USELESS_PALETTE in opened(data).notes
     data.PixelPresentation = "MONOCHROME"
-    assert Note.USELESS_PALETTE not in opened(data).notes
+    assert ContentFlag.USELESS_PALETTE not in opened(data).notes
 
 
 # -- codestreams without an end ------------------------------------------------------------------------------------------------

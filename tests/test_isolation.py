@@ -17,7 +17,7 @@ import pydicom
 import pytest
 from lcmem_onnx.runtime.errors import ImageError, Reason
 from lcmem_onnx.runtime.images import sandbox
-from lcmem_onnx.runtime.images.content_flags import Note
+from lcmem_onnx.runtime.images.content_flags import ContentFlag
 from lcmem_onnx.runtime.images.formats import Limits
 from lcmem_onnx.runtime.images.image import open_image
 from lcmem_onnx.runtime.images.sandbox import Nursery, SandboxedImageFile
@@ -152,7 +152,7 @@ def test_flags_of_a_refused_frame_are_those_of_this_process(nursery: Nursery) ->
         image.views(0, 32)
     image.close()
     assert caught.value.reason is Reason.BLANK
-    assert image.notes == (Note.HIDDEN_PIXELS,)
+    assert image.notes == (ContentFlag.HIDDEN_PIXELS,)
 
 
 def test_a_closed_image_can_be_asked_again(nursery: Nursery) -> None:

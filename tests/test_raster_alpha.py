@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lcmem_onnx.runtime.errors import ImageError, Reason
-from lcmem_onnx.runtime.images.content_flags import Note
+from lcmem_onnx.runtime.images.content_flags import ContentFlag
 from lcmem_onnx.runtime.images.image import open_image
 from lcmem_onnx.runtime.images.raster.renderings import Alpha, flattened, has_hidden_image
 from numpy.typing import NDArray
@@ -217,7 +217,7 @@ def test_a_wholly_transparent_image_is_blank() -> None:
     with pytest.raises(ImageError) as caught:
         image.views(0, 32)
     assert caught.value.reason is Reason.BLANK
-    assert image.notes == (Note.HIDDEN_PIXELS,)
+    assert image.notes == (ContentFlag.HIDDEN_PIXELS,)
 
 
 def test_colors_under_full_transparency_are_flagged_where_they_vary() -> None:
@@ -229,7 +229,7 @@ def test_colors_under_full_transparency_are_flagged_where_they_vary() -> None:
     assert not has_hidden_image(noise, None)
     assert not has_hidden_image(noise, Alpha(np.full_like(alpha, 255), 255))
     cleared = np.where(alpha[..., None] > 0, noise, 0).astype(np.uint8)
-    for colored, flags in ((noise, (Note.HIDDEN_PIXELS,)), (cleared, ())):
+    for colored, flags in ((noise, (ContentFlag.HIDDEN_PIXELS,)), (cleared, ())):
         image = open_image(saved(np.dstack([colored, alpha]), "PNG"))
         image.frame(0)
         assert image.notes == flags

@@ -18,7 +18,7 @@ import cv2
 import imagecodecs
 import numpy as np
 import pytest
-from lcmem_onnx.runtime.images.content_flags import Note
+from lcmem_onnx.runtime.images.content_flags import ContentFlag
 from lcmem_onnx.runtime.images.image import open_image
 from lcmem_onnx.runtime.images.raster.thumbnails import shows_the_same
 from lcmem_onnx.runtime.images.sandbox import Nursery
@@ -30,10 +30,10 @@ from .raster_files import rgba, samples, saved
 EXAMPLES = Path(__file__).parent.parent / "examples" / "pictures" / "gallery"
 PHOTOS = sorted(EXAMPLES.glob("*.jpg"))
 EMBEDDED, APPENDED, AUXILIARY, PRIVATE = (
-    Note.EMBEDDED_IMAGE,
-    Note.APPENDED_DATA,
-    Note.AUXILIARY_IMAGE,
-    Note.PRIVATE_DATA,
+    ContentFlag.EMBEDDED_IMAGE,
+    ContentFlag.APPENDED_DATA,
+    ContentFlag.AUXILIARY_IMAGE,
+    ContentFlag.PRIVATE_DATA,
 )
 
 
@@ -45,7 +45,7 @@ def thumbnail(image: Image.Image, form: str = "JPEG", size: tuple[int, int] = (1
     return saved(image.resize(size, Image.Resampling.BILINEAR), form, **({"quality": 80} if form == "JPEG" else {}))
 
 
-def flags(data: bytes, hint: str = "") -> set[Note]:
+def flags(data: bytes, hint: str = "") -> set[ContentFlag]:
     """After all frames were decoded."""
     image = open_image(data, name_hint=hint)
     for number in range(image.frames):
@@ -409,7 +409,7 @@ def test_flags_of_frames_that_are_decoded_late(tmp_path: Path, images: Path, tin
         list(screener.index([images], gallery))
         results = list(screener.screen([path], gallery, threshold=0.5))
     assert [result.notes for result in results[:-1]] == [()] * (len(frames) - 1)
-    assert results[-1].notes == (Note.HIDDEN_PIXELS,)
+    assert results[-1].notes == (ContentFlag.HIDDEN_PIXELS,)
 
 
 @pytest.mark.parametrize("compression", [None, "tga_rle"])

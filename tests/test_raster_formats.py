@@ -23,7 +23,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lcmem_onnx.runtime.errors import ImageError, Reason
-from lcmem_onnx.runtime.images.content_flags import Note
+from lcmem_onnx.runtime.images.content_flags import ContentFlag
 from lcmem_onnx.runtime.images.discovery import Found, walk
 from lcmem_onnx.runtime.images.formats import HEAD, Kind, Limits, sniff
 from lcmem_onnx.runtime.images.image import open_image
@@ -469,7 +469,7 @@ def test_channels_beyond_color_are_flagged() -> None:
     plain = data[: at + 8] + struct.pack("<H", 0) + data[at + 10 :]
     image = open_image(plain)
     np.testing.assert_array_equal(image.frame(0), colors())
-    assert Note.EXTRA_CHANNELS in image.notes
+    assert ContentFlag.EXTRA_CHANNELS in image.notes
 
 
 # -- hostile files -----------------------------------------------------------------------------------------------------
@@ -501,7 +501,7 @@ def test_flipped_bytes_raise_nothing_else(name: str, data: st.DataObject) -> Non
         image = open_image(bytes(source), Limits(max_pixels=1 << 18, max_frames=8), hint(name))
         for number in range(image.frames):
             image.renderings(number)
-        assert all(isinstance(note, Note) for note in image.notes)
+        assert all(isinstance(note, ContentFlag) for note in image.notes)
     except ImageError:
         pass
 
@@ -632,7 +632,7 @@ def test_more_metadata_than_pillow_reads_does_not_hide_a_png(kind: str, size: in
     for one, other in zip(image.renderings(0), open_image(data).renderings(0), strict=True):
         np.testing.assert_array_equal(one, other)
     assert time.process_time() - start < 2
-    assert (Note.PRIVATE_DATA in image.notes) == (size > 2**20)
+    assert (ContentFlag.PRIVATE_DATA in image.notes) == (size > 2**20)
 
 
 @pytest.mark.parametrize(("kind", "size"), [("zTXt", 2**20), ("zTXt", 2**24), ("iTXt", 2**20)])
@@ -646,4 +646,4 @@ def test_many_texts_of_a_png_cost_little_memory(kind: str, size: int) -> None:
     tracemalloc.stop()
     np.testing.assert_array_equal(shown, open_image(data).frame(0))
     assert peak < 2**27
-    assert Note.PRIVATE_DATA in image.notes
+    assert ContentFlag.PRIVATE_DATA in image.notes

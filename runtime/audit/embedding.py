@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ImageError, LcmemError, Reason
-from ..images.content_flags import Note
+from ..images.content_flags import ContentFlag
 from ..images.dicom.identifiers import NOBODY, Identifiers
 from ..images.image import boundary, views_of
 from ..model.head import Floats
@@ -41,7 +41,7 @@ class Embedded:
     content: bytes | None
     embeddings: dict[int, Floats] = field(repr=False)
     errors: tuple[tuple[int | None, Reason], ...] = ()
-    notes: tuple[Note, ...] = ()
+    notes: tuple[ContentFlag, ...] = ()
     known: bool = False
     thumbnails: dict[int, NDArray[np.uint8]] = field(default_factory=dict, repr=False)
     identifiers: Identifiers = NOBODY

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import Reason
-from ..images.content_flags import SUSPICIOUS, Note
+from ..images.content_flags import SUSPICIOUS, ContentFlag
 from ..images.discovery import Found, Unfound, image_name
 from ..model.head import Floats
 from ..privacy import SiteKey
@@ -42,7 +42,7 @@ class Item:
     content: bytes | None
     frames: int
     errors: tuple[tuple[int | None, Reason], ...] = ()
-    notes: tuple[Note, ...] = ()
+    notes: tuple[ContentFlag, ...] = ()
     patient: str | None = None
 
 
@@ -134,7 +134,7 @@ def embed_set(
             kept = cache.get(done.content)
         elif done.content and kept.embeddings and not errors:
             cache.put(done.content, kept)
-        notes = tuple(Note(note) for note in kept.notes.split())
+        notes = tuple(ContentFlag(note) for note in kept.notes.split())
         if SUSPICIOUS.intersection(notes):
             errors.append((None, Reason.SUSPICIOUS_HEADER))
         item = Item(_name(file.path, root), file.path, done.content, len(kept.embeddings), tuple(errors), notes, kept.patient)

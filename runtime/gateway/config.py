@@ -227,9 +227,9 @@ def _check_rule(rule: Rule, place: str, settings: Settings, reader: _Reader) -> 
         raise reader.error(f"{place}.forward_to", "the rule forwards, and names no destination")
     if (rule.on_match == "forward") != bool(rule.forward_matches_to):
         raise reader.error(f"{place}.forward_matches_to", 'this goes together with on_match = "forward"')
-    from ..images.content_flags import Note
+    from ..images.content_flags import ContentFlag
 
-    notes = [note.value for note in Note]
+    notes = [note.value for note in ContentFlag]
     for note in rule.hold_notes:
         if note not in notes:
             raise reader.error(f"{place}.hold_notes", f"there is no note {note!r}{_near(note, notes)}")

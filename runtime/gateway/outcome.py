@@ -68,7 +68,7 @@ class Outcome:
         model, index: sha256 (hex) of what screened it.
         study: its UID, raw.
         identifiers: whose it is, raw.
-        notes: what the object holds that was not screened: see `runtime.notes.Note`.
+        notes: what the object holds that was not screened: see `runtime.images.content_flags.ContentFlag`.
         timings: seconds, by what was done.
         threshold_source: where `threshold` comes from; None where nothing was compared.
     """

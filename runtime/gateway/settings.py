@@ -233,8 +233,8 @@ class Rule:
         "icon",
         "nested-pixels",
     )
-    """Clear objects with one of these notes (`runtime.notes.Note`) are quarantined all the same: they hold images or texts that
-    nobody looked at. `overlay` and `private-data` are others; many modalities write them."""
+    """Clear objects with one of these flags (see `runtime.images.content_flags`) are quarantined all the same: they hold images or
+    texts that nobody looked at. `overlay` and `private-data` are others; many modalities write them."""
     forward_to: tuple[str, ...] = ()
     """Destinations of what is clear, and of what has no pixels, by name."""
     forward_matches_to: tuple[str, ...] = ()

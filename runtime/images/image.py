@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ImageError, Reason
-from .content_flags import Note
+from .content_flags import ContentFlag
 from .dicom.identifiers import Identifiers
 from .discovery import Found, Skipped, Unfound, image_name, walk
 from .formats import DEFAULT_LIMITS, DICOM_SUFFIXES, HEAD, TGA_SUFFIXES, Kind, Limits, identify, read_file, refusal, sniff
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 __all__ = [
     "DEFAULT_LIMITS",
     "HEAD",
+    "ContentFlag",
     "Found",
     "ImageFile",
     "Kind",
     "Limits",
-    "Note",
     "Skipped",
     "Unfound",
     "boundary",
@@ -70,7 +70,7 @@ class ImageFile:
         return self._source.frames
 
     @property
-    def notes(self) -> tuple[Note, ...]:
+    def notes(self) -> tuple[ContentFlag, ...]:
         """What else the file holds, and is not screened. Of a raster image some show in decoding only: ask after the frames."""
         return self._source.notes
 

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from ..errors import ImageError, Reason, UsageError
 from ..system.python_process import child_search_path, python_command
-from .content_flags import Note
+from .content_flags import ContentFlag
 from .dicom.identifiers import Identifiers
 from .formats import DEFAULT_LIMITS, Kind, Limits
 from .sandbox_worker import OUT_OF_MEMORY_STATUS, Closed, receive, send
@@ -240,7 +240,7 @@ class SandboxedImageFile:
         try:
             self.kind = Kind(opened["kind"])
             self.frames = int(opened["frames"])
-            self.notes = tuple(Note(note) for note in opened["notes"])
+            self.notes = tuple(ContentFlag(note) for note in opened["notes"])
             self.identifiers = Identifiers(**{str(name): _text(value) for name, value in opened["identifiers"].items()})
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             self.close()
@@ -294,15 +294,15 @@ class SandboxedImageFile:
             words, pixels = self._exchange({"frame": number, "size": size}, most)
             return self._arrays(words, pixels, size)
 
-    def _notes_after(self, words: dict[str, Any]) -> tuple[Note, ...]:
+    def _notes_after(self, words: dict[str, Any]) -> tuple[ContentFlag, ...]:
         """The flags, of which decoding a frame shows some: hidden pixels, or that a thumbnail is no other image."""
         if "notes" not in words:
             return self.notes
         try:
-            now = {Note(note) for note in words["notes"]}
+            now = {ContentFlag(note) for note in words["notes"]}
         except (TypeError, ValueError) as error:
             raise ImageError(Reason.DECODER_FAILED, "its decoder answered with something that is no answer") from error
-        return tuple(sorted(now | (set(self.notes) - {Note.EMBEDDED_IMAGE})))
+        return tuple(sorted(now | (set(self.notes) - {ContentFlag.EMBEDDED_IMAGE})))
 
     def _arrays(self, words: dict[str, Any], pixels: bytearray, size: int) -> tuple[NDArray[np.uint8], ...]:
         arrays, at = [], 0

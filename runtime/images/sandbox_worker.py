@@ -29,7 +29,7 @@ import imagecodecs
 import numpy as np
 
 from ..errors import ImageError, Reason
-from .content_flags import Note
+from .content_flags import ContentFlag
 from .dicom import dicom_object  # noqa: F401  # loaded before the fork, else each child would load it
 from .formats import Limits
 from .image import boundary, open_image
@@ -211,7 +211,7 @@ def _serve(channel: socket.socket) -> None:
         send(channel, words, *(np.ascontiguousarray(one).data.cast("B") for one in images))
 
 
-def _send_error(channel: socket.socket, error: ImageError, notes: Sequence[Note] | None = None) -> None:
+def _send_error(channel: socket.socket, error: ImageError, notes: Sequence[ContentFlag] | None = None) -> None:
     """Send an error, with the file's flags where it could be opened."""
     words = {"reason": error.reason, "message": str(error)[:1000]}
     send(channel, words if notes is None else {**words, "notes": notes})

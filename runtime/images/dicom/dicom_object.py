@@ -25,9 +25,10 @@ from pydicom.filereader import data_element_generator, read_dataset
 
 from ...errors import ImageError, Reason
 from ..bit_depth import to_8_bit
-from ..content_flags import Note, notes_of
+from ..content_flags import ContentFlag
 from .codecs import COMPRESSED, Expected, decode_codestream
 from .elements import first_number, stated_frames, value_of
+from .flags import flags_of
 from .grayscale import merged_groups, render_grey
 from .identifiers import identifiers_of
 from .lookup_table import Palette, read_palette
@@ -83,7 +84,7 @@ class Dicom:
         identifiers: whose it is, by its header.
     """
 
-    def __init__(self, dataset: Dataset, syntax: str, expected: Expected, frames: int, notes: tuple[Note, ...]) -> None:
+    def __init__(self, dataset: Dataset, syntax: str, expected: Expected, frames: int, notes: tuple[ContentFlag, ...]) -> None:
         self.frames = frames
         self.notes = notes
         self.identifiers = identifiers_of(dataset)
@@ -94,7 +95,7 @@ class Dicom:
             dataset.add_new("NumberOfFrames", "IS", frames)  # pydicom takes the element's own word for it
         self._palette = _palette_of(dataset, expected)
         if self._palette is None and _says_supplemental(dataset, expected):
-            self.notes = tuple(sorted({*notes, Note.USELESS_PALETTE}))
+            self.notes = tuple(sorted({*notes, ContentFlag.USELESS_PALETTE}))
         self._encoded: list[bytes] | None = None
         if syntax not in _NATIVE:
             self._encoded = _encoded_frames(dataset, frames)
@@ -243,7 +244,7 @@ def open_dicom(data: bytes, *, max_pixels: int, max_frames: int, max_inflated: i
         raise ImageError(Reason.TOO_LARGE, f"it has {frames} frames, more than {max_frames}")
     if syntax in _NATIVE:
         _check_length(dataset, expected, frames)
-    notes = notes_of(dataset, data[:128] if has_preamble else b"")
+    notes = flags_of(dataset, data[:128] if has_preamble else b"")
     return Dicom(dataset, syntax, expected, frames, notes)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import imagecodecs
 
-from ..content_flags import Note
+from ..content_flags import ContentFlag
 from ..formats import TGA_FOOTER
 from .boxes import Box, boxes_in
 
@@ -62,7 +62,7 @@ class Contents:
     metadata: tuple[bytes, ...] = ()
     end: int | None = None
     unknown: int = 0
-    notes: frozenset[Note] = field(default_factory=frozenset)
+    notes: frozenset[ContentFlag] = field(default_factory=frozenset)
     thumbnails: tuple[bytes, ...] = ()
 
 
@@ -76,9 +76,9 @@ def targa_contents(data: bytes) -> Contents:
     if not end <= area <= footer - _TARGA_AREA_BYTES:
         area = footer
     behind = area + _TARGA_AREA_BYTES if area < footer else footer
-    notes = {Note.EMBEDDED_IMAGE} if any(data[area + 486 : area + 490]) and area < footer else set()
+    notes = {ContentFlag.EMBEDDED_IMAGE} if any(data[area + 486 : area + 490]) and area < footer else set()
     if any(data[end:area]) or any(data[behind:footer]):
-        notes.add(Note.APPENDED_DATA)
+        notes.add(ContentFlag.APPENDED_DATA)
     return Contents(metadata=(data[area:behind],), notes=frozenset(notes))
 
 
@@ -229,7 +229,7 @@ def _sub_blocks(data: bytes, at: int) -> tuple[list[bytes], int]:
     return pieces, at + 1
 
 
-def box_contents(data: bytes, notes: Collection[Note] = ()) -> Contents:
+def box_contents(data: bytes, notes: Collection[ContentFlag] = ()) -> Contents:
     """Return the boxes of a JP2 or JPEG XL file; of a bare codestream, where it ends if its last bytes say so."""
     if data[:4] == b"\xff\x4f\xff\x51":
         return Contents(end=_codestream_end(data), notes=frozenset(notes))
@@ -276,7 +276,7 @@ def bmff_contents(data: bytes, info: Mapping[str, Any], *, all_screened: bool) -
             gives the primary image or the sequence (Pillow for AVIF).
     """
     metadata = [bytes(value) for name in ("exif", "xmp") if isinstance(value := info.get(name), bytes)]
-    notes: set[Note] = set()
+    notes: set[ContentFlag] = set()
     thumbnails: tuple[bytes, ...] = ()
     end, unknown = 0, 0
     for box in boxes_in(data):
@@ -284,19 +284,19 @@ def bmff_contents(data: bytes, info: Mapping[str, Any], *, all_screened: bool) -
         if box.kind == b"meta":
             found = _read_items(data, box)
             if found is None:
-                notes.add(Note.EMBEDDED_IMAGE)
+                notes.add(ContentFlag.EMBEDDED_IMAGE)
                 continue
             notes |= found.notes(all_screened)
             thumbnails = tuple(_made_primary(data, found, item) for item in found.thumbnails[:_MAX_THUMBNAILS])
             if len(found.thumbnails) > _MAX_THUMBNAILS:
-                notes.add(Note.EMBEDDED_IMAGE)
+                notes.add(ContentFlag.EMBEDDED_IMAGE)
         elif box.kind == b"moov" and all_screened:
-            notes.add(Note.EMBEDDED_IMAGE)
+            notes.add(ContentFlag.EMBEDDED_IMAGE)
         elif box.kind not in _BMFF_BOXES:
             metadata.append(data[box.start : box.end])
             unknown += box.end - box.start
             if box.kind == b"mpvd":
-                notes.add(Note.APPENDED_DATA)
+                notes.add(ContentFlag.APPENDED_DATA)
     return Contents(tuple(metadata), end, unknown, frozenset(notes), thumbnails)
 
 
@@ -332,7 +332,7 @@ class _Items:
         """Thumbnails of the primary image."""
         return tuple(origin for kind, origin, targets in self.links if kind == b"thmb" and self.primary in targets)
 
-    def notes(self, all_screened: bool) -> set[Note]:
+    def notes(self, all_screened: bool) -> set[ContentFlag]:
         """Flags on images that are neither screened, nor a part of what is, nor its opacity, nor a thumbnail of the primary one."""
         images = {item for item, kind in self.kinds.items() if kind in _CODED}
         others = images - self._parts_of({self.primary}) - self._parts_of({*self.thumbnails, *self.opacities})
@@ -341,8 +341,8 @@ class _Items:
         rest = others - auxiliary
         if all_screened:
             rest -= self._parts_of(rest - self.hidden - {origin for kind, origin, _ in self.links if kind == b"thmb"})
-        found = {Note.AUXILIARY_IMAGE} if others & auxiliary else set()
-        return found | ({Note.EMBEDDED_IMAGE} if rest else set())
+        found = {ContentFlag.AUXILIARY_IMAGE} if others & auxiliary else set()
+        return found | ({ContentFlag.EMBEDDED_IMAGE} if rest else set())
 
 
 def _made_primary(data: bytes, items: _Items, item: int) -> bytes:

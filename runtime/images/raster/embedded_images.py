@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import AvifImagePlugin, PngImagePlugin
 
 from ...errors import ImageError
-from ..content_flags import PRIVATE_BYTES, Note
+from ..content_flags import PRIVATE_BYTES, ContentFlag
 from ..formats import Kind, Limits
 from ..preprocess import Pixels, as_array
 from .containers import Contents, bmff_contents, box_contents, gif_contents, png_contents, riff_contents, targa_contents
@@ -67,7 +67,7 @@ class Embedded:
         images: images in metadata, which are flagged until a frame is found to show the same.
     """
 
-    def __init__(self, notes: Iterable[Note] = (), images: Iterable[_Image] = ()) -> None:
+    def __init__(self, notes: Iterable[ContentFlag] = (), images: Iterable[_Image] = ()) -> None:
         self._notes = frozenset(notes)
         self._images = list(images)
         self._different = False
@@ -75,10 +75,10 @@ class Embedded:
             self._images, self._different = [], True
 
     @property
-    def notes(self) -> frozenset[Note]:
+    def notes(self) -> frozenset[ContentFlag]:
         """The flags as far as they are known."""
         flagged = self._different or bool(self._images)
-        return self._notes | ({Note.EMBEDDED_IMAGE} if flagged else frozenset())
+        return self._notes | ({ContentFlag.EMBEDDED_IMAGE} if flagged else frozenset())
 
     def compare(self, frame: int, shown: Pixels) -> None:
         """Compare a decoded frame, not turned by EXIF, with the images that should show it."""
@@ -106,7 +106,7 @@ def find_embedded(data: bytes, kind: Kind, source: Any, limits: Limits) -> Embed
     try:
         return _found(data, kind, source, limits)
     except Exception:  # noqa: BLE001  # on hostile metadata the image itself is still screened, and the flag tells of the rest
-        return Embedded({Note.EMBEDDED_IMAGE})
+        return Embedded({ContentFlag.EMBEDDED_IMAGE})
 
 
 def _found(data: bytes, kind: Kind, source: Any, limits: Limits) -> Embedded:
@@ -119,9 +119,9 @@ def _found(data: bytes, kind: Kind, source: Any, limits: Limits) -> Embedded:
     images += [_Image(_decoder(_shown_by(kind), blob, limits), 0) for blob in contents.thumbnails]
     notes = set(contents.notes)
     if _holds_something(data[contents.end :] if contents.end is not None else b""):
-        notes.add(Note.APPENDED_DATA)
+        notes.add(ContentFlag.APPENDED_DATA)
     if contents.unknown > PRIVATE_BYTES:
-        notes.add(Note.PRIVATE_DATA)
+        notes.add(ContentFlag.PRIVATE_DATA)
     return Embedded(notes, images)
 
 
@@ -265,9 +265,9 @@ def _of_jpeg(data: bytes, source: Any, limits: Limits) -> Embedded:
         spans.append((start, end))
     notes = set()
     if unknown > PRIVATE_BYTES:
-        notes.add(Note.PRIVATE_DATA)
+        notes.add(ContentFlag.PRIVATE_DATA)
     if source.header.end is not None and any(_more_than_a_trailer(data[a:b]) for a, b in _gaps(spans, len(data))):
-        notes.add(Note.APPENDED_DATA)
+        notes.add(ContentFlag.APPENDED_DATA)
     return Embedded(notes, images)
 
 
@@ -350,7 +350,7 @@ def _of_tiff(data: bytes, source: Tiff, limits: Limits) -> Embedded:
     notes = set()
     unnamed = [(start, end) for start, end in _gaps([*pixels, *named], len(data)) if _holds_something(data[start:end])]
     if sum(end - start for start, end in unnamed) > PRIVATE_BYTES or any(_SIGNATURES.search(data[a:b]) for a, b in unnamed):
-        notes.add(Note.APPENDED_DATA)
+        notes.add(ContentFlag.APPENDED_DATA)
     for blob in source.packets():
         images += [image for image in _images_in(blob, limits) if _BASE64.search(blob)]
     return Embedded(notes, images)

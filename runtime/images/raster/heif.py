@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import ImageError, Reason
-from ..content_flags import Note
+from ..content_flags import ContentFlag
 from ..formats import Limits
 from .jpeg import check_size
 from .renderings import Alpha, Decoded, color_renderings, flattened, grey_renderings, has_hidden_image
@@ -75,4 +75,4 @@ def _rendered(values: NDArray[Any], mode: str) -> Decoded:
         rgb = np.ascontiguousarray(values[..., :3])
         renderings = color_renderings(rgb, top=top, alpha=alpha) if top > 255 else flattened(rgb, alpha)
         hidden = top == 255 and has_hidden_image(rgb, alpha)
-    return Decoded(renderings, 1, frozenset({Note.HIDDEN_PIXELS} if hidden else set()))
+    return Decoded(renderings, 1, frozenset({ContentFlag.HIDDEN_PIXELS} if hidden else set()))

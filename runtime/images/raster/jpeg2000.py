@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import ImageError, Reason
-from ..content_flags import Note
+from ..content_flags import ContentFlag
 from ..formats import Limits
 from .boxes import Box, boxes_in
 from .jpeg import check_size
@@ -192,7 +192,7 @@ def _rendered(values: NDArray[Any], size: _Size, colors: _Colors) -> Decoded:
     alpha = None
     if opacity is not None and count <= opacity[0] < channels:
         alpha = Alpha(values[..., opacity[0]], top or (1 << (bits - 1)) - 1, opacity[1])
-    notes = {Note.EXTRA_CHANNELS} if channels > count + (alpha is not None) else set()
+    notes = {ContentFlag.EXTRA_CHANNELS} if channels > count + (alpha is not None) else set()
     if count == 1:
         renderings = grey_renderings(np.ascontiguousarray(values[..., 0]), top=top, alpha=alpha)
     elif count == 4:
@@ -200,5 +200,5 @@ def _rendered(values: NDArray[Any], size: _Size, colors: _Colors) -> Decoded:
     else:
         renderings = color_renderings(values[..., :3], top=top, alpha=alpha)
     if alpha is not None and values.dtype == np.uint8 and has_hidden_image(values[..., :count], alpha):
-        notes.add(Note.HIDDEN_PIXELS)
+        notes.add(ContentFlag.HIDDEN_PIXELS)
     return Decoded(renderings, 1, frozenset(notes))

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import ImageError, Reason
-from ..content_flags import Note
+from ..content_flags import ContentFlag
 from ..formats import Limits
 from .boxes import boxes_in
 from .jpeg import check_size
@@ -83,9 +83,9 @@ class JpegXl:
         self._all: NDArray[Any] | None = None
 
     @property
-    def notes(self) -> frozenset[Note]:
+    def notes(self) -> frozenset[ContentFlag]:
         """What the header says there is besides the frames."""
-        return frozenset({Note.AUXILIARY_IMAGE} if self._header.preview else set())
+        return frozenset({ContentFlag.AUXILIARY_IMAGE} if self._header.preview else set())
 
     def _count(self, most: int) -> int:
         """Count an animation's frames without decoding them: imagecodecs does so before it looks at the array for the pixels."""
@@ -127,13 +127,13 @@ class JpegXl:
         alpha = None
         if channels in (2, 4):
             alpha = Alpha(values[..., -1], 1.0 if top is None else top, header.premultiplied)
-        notes = {Note.EXTRA_CHANNELS} if set(header.extra) - {_ALPHA} or header.extra.count(_ALPHA) > 1 else set()
+        notes = {ContentFlag.EXTRA_CHANNELS} if set(header.extra) - {_ALPHA} or header.extra.count(_ALPHA) > 1 else set()
         if channels <= 2:
             renderings = grey_renderings(np.ascontiguousarray(values[..., 0]), top=top, alpha=alpha)
         else:
             renderings = color_renderings(values[..., :3], top=top, alpha=alpha)
         if alpha is not None and values.dtype == np.uint8 and has_hidden_image(values[..., : channels - 1], alpha):
-            notes.add(Note.HIDDEN_PIXELS)
+            notes.add(ContentFlag.HIDDEN_PIXELS)
         return Decoded(renderings, 1, frozenset(notes))
 
 

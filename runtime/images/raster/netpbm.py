@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import ImageError, Reason
-from ..content_flags import Note
+from ..content_flags import ContentFlag
 from ..formats import Limits
 from .jpeg import check_size
 from .renderings import Alpha, Decoded, color_renderings, grey_renderings, has_hidden_image
@@ -95,7 +95,7 @@ class Netpbm:
         else:
             renderings = color_renderings(np.ascontiguousarray(values[..., :3]), top=top, alpha=alpha)
         hidden = alpha is not None and values.dtype == np.uint8 and has_hidden_image(values[..., :colors], alpha)
-        return Decoded(renderings, 1, frozenset({Note.HIDDEN_PIXELS} if hidden else set()))
+        return Decoded(renderings, 1, frozenset({ContentFlag.HIDDEN_PIXELS} if hidden else set()))
 
 
 def _read_header(data: bytes, at: int) -> _Image:

@@ -33,7 +33,7 @@ from PIL import (
 )
 
 from ...errors import ImageError, Reason
-from ..content_flags import Note
+from ..content_flags import ContentFlag
 from ..formats import Kind, Limits
 from ..preprocess import Pixels, turned
 from .containers import without_large_texts
@@ -88,11 +88,11 @@ class Raster:
         self.frames = source.frames
         self._source = source
         self._embedded = embedded
-        self._seen: set[Note] = set()
+        self._seen: set[ContentFlag] = set()
         self._lock = threading.Lock()
 
     @property
-    def notes(self) -> tuple[Note, ...]:
+    def notes(self) -> tuple[ContentFlag, ...]:
         """Flags on what the file holds and the frames do not show, sorted.
 
         Some are known only once a frame has been decoded: whether a thumbnail shows what the first frame shows (until then, it is
@@ -273,7 +273,7 @@ class _Pillow:
         if alpha is None and image.mode in ("RGB", "L") and self.frames == 1:  # nothing changes it any more
             return Decoded((image,), orientation)
         rgb = _opaque(image)
-        hidden = {Note.HIDDEN_PIXELS} if has_hidden_image(rgb, alpha) else set()
+        hidden = {ContentFlag.HIDDEN_PIXELS} if has_hidden_image(rgb, alpha) else set()
         return Decoded(flattened(rgb, alpha), orientation, frozenset(hidden))
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 
 from ...errors import ImageError, Reason
 from ..bit_depth import nominal_depth, percentile_range, stretched, to_8_bit
-from ..content_flags import Note
+from ..content_flags import ContentFlag
 from ..preprocess import BLANK_LEVELS, Pixels
 
 __all__ = [
@@ -78,7 +78,7 @@ class Decoded:
 
     renderings: tuple[Pixels, ...]
     orientation: int = 1
-    notes: frozenset[Note] = frozenset()
+    notes: frozenset[ContentFlag] = frozenset()
 
 
 def levels(values: NDArray[Any], top: int | None = None) -> NDArray[np.uint8]:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import ImageError, Reason
-from ..content_flags import Note
+from ..content_flags import ContentFlag
 from ..formats import Limits
 from .jpeg import check_size, decode_jpeg, read_jpeg
 from .renderings import Alpha, Decoded, Renderings, color_renderings, converted, flattened, grey_renderings, has_hidden_image
@@ -426,12 +426,12 @@ class Tiff:
 def _rendered(values: NDArray[Any], layout: _Layout, directory: Directory) -> Decoded:
     """Samples to renderings."""
     colors = 3 if layout.photometric == _YCBCR else _COLORS[layout.photometric]
-    notes: set[Note] = set()
+    notes: set[ContentFlag] = set()
     extra = layout.extra
     # Where libtiff converts colors, it drops the channels beyond them.
     alpha = _alpha(values, layout, colors)
     if (alpha is None and extra) or len(extra) > 1:
-        notes.add(Note.EXTRA_CHANNELS)
+        notes.add(ContentFlag.EXTRA_CHANNELS)
     if layout.photometric in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _MASK):
         renderings = _grey(values[..., 0], layout, alpha)
     elif layout.photometric == _PALETTE:
@@ -445,7 +445,7 @@ def _rendered(values: NDArray[Any], layout: _Layout, directory: Directory) -> De
     else:
         renderings = color_renderings(values[..., :3], alpha=alpha)
     if has_hidden_image(renderings[-1] if alpha is None else _plain(values, layout), alpha):
-        notes.add(Note.HIDDEN_PIXELS)
+        notes.add(ContentFlag.HIDDEN_PIXELS)
     return Decoded(renderings, layout.orientation, frozenset(notes))
 
 
