@@ -8,8 +8,6 @@ if __name__ == "__main__":
     except ModuleNotFoundError as error:
         if error.name != "lcmem_onnx":
             raise
-        sys.stderr.write(
-            "error: lcmem-onnx is not installed in this environment: run pip install -e '.[cpu,export]' in the checkout\n"
-        )
+        print("error: lcmem-onnx is not installed here: run pip install -e '.[cpu,export]' in the checkout", file=sys.stderr)
         sys.exit(2)
     main(prog_name="python -m export")

@@ -79,7 +79,7 @@ def test_a_changed_manifest_is_noticed(copy: Path) -> None:
         (lambda m: m.update(license=5), "lacks or garbles"),
         (lambda m: m.pop("checkpoint"), "lacks or garbles.*checkpoint"),
         (lambda m: m.update(parity=True), "lacks or garbles"),
-        (lambda m: m["parity"].update(fp32={}), "lacks or garbles.*images"),
+        (lambda m: m["parity"].update(fp32={}), "lacks or garbles.*pictures"),
         (lambda m: m["files"].update({"gone.onnx": {"sha256": "", "bytes": 0}}), "is missing"),
     ],
 )
