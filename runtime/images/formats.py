@@ -57,7 +57,7 @@ class Limits:
         max_pixels: width times height of a frame. Decoding takes up to some 20 bytes a pixel.
         max_frames: of a file.
         max_inflated_bytes: what a deflated DICOM object may grow to.
-        max_seconds: of processor time, for opening an image and for each of its frames. Kept only in `isolation`, as is the next.
+        max_seconds: of processor time, for opening an image and for each of its frames. Kept only in `sandbox`, as is the next.
         max_memory_bytes: that decoding may take, beyond what the decoders themselves do. The file's content counts twice.
     """
 
