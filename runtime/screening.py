@@ -39,7 +39,7 @@ from .results import SCHEMA_VERSION, Comparison, Embedded, EmbeddedFile, Indexed
 from .system.cpu import cpu_limit
 
 if TYPE_CHECKING:
-    from .images.sandbox import Nursery, SandboxedImageFile
+    from .images.sandbox import DecoderPool, SandboxedImageFile
 
 __all__ = ["SCHEMA_VERSION", "Comparison", "Embedded", "Indexed", "Result", "Screener", "Source", "Verdict"]
 
@@ -117,14 +117,14 @@ class Screener:
         self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
         self.encoder = Encoder(self.bundle, variant=variant, provider=provider, threads=threads, session=session)
         self.limits = limits
-        self._nursery = _nursery(limits) if isolate else None
+        self._sandbox = _decoder_pool(limits) if isolate else None
         self._workers = threads or cpu_limit()
         self._batch = self.encoder.batch
 
     def close(self) -> None:
         """End the decoders' processes, where there are any. They are started again when they are needed."""
-        if self._nursery:
-            self._nursery.close()
+        if self._sandbox:
+            self._sandbox.close()
 
     # -- one image or two ----------------------------------------------------------------------------------------
 
@@ -198,7 +198,7 @@ class Screener:
 
     def open(self, data: bytes, name: str = "") -> ImageFile | SandboxedImageFile:
         """Open a file's bytes as this screener does, in a process of its own where it isolates; `close` what is returned."""
-        return self._nursery.open(data, name) if self._nursery else open_image(data, self.limits, name)
+        return self._sandbox.open(data, name) if self._sandbox else open_image(data, self.limits, name)
 
     def self_test(self) -> float:
         """Embed a drawn image and score it with itself: close to 1 in a model that works.
@@ -486,10 +486,10 @@ class Screener:
             return [self._embed_safely([image])[0] for image in pixels]
 
 
-def _nursery(limits: Limits) -> Nursery:
-    from .images.sandbox import Nursery
+def _decoder_pool(limits: Limits) -> DecoderPool:
+    from .images.sandbox import DecoderPool
 
-    return Nursery(limits)
+    return DecoderPool(limits)
 
 
 def _empty(gallery: Gallery) -> GalleryError:

@@ -21,7 +21,7 @@ import pytest
 from lcmem_onnx.runtime.images.content_flags import ContentFlag
 from lcmem_onnx.runtime.images.image import open_image
 from lcmem_onnx.runtime.images.raster.thumbnails import shows_the_same
-from lcmem_onnx.runtime.images.sandbox import Nursery
+from lcmem_onnx.runtime.images.sandbox import DecoderPool
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
@@ -197,9 +197,9 @@ def test_until_its_frame_is_decoded_a_thumbnail_is_flagged() -> None:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="isolation needs Linux")
 def test_isolated_the_flags_are_the_same() -> None:
-    with Nursery() as nursery:
+    with DecoderPool() as decoders:
         for shown in (0, 1):
-            image = nursery.open(with_segments(photo(), segment(0xE1, b"Exif\0\0" + exif(thumbnail(photo(shown))))))
+            image = decoders.open(with_segments(photo(), segment(0xE1, b"Exif\0\0" + exif(thumbnail(photo(shown))))))
             assert image.notes == (EMBEDDED,)
             image.frame(0)
             assert image.notes == ((EMBEDDED,) if shown else ())
