@@ -393,8 +393,9 @@ def test_flags_reach_json_and_the_table(tmp_path: Path, images: Path, tiny_bundl
 
 def test_flags_of_frames_that_are_decoded_late(tmp_path: Path, images: Path, tiny_bundle: Path) -> None:
     """Beyond the frames that are decoded ahead, hidden pixels show when their turn comes."""
+    from lcmem_onnx.runtime.decode_pool import FRAMES_AHEAD
     from lcmem_onnx.runtime.gallery import Gallery
-    from lcmem_onnx.runtime.screening import FRAMES_AHEAD, Screener
+    from lcmem_onnx.runtime.screening import Screener
 
     frames = [np.dstack([np.asarray(photo().resize((64, 48))), np.full((48, 64), 255, np.uint8)]) for _ in range(FRAMES_AHEAD + 3)]
     frames[-1] = frames[-1].copy()

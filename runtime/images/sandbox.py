@@ -152,11 +152,7 @@ class DecoderPool:
             ours.settimeout(START_SECONDS)
             with theirs:
                 self._process = subprocess.Popen(
-                    [
-                        *python_command(),
-                        *("-c", _PROGRAM),
-                        *(json.dumps(child_search_path()), str(theirs.fileno())),
-                    ],
+                    [*python_command(), "-c", _PROGRAM, json.dumps(child_search_path()), str(theirs.fileno())],
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
