@@ -162,7 +162,7 @@ class Screener:
         return Comparison(score, float(logits[row, column]), decision.threshold, verdict, frames, decision.source.value)
 
     def _views(self, image: Source) -> Iterator[tuple[NDArray[np.uint8], ...]]:
-        """Of each frame."""
+        """Yield the resized renderings of each frame."""
         if isinstance(image, np.ndarray):
             check_rgb(image)
             yield views_of([image], self.bundle.image_size)
@@ -435,10 +435,10 @@ def _errors(parts: Iterable[Frame]) -> tuple[tuple[int | None, Reason, str], ...
     return tuple((part.number, *_explain(part.error)) for part in parts if isinstance(part, FailedFrame))
 
 
-def _pseudonyms(whose: Identifiers, gallery: Gallery) -> tuple[str | None, str | None]:
-    """A patient's and a study's pseudonyms; the site key is not asked for where there is nothing to hide."""
-    patient = gallery.site_key().patient(whose.patient_id, whose.issuer) if whose.patient_id else None
-    return patient, gallery.site_key().study(whose.study_uid) if whose.study_uid else None
+def _pseudonyms(identifiers: Identifiers, gallery: Gallery) -> tuple[str | None, str | None]:
+    """Return the pseudonyms of a patient and a study. Without either, the site key is not opened."""
+    patient = gallery.site_key().patient(identifiers.patient_id, identifiers.issuer) if identifiers.patient_id else None
+    return patient, gallery.site_key().study(identifiers.study_uid) if identifiers.study_uid else None
 
 
 def _explain(error: LcmemError) -> tuple[Reason, str]:
