@@ -22,7 +22,6 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import socket
-import ssl
 import struct
 import tempfile
 import threading
@@ -41,9 +40,10 @@ from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
 from ..errors import GatewayError
 from .json_logging import Log
-from .settings import ReceiveSettings, TlsClient, TlsServer
+from .settings import ReceiveSettings
+from .tls import server_context
 
-__all__ = ["Doors", "client_context", "configure_pynetdicom", "open_server", "server_context"]
+__all__ = ["Doors", "configure_pynetdicom", "open_server"]
 
 OPENING_PDU = 1 << 17
 """Bytes of an association request; with 128 contexts of many syntaxes it has some 30,000."""
@@ -69,40 +69,6 @@ def configure_pynetdicom(incoming: Path) -> None:
     _config.STORE_SEND_CHUNKED_DATASET = True
     _config.UNRESTRICTED_STORAGE_SERVICE = True
     tempfile.tempdir = str(incoming)
-
-
-def server_context(tls: TlsServer) -> ssl.SSLContext:
-    """TLS 1.2 or newer for callers, with their certificates if `client_ca` is given.
-
-    Raises:
-        GatewayError: a file cannot be read or is no certificate or key.
-    """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    try:
-        context.load_cert_chain(tls.certificate, tls.key)
-        if tls.client_ca:
-            context.load_verify_locations(tls.client_ca)
-            context.verify_mode = ssl.CERT_REQUIRED
-    except (OSError, ssl.SSLError) as error:
-        raise GatewayError(f"TLS: {tls.certificate}, {tls.key} or {tls.client_ca} cannot be used: {error}") from error
-    return context
-
-
-def client_context(tls: TlsClient) -> ssl.SSLContext:
-    """TLS 1.2 or newer towards others, whose certificate and name are checked.
-
-    Raises:
-        GatewayError: a file cannot be read or is no certificate or key.
-    """
-    try:
-        context = ssl.create_default_context(cafile=tls.ca)
-        if tls.certificate and tls.key:
-            context.load_cert_chain(tls.certificate, tls.key)
-    except (OSError, ssl.SSLError) as error:
-        raise GatewayError(f"TLS: {tls.ca} or {tls.certificate} cannot be used: {error}") from error
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    return context
 
 
 @dataclass(eq=False)

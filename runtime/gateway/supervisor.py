@@ -6,7 +6,6 @@ Nothing that matters is in memory only: kill -9 of everything at any moment lose
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import secrets
@@ -24,6 +23,7 @@ from typing import Any
 
 from ..errors import GatewayError
 from ..system.atomic_write import put_whole
+from ..system.file_lock import try_lock
 from ..system.python_process import module_command
 from .json_logging import Log, configure_logs
 from .lock import LOCK, RUNNING, running_facts
@@ -274,15 +274,11 @@ def _only_one(folder: Path) -> Iterator[int]:
         raise GatewayError(f"the spool's folder {folder} cannot be made: {error.strerror}") from error
     try:
         deadline = time.monotonic() + LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() > deadline:
-                    pid = (running_facts(folder) or {}).get("pid", "unknown")
-                    raise GatewayError(f"another gateway (process {pid}) uses {folder}") from error
-                time.sleep(0.2)
+        while not try_lock(lock):
+            if time.monotonic() > deadline:
+                pid = (running_facts(folder) or {}).get("pid", "unknown")
+                raise GatewayError(f"another gateway (process {pid}) uses {folder}")
+            time.sleep(0.2)
         yield lock
     finally:
         os.close(lock)

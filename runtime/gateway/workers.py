@@ -16,12 +16,12 @@ import json
 import os
 import signal
 import sys
-import threading
 import time
 import warnings
 
 from ..errors import GatewayError, LcmemError
 from ..gallery.storage.schema import DATABASE
+from ..system.parent_process import end_with_parent
 from .json_logging import Log, configure_logs
 from .settings import Settings
 from .spool import Spool
@@ -182,13 +182,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: part.stop.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the service passes it on in order
 
-    def follow_the_service() -> None:
-        sys.stdin.buffer.read()
-        part.stop.set()
-        time.sleep(GRACE_SECONDS)
-        os._exit(1)
-
-    threading.Thread(target=follow_the_service, daemon=True).start()
+    end_with_parent(part.stop.set, GRACE_SECONDS)
     code = 1
     try:
         _RUN[order.name](part)
