@@ -95,7 +95,7 @@ class HttpServer:
     def _run(self) -> None:
         try:
             self._server.run(sockets=[self._socket])
-        except Exception as error:  # noqa: BLE001  # a thread's last frame; whoever runs the part looks at `failed`
+        except Exception as error:  # noqa: BLE001  # a thread's last frame; the worker looks at `failed`
             log.defect("http-died", error)
         if not self._server.should_exit:
             self.failed.set()
