@@ -6,15 +6,15 @@ Found in pynetdicom 3.0.4, with what closes it here:
 * three bytes and then silence, or a byte now and then, hold a connection for ever: a PDU has a deadline, an object another;
 * the TLS handshake runs in the accept loop, where one silent caller stops all others: `_Server.get_request` leaves it to the
   connection's own thread, under the same deadline;
-* silent connections count as associations, until nobody can call: `_Entity` counts established ones alone, and `ConnectionTracker` closes the
-  oldest of too many others;
+* silent connections count as associations, until nobody can call: `_Entity` counts established ones alone, and
+  `ConnectionTracker` closes the oldest of too many others;
 * a command set, or the data set of anything but a C-STORE, is gathered in memory without end, and requests that do not wait for
   answers are queued without end: `_BoundedReader` looks at both;
 * an association that ends in the middle of an object leaves its temporary file: `ConnectionTracker` removes it;
 * an exception while an association is negotiated (a presentation context without a transfer syntax, say) leaves a thread and a
   connection for good: `ConnectionTracker.sweep` ends what its association has left.
 
-The switches are pynetdicom's own module globals, so they hold for a whole process: the gateway's parts are processes of their own.
+The switches are pynetdicom's own module globals, so they hold for a whole process: each worker of the gateway is one.
 """
 
 from __future__ import annotations
