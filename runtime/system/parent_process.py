@@ -7,6 +7,9 @@ system, for programs of several threads.
 A sandboxed decoder (`images.sandbox_worker`) does not use this: hostile input may keep its one thread in C code, where no watching
 thread gets a turn. The kernel kills it by PR_SET_PDEATHSIG, which Linux alone has, and which suits it because the process that
 forks it has a single thread: the signal comes when the parent's *thread* ends.
+
+A process that draws one image for the gateway's pages (`gateway.http.rendering`) needs neither: its stdin is the image, and limits
+on its CPU time end it.
 """
 
 from __future__ import annotations
