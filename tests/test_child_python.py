@@ -76,7 +76,7 @@ def test_planted_modules_do_run_without_the_option(planted: Path) -> None:
 
 def test_a_part_of_the_gateway_runs_nothing_planted(planted: Path, tmp_path: Path) -> None:
     from lcmem_onnx.runtime.gateway.settings import FolderSettings, Settings, SpoolSettings
-    from lcmem_onnx.runtime.gateway.worker_process import Order, write_order
+    from lcmem_onnx.runtime.gateway.worker_process import WorkerSpec, write_spec
     from lcmem_onnx.runtime.privacy import create_site_key
 
     create_site_key(tmp_path / "site.key")
@@ -90,7 +90,7 @@ def test_a_part_of_the_gateway_runs_nothing_planted(planted: Path, tmp_path: Pat
     with subprocess.Popen(command, cwd=planted, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as part:
         assert part.stdin
         assert part.stdout
-        write_order(Order("receive", settings, "test"), part.stdin)
+        write_spec(WorkerSpec("receive", settings, "test"), part.stdin)
         assert json.loads(part.stdout.readline()) == {}  # it is ready
         part.terminate()
         assert part.wait(15) == 0

@@ -23,6 +23,7 @@ from typing import Any
 import httpx2 as httpx
 
 from ..errors import ArchiveError, ImageError, Reason, UsageError
+from ..system.tls import client_context
 
 __all__ = ["Connection", "Credentials", "Pace", "Server", "read_credentials"]
 
@@ -153,7 +154,7 @@ class Connection:
         self._client = httpx.Client(
             auth=auth,
             headers=headers,
-            verify=_tls(server),
+            verify=client_context(server.ca, server.certificate, server.key, error=UsageError),
             trust_env=False,
             timeout=TIMEOUT,
             transport=transport,
@@ -352,22 +353,6 @@ def _is_this_machine(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _tls(server: Server) -> ssl.SSLContext:
-    """The server's certificate and name are always checked."""
-    try:
-        context = ssl.create_default_context(cafile=None if server.ca is None else str(server.ca))
-    except (OSError, ssl.SSLError) as error:
-        raise UsageError(f"the certificates in {server.ca} cannot be read: {error.strerror or error}") from error
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if server.certificate is not None:
-        try:
-            # An encrypted key would make OpenSSL ask on the terminal, from which no service is started.
-            context.load_cert_chain(server.certificate, server.key, password=lambda: "")
-        except (OSError, ssl.SSLError) as error:
-            raise UsageError(f"our certificate {server.certificate} cannot be used: {error.strerror or error}") from error
-    return context
 
 
 def _is_certificate(error: BaseException | None) -> bool:

@@ -22,7 +22,6 @@ Anyone who can rewrite both the files and the database can forge a trail; send t
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -35,6 +34,7 @@ from typing import Any, BinaryIO
 
 from ..errors import GatewayError
 from ..system.atomic_write import sync
+from ..system.file_lock import wait_for_lock
 from .database import Connection, Database, read_meta, write_meta
 
 __all__ = [
@@ -203,7 +203,7 @@ class AuditTrail:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         with open(self._folder / ".lock", "w", encoding="ascii") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            wait_for_lock(lock.fileno())
             yield
 
 
@@ -371,7 +371,7 @@ def _undisturbed(folder: Path) -> Iterator[None]:
         except OSError:  # nobody has flushed yet, or this user may only read the trail
             pass
         else:
-            fcntl.flock(lock, fcntl.LOCK_SH)
+            wait_for_lock(lock.fileno(), shared=True)
         yield
 
 

@@ -220,6 +220,7 @@ def _send_error(channel: socket.socket, error: ImageError, notes: Sequence[Conte
 def _confine(limits: Limits) -> None:
     """No more memory and time than allowed, no files to be written, no core dumps, and no life after the parent's."""
     libc = ctypes.CDLL(None, use_errno=True)
+    # Not `system.parent_process`: hostile input may keep this one thread in C code, where no watching thread gets a turn.
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     if os.getppid() == 1:
