@@ -154,7 +154,6 @@ def measure_strangers(
     """
     chosen = [row for row in rows if row.ds_name not in no_negatives]
     size = screener.bundle.image_size
-    tell = progress or (lambda what, done, total: None)
     vectors: dict[int, NDArray[np.float32]] = {}
     waiting: list[tuple[int, NDArray[np.uint8]]] = []
 
@@ -165,13 +164,15 @@ def measure_strangers(
             waiting.clear()
 
     for at, versions in enumerate(read_ahead(chosen, size, (), seed, workers)):
-        tell("tail", at, len(chosen))
+        if progress:
+            progress("tail", at, len(chosen))
         if not isinstance(versions, Unreadable):
             waiting.append((at, versions.original))
         if len(waiting) == AT_ONCE:
             embed()
     embed()
-    tell("tail", len(chosen), len(chosen))
+    if progress:
+        progress("tail", len(chosen), len(chosen))
     by_set: dict[tuple[str, str], list[int]] = {}
     for at in vectors:
         row = chosen[at]

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from ..calibration.intervals import Interval
 from ..errors import Reason
 from .neighbours import Match
-from .statistics import Interval, rate_interval
+from .statistics import rate_interval
 
 __all__ = [
     "FOUND",
@@ -47,7 +48,7 @@ class Grade(StrEnum):
 
 FOUND = frozenset({Grade.IDENTICAL, Grade.MEMORIZED, Grade.REIDENTIFIED, Grade.MATCH})
 """The grades that are a find."""
-_ORDER = {grade: at for at, grade in enumerate(Grade)}
+_ORDER = {grade: rank for rank, grade in enumerate(Grade)}
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Finding:
     """One released image.
 
     Attributes:
-        at: which item of the released set.
+        index: which item of the released set.
         name: where it lies below the released folder.
         sha256: of the file, hex; None when it could not be read.
         grade: see `Grade`.
@@ -70,7 +71,7 @@ class Finding:
         labels: its folder, and what a list of labels says of it.
     """
 
-    at: int
+    index: int
     name: str
     sha256: str | None
     grade: Grade

@@ -29,13 +29,13 @@ class Order:
 
 @dataclass
 class Part:
-    """A part while it runs: `run` functions get it, say `ready` when they are, and return soon after `stop` is set."""
+    """A part while it runs: `run` functions get it, call `ready` when they are, and return soon after `stop` is set."""
 
     name: str
     settings: Settings
     owner: str
+    ready: Callable[[dict[str, object]], None]
     stop: threading.Event = field(default_factory=threading.Event)
-    ready: Callable[[dict[str, object]], None] = lambda facts: None
 
 
 class Threads:
