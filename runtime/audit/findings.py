@@ -97,12 +97,12 @@ class Cluster:
 
     Attributes:
         name: the released image's name, or the reference image's key.
-        others: the other side, best first: (name or key, score).
-        total: how many there are; `others` may be fewer.
+        partners: the other side, best first: (name or key, score).
+        total: how many there are; `partners` may be fewer.
     """
 
     name: str
-    others: tuple[tuple[str, float], ...]
+    partners: tuple[tuple[str, float], ...]
     total: int
 
 
@@ -150,11 +150,11 @@ def copied_often(findings: Sequence[Finding]) -> list[Cluster]:
             for key, score in pairs.items():
                 by_key[key].append((finding.name, score))
     clusters = [
-        Cluster(key, tuple(sorted(others, key=lambda other: (-other[1], other[0]))), len(others))
-        for key, others in by_key.items()
-        if len(others) > 1
+        Cluster(key, tuple(sorted(partners, key=lambda partner: (-partner[1], partner[0]))), len(partners))
+        for key, partners in by_key.items()
+        if len(partners) > 1
     ]
-    return sorted(clusters, key=lambda cluster: (-cluster.total, -cluster.others[0][1], cluster.name))
+    return sorted(clusters, key=lambda cluster: (-cluster.total, -cluster.partners[0][1], cluster.name))
 
 
 def like_many(findings: Sequence[Finding]) -> list[Cluster]:
@@ -164,7 +164,7 @@ def like_many(findings: Sequence[Finding]) -> list[Cluster]:
         for finding in findings
         if finding.total > 1
     ]
-    return sorted(clusters, key=lambda cluster: (-cluster.total, -cluster.others[0][1], cluster.name))
+    return sorted(clusters, key=lambda cluster: (-cluster.total, -cluster.partners[0][1], cluster.name))
 
 
 def by_group(findings: Sequence[Finding], label: str) -> list[Group]:

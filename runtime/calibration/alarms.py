@@ -88,16 +88,21 @@ def alarm_load(
     scale = calibration.witnesses / calibration.negatives
     found: dict[float, Alarms] = {}
     for rate in sorted({*RATES, calibration.wanted}, key=lambda rate: (rate != calibration.wanted, -rate)):
-        one = calibration
+        fitted = calibration
         if rate != calibration.wanted:
             try:
-                one = calibrate(tops, calibration.growth.size, rate, calibration.fingerprint, witnesses=calibration.witnesses)
+                fitted = calibrate(tops, calibration.growth.size, rate, calibration.fingerprint, witnesses=calibration.witnesses)
             except UsageError:  # too many of the negatives score 1 for so low a rate
                 continue
         found.setdefault(
-            one.threshold,
+            fitted.threshold,
             Alarms(
-                one.threshold, ThresholdSource.INDEX, rate, one.fpir, one.fpir_interval, copies(one.threshold) if copies else ()
+                fitted.threshold,
+                ThresholdSource.INDEX,
+                rate,
+                fitted.fpir,
+                fitted.fpir_interval,
+                copies(fitted.threshold) if copies else (),
             ),
         )
     flagged = int((tops[:, 0] >= otherwise.threshold).sum())

@@ -129,19 +129,19 @@ def best_scores(gallery: Gallery, images: Sequence[Floats], kept: int = KEPT, wa
     keys = [""] * len(images)
     size = 0
 
-    def score(at: int, names: list[str], vectors: Floats) -> None:
-        logits = _logits(head, images[at], vectors)
+    def score(index: int, names: list[str], vectors: Floats) -> None:
+        logits = _logits(head, images[index], vectors)
         best = int(logits.argmax())
-        if logits[best] > tops[at, 0]:
-            keys[at] = names[best]
-        together = np.concatenate([tops[at], logits if len(logits) <= kept else np.partition(logits, -kept)[-kept:]])
-        tops[at] = np.sort(together)[::-1][:kept]
+        if logits[best] > tops[index, 0]:
+            keys[index] = names[best]
+        together = np.concatenate([tops[index], logits if len(logits) <= kept else np.partition(logits, -kept)[-kept:]])
+        tops[index] = np.sort(together)[::-1][:kept]
 
     with ThreadPoolExecutor(cpu_limit(), thread_name_prefix="lcmem-score") as pool:
         chunks = _distinct(gallery)
         for names, vectors in watch(chunks) if watch else chunks:
             size += len(vectors)
-            list(pool.map(lambda at, n=names, v=vectors: score(at, n, v), range(len(images))))
+            list(pool.map(lambda index, n=names, v=vectors: score(index, n, v), range(len(images))))
     return Tops(sigmoid(tops), tuple(keys), size)
 
 
@@ -153,8 +153,8 @@ def chunk_count(gallery: Gallery) -> int:
 def _logits(head: Head, frames: Floats, vectors: Floats) -> Doubles:
     """The best of the frames' logits with each vector, (vectors,)."""
     parts = [
-        np.max([head.logits(frame, vectors[at : at + SCORED_AT_ONCE]) for frame in frames], axis=0)
-        for at in range(0, len(vectors), SCORED_AT_ONCE)
+        np.max([head.logits(frame, vectors[start : start + SCORED_AT_ONCE]) for frame in frames], axis=0)
+        for start in range(0, len(vectors), SCORED_AT_ONCE)
     ]
     logits: Doubles = np.concatenate(parts)
     return logits
@@ -228,7 +228,7 @@ def judge_negatives(
     readable = [image for image in images if image.content is not None and len(image.embeddings)]
     distinct = {image.content: image for image in readable}
     files, patients_there = _known(gallery, distinct)
-    left: list[Embedded] = []
+    remaining: list[Embedded] = []
     suspects: list[Suspect] = []
     site_key: SiteKey | None = None
     for content, image in distinct.items():
@@ -242,17 +242,18 @@ def judge_negatives(
         elif patient in patients_there:
             suspects.append(Suspect(image.path, Suspicion.SAME_PATIENT, patients_there[patient]))
         else:
-            left.append(image)
-    tops = best_scores(gallery, [image.embeddings for image in left], watch=watch)
-    alike = np.zeros(len(left), bool) if keep_alike else tops.scores[:, 0] >= copy_score(gallery, tops.scores[:, 0])
+            remaining.append(image)
+    tops = best_scores(gallery, [image.embeddings for image in remaining], watch=watch)
+    alike = np.zeros(len(remaining), bool) if keep_alike else tops.scores[:, 0] >= copy_score(gallery, tops.scores[:, 0])
     suspects += [
-        Suspect(left[at].path, Suspicion.LIKE_A_COPY, tops.keys[at], float(tops.scores[at, 0])) for at in np.flatnonzero(alike)
+        Suspect(remaining[index].path, Suspicion.LIKE_A_COPY, tops.keys[index], float(tops.scores[index, 0]))
+        for index in np.flatnonzero(alike)
     ]
-    kept = [int(at) for at in np.flatnonzero(~alike)]
-    patients = {(left[at].identifiers.patient_id, left[at].identifiers.issuer) for at in kept}
+    kept = [int(index) for index in np.flatnonzero(~alike)]
+    patients = {(remaining[index].identifiers.patient_id, remaining[index].identifiers.issuer) for index in kept}
     anonymous = ignore_patients or any(number is None for number, _ in patients)
     return Negatives(
-        Tops(tops.scores[kept], tuple(tops.keys[at] for at in kept), tops.size),
+        Tops(tops.scores[kept], tuple(tops.keys[index] for index in kept), tops.size),
         tuple(suspects),
         len(readable) - len(distinct),
         None if anonymous else len(patients),

@@ -83,7 +83,7 @@ class _Pair:
     number: int
     finding: Finding
     reference: str
-    others: tuple[str, ...]
+    also_like: tuple[str, ...]
     released_image: str | None
     reference_image: str | None
 
@@ -198,13 +198,15 @@ def _pairs(audit: Audit, shown: Shown, progress: Progress) -> Iterator[_Pair]:
     with_images = min(shown.images, len(worst))
     for number, finding in enumerate(progress(worst[:LISTED_AT_MOST], min(LISTED_AT_MOST, len(worst)), "writing the report"), 1):
         nearest = finding.nearest
-        others = tuple(audit.pseudonyms.name(match.key) for match in finding.matches if nearest is None or match.key != nearest.key)
+        also_like = tuple(
+            audit.pseudonyms.name(match.key) for match in finding.matches if nearest is None or match.key != nearest.key
+        )
         released = reference = None
         if number <= with_images:
             released = _thumbnail(partial(audit.released_pixels, finding.index, finding.frame or 0))
             if shown.reference and nearest is not None:
                 reference = _thumbnail(partial(audit.pixels, nearest))
-        yield _Pair(number, finding, audit.pseudonyms.name(nearest.key) if nearest else "", others, released, reference)
+        yield _Pair(number, finding, audit.pseudonyms.name(nearest.key) if nearest else "", also_like, released, reference)
 
 
 def _thumbnail(pixels: Callable[[], NDArray[np.uint8] | None]) -> str | None:
@@ -290,9 +292,9 @@ def _suspect_rows(audit: Audit) -> list[tuple[str, str, str, float | None, float
 def _named(clusters: Sequence[Cluster], audit: Audit, *, reference_first: bool) -> list[Cluster]:
     """The reference's side by pseudonyms."""
     if reference_first:
-        return [Cluster(audit.pseudonyms.name(cluster.name), cluster.others, cluster.total) for cluster in clusters]
+        return [Cluster(audit.pseudonyms.name(cluster.name), cluster.partners, cluster.total) for cluster in clusters]
     return [
-        Cluster(cluster.name, tuple((audit.pseudonyms.name(key), score) for key, score in cluster.others), cluster.total)
+        Cluster(cluster.name, tuple((audit.pseudonyms.name(key), score) for key, score in cluster.partners), cluster.total)
         for cluster in clusters
     ]
 

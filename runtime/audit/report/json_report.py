@@ -64,7 +64,7 @@ def document(audit: Audit, command: str, made: datetime) -> dict[str, Any]:
                 {
                     "reference": audit.pseudonyms.name(cluster.name),
                     "released_total": cluster.total,
-                    "released": [{"path": name, "score": score} for name, score in cluster.others],
+                    "released": [{"path": name, "score": score} for name, score in cluster.partners],
                 }
                 for cluster in copied_often(audit.findings)
             ],
@@ -72,7 +72,7 @@ def document(audit: Audit, command: str, made: datetime) -> dict[str, Any]:
                 {
                     "path": cluster.name,
                     "references_total": cluster.total,
-                    "references": [{"reference": audit.pseudonyms.name(key), "score": score} for key, score in cluster.others],
+                    "references": [{"reference": audit.pseudonyms.name(key), "score": score} for key, score in cluster.partners],
                 }
                 for cluster in like_many(audit.findings)
             ],
