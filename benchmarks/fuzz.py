@@ -356,7 +356,7 @@ def run(
     seed: int,
     minutes: float | None = None,
     keep: Path | None = None,
-    say: Callable[[str], None] = lambda line: None,
+    say: Callable[[str], None] | None = None,
     limits: Limits = LIMITS,
     here: bool = False,
 ) -> dict[str, Tally]:
@@ -396,12 +396,15 @@ def run(
                         wrong = wrong or f"on stderr: {text[:200]!r}"
                     if wrong:
                         tally.faults.append(wrong)
-                        say(f"fault: {fixture.name}: {wrong}")
+                        if say:
+                            say(f"fault: {fixture.name}: {wrong}")
                     if keep and (wrong or outcome in ENDED):
                         _kept(keep, fixture, outcome, data)
                 if minutes is not None and time.monotonic() - began > 60 * minutes:
                     return tallies
-            say(f"{done + round_size} mutations of each, {time.monotonic() - began:.0f} s, {_resident() - start_mb:+.0f} MB here")
+            if say:
+                seconds, grown = time.monotonic() - began, _resident() - start_mb
+                say(f"{done + round_size} mutations of each, {seconds:.0f} s, {grown:+.0f} MB here")
         if _resident() - start_mb > GROWTH_MB:
             tallies[fixtures[-1].name].faults.append(f"this process has grown by {_resident() - start_mb:.0f} MB")
     return tallies

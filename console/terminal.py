@@ -86,13 +86,13 @@ def progress(items: Iterable[T], total: int | None, what: str, quiet: bool, plac
 
 
 @contextmanager
-def stepping(quiet: bool) -> Iterator[Callable[[int, int, str], None]]:
-    """Yield a function that takes a step's number (from 1), how many there are, and what it does.
+def stepping(quiet: bool) -> Iterator[Callable[[int, int, str], None] | None]:
+    """Yield a function that takes a step's number (from 1), how many there are, and what it does; None where nothing is shown.
 
     On a terminal a bar shows them, and the time since the start. Lines for stderr (`say`) go above it.
     """
     if quiet or not sys.stderr.isatty():
-        yield lambda number, total, what: None
+        yield None
         return
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lcmem_onnx.runtime.calibration.intervals import Interval
 from lcmem_onnx.runtime.errors import FileListError, UsageError
 from lcmem_onnx.runtime.system.cpu import cpu_limit
 from numpy.typing import NDArray
@@ -15,7 +16,6 @@ from numpy.typing import NDArray
 from .compare import Scorer
 from .filelist import Listed, read_file_list
 from .measures import (
-    Interval,
     Limit,
     Separation,
     auc,

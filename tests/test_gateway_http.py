@@ -253,7 +253,7 @@ def test_everybody_may_what_they_may(tmp_path: Path) -> None:
 def test_it_is_not_ready_without_its_index(tmp_path: Path) -> None:
     configured = gateway_settings(tmp_path)
     stop, ports = threading.Event(), queue.Queue[int]()
-    worker = Worker("web", configured, "test", stop, lambda facts: ports.put(int(str(facts["http_port"]))))
+    worker = Worker("web", configured, "test", lambda facts: ports.put(int(str(facts["http_port"]))), stop)
     thread = threading.Thread(target=run_web, args=(worker,))
     with Spool(configured):
         thread.start()

@@ -119,6 +119,5 @@ def autoencoder_trainee(
             seed=config.seed,
         ),
         validation=Crops(config, images[1], groups[1], training.validation_pairs, seed=config.seed + 1),
-        after_step=lambda: None,
         write=write,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import logging
 import os
 import random
 import ssl
@@ -27,6 +28,7 @@ from ..system.tls import client_context
 
 __all__ = ["Connection", "Credentials", "Pace", "Server", "read_credentials"]
 
+log = logging.getLogger(__name__)
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
 """Seconds before the second to the seventh attempt, half of each drawn at random so that many clients do not come back at once."""
 LAST_FOR_OBJECT = 1.0
@@ -93,14 +95,14 @@ class Pace:
 
 
 def read_credentials(
-    path: Path | None, environment: Mapping[str, str] = os.environ, warn: Callable[[str], None] = lambda line: None
+    path: Path | None, environment: Mapping[str, str] = os.environ, warn: Callable[[str], None] = log.warning
 ) -> Credentials:
     """Credentials from a file (`user:password`, or `Bearer TOKEN`), or else from the environment.
 
     Args:
         path: the file; None looks at LCMEM_ONNX_ARCHIVE_TOKEN, then LCMEM_ONNX_ARCHIVE_USER and _PASSWORD.
         environment: the variables.
-        warn: is told when others may read the file.
+        warn: is told when others may read the file; by default it is logged.
 
     Raises:
         UsageError: the file cannot be read or holds neither form, or a user has no password.

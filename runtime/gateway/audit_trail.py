@@ -84,7 +84,7 @@ class AuditTrail:
         database: Database,
         folder: Path,
         rotate_bytes: int = 64 << 20,
-        on_line: Callable[[dict[str, Any]], None] = lambda line: None,
+        on_line: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
         self._database = database
         self._folder = folder
@@ -144,7 +144,8 @@ class AuditTrail:
                             self.record(connection, RESUMED, **found)
                     written += len(new)
                     for line in new:
-                        self._on_line(json.loads(line))
+                        if self._on_line is not None:
+                            self._on_line(json.loads(line))
         except OSError as error:
             raise GatewayError(f"the audit trail in {self._folder} cannot be written: {error.strerror or error}") from error
         return written

@@ -40,8 +40,8 @@ class Worker:
     name: str
     settings: Settings
     claimed_by: str
+    ready: Callable[[dict[str, object]], None]
     stop: threading.Event = field(default_factory=threading.Event)
-    ready: Callable[[dict[str, object]], None] = lambda facts: None
 
 
 class Threads:
