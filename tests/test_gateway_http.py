@@ -331,7 +331,7 @@ CALLER = '[[http.caller]]\nname = "a"\nmay = ["store"]\ntoken_file = "t"\n'
         (CALLER.replace('token_file = "t"', 'token_sha256 = "12"'), "64 hexadecimal digits"),
         (CALLER.replace('token_file = "t"', 'certificate = "scanner"'), "client_ca only"),
         (CALLER.replace('["store"]', "[]"), "it may nothing"),
-        (CALLER.replace('["store"]', '["all"]'), "may be 'store'"),
+        (CALLER.replace('["store"]', '["all"]'), "is 'all'; expected 'store' or"),
         (CALLER + CALLER, "given 2 times"),
     ],
 )
