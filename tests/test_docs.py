@@ -19,7 +19,10 @@ DOCS = README + "".join(path.read_text(encoding="utf-8") for path in sorted((ROO
 
 
 def commands(group: click.Group, prefix: str = "") -> Iterator[tuple[str, click.Command]]:
-    for name, command in group.commands.items():
+    context = click.Context(group)
+    for name in group.list_commands(context):  # not `group.commands`: a lazy group knows those alone that were asked for
+        command = group.get_command(context, name)
+        assert command is not None, f"{prefix}{name}"
         if isinstance(command, click.Group):
             yield from commands(command, f"{prefix}{name} ")
         else:
@@ -78,3 +81,10 @@ def test_links_between_documents_hold() -> None:
     for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text(encoding="utf-8")):
             assert (path.parent / target).exists(), f"{path.name}: {target}"
+
+
+def test_the_tests_that_the_hazards_name_exist() -> None:
+    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", (ROOT / "docs" / "hazards.md").read_text(encoding="utf-8"))
+    assert len(named) >= 50
+    for file, name in named:
+        assert f"def {name}(" in (ROOT / "tests" / file).read_text(encoding="utf-8"), f"{file}::{name}"
