@@ -42,7 +42,7 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "format", "--check", ".")
     folder = package_folder(session)
     with session.chdir(folder):
-        session.run("lint-imports", "--config", "lcmem_onnx/pyproject.toml", env={"PYTHONPATH": str(folder)})
+        session.run("lint-imports", "lcmem_onnx/pyproject.toml", env={"PYTHONPATH": str(folder)})
 
 
 @nox.session
