@@ -18,12 +18,13 @@ def install_all(session: nox.Session) -> None:
     session.install("-r", "requirements-dev.lock", "-e", ".[cpu,export,dev]")
 
 
-def package_folder(session: nox.Session) -> Path:
+def package_folder() -> Path:
     """Return a folder that shows the checkout under the package's name: static tools do not follow an editable installation."""
-    folder = Path(session.create_tmp())
+    folder = ROOT / ".types"
+    folder.mkdir(exist_ok=True)
     link = folder / "lcmem_onnx"
-    link.unlink(missing_ok=True)
-    link.symlink_to(ROOT)
+    if not link.is_symlink():
+        link.symlink_to("..")
     return folder
 
 
@@ -40,19 +41,20 @@ def lint(session: nox.Session) -> None:
     install_all(session)
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
-    folder = package_folder(session)
+    folder = package_folder()
     with session.chdir(folder):
         session.run("lint-imports", "lcmem_onnx/pyproject.toml", env={"PYTHONPATH": str(folder)})
 
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Check the types."""
+    """Check the types, and that editors resolve every import."""
     install_all(session)
-    with session.chdir(package_folder(session)):
+    with session.chdir(package_folder()):
         packages = [argument for name in PACKAGES for argument in ("-p", f"lcmem_onnx.{name}")]
         modules = [argument for name in MODULES for argument in ("-m", name)]
         session.run("mypy", "--config-file", "lcmem_onnx/pyproject.toml", *packages, *modules)
+    session.run("basedpyright", "--pythonpath", str(Path(session.bin) / "python"))
 
 
 @nox.session

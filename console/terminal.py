@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ..runtime.screening import Comparison
 
 __all__ = [
+    "LABELS",
     "as_number",
     "console_on",
     "is_table",
@@ -380,6 +381,10 @@ def print_suspects(suspects: Sequence[Suspect], as_json: bool) -> None:
     console_on(sys.stdout).print(table)
 
 
+LABELS = {"pictures": "images", "a picture with itself scores": "an image with itself scores"}
+"""What a person reads for a fact whose JSON key has another word: programs rely on the key."""
+
+
 def print_facts(facts: dict[str, object], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"schema_version": 1, **{name.replace(" ", "_"): value for name, value in facts.items()}}))
@@ -389,7 +394,7 @@ def print_facts(facts: dict[str, object], as_json: bool) -> None:
 
     table = Table.grid(padding=(0, 2))
     for name, value in facts.items():
-        table.add_row(Text(name.replace("_", " "), "bold"), Text(printable(str(value))))
+        table.add_row(Text(LABELS.get(name, name).replace("_", " "), "bold"), Text(printable(str(value))))
     console_on(sys.stdout).print(table)
 
 

@@ -160,7 +160,7 @@ class _Bench:
         started = time.perf_counter()
         if isinstance(self.scorer, Embedder):
             every = np.concatenate([versions.original[None], versions.copies])
-            vectors = np.concatenate([self.scorer.embed(every[at : at + AT_ONCE]) for at in range(0, len(every), AT_ONCE)])
+            vectors = np.concatenate([self.scorer.embed(every[start : start + AT_ONCE]) for start in range(0, len(every), AT_ONCE)])
             self.watch(started, len(every))
             self._vectors[number] = vectors[0].copy()
             scores = self.scorer.compare(vectors[0], vectors[1:]) if len(every) > 1 else np.empty(0)

@@ -161,25 +161,25 @@ def measure_strangers(
     def embed() -> None:
         if waiting:
             pixels = np.stack([image for _, image in waiting])
-            vectors.update(zip([at for at, _ in waiting], screener.encoder.embed_resized(pixels), strict=True))
+            vectors.update(zip([position for position, _ in waiting], screener.encoder.embed_resized(pixels), strict=True))
             waiting.clear()
 
-    for at, versions in enumerate(read_ahead(chosen, size, (), seed, workers)):
-        tell("tail", at, len(chosen))
+    for position, versions in enumerate(read_ahead(chosen, size, (), seed, workers)):
+        tell("tail", position, len(chosen))
         if not isinstance(versions, Unreadable):
-            waiting.append((at, versions.original))
+            waiting.append((position, versions.original))
         if len(waiting) == AT_ONCE:
             embed()
     embed()
     tell("tail", len(chosen), len(chosen))
     by_set: dict[tuple[str, str], list[int]] = {}
-    for at in vectors:
-        row = chosen[at]
-        by_set.setdefault((row.kind or row.ds_name or "images", row.ds_name), []).append(at)
+    for position in vectors:
+        row = chosen[position]
+        by_set.setdefault((row.kind or row.ds_name or "images", row.ds_name), []).append(position)
     parts: dict[str, list[Sample]] = {}
     for (kind, _), members in by_set.items():
-        embeddings = np.stack([vectors[at] for at in members])
-        parts.setdefault(kind, []).append(_sample(screener, embeddings, [chosen[at].identity for at in members], seed))
+        embeddings = np.stack([vectors[position] for position in members])
+        parts.setdefault(kind, []).append(_sample(screener, embeddings, [chosen[position].identity for position in members], seed))
     names = ", ".join(f"{name or 'images'} ({kind})" for kind, name in by_set)
     splits = " and ".join(dict.fromkeys(row.split for row in chosen))
     return make_strangers(

@@ -26,7 +26,7 @@ def main(request: Path, answer: Path) -> None:
     encoder = Encoder(bundle, provider="cpu")
     images = [open_image(read_file(Path(path))).frame(0) for path in wanted["pictures"]]
     embeddings = {
-        size: np.concatenate([encoder.embed(images[at : at + size]) for at in range(0, len(images), size)])
+        size: np.concatenate([encoder.embed(images[start : start + size]) for start in range(0, len(images), size)])
         for size in wanted["batch_sizes"]
     }
     single = embeddings[min(embeddings)]

@@ -96,7 +96,7 @@ class Screener:
         threads: for inference and for decoding; None takes what the container allows.
         session: an onnxruntime session of the caller's own, on the bundle's encoder.
         limits: bounds on what is decoded.
-        isolate: decode each image in a process of its own, under limits on time and memory (see `isolation`): for files that
+        isolate: decode each image in a process of its own, under limits on time and memory (see `images.sandbox`): for files that
             come from outside. It costs some 20 ms an image. `close` then ends these processes.
 
     Raises:

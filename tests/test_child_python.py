@@ -173,7 +173,7 @@ def test_an_installed_wheel_starts_its_processes(planted: Path, tmp_path: Path) 
     subprocess.run([*pip, "install", "--no-deps", "--no-index", "--target", str(installed), str(wheel)], check=True)
     program = (
         "import asyncio, pathlib, lcmem_onnx\n"
-        "from lcmem_onnx.runtime.gateway.http.pictures import Drawer\n"
+        "from lcmem_onnx.runtime.gateway.http.images import Drawer\n"
         "from lcmem_onnx.runtime.images.sandbox import Nursery\n"
         f"path = pathlib.Path({str(CT)!r})\n"
         "print(lcmem_onnx.__file__, len(asyncio.run(Drawer().draw(path, 0))) > 1000)\n"

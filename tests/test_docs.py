@@ -20,9 +20,9 @@ DOCS = README + "".join(path.read_text(encoding="utf-8") for path in sorted((ROO
 
 def commands(group: click.Group, prefix: str = "") -> Iterator[tuple[str, click.Command]]:
     context = click.Context(group)
-    for name in group.list_commands(context):  # not `group.commands`: a lazy group knows those alone that were asked for
+    for name in group.list_commands(context):
         command = group.get_command(context, name)
-        assert command is not None, f"{prefix}{name}"
+        assert command is not None
         if isinstance(command, click.Group):
             yield from commands(command, f"{prefix}{name} ")
         else:

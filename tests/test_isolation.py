@@ -33,10 +33,10 @@ PICTURES = Path(__file__).parent.parent / "examples" / "pictures" / "queries"
 
 HOSTILE = """
 import ctypes, os, time
-from lcmem_onnx.runtime import decoding_process as process
+from lcmem_onnx.runtime.images import sandbox_worker as process
 from lcmem_onnx.runtime.images.dicom.identifiers import Identifiers
 process.Identifiers = Identifiers
-sound = process.open_picture
+sound = process.open_image
 class Picture:
     kind, frames, notes, identifiers = "png", 3, (), process.Identifiers()
     def __init__(self, what): self.what = what
@@ -63,7 +63,7 @@ def act(what):
     if what == "environment": assert "SECRET_OF_THE_TESTS" not in os.environ, "seen"
     if what == "raise": raise process.struct.error("odd")
 def act2(): act2()
-def open_picture(data, limits, hint):
+def open_image(data, limits, hint):
     what = bytes(data).decode("ascii", "replace")
     if what.startswith("frame "): return Picture(what[6:])
     if what == "lie":
@@ -77,7 +77,7 @@ def open_picture(data, limits, hint):
         return Picture("")
     if what.startswith("open "): act(what[5:])
     return sound(data, limits, hint)
-process.open_picture = open_picture
+process.open_image = open_image
 """
 
 

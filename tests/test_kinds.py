@@ -485,7 +485,7 @@ import resource
 from pathlib import Path
 from lcmem_onnx.models.train.config import read_config
 from lcmem_onnx.models.train.kinds import training_batches
-from lcmem_onnx.models.train.pictures import listed
+from lcmem_onnx.models.train.images import listed
 config = read_config(Path({str(folder / "settings.toml")!r}), ('data.lists=["{tmp_path}/list.csv"]', "training.steps=0"))
 batches = training_batches(config, listed(config.data, "TRAIN"))
 for number in range(20):

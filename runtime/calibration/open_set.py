@@ -153,8 +153,8 @@ def chunk_count(gallery: Gallery) -> int:
 def _logits(head: Head, frames: Floats, vectors: Floats) -> Doubles:
     """The best of the frames' logits with each vector, (vectors,)."""
     parts = [
-        np.max([head.logits(frame, vectors[at : at + SCORED_AT_ONCE]) for frame in frames], axis=0)
-        for at in range(0, len(vectors), SCORED_AT_ONCE)
+        np.max([head.logits(frame, vectors[start : start + SCORED_AT_ONCE]) for frame in frames], axis=0)
+        for start in range(0, len(vectors), SCORED_AT_ONCE)
     ]
     logits: Doubles = np.concatenate(parts)
     return logits
@@ -246,13 +246,14 @@ def judge_negatives(
     tops = best_scores(gallery, [image.embeddings for image in left], watch=watch)
     alike = np.zeros(len(left), bool) if keep_alike else tops.scores[:, 0] >= copy_score(gallery, tops.scores[:, 0])
     suspects += [
-        Suspect(left[at].path, Suspicion.LIKE_A_COPY, tops.keys[at], float(tops.scores[at, 0])) for at in np.flatnonzero(alike)
+        Suspect(left[position].path, Suspicion.LIKE_A_COPY, tops.keys[position], float(tops.scores[position, 0]))
+        for position in np.flatnonzero(alike)
     ]
-    kept = [int(at) for at in np.flatnonzero(~alike)]
-    patients = {(left[at].identifiers.patient_id, left[at].identifiers.issuer) for at in kept}
+    kept = [int(position) for position in np.flatnonzero(~alike)]
+    patients = {(left[position].identifiers.patient_id, left[position].identifiers.issuer) for position in kept}
     anonymous = ignore_patients or any(number is None for number, _ in patients)
     return Negatives(
-        Tops(tops.scores[kept], tuple(tops.keys[at] for at in kept), tops.size),
+        Tops(tops.scores[kept], tuple(tops.keys[position] for position in kept), tops.size),
         tuple(suspects),
         len(readable) - len(distinct),
         None if anonymous else len(patients),

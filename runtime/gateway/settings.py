@@ -78,7 +78,7 @@ class ModelSettings:
     provider: str = "auto"
     threads: int | None = None
     isolate: bool = True
-    """Decode each object in a process of its own, under limits on memory and time: see `runtime.isolation`."""
+    """Decode each object in a process of its own, under limits on memory and time: see `runtime.images.sandbox`."""
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ FAILURES = 3
 _PROGRAM = """
 import json, socket, sys
 sys.path[:] = json.loads(sys.argv[1])
-from {package}.decoding_process import nurse
+from {package}.sandbox_worker import nurse
 nurse(socket.socket(fileno=int(sys.argv[2])))
 """
 _SINGLE = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "OPENCV_FOR_THREADS_NUM")

@@ -1,4 +1,4 @@
-"""The other side of `isolation`: the process that has the decoders loaded, and the children it forks, one for each image.
+"""The other side of `sandbox`: the process that has the decoders loaded, and the children it forks, one for each image.
 
 The messages of both sides are here too. One is a head (lengths of the two parts that follow), a JSON object, and bytes.
 

@@ -33,7 +33,7 @@ def _limit(width: int) -> int:
     """
     random = np.random.default_rng(0)
     codes = random.integers(0, 256, (BLOCKS * BLOCK, max(1, width)), dtype=np.uint8)
-    blocks = [(at, codes[at : at + BLOCK]) for at in range(0, len(codes), BLOCK)]
+    blocks = [(start, codes[start : start + BLOCK]) for start in range(0, len(codes), BLOCK)]
     far, slack = np.array([-1e9]), np.zeros(1, np.float32)
     taken = []
     for count in (FEW_BLOCKS, BLOCKS):
