@@ -32,7 +32,7 @@ SCORED_AT_ONCE = 512
 ADDED_AT_ONCE = 4096
 """Vectors that the graph is given at once."""
 FIRST_CANDIDATES = 512
-"""Of the graph's answer. With 64 it had .978 of the matches in a million vectors, with 256 .999, with 384 all (docs/index.md):
+"""Of the graph's answer. With 64 it had .978 of the matches in a million vectors, with 256 .999, with 384 all (image-index.md):
 among so many, images that are no match lie nearer by squared L2 than some that are."""
 MOST_CANDIDATES = 16384
 """So far the graph's search is widened. Wider, the exact search is quicker."""

@@ -13,7 +13,7 @@ from .l1_codes import BLOCK, near
 __all__ = ["exact_enough"]
 
 SECONDS = 0.1
-"""What one exact search may take, for missing nothing. Through the graph of as many it takes a tenth of that (docs/index.md)."""
+"""What one exact search may take, for missing nothing. Through the graph of as many it takes a tenth of that (image-index.md)."""
 FEW_BLOCKS, BLOCKS, ROUNDS = 2, 8, 3
 LEAST = 200_000
 """So many are searched exactly on any machine, and nothing is measured."""
