@@ -1,4 +1,4 @@
-"""The command `lcmem-onnx`: a group whose commands live in `commands/` and are imported when they run."""
+"""The command `lcmem-onnx`: a group whose commands are in `commands/` and are imported on first use."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ COMMANDS = {
 
 
 class _Commands(EndingGroup, LazyGroup):
-    """Lazy, and with this package's exit codes."""
+    """A lazy group with this package's exit codes."""
 
 
 @click.group(cls=_Commands, lazy=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="lcmem-onnx", prog_name="lcmem-onnx")
 def main() -> None:
-    """Tell whether images show a patient, or are a copy of an image, that is in a gallery.
+    """Tell whether images show a patient of a gallery, or are copies of its images.
 
     \b
     Exit codes: 0 nothing found, 1 at least one match, 2 an error
-    (also when some images matched: what could not be screened may match as well).
+    (even if other images matched: images that were not screened may match as well).
     """
 
 

@@ -25,7 +25,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Archive:
-    """What was asked for on the command line: where the archive is, what to search there, and how."""
+    """The archive options of the command line: the archive's address, the search, and the connection."""
 
     kind: str
     url: str
@@ -41,31 +41,27 @@ class Archive:
 
 _FILE = click.Path(path_type=Path)
 _OPTIONS = (
-    click.option("--from-dicomweb", metavar="URL", help="Fill from an archive by DICOMweb: the address of its root."),
-    click.option(
-        "--from-orthanc", metavar="URL", help="Fill from an Orthanc by its REST interface; later runs ask for what is new."
-    ),
-    click.option(
-        "--query", multiple=True, metavar="KEY=VALUE", help="Search the archive for this, as StudyDate=20260101-; repeatable."
-    ),
+    click.option("--from-dicomweb", metavar="URL", help="Fill from a DICOMweb archive at this root URL."),
+    click.option("--from-orthanc", metavar="URL", help="Fill from an Orthanc server; later runs fetch only new objects."),
+    click.option("--query", multiple=True, metavar="KEY=VALUE", help="DICOM search key, such as StudyDate=20260101-; repeatable."),
     click.option(
         "--credentials",
         type=_FILE,
         envvar="LCMEM_ONNX_ARCHIVE_CREDENTIALS",
         show_envvar=True,
-        help="File with user:password, or Bearer TOKEN, for the archive.",
+        help="File with the archive's credentials: user:password or Bearer TOKEN.",
     ),
-    click.option("--ca", type=_FILE, help="PEM file to check the archive's certificate by.  [default: the system's]"),
-    click.option("--certificate", type=_FILE, help="PEM file of our certificate, for an archive that asks for one."),
-    click.option("--certificate-key", type=_FILE, help="PEM file of its key, when that is in a file of its own."),
-    click.option("--plain-http", is_flag=True, help="Allow http to another machine: the way there must be safe."),
-    click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Requests a second at most.  [default: no bound]"),
-    click.option("--again", is_flag=True, help="Ask for all of it again, also what could not be read before."),
+    click.option("--ca", type=_FILE, help="CA certificate (PEM) used to verify the archive.  [default: the system's]"),
+    click.option("--certificate", type=_FILE, help="Client certificate (PEM) for mutual TLS."),
+    click.option("--certificate-key", type=_FILE, help="Private key (PEM) of --certificate.  [default: in the same file]"),
+    click.option("--plain-http", is_flag=True, help="Allow unencrypted HTTP to another machine (trusted networks only)."),
+    click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Maximum requests per second.  [default: unlimited]"),
+    click.option("--again", is_flag=True, help="Re-fetch everything, including objects that failed before."),
 )
 
 
 def archive_options(command: Callable[P, R]) -> Callable[P, R]:
-    """The options above; the command gets them as `archive`, an Archive or None."""
+    """Add the archive options to a command, which receives them as `archive`: an Archive or None."""
 
     @wraps(command)
     def with_archive(*args: Any, from_dicomweb: str | None, from_orthanc: str | None, **kwargs: Any) -> R:
@@ -74,14 +70,14 @@ def archive_options(command: Callable[P, R]) -> Callable[P, R]:
         given = [("dicomweb", from_dicomweb), ("orthanc", from_orthanc)]
         sources = [(kind, url) for kind, url in given if url is not None]
         if len(sources) + bool(paths) > 1:
-            raise click.UsageError("give images, or --from-dicomweb, or --from-orthanc: one of them at a time")
+            raise click.UsageError("more than one source given: use only one of PATH, --from-dicomweb and --from-orthanc")
         if sources:
             (kind, url) = sources[0]
             return command(*args, archive=Archive(kind, url, **options), **kwargs)  # type: ignore[arg-type]
         if not paths:
-            raise click.UsageError("give images (PATH...), or an archive: --from-dicomweb URL or --from-orthanc URL")
+            raise click.UsageError("no images given: use PATH, --from-dicomweb URL or --from-orthanc URL")
         if useless := [name for name, value in options.items() if value and name != "credentials"]:
-            raise click.UsageError(f"--{useless[0].replace('_', '-')} goes with --from-dicomweb or --from-orthanc")
+            raise click.UsageError(f"--{useless[0].replace('_', '-')} requires --from-dicomweb or --from-orthanc")
         return command(*args, archive=None, **kwargs)  # type: ignore[arg-type]
 
     for option in reversed(_OPTIONS):
@@ -92,16 +88,16 @@ def archive_options(command: Callable[P, R]) -> Callable[P, R]:
 def fill_from(
     archive: Archive, screener: Screener, opened: Callable[[], Gallery], name: str, graph: bool, as_json: bool, quiet: bool
 ) -> int:
-    """Fill a gallery from an archive and report it.
+    """Fill a gallery from an archive, print the outcome, and return the exit code.
 
     Args:
-        archive: what was asked for.
-        screener: embeds.
-        opened: opens or makes the gallery; called when the options have proved good.
-        name: the group within the index that is filled.
-        graph: also keep a search graph.
-        as_json: a line of JSON an object, and a summary as the last one, on stdout.
-        quiet: no progress, no summary in words.
+        archive: the archive options of the command line.
+        screener: embeds the images.
+        opened: opens or creates the gallery; called once the options are known to be valid.
+        name: the group of the index to fill.
+        graph: also build a search graph.
+        as_json: print one line of JSON per object and a summary as the last line.
+        quiet: print neither progress nor a summary.
     """
     from ..runtime.archive.connection import Connection, Pace, Server, read_credentials
     from ..runtime.archive.listing import parse_query

@@ -1,4 +1,4 @@
-"""`audit`: the report on a release."""
+"""`audit`: report whether a set of images can be released."""
 
 from __future__ import annotations
 
@@ -22,53 +22,55 @@ if TYPE_CHECKING:
 
 __all__ = ["audit"]
 
-GOES_ON = "interrupted: what was embedded until now is kept; the same command goes on there"
+GOES_ON = "interrupted: finished embeddings are kept; run the same command again to resume"
 
 
-@click.command(cls=Ending)
-@click.option("--released", required=True, type=click.Path(path_type=Path), help="Folder of images that are to be released.")
+@click.command(cls=Ending, short_help="Check a release for copies of a reference")
+@click.option("--released", required=True, type=click.Path(path_type=Path), help="Folder of images to release.")
 @click.option(
     "--reference",
     required=True,
     type=click.Path(path_type=Path),
-    help="Folder of images not to be given away, or an index of them.",
+    help="Folder of images to protect (such as the training set), or an index of them.",
 )
-@click.option("--holdout", type=click.Path(path_type=Path), help="Folder of images like the reference's that are not in it.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the report; made if need be.")
+@click.option("--holdout", type=click.Path(path_type=Path), help="Folder of images similar to the reference, but not part of it.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the report (created if missing).")
 @threshold_option
 @fpir_option
 @click.option(
     "--wanted-rate",
     default=0.01,
     show_default=True,
-    help="With --holdout: share of images without a copy that may match. It sets the threshold.",
+    help="With --holdout: target false positive rate, which sets the threshold.",
 )
-@click.option("--tta", is_flag=True, help="Look at released images mirrored and turned too; the best score counts.")
-@click.option("--labels", type=click.Path(path_type=Path), help="CSV file with path and class or ds_name of released images.")
+@click.option("--tta", is_flag=True, help="Also compare mirrored and rotated released images; the best score counts.")
+@click.option(
+    "--labels", type=click.Path(path_type=Path), help="CSV file with columns path and class (or ds_name) of the released images."
+)
 @click.option(
     "--patients",
     type=click.Path(path_type=Path),
-    help="CSV file with path and patient (or id) of reference, hold-out and released images.",
+    help="CSV file with columns path and patient (or id) of reference, hold-out and released images.",
 )
-@click.option("--ignore-patients", is_flag=True, help="Ignore the patients in DICOM headers, which may be anonymous.")
+@click.option("--ignore-patients", is_flag=True, help="Ignore patient IDs in DICOM headers (for example, when anonymized).")
 @click.option(
     "--suspects",
     type=click.Choice(["leave-out", "keep"]),
     default="leave-out",
     show_default=True,
-    help="What to do with hold-out images that look like copies. 'keep' counts them; certain copies never count.",
+    help="Handling of hold-out images that look like copies: 'keep' counts them, but never certain copies.",
 )
-@click.option("--show-reference", is_flag=True, help="Show reference images. The report is personal data then.")
+@click.option("--show-reference", is_flag=True, help="Show reference images, which makes the report personal data.")
 @click.option(
-    "--images", default=200, show_default=True, type=click.IntRange(min=0), help="Pairs to show with images, worst first."
-)
-@click.option(
-    "--top", default=10, show_default=True, type=click.IntRange(min=1), help="Reference images to list for each released one."
+    "--images", default=200, show_default=True, type=click.IntRange(min=0), help="Number of pairs shown with images, worst first."
 )
 @click.option(
-    "--search", default="auto", show_default=True, type=click.Choice(["auto", "exact", "hnsw"]), help="How to search an index."
+    "--top", default=10, show_default=True, type=click.IntRange(min=1), help="Number of reference images listed per released image."
 )
-@click.option("--pdf", is_flag=True, help="Write report.pdf too.")
+@click.option(
+    "--search", default="auto", show_default=True, type=click.Choice(["auto", "exact", "hnsw"]), help="Search method for an index."
+)
+@click.option("--pdf", is_flag=True, help="Also write report.pdf.")
 @json_option
 @quiet_option
 @model_options
@@ -94,10 +96,11 @@ def audit(
     quiet: bool,
     model: Callable[[], Screener],
 ) -> int:
-    """Report whether a set of images gives away those of a reference.
+    """Report whether images to release contain copies of reference images.
 
-    Writes report.html (one file, no network), report.json and pictures.csv into --out. What is embedded is kept there, below
-    private/, so that the same command goes on after an interruption. A hold-out makes the threshold and the test of memorization.
+    Writes report.html (self-contained, works offline), report.json and pictures.csv to --out. Embeddings are kept in its private/
+    folder, so the same command resumes after an interruption. A hold-out calibrates the threshold and enables the memorization
+    test.
 
     \b
     Example:
@@ -112,7 +115,7 @@ def audit(
             raise
         from ..runtime.errors import UsageError
 
-        raise UsageError(f"an audit needs the package {error.name}: pip install 'lcmem-onnx[audit]'") from error
+        raise UsageError(f"audit requires the package {error.name}: pip install 'lcmem-onnx[audit]'") from error
 
     request = Request(
         released,
@@ -145,7 +148,7 @@ def audit(
 
 
 def _command(request: Request, show_reference: bool, images: int, pdf: bool) -> str:
-    """The command line without the folders' names, which may hold names of people and projects."""
+    """Return the command line without folder names, which may contain names of people and projects."""
     parts = ["lcmem-onnx audit --released RELEASED --reference", "INDEX" if _is_index(request.reference) else "REFERENCE"]
     parts += ["--holdout HOLDOUT"] if request.holdout else []
     parts += ["--out REPORT"]
@@ -201,7 +204,7 @@ def _report(done: Audit, written: list[Path], as_json: bool, quiet: bool) -> int
                 click.echo(f"wrote {printable(str(path))}")
             page, private = printable(str(written[-1])), printable(str(done.request.out / PRIVATE))
             if left_out:
-                click.echo(f"see   {printable(str(done.request.out / SUSPECTS))} names the suspects in the hold-out")
+                click.echo(f"see   {printable(str(done.request.out / SUSPECTS))} lists the suspects in the hold-out")
             click.echo(f"next  open {page} in a browser; keep {private} to yourself")
     if unread or left_out or said.verdict is Verdict.INCOMPLETE:
         return FAILED

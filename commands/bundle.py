@@ -1,4 +1,4 @@
-"""`bundle`: a model on disk, shown and checked."""
+"""`bundle`: inspect and verify a model on disk."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 __all__ = ["bundle"]
 
 
-@click.group()
+@click.group(short_help="Inspect and verify a model bundle")
 def bundle() -> None:
-    """Inspect and check a model bundle."""
+    """Inspect and verify a model bundle."""
 
 
-@bundle.command("info")
+@bundle.command("info", short_help="Show threshold, accuracy and model card")
 @bundle_option
-@click.option("--cells", is_flag=True, help="Show the figures of each single alteration too.")
+@click.option("--cells", is_flag=True, help="Also show figures for each single alteration.")
 @json_option
 def bundle_info(bundle: Path | None, cells: bool, as_json: bool) -> int:
-    """Show a bundle: its threshold and figures first, then its proof against torch and its card. --json prints the manifest.
+    """Show a bundle's threshold and accuracy, its agreement with PyTorch, and its model card. --json prints the manifest.
 
     \b
     Example:
@@ -79,7 +79,7 @@ def bundle_info(bundle: Path | None, cells: bool, as_json: bool) -> int:
     for variant, entry in manifest["variants"].items():
         if drift := entry.get("drift"):
             facts[f"drift of {variant}"] = (
-                f"{drift['flips']} of {drift['pairs']} pairs decided otherwise than by torch, 99 % of scores within "
+                f"{drift['flips']} of {drift['pairs']} pairs decided differently than by torch, 99 % of scores within "
                 f"{drift['score_p99']:.1e}{', past its gate' if entry['past_gate'] else ''}"
             )
     click.echo()
@@ -88,12 +88,12 @@ def bundle_info(bundle: Path | None, cells: bool, as_json: bool) -> int:
     return NOTHING_FOUND
 
 
-@bundle.command("verify")
+@bundle.command("verify", short_help="Verify a bundle and run a self-test")
 @quiet_option
 @json_option
 @model_options
 def bundle_verify(quiet: bool, as_json: bool, model: Callable[[], Screener]) -> int:
-    """Check every file of a bundle, open it, and embed an image with it.
+    """Verify the checksum of every file of a bundle, load the model, and embed a test image.
 
     \b
     Example:
@@ -112,7 +112,7 @@ def bundle_verify(quiet: bool, as_json: bool, model: Callable[[], Screener]) -> 
         click.echo(json.dumps({"schema_version": 1, **facts}))
     elif not quiet:
         click.echo(
-            f"ok: {facts['files']} files are as they were exported; the model ({facts['variant']}) runs on {facts['provider']} "
-            f"and gives an image a score of {facts['self_score']:.4f} with itself"
+            f"ok: {facts['files']} files are unchanged since the export; the model ({facts['variant']}) runs on "
+            f"{facts['provider']} and scores an image {facts['self_score']:.4f} against itself"
         )
     return NOTHING_FOUND

@@ -1,7 +1,7 @@
-"""A bundle's figures on a terminal: its thresholds by kind of image and gallery size, then what its model card measured.
+"""Print a bundle's figures: thresholds by kind of image and gallery size, then the measurements of its model card.
 
-A card's tables are mappings of rows to columns. Those of the bundled model are shown in fewer columns: a mean and the worst cell
-beside each other, an interval behind its value. Tables that are not known are shown as they are.
+A card's tables are mappings of rows to columns. Known tables (those of the bundled model) are shown in fewer columns: a mean and
+the worst cell share one column, and an interval follows its value. Unknown tables are shown unchanged.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 __all__ = ["SIZES", "print_figures", "print_strangers", "tables_of"]
 
 SIZES = (1, 1_000, 100_000)
-"""Galleries, in images, whose thresholds are shown."""
+"""Gallery sizes, in images, to show thresholds for."""
 ORDER = ("re-identification", "copies, at the bundle's threshold", "copies", "beside")
-"""How titles begin, the most important first; others follow."""
+"""Beginnings of titles, most important first; other tables follow."""
 BY_CELL = "by cell"
 GRID = re.compile(r"^([\d.]+), worst ([\d.]+) \(.*\)$")
-"""A mean over cells, with the worst of them, as cards have it."""
+"""A mean over cells with the worst cell, in the format of model cards."""
 SHORTER = {
     "pictures": "images",
     "false positives": "false\npositives",
@@ -40,12 +40,12 @@ INTERVAL = re.compile(r"^([\d.]+) to ([\d.]+)$")
 
 
 def tables_of(figures: object) -> dict[str, Mapping[str, Mapping[str, Any]]]:
-    """Return those figures of a card that are tables, by title."""
+    """Return the tables among a card's figures, by title."""
     return {title: rows for title, rows in figures.items() if is_table(rows)} if isinstance(figures, Mapping) else {}
 
 
 def print_strangers(strangers: Strangers) -> None:
-    """The threshold of each kind of image for galleries of `SIZES`, and below it the one that decides and what it flags."""
+    """Print the threshold of each kind of image for galleries of `SIZES`, then the threshold used and the share it flags."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
@@ -74,11 +74,11 @@ def print_strangers(strangers: Strangers) -> None:
 
 
 def print_figures(figures: Mapping[str, Mapping[str, Mapping[str, Any]]], *, cells: bool = False) -> None:
-    """What was measured, the most important table first, and at the end what the rows' names stand for.
+    """Print the figures, the most important table first, and then the sources of the rows.
 
     Args:
         figures: tables by title.
-        cells: show the tables of single alterations too.
+        cells: also show the tables of single alterations.
     """
     from rich.text import Text
 
@@ -100,7 +100,7 @@ def print_figures(figures: Mapping[str, Mapping[str, Mapping[str, Any]]], *, cel
     for name, source in sources.items():
         console.print(Text(f"{name}: {source}", "dim"))
     if hidden:
-        console.print(Text(f"single alterations ({hidden} more): --cells shows them, --json holds all", "dim"))
+        console.print(Text(f"hidden tables of single alterations: {hidden} (--cells shows them, --json prints everything)", "dim"))
 
 
 def _rank(title: str) -> int:
@@ -122,7 +122,7 @@ def _table(rows: Sequence[tuple[str, Mapping[str, Any]]], sources: dict[str, str
 
 
 def _label(name: str, sources: dict[str, str]) -> str:
-    """A row's short name; what stands behind it in brackets is kept for the foot."""
+    """Return a row's short name, and keep the source in brackets for the footnotes."""
     short, bracket, source = printable(name).partition(" (")
     if not bracket:
         return short
@@ -131,7 +131,7 @@ def _label(name: str, sources: dict[str, str]) -> str:
 
 
 def _shortened(row: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """A row's columns, those that belong together in one."""
+    """Yield a row's columns, with related columns merged."""
     ends = INTERVAL.match(str(row.get("95 % interval"))) if _are_numbers(row.get("AUC")) else None
     in_one = _are_numbers(row.get("mean recall"), row.get("worst"))
     dropped = {"95 % interval"} if ends else set()

@@ -1,4 +1,4 @@
-"""`calibrate`: the threshold of one index, set on images of strangers and kept with it."""
+"""`calibrate`: set the threshold of an index on images of patients who are not in it."""
 
 from __future__ import annotations
 
@@ -26,42 +26,40 @@ if TYPE_CHECKING:
 __all__ = ["calibrate"]
 
 COPIES = 100
-"""Images altered by default. Of none missed the rate is below 3.6 %, with 95 % confidence."""
+"""Images altered by default. If no copy is missed, the miss rate is below 3.6 % with 95 % confidence."""
 
 
-@click.command()
+@click.command(short_help="Set an index's threshold")
 @index_option
-@click.option("--negatives", type=click.Path(path_type=Path), help="Folder of images of people who are not in the index.")
+@click.option("--negatives", type=click.Path(path_type=Path), help="Folder of images of patients who are not in the index.")
 @click.option(
     "--pairs",
     type=click.Path(path_type=Path),
-    help="CSV with the columns query and mate: images of people in the index, and their keys there. Measures what is missed.",
+    help="CSV file with columns query (image path) and mate (its key in the index), to measure the miss rate.",
 )
 @click.option(
     "--fpir",
     type=float,
     default=0.01,
     show_default=True,
-    help="Wanted false-positive identification rate: the share of strangers' images that may be flagged.",
+    help="Target false positive identification rate: the share of strangers' images that may be flagged.",
 )
 @click.option(
     "--suspects",
     type=click.Choice(["refuse", "leave-out", "keep"]),
     default="refuse",
     show_default=True,
-    help="What to do with negatives that are in the index or look like copies. 'keep' counts the look-alikes; those that are in "
-    "the index never count.",
+    help="Handling of negatives that are in the index or look like copies: 'keep' counts look-alikes, but never images that are "
+    "in the index.",
 )
-@click.option(
-    "--ignore-patients", is_flag=True, help="Take no notice of the patients' numbers in DICOM headers, which may be anonymous."
-)
+@click.option("--ignore-patients", is_flag=True, help="Ignore patient IDs in DICOM headers (for example, when anonymized).")
 @click.option(
     "--copies",
     type=click.IntRange(min=0),
-    help="Images of the index to alter and search for, to measure what is missed; 0 alters none.  [default: 100, with --pairs 0]",
+    help="Number of indexed images to alter and search for, to measure the miss rate.  [default: 100, or 0 with --pairs]",
 )
-@click.option("--dry-run", is_flag=True, help="Measure and print; keep nothing.")
-@click.option("--forget", is_flag=True, help="Take the index's calibration away: scans use the bundle's threshold again.")
+@click.option("--dry-run", is_flag=True, help="Measure and print without saving the threshold.")
+@click.option("--forget", is_flag=True, help="Remove the index's calibration; scans use the bundle's threshold again.")
 @json_option
 @quiet_option
 @model_options
@@ -79,11 +77,11 @@ def calibrate(
     quiet: bool,
     model: Callable[[], Screener],
 ) -> int:
-    """Set an index's threshold for a wanted rate of false alarms.
+    """Set an index's threshold for a target false positive rate.
 
-    The negatives are images of the kind that you will screen, of people who are not in the index. What is found is kept with the
-    index, and 'scan' uses it. What is missed is measured on images of the index that are altered (cropped, blurred, annotated ...),
-    or with --pairs. Without --negatives the calibration that the index has is shown; with --copies what a scan misses now.
+    The negatives are images like those you will screen, of patients who are not in the index. The threshold is stored with the
+    index, and 'scan' uses it. The miss rate is measured on altered images of the index (cropped, blurred, annotated ...), or with
+    --pairs. Without --negatives, show the current calibration, or with --copies the miss rate of a scan today.
 
     \b
     Examples:
@@ -92,9 +90,9 @@ def calibrate(
       lcmem-onnx calibrate --index hospital.index --copies 100
     """
     if negatives is None and (pairs or dry_run):
-        raise click.UsageError("give --negatives DIR: images of people who are not in the index")
+        raise click.UsageError("--pairs and --dry-run require --negatives DIR (images of patients who are not in the index)")
     if forget and (negatives is not None or copies):
-        raise click.UsageError("give either --negatives DIR, to calibrate, or --forget")
+        raise click.UsageError("--forget cannot be combined with --negatives or --copies: forget first, then calibrate")
     from ..runtime.calibration.threshold import check_rate, forget_calibration, store_calibration, stored_calibration
     from ..runtime.gallery import Gallery
 
@@ -110,7 +108,7 @@ def calibrate(
     copies = copies if copies is not None else 0 if pairs else COPIES
     request = _Request(negatives, pairs, fpir, suspects, ignore_patients, copies, dry_run, as_json, quiet)
     if not dry_run:
-        # Where it could not be kept in the end, that is said before the work.
+        # Fail before the work if the result could not be stored.
         Gallery.open(folder, screener.bundle, read_only=False, warn=warn).close()
     with Gallery.open(folder, screener.bundle, warn=warn) as gallery:
         found = _measure(screener, gallery, request)
@@ -126,7 +124,7 @@ def calibrate(
 
 @dataclass(frozen=True)
 class _Request:
-    """The options that a measurement depends on."""
+    """The options of a measurement."""
 
     folder: Path
     listing: Path | None
@@ -140,14 +138,14 @@ class _Request:
 
 
 def _measure(screener: Screener, gallery: Gallery, request: _Request) -> Calibration | None:
-    """Measure, print, and return what is to be kept; None where suspects were refused."""
+    """Measure, print, and return the calibration to store; None if suspects were refused."""
     from ..runtime.calibration.alarms import alarm_load
     from ..runtime.calibration.open_set import chunk_count, judge_negatives, mate_scores, read_pairs
     from ..runtime.calibration.threshold import calibrate, decide_uncalibrated, forecasts, misses
     from ..runtime.errors import GalleryError, UsageError
 
     if not len(gallery):
-        raise GalleryError(f"{gallery.folder} holds no images, so there is nothing to calibrate: add some first")
+        raise GalleryError(f"{gallery.folder} is empty: add images with 'lcmem-onnx index add' before calibrating")
     pairs = read_pairs(request.listing, gallery) if request.listing else []
     images, unreadable = _embedded(screener, [request.folder], "negatives", request.quiet)
 
@@ -161,14 +159,14 @@ def _measure(screener: Screener, gallery: Gallery, request: _Request) -> Calibra
         _refuse(judged, request.as_json)
         return None
     if not len(judged.tops.scores):
-        raise UsageError(f"{request.folder} holds no image that can serve as a negative{_why(judged, unreadable)}")
+        raise UsageError(f"{request.folder} contains no usable negatives{_why(judged, unreadable)}")
     found = calibrate(judged.tops.scores, judged.tops.size, request.rate, screener.bundle.fingerprint, witnesses=judged.patients)
     mated = None
     if pairs:
         queries, _ = _embedded(screener, list(dict.fromkeys(pair.query for pair in pairs)), "queries", request.quiet)
         mated = mate_scores(gallery, pairs, queries)
         if not len(mated):
-            raise UsageError(f"{request.listing}: none of its queries could be read")
+            raise UsageError(f"{request.listing}: none of the query images could be read: check the paths in column query")
         found = replace(found, misses=misses(mated, found.threshold))
     ahead = forecasts(found, judged.tops.scores, mated)
     copies = _copies(screener, gallery, request.copies, request.quiet) if request.copies else None
@@ -193,7 +191,7 @@ def _measure(screener: Screener, gallery: Gallery, request: _Request) -> Calibra
 
 
 def _copies(screener: Screener, gallery: Gallery, count: int, quiet: bool) -> CopyScores | None:
-    """Search for altered copies of the gallery's images; None, and a warning, where none of its images is at hand."""
+    """Search for altered copies of the gallery's images; warn and return None if no original can be read."""
     from ..evaluation.copies import sample, score_copies
 
     def watch(images: Iterable[Sampled]) -> Iterator[Sampled]:
@@ -203,21 +201,21 @@ def _copies(screener: Screener, gallery: Gallery, count: int, quiet: bool) -> Co
     found = score_copies(screener, gallery, sampled, count, watch)
     if found is None:
         warn(
-            f"none of {len(sampled):,} images of {gallery.folder} is where it was when it was indexed: what is missed was not "
-            "measured. Mount the images there, or give --pairs"
+            f"the miss rate was not measured: none of {len(sampled):,} images of {gallery.folder} is at its indexed path. "
+            "Mount the images there, or give --pairs"
         )
     elif found.unavailable and not quiet:
-        say(f"note: {found.unavailable:,} images of the index are not where they were, or cannot be read; others were altered")
+        say(f"note: {found.unavailable:,} images of the index have moved or cannot be read; others were altered instead")
     return found
 
 
 def _missed(screener: Screener, gallery: Gallery, count: int, as_json: bool, quiet: bool) -> int:
-    """Say which altered copies a scan misses now."""
+    """Print which altered copies a scan misses with the current threshold."""
     from ..runtime.calibration.threshold import decide_threshold
     from ..runtime.errors import GalleryError
 
     if not len(gallery):
-        raise GalleryError(f"{gallery.folder} holds no images, so there is nothing to alter: add some first")
+        raise GalleryError(f"{gallery.folder} is empty: add images with 'lcmem-onnx index add' before measuring copies")
     decision = decide_threshold(gallery)
     found = _copies(screener, gallery, count, quiet)
     if found is None:
@@ -237,17 +235,17 @@ def _missed(screener: Screener, gallery: Gallery, count: int, as_json: bool, qui
 
 
 def _refuse(judged: Negatives, as_json: bool) -> None:
-    """Name the suspects, and the ways on."""
+    """Print the suspects and what the user can do about them."""
     print_suspects(judged.suspects, as_json)
     alike = any(suspect.score is not None for suspect in judged.suspects)
     say(
-        f"error: {len(judged.suspects)} of the negatives are in the index or look like copies of its images; nothing is set. "
-        f"Take them out of the folder, or give --suspects leave-out{' (or keep, if look-alikes are strangers)' if alike else ''}"
+        f"error: {len(judged.suspects)} of the negatives are in the index or look like copies of its images; no threshold was set. "
+        f"Remove them from the folder, or give --suspects leave-out{' (or keep, if look-alikes are strangers)' if alike else ''}"
     )
 
 
 def _embedded(screener: Screener, paths: list[Path], what: str, quiet: bool) -> tuple[list[Embedded], int]:
-    """Embed images, say which cannot be read, and how many those are."""
+    """Embed images, report unreadable ones, and return the embeddings with the number of unreadable images."""
     items, skipped = walk(paths)
     say_skipped(skipped, quiet, f" among the {what}")
     images: list[Embedded] = []
@@ -271,7 +269,7 @@ def _show(found: Calibration | None, folder: Path, as_json: bool) -> int:
     if as_json:
         click.echo(json.dumps({"schema_version": 1, "calibration": found.as_json() if found else None}))
     elif found is None:
-        click.echo("no calibration: scans use the bundle's threshold, which is one for pairs")
+        click.echo("no calibration: scans use the bundle's threshold, which is meant for single pairs")
         click.echo(f"next  lcmem-onnx calibrate --index {printable(str(folder))} --negatives DIR{named_bundle()}")
     else:
         print_calibration(found, [], [])

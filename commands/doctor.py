@@ -1,4 +1,4 @@
-"""`doctor`: what this machine, this installation and this bundle can do together."""
+"""`doctor`: diagnose the machine, the installation and the bundle."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from .options import bundle_option, json_option
 __all__ = ["doctor"]
 
 
-@click.command()
+@click.command(short_help="Diagnose the installation")
 @json_option
 @bundle_option
-@click.option("--bench", is_flag=True, help="Time the bundle's variants on the CPU, and let '--variant auto' go by it from now on.")
-@click.option("--threads", type=click.IntRange(min=1), help="For --bench.  [default: what this machine or container allows]")
+@click.option("--bench", is_flag=True, help="Time the bundle's variants on the CPU; '--variant auto' then uses the fastest.")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads for --bench.  [default: CPUs available to this process]")
 def doctor(as_json: bool, bundle: Path | None, bench: bool, threads: int | None) -> int:
-    """Show versions, CPU features, execution providers and the bundle, for finding out why something does not work.
+    """Show versions, CPU features, execution providers and the bundle, to diagnose an installation.
 
     \b
     Examples:
@@ -37,7 +37,7 @@ def doctor(as_json: bool, bundle: Path | None, bench: bool, threads: int | None)
     facts: dict[str, object] = {
         **versions(),
         "cpu": cpu_name(),
-        "cpu features": "not known on this system" if features is None else ", ".join(features) or "none of note",
+        "cpu features": "unknown on this system" if features is None else ", ".join(features) or "none of note",
         "threads": cpu_limit(),
         "providers in this onnxruntime": ", ".join(available_providers()),
     }

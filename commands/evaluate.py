@@ -1,4 +1,4 @@
-"""The command `lcmem-onnx evaluate`: options, calls, printing. Imports nothing heavy before it runs."""
+"""The command `lcmem-onnx evaluate`: options, calls, printing. Heavy packages are imported only when it runs."""
 
 from __future__ import annotations
 
@@ -20,15 +20,19 @@ if TYPE_CHECKING:
 __all__ = ["evaluate"]
 
 NEEDED = ("imagehash", "matplotlib", "pdqhash", "skimage", "sklearn")
-"""What the extra [evaluate] brings."""
+"""Packages of the extra [evaluate]."""
 
 
-@click.command()
+@click.command(short_help="Measure a bundle on a labeled file list")
 @model_options
 @quiet_option
 @json_option
-@click.option("--list", "listing", required=True, type=click.Path(path_type=Path), help="CSV file list: Split, id, path, ds_name.")
-@click.option("--base", type=click.Path(path_type=Path), help="What its paths are relative to.  [default: the list's folder]")
+@click.option(
+    "--list", "listing", required=True, type=click.Path(path_type=Path), help="CSV file list with columns Split, id, path, ds_name."
+)
+@click.option(
+    "--base", type=click.Path(path_type=Path), help="Folder that the list's paths are relative to.  [default: the list's]"
+)
 @click.option(
     "--protocol",
     default="all",
@@ -41,73 +45,73 @@ NEEDED = ("imagehash", "matplotlib", "pdqhash", "skimage", "sklearn")
     default="paper",
     show_default=True,
     type=click.Choice(["paper", "realistic", "all"]),
-    help="Alterations for copy detection: the paper's and six beyond, those users meet, or all.",
+    help="Alterations for copy detection: the paper's plus six more, realistic ones, or all.",
 )
 @click.option(
     "--baseline",
     "baselines",
     multiple=True,
     metavar="NAME|FILE",
-    help="Measure this beside it: mse, ssim, ncc, phash, pdq, random, an ONNX embedder, another bundle. May be repeated.",
+    help="Baseline to compare with: mse, ssim, ncc, phash, pdq, random, an ONNX embedder or another bundle; repeatable.",
 )
 @click.option(
     "--baseline-values",
     default="imagenet",
     show_default=True,
     type=click.Choice(["imagenet", "unit", "symmetric", "levels"]),
-    help="What ONNX baselines that take floats are fed: normalised by ImageNet's mean, [0, 1], [-1, 1], [0, 255].",
+    help="Input range of ONNX baselines with float input: ImageNet-normalized, [0, 1], [-1, 1] or [0, 255].",
 )
 @click.option(
     "--baseline-size",
     default=288,
     show_default=True,
     type=click.IntRange(min=32),
-    help="Side that ONNX baselines of free size are fed.",
+    help="Input side, in pixels, of ONNX baselines without a fixed size.",
 )
 @click.option(
     "--false-positives",
     "rates",
     multiple=True,
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    help="Fit a threshold to this rate of false positives. May be repeated.  [default: 0.001 and 0.00001]",
+    help="False positive rate to fit a threshold to; repeatable.  [default: 0.001 and 0.00001]",
 )
 @click.option(
     "--fit-on",
     default="val",
     show_default=True,
     type=click.Choice(["val", "test"]),
-    help="Whose pairs to fit it to: VAL's where there are enough, else TEST's; or TEST's own.",
+    help="Split to fit thresholds on: VAL (TEST if VAL has too few pairs), or TEST.",
 )
 @click.option(
     "--negatives",
     default=20_000,
     show_default=True,
     type=click.IntRange(min=1),
-    help="Pairs of different images a data set for mse, ssim and ncc; embeddings are compared in all of up to 2,000,000.",
+    help="Negative pairs per data set for mse, ssim and ncc (embeddings use up to 2,000,000).",
 )
 @click.option(
     "--no-negatives",
     "no_negatives",
     multiple=True,
     metavar="DS_NAME,...",
-    help="Data sets whose pairs of different images do not count: one thing may have two identities there. May be repeated.",
+    help="Data sets to exclude from negative pairs, because their identities are not unique; repeatable.",
 )
 @click.option(
     "--tail",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="File for the strangers' tail of the bundle, measured on VAL: 'python -m export --strangers' takes it.",
+    help="Write the strangers' score tail, measured on VAL, to this file for 'python -m export --strangers'.",
 )
-@click.option("--size", type=click.IntRange(min=32), help="Side at which images are altered.  [default: the bundle's input]")
-@click.option("--seed", default=42, show_default=True, type=click.IntRange(min=0), help="Of pairs, alterations and intervals.")
-@click.option("--limit", type=click.IntRange(min=2), help="Only the first so many images of each data set, for a try.")
+@click.option("--size", type=click.IntRange(min=32), help="Image side, in pixels, for alterations.  [default: the bundle's input]")
+@click.option("--seed", default=42, show_default=True, type=click.IntRange(min=0), help="Seed for pairs, alterations, intervals.")
+@click.option("--limit", type=click.IntRange(min=2), help="Use only the first N images of each data set (for a trial run).")
 @click.option(
     "--altered",
     "most_altered",
     type=click.IntRange(min=1),
-    help="Alter only so many images of each data set, chosen by the seed; the others still count as different ones. [default: all]",
+    help="Alter only N images of each data set, drawn by the seed; the others remain as negatives.  [default: all]",
 )
-@click.option("--plots", type=click.Path(path_type=Path), help="Folder to draw curves into.")
-@click.option("--plot-format", default="png", show_default=True, type=click.Choice(["png", "svg"]), help="Format of the curves.")
+@click.option("--plots", type=click.Path(path_type=Path), help="Folder to write plots to.")
+@click.option("--plot-format", default="png", show_default=True, type=click.Choice(["png", "svg"]), help="Format of the plots.")
 def evaluate(
     listing: Path,
     base: Path | None,
@@ -131,10 +135,10 @@ def evaluate(
     quiet: bool,
     model: Callable[[], Screener],
 ) -> int:
-    """Measure a bundle, and baselines beside it, on a file list: the paper's two protocols.
+    """Measure a bundle, and optional baselines, on a labeled file list with the paper's two protocols.
 
-    Re-identification, and recall of altered copies by transform and strength. TEST images are measured; thresholds are fitted
-    on VAL images where there are enough. An image that cannot be read is left out and named.
+    The protocols are re-identification, and recall of altered copies by transform and strength. TEST images are measured;
+    thresholds are fitted on VAL images if there are enough. Unreadable images are excluded and reported.
 
     \b
     Example:
@@ -185,7 +189,7 @@ def evaluate(
         )
         if tail:
             _write_tail(tail, listing, base, screener, left_out, seed, session.threads, progress)
-    # Before the plots: whatever becomes of them, the figures are out.
+    # Print before plotting, so that a failing plot does not lose the figures.
     if as_json:
         click.echo(json.dumps(evaluation.as_json(), allow_nan=False))
     else:
@@ -205,7 +209,7 @@ def _check_writable(path: Path) -> None:
     from lcmem_onnx.runtime.errors import UsageError
 
     if not path.absolute().parent.is_dir():
-        raise UsageError(f"--tail cannot be written to {path}: {path.absolute().parent} is not a folder")
+        raise UsageError(f"cannot write --tail {path}: {path.absolute().parent} is not an existing folder")
 
 
 def _write_tail(
@@ -227,14 +231,14 @@ def _write_tail(
 
     rows = [row for row in read_file_list(listing, base) if row.split == "VAL"]
     if not rows:
-        raise FileListError(f"{listing} has no VAL images, and --tail measures on VAL: TEST is for the figures")
+        raise FileListError(f"{listing} has no VAL images, which --tail requires: set Split to VAL for some patients")
     workers = threads or cpu_limit()
     found = measure_strangers(screener, rows, no_negatives=no_negatives, seed=seed, workers=workers, progress=progress)
     text = json.dumps(found.as_json(), indent=1, allow_nan=False) + "\n"
     try:
         put_whole(path, lambda draft: draft.write_text(text, encoding="utf-8"))
     except OSError as error:
-        raise UsageError(f"--tail cannot be written to {path}: {error.strerror or error}") from error
+        raise UsageError(f"cannot write --tail {path}: {error.strerror or error}") from error
 
 
 def _check_installed() -> None:
@@ -242,4 +246,4 @@ def _check_installed() -> None:
 
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
-        raise click.UsageError(f"evaluate needs {', '.join(missing)}, which are not installed: pip install 'lcmem-onnx[evaluate]'")
+        raise click.UsageError(f"evaluate requires missing packages ({', '.join(missing)}): pip install 'lcmem-onnx[evaluate]'")

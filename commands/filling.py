@@ -1,4 +1,4 @@
-"""What filling an index prints, wherever the images come from: a line or an error an image, and the sum of it."""
+"""Output of commands that fill an index: one line or error per image, and a summary."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ __all__ = ["Filling"]
 
 
 class Filling:
-    """Counts and prints what became of the images that were to be added.
+    """Counts and prints the outcome of each image to add.
 
     Args:
-        as_json: a line of JSON an image, and a summary as the last one, on stdout.
-        quiet: no progress, no summary in words.
+        as_json: print one line of JSON per image and a summary as the last line.
+        quiet: print neither progress nor a summary.
     """
 
     def __init__(self, *, as_json: bool, quiet: bool) -> None:
@@ -37,7 +37,7 @@ class Filling:
         self._errors: Counter[str] = Counter()
 
     def follow(self, outcomes: Iterable[Indexed], total: int | None, doing: str) -> None:
-        """Go through the outcomes, which adds the images."""
+        """Consume the outcomes, which adds the images, and print each."""
         no_bar = self._quiet or (self._as_json and sys.stdout.isatty())
         with closing(progress(iter(outcomes), total, doing, no_bar, lambda done: done.path)) as shown:
             for outcome in shown:
@@ -53,13 +53,13 @@ class Filling:
                     click.echo(json.dumps(outcome.as_json()))
 
     def summed_up(self, gallery: Gallery, skipped: Mapping[str, int], *, known: int = 0, made: bool = True) -> int:
-        """Print the summary and the next command, and return the exit code: 2 where an image was not added, or none is there.
+        """Print the summary and the next command, and return the exit code: 2 if an image failed or the index is empty.
 
         Args:
-            gallery: the gallery that was filled.
-            skipped: how many files or objects were not images, by reason.
-            known: images that were known before they were looked at.
-            made: whether the index stays where it is empty.
+            gallery: the gallery to report on.
+            skipped: number of files or objects skipped as not being images, by reason.
+            known: images recognized as known without reading them.
+            made: whether an empty index is kept.
         """
         counts = {**self._counts, "known": self._counts["known"] + known}
         errors = dict(self._errors.most_common())
@@ -69,12 +69,12 @@ class Filling:
             reasons = f" ({', '.join(f'{count} {reason}' for reason, count in errors.items())})" if errors else ""
             others = f"\n{skipped_in_words(skipped)}" if skipped else ""
             click.echo(
-                f"{counts['new']} added, {counts['known']} known already, {counts['copy']} copies of known ones, "
-                f"{counts['error']} errors{reasons}; the index holds {len(gallery)} frames{others}"
+                f"{counts['new']} added, {counts['known']} already known, {counts['copy']} copies of known images, "
+                f"{counts['error']} errors{reasons}; the index contains {len(gallery)} frames{others}"
             )
         folder = printable(str(gallery.folder))
         if not len(gallery):
-            say(f"error: no image could be added: {f'{folder} is empty' if made else f'no index was made in {folder}'}")
+            say(f"error: no image could be added: {f'{folder} is empty' if made else f'no index was created in {folder}'}")
             return FAILED
         if not self._as_json and not self._quiet:
             click.echo(f"next  lcmem-onnx scan PATH --index {folder}{named_bundle()}")

@@ -1,4 +1,4 @@
-"""`gateway`: the service beside a PACS, its configuration and its state."""
+"""`gateway`: the DICOM gateway service, its configuration and its state."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def config_option(command: F) -> F:
         type=click.Path(path_type=Path),
         envvar="LCMEM_ONNX_GATEWAY",
         show_envvar=True,
-        help="The gateway's configuration.  [default: gateway.toml]",
+        help="Configuration file.  [default: gateway.toml]",
     )(command)
 
 
 def read_settings(context: click.Context, path: Path | None) -> Settings:
-    """The settings of --config, given with the command or with the group."""
+    """Return the settings of --config, which may be given to the command or to the group."""
     from ..runtime.gateway.config import read_config
 
     given = path or context.find_root().obj
@@ -48,18 +48,18 @@ def read_settings(context: click.Context, path: Path | None) -> Settings:
 
 @contextmanager
 def opened_spool(context: click.Context, path: Path | None) -> Iterator[Spool]:
-    """The spool of a gateway that runs, or has run."""
+    """Open the existing spool of a gateway."""
     from ..runtime.gateway.spool import Spool
 
     with Spool(read_settings(context, path), create=False) as spool:
         yield spool
 
 
-@click.group(cls=LazyGroup, lazy=FURTHER, invoke_without_command=True)
+@click.group(cls=LazyGroup, lazy=FURTHER, invoke_without_command=True, short_help="Screen DICOM objects on their way to a PACS")
 @config_option
 @click.pass_context
 def gateway(context: click.Context, config: Path | None) -> int:
-    """Stand beside a PACS: take objects in, screen them, forward what is clear, hold what is not.
+    """Run a DICOM gateway that screens objects, forwards clear ones and quarantines the others.
 
     \b
     Example:
@@ -71,11 +71,11 @@ def gateway(context: click.Context, config: Path | None) -> int:
     return NOTHING_FOUND
 
 
-@gateway.command("run")
+@gateway.command("run", short_help="Run the gateway in the foreground")
 @config_option
 @click.pass_context
 def gateway_run(context: click.Context, config: Path | None) -> int:
-    """Run the gateway in the foreground, until SIGTERM or Ctrl-C. Logs go to stderr, a line of JSON each.
+    """Run the gateway in the foreground until SIGTERM or Ctrl-C. Logs are JSON lines on stderr.
 
     \b
     Example:
@@ -84,12 +84,12 @@ def gateway_run(context: click.Context, config: Path | None) -> int:
     return _run(read_settings(context, config))
 
 
-@gateway.command("check")
+@gateway.command("check", short_help="Check a configuration before starting")
 @config_option
 @json_option
 @click.pass_context
 def gateway_check(context: click.Context, config: Path | None, as_json: bool) -> int:
-    """Check a configuration, and that what it names is there: model, indexes, certificates, ports, folders.
+    """Check a configuration and everything it refers to: model, indexes, certificates, ports, folders.
 
     \b
     Example:
@@ -113,10 +113,10 @@ def gateway_check(context: click.Context, config: Path | None, as_json: bool) ->
     return FAILED if problems else NOTHING_FOUND
 
 
-@gateway.command("init")
+@gateway.command("init", short_help="Write an example configuration")
 @click.argument("folder", type=click.Path(path_type=Path), default=".")
 def gateway_init(folder: Path) -> int:
-    """Write a commented gateway.toml, and a new site key beside it, into FOLDER (this one, if none is given).
+    """Write a commented gateway.toml and a new site key to FOLDER (default: the current folder).
 
     \b
     Example:
@@ -125,17 +125,17 @@ def gateway_init(folder: Path) -> int:
     from ..runtime.gateway.example_config import write_example
 
     path = write_example(folder)
-    click.echo(f"{printable(str(path))} and {printable(str(folder / 'site.key'))} are written")
+    click.echo(f"wrote {printable(str(path))} and {printable(str(folder / 'site.key'))}")
     click.echo(f"next  lcmem-onnx gateway check --config {printable(str(path))}")
     return NOTHING_FOUND
 
 
-@gateway.command("status")
+@gateway.command("status", short_help="Show whether it runs, and its queues")
 @config_option
 @json_option
 @click.pass_context
 def gateway_status(context: click.Context, config: Path | None, as_json: bool) -> int:
-    """Show whether the gateway runs, how many objects are in which state, and what waits for whom.
+    """Show whether the gateway runs, the number of objects in each state, and the queue of each destination.
 
     \b
     Example:
@@ -164,13 +164,13 @@ def gateway_status(context: click.Context, config: Path | None, as_json: bool) -
     return NOTHING_FOUND
 
 
-@gateway.command("requeue")
+@gateway.command("requeue", short_help="Retry objects that could not be delivered")
 @click.argument("objects", nargs=-1, metavar="[ID]...")
-@click.option("--all", "everything", is_flag=True, help="All dead objects.")
+@click.option("--all", "everything", is_flag=True, help="Retry all dead objects.")
 @config_option
 @click.pass_context
 def gateway_requeue(context: click.Context, objects: tuple[str, ...], everything: bool, config: Path | None) -> int:
-    """Try dead objects again: those whose destination refused them, or was away for too long. The beginning of an ID will do.
+    """Retry dead objects, which a destination refused or could not accept in time. A unique prefix of an ID is enough.
 
     \b
     Example:
@@ -181,13 +181,13 @@ def gateway_requeue(context: click.Context, objects: tuple[str, ...], everything
     from ..runtime.gateway.spool import State
 
     if everything == bool(objects):
-        raise click.UsageError("give either the ids of objects, or --all")
+        raise click.UsageError("give either object IDs or --all")
     with opened_spool(context, config) as spool:
         ids = [item.id for item in spool.list([State.DEAD], 1_000_000)] if everything else list(objects)
         for object_id in ids:
             Deliveries(spool).requeue(object_id, current_user(), address=this_machine())
         spool.audit.flush()
-    click.echo(f"{len(ids)} objects will be tried again")
+    click.echo(f"{len(ids)} objects will be retried")
     return NOTHING_FOUND
 
 
@@ -198,6 +198,6 @@ def _run(settings: Settings) -> int:
     try:
         import pynetdicom  # noqa: F401
     except ModuleNotFoundError as error:
-        raise GatewayError(f"the package {error.name} is not installed: pip install 'lcmem-onnx[gateway]' brings it") from error
+        raise GatewayError(f"the gateway requires the package {error.name}: pip install 'lcmem-onnx[gateway]'") from error
     Service(settings).run()
     return NOTHING_FOUND

@@ -1,4 +1,4 @@
-"""`gateway quarantine` and `gateway audit`: what waits for a decision, and whether the trail of decisions is whole."""
+"""`gateway quarantine` and `gateway audit`: decide on held objects, and verify the audit trail."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ __all__ = ["audit", "quarantine"]
 objects_argument = click.argument("objects", nargs=-1, required=True, metavar="ID...")
 
 
-@click.group("quarantine")
+@click.group("quarantine", short_help="Review, release or discard held objects")
 def quarantine() -> None:
-    """Look at what was held, and decide: release it, discard it, or have it screened again."""
+    """Review quarantined objects and release, discard or rescreen them."""
 
 
-@quarantine.command("list")
-@click.option("--reason", help="Only what is held for this reason: at-or-above-threshold, damaged, no-rule, ...")
-@click.option("--limit", default=100, show_default=True, type=click.IntRange(min=1), help="How many to show, the newest first.")
-@click.option("--kept", is_flag=True, help="Also what rules keep.")
+@quarantine.command("list", short_help="List quarantined objects, newest first")
+@click.option("--reason", help="Show only this reason: at-or-above-threshold, damaged, no-rule, ...")
+@click.option("--limit", default=100, show_default=True, type=click.IntRange(min=1), help="Maximum number of objects to show.")
+@click.option("--kept", is_flag=True, help="Also show objects that a rule keeps.")
 @config_option
 @json_option
 @click.pass_context
 def quarantine_list(context: click.Context, reason: str | None, limit: int, kept: bool, config: Path | None, as_json: bool) -> int:
-    """List what is in quarantine, the newest first. The audit trail says that you looked at the details of --json.
+    """List quarantined objects, newest first. With --json, the audit trail records that you viewed the details.
 
     \b
     Example:
@@ -46,7 +46,7 @@ def quarantine_list(context: click.Context, reason: str | None, limit: int, kept
 
     with opened_spool(context, config) as spool:
         items = Quarantine(spool).list(limit, reason, kept=kept)
-        if as_json:  # which names the gallery's images, and their names may name patients
+        if as_json:  # the details contain gallery keys, which may contain patient names
             Quarantine(spool).view(items, current_user(), View.DETAILS, address=this_machine())
     for item in items:
         if as_json:
@@ -58,15 +58,15 @@ def quarantine_list(context: click.Context, reason: str | None, limit: int, kept
     return NOTHING_FOUND
 
 
-@quarantine.command("show")
+@quarantine.command("show", short_help="Show why an object is held")
 @click.argument("object_id", metavar="ID")
 @config_option
 @json_option
 @click.pass_context
 def quarantine_show(context: click.Context, object_id: str, config: Path | None, as_json: bool) -> int:
-    """Show why an object is held, what it is near to, and where its bytes are. The beginning of an ID will do.
+    """Show why an object is held, its nearest gallery images, and its file. A unique prefix of the ID is enough.
 
-    The audit trail says that you looked at it. Where the trail cannot be written, nothing is shown.
+    The audit trail records that you viewed it. If the trail cannot be written, nothing is shown.
 
     \b
     Example:
@@ -89,13 +89,15 @@ def quarantine_show(context: click.Context, object_id: str, config: Path | None,
     return NOTHING_FOUND
 
 
-@quarantine.command("release")
+@quarantine.command("release", short_help="Forward held objects")
 @objects_argument
-@click.option("--to", "destinations", multiple=True, metavar="DESTINATION", help="Where to; where the rule says, if not given.")
+@click.option(
+    "--to", "destinations", multiple=True, metavar="DESTINATION", help="Destination; repeatable.  [default: those of the rule]"
+)
 @config_option
 @click.pass_context
 def quarantine_release(context: click.Context, objects: tuple[str, ...], destinations: tuple[str, ...], config: Path | None) -> int:
-    """Have held objects forwarded. The audit trail says that you did it.
+    """Forward held objects. The audit trail records who released them.
 
     \b
     Example:
@@ -111,12 +113,12 @@ def quarantine_release(context: click.Context, objects: tuple[str, ...], destina
     return NOTHING_FOUND
 
 
-@quarantine.command("discard")
+@quarantine.command("discard", short_help="Delete held or dead objects permanently")
 @objects_argument
 @config_option
 @click.pass_context
 def quarantine_discard(context: click.Context, objects: tuple[str, ...], config: Path | None) -> int:
-    """Remove held or dead objects for good. The audit trail says that they were there, and that you did it.
+    """Delete held or dead objects permanently. The audit trail records the objects and who discarded them.
 
     \b
     Example:
@@ -127,18 +129,18 @@ def quarantine_discard(context: click.Context, objects: tuple[str, ...], config:
     with opened_spool(context, config) as spool:
         for object_id in objects:
             item = Quarantine(spool).discard(object_id, current_user(), address=this_machine())
-            click.echo(f"{item.id} is gone")
+            click.echo(f"{item.id} is discarded")
         spool.audit.flush()
     return NOTHING_FOUND
 
 
-@quarantine.command("rescreen")
+@quarantine.command("rescreen", short_help="Screen held objects again")
 @click.argument("objects", nargs=-1, metavar="[ID]...")
-@click.option("--reason", help="All that are held for this reason: index-unavailable, say, once the index is back.")
+@click.option("--reason", help="Rescreen all objects held for this reason, such as index-unavailable.")
 @config_option
 @click.pass_context
 def quarantine_rescreen(context: click.Context, objects: tuple[str, ...], reason: str | None, config: Path | None) -> int:
-    """Have held objects screened again, by the rules of today.
+    """Screen held objects again with the current rules.
 
     \b
     Example:
@@ -147,7 +149,7 @@ def quarantine_rescreen(context: click.Context, objects: tuple[str, ...], reason
     from ..runtime.gateway.quarantine import Quarantine, current_user, this_machine
 
     if bool(objects) == bool(reason):
-        raise click.UsageError("give either the ids of objects, or --reason")
+        raise click.UsageError("give either object IDs or --reason")
     with opened_spool(context, config) as spool:
         held = Quarantine(spool)
         ids = list(objects) or [item.id for item in held.list(1_000_000, reason)]
@@ -158,17 +160,17 @@ def quarantine_rescreen(context: click.Context, objects: tuple[str, ...], reason
     return NOTHING_FOUND
 
 
-@click.group("audit")
+@click.group("audit", short_help="Verify the audit trail")
 def audit() -> None:
-    """The audit trail: is it whole?"""
+    """Verify the audit trail."""
 
 
-@audit.command("verify")
+@audit.command("verify", short_help="Verify that no entry was altered")
 @config_option
 @json_option
 @click.pass_context
 def audit_verify(context: click.Context, config: Path | None, as_json: bool) -> int:
-    """Check that no line of the audit trail was changed, removed, moved or cut off. May run while the gateway does.
+    """Verify that no line of the audit trail was changed, removed, moved or truncated. Safe while the gateway runs.
 
     \b
     Example:
@@ -199,7 +201,7 @@ def audit_verify(context: click.Context, config: Path | None, as_json: bool) -> 
         }
         click.echo(json.dumps(facts | {"problems": problems}))
     elif checked.whole:
-        click.echo(f"whole: {checked.lines} lines, taken up again {checked.resumed} times after a crash; head {checked.head}")
+        click.echo(f"intact: {checked.lines} lines, resumed {checked.resumed} times after a crash; head {checked.head}")
     return NOTHING_FOUND if checked.whole else FAILED
 
 

@@ -1,4 +1,4 @@
-"""`index`: galleries on disk, made, extended, inspected, erased from."""
+"""`index`: create, extend, inspect and erase from galleries on disk."""
 
 from __future__ import annotations
 
@@ -33,25 +33,25 @@ FURTHER = {name: f"lcmem_onnx.commands.interchange:index_{name}" for name in ("e
 }
 
 
-@click.group(cls=LazyGroup, lazy=FURTHER)
+@click.group(cls=LazyGroup, lazy=FURTHER, short_help="Create and maintain an index of images")
 def index() -> None:
-    """Build, extend, inspect and erase from an index: galleries of embeddings on disk."""
+    """Create, extend, inspect and erase from an index: galleries of embeddings on disk."""
 
 
 def _gallery_options(command: Callable[P, R]) -> Callable[P, R]:
-    """--gallery and --graph, of what fills an index."""
+    """Add --gallery and --graph to a command that fills an index."""
     name = click.option(
         "--gallery",
         "name",
         default="default",
         show_default=True,
-        help="Group within the index that the images belong to: a site, a cohort, a training set.",
+        help="Group of the index to add the images to: a site, a cohort, a training set.",
     )
-    graph = click.option("--graph", is_flag=True, help="Keep a search graph too, for '--search hnsw'.")
+    graph = click.option("--graph", is_flag=True, help="Also build a search graph, for '--search hnsw'.")
     return name(graph(command))
 
 
-@index.command("build")
+@index.command("build", short_help="Create an index from images or an archive")
 @filling_options
 @_gallery_options
 @archive_options
@@ -66,7 +66,7 @@ def index_build(
     model: Callable[[], Screener],
     archive: Archive | None,
 ) -> int:
-    """Make a new index of the images in PATH, or in an archive.
+    """Create a new index from the images in PATH or in an archive.
 
     \b
     Examples:
@@ -89,7 +89,7 @@ def index_build(
     return code
 
 
-@index.command("add")
+@index.command("add", short_help="Add images to an index")
 @filling_options
 @_gallery_options
 @archive_options
@@ -104,7 +104,7 @@ def index_add(
     model: Callable[[], Screener],
     archive: Archive | None,
 ) -> int:
-    """Add the images in PATH, or in an archive, to an index; those that are in it already are not embedded again.
+    """Add the images in PATH or in an archive to an index. Images already in the index are not embedded again.
 
     \b
     Examples:
@@ -126,12 +126,12 @@ def index_add(
         return _fill(screener, gallery, items, skipped, name, graph, as_json, quiet)
 
 
-@index.command("info")
+@index.command("info", short_help="Show what an index contains")
 @index_option
 @json_option
 @bundle_option
 def index_info(folder: Path, as_json: bool, bundle: Path | None) -> int:
-    """Show what an index holds, group by group, and that it belongs to this bundle.
+    """Show the contents of an index by group, and check that it belongs to this bundle.
 
     \b
     Example:
@@ -149,19 +149,19 @@ def index_info(folder: Path, as_json: bool, bundle: Path | None) -> int:
             facts |= {f"gallery {name}": _counted(counts) for name, counts in groups.items()}  # type: ignore[attr-defined]
         print_facts(facts, as_json)
         if older and not as_json:
-            # Without the bundle, the upgrade is one to the package's.
+            # Without --bundle, the upgrade would be to the package's bundle.
             click.echo(f"next  lcmem-onnx index upgrade {printable(str(folder))}{named_bundle()}")
     return NOTHING_FOUND
 
 
-@index.command("remove")
+@index.command("remove", short_help="Erase images from an index")
 @index_option
-@click.option("--key", help="The image of this name: its absolute path, or what it was added under.")
-@click.option("--patient", "patient_id", help="All images of the patient with this PatientID; needs the site's key.")
-@click.option("--issuer", help="With --patient: the IssuerOfPatientID that the objects give.")
-@click.option("--patient-pseudonym", help="All images of the patient with this pseudonym, as scan --json shows it.")
-@click.option("--study", "study_uid", help="All images of the study with this StudyInstanceUID; needs the site's key.")
-@click.option("--gallery", "name", help="Only images in this group; alone, all of them.")
+@click.option("--key", help="Image with this key: its absolute path, or the key it was added with.")
+@click.option("--patient", "patient_id", help="All images of the patient with this PatientID (requires the site key).")
+@click.option("--issuer", help="With --patient: the IssuerOfPatientID of the objects.")
+@click.option("--patient-pseudonym", help="All images of the patient with this pseudonym, as shown by scan --json.")
+@click.option("--study", "study_uid", help="All images of the study with this StudyInstanceUID (requires the site key).")
+@click.option("--gallery", "name", help="Only images in this group; without other criteria, the whole group.")
 @json_option
 @bundle_option
 def index_remove(
@@ -175,9 +175,9 @@ def index_remove(
     as_json: bool,
     bundle: Path | None,
 ) -> int:
-    """Erase images from an index: from its results at once, and from the disk before the command ends.
+    """Erase images from an index: from its results immediately, and from the disk before the command ends.
 
-    Several options together remove what meets all of them. Exit code 2 where nothing does.
+    Multiple criteria remove only the images that match all of them. The exit code is 2 if no image matches.
 
     \b
     Examples:
@@ -189,11 +189,11 @@ def index_remove(
     from ..runtime.model.bundle import open_bundle
 
     if issuer is not None and patient_id is None:
-        raise click.UsageError("--issuer goes with --patient")
+        raise click.UsageError("--issuer requires --patient")
     if patient_id is not None and patient_pseudonym is not None:
         raise click.UsageError("give --patient or --patient-pseudonym, not both")
     if not any(value is not None for value in (key, patient_id, patient_pseudonym, study_uid, name)):
-        raise click.UsageError("say what to remove: --key, --patient, --patient-pseudonym, --study or --gallery")
+        raise click.UsageError("no images selected: give --key, --patient, --patient-pseudonym, --study or --gallery")
     with Gallery.open(folder, open_bundle(bundle), read_only=False, warn=warn) as gallery:
         patient = gallery.site_key().patient(patient_id, issuer) if patient_id is not None else patient_pseudonym
         study = gallery.site_key().study(study_uid) if study_uid is not None else None
@@ -205,22 +205,22 @@ def index_remove(
         click.echo(json.dumps({"schema_version": 1, "removed": removed, "frames_left": left}))
     elif removed:
         images = "image" if removed == 1 else "images"
-        click.echo(f"{removed} {images} removed, from results and from the disk; the index holds {left} frames")
+        click.echo(f"{removed} {images} removed from results and disk; the index contains {left} frames")
     if not removed:
-        hint = ": objects that name an issuer are found with --issuer" if patient_id is not None and issuer is None else ""
-        say(f"error: nothing in {printable(str(folder))} meets that{hint}")
+        hint = ": for objects with an IssuerOfPatientID, give --issuer" if patient_id is not None and issuer is None else ""
+        say(f"error: no images in {printable(str(folder))} match these criteria{hint}")
         return FAILED
     return NOTHING_FOUND
 
 
-@index.command("compact")
+@index.command("compact", short_help="Rewrite an index without erased data")
 @index_option
-@click.option("--graph", is_flag=True, help="Make a search graph too, for '--search hnsw'.")
+@click.option("--graph", is_flag=True, help="Also build a search graph, for '--search hnsw'.")
 @bundle_option
 def index_compact(folder: Path, graph: bool, bundle: Path | None) -> int:
-    """Write an index anew without what was erased, bring its caches up to date, and an older format to today's.
+    """Rewrite an index without erased data, update its caches, and migrate an older format.
 
-    'index remove' does it by itself; this finishes what another process kept it from, or a format's migration.
+    'index remove' already compacts. Run this command if another process kept it from doing so, or to finish a format migration.
 
     \b
     Example:
@@ -236,21 +236,31 @@ def index_compact(folder: Path, graph: bool, bundle: Path | None) -> int:
     return NOTHING_FOUND
 
 
-@index.command("verify")
+@index.command("verify", short_help="Verify an index against its checksums")
 @index_option
 @threshold_option
-@click.option("--sample", default=200, show_default=True, type=click.IntRange(min=0), help="Images to search for both ways.")
 @click.option(
-    "--least-recall", default=0.999, show_default=True, type=click.FloatRange(0, 1), help="Of the graph; below, exit code 2."
+    "--sample",
+    default=200,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="Number of images to search with both the graph and the exact search.",
+)
+@click.option(
+    "--least-recall",
+    default=0.999,
+    show_default=True,
+    type=click.FloatRange(0, 1),
+    help="Minimum recall of the search graph; exit code 2 below it.",
 )
 @json_option
 @bundle_option
 def index_verify(
     folder: Path, threshold: float | None, sample: int, least_recall: float, as_json: bool, bundle: Path | None
 ) -> int:
-    """Read a whole index and compare it with its digests; measure the search graph's recall of matches, if there is one.
+    """Verify a whole index against its checksums, and measure the recall of its search graph, if any.
 
-    Exit code 0 when all is well, 2 when anything is damaged or the graph finds too little.
+    The exit code is 0 if no problem is found, and 2 if anything is damaged or the graph's recall is too low.
 
     \b
     Example:
@@ -265,19 +275,19 @@ def index_verify(
     recall = found.recall
     if recall and recall.share < least_recall:
         problems.append(
-            f"the search graph finds {recall.share:.4f} of the matches, less than {least_recall:g}: use '--search exact', "
-            "or 'auto', which searches exactly where that is quick"
+            f"the search graph's recall is {recall.share:.4f}, below {least_recall:g}: scan with '--search exact', or with 'auto', "
+            "which searches small galleries exactly"
         )
     if as_json:
         measured = None if recall is None else {**asdict(recall), "recall": recall.share}
         click.echo(json.dumps({"schema_version": 1, "problems": problems, "checked": found.checked, "graph": measured}))
     else:
         for what, count in found.checked.items():
-            click.echo(f"{count} {what} as they were written")
+            click.echo(f"{count} {what} intact")
         if recall:
             click.echo(
                 f"graph: {recall.found} of {recall.matches} matches of {recall.queries} images found, "
-                f"{recall.proven} searches left to the exact search"
+                f"{recall.proven} searches answered by the exact search"
             )
         for problem in problems:
             say(f"error: {printable(problem)}")
@@ -285,7 +295,7 @@ def index_verify(
 
 
 def _calibration(gallery: Gallery, as_json: bool) -> object:
-    """The threshold that was set for an index: in words, or as JSON has it; None and 'none' where there is none."""
+    """Return the calibration of an index as JSON fields (None without one) or as text ('none: ...')."""
     from ..runtime.calibration.threshold import stored_calibration
 
     found = stored_calibration(gallery)
@@ -330,7 +340,7 @@ def _fill(
 
 
 def _remove_new(folder: Path, before: set[str] | None) -> None:
-    """Remove what was made in a folder: all but what it held before; the folder itself where it was not there (None)."""
+    """Remove new files from a folder: all except those in `before`; the whole folder if it did not exist (None)."""
     if before is None:
         shutil.rmtree(folder)
         return

@@ -1,4 +1,4 @@
-"""`index upgrade`: the files behind an index read and embedded again."""
+"""`index upgrade`: read and embed the files of an index again."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
 __all__ = ["index_upgrade"]
 
 
-@click.command("upgrade")
+@click.command("upgrade", short_help="Re-embed the files of an index")
 @click.argument("folder", metavar="INDEX", type=click.Path(path_type=Path))
-@click.option("--drop-missing", is_flag=True, help="Remove images that cannot be read again from the index.")
-@click.option("--keep-missing", is_flag=True, help="Keep them as the older reader rendered them (same bundle only).")
+@click.option("--drop-missing", is_flag=True, help="Remove images whose files are missing or unreadable.")
+@click.option("--keep-missing", is_flag=True, help="Keep such images as the older reader rendered them (same bundle only).")
 @json_option
 @quiet_option
 @model_options
 def index_upgrade(
     folder: Path, drop_missing: bool, keep_missing: bool, as_json: bool, quiet: bool, model: Callable[[], Screener]
 ) -> int:
-    """Read the files of an index again: those that an older version read, or all for another bundle.
+    """Read and embed the files of an index again: those read by an older version, or all of them for another bundle.
 
-    The old index stays in use until everything is embedded, and is then replaced in one step. An interrupted upgrade goes on where
-    it stood. Groups, patients and studies stay. Where images cannot be read again, they are listed, nothing is changed and the
-    exit code is 2, unless --drop-missing or --keep-missing says what to do with them.
+    The old index stays in use until everything is embedded, and is then replaced atomically. Run the same command again to resume
+    an interrupted upgrade. Groups, patients and studies are preserved. If images cannot be read again, they are listed, the index
+    is unchanged and the exit code is 2, unless --drop-missing or --keep-missing is given.
 
     \b
     Examples:
@@ -53,7 +53,7 @@ def index_upgrade(
     def watch(files: Iterable[EmbeddedFile], total: int) -> Iterable[EmbeddedFile]:
         return progress(files, total, "embedding", no_bar, lambda done: done.path)
 
-    with when_interrupted("interrupted: what was embedded is kept; the same command goes on there"):
+    with when_interrupted("interrupted: finished embeddings are kept; run the same command again to resume"):
         done = upgrade_index(folder, model(), missing=missing, warn=warn, watch=watch)
     _report(done, folder, as_json, quiet)
     return FAILED if done.refused else NOTHING_FOUND
@@ -71,18 +71,18 @@ def _report(done: Upgraded, folder: Path, as_json: bool, quiet: bool) -> None:
     if as_json:
         click.echo(json.dumps(done.as_json()))
     elif not done.refused and not quiet:
-        lost = f", {many} {'dropped' if done.missing.value == 'drop' else 'kept as they were'}" if many else ""
-        resumed = f" ({done.resumed} files had been embedded before)" if done.resumed else ""
+        lost = f", {many} {'dropped' if done.missing.value == 'drop' else 'kept unchanged'}" if many else ""
+        resumed = f" ({done.resumed} files before the interruption)" if done.resumed else ""
         click.echo(f"{done.upgraded} images embedded again{resumed}, {done.current} were current{lost}")
         click.echo(f"next  lcmem-onnx index verify --index {where}{named_bundle()}")
     if done.refused:
-        keep = "" if done.bundle_changed else ", or --keep-missing to leave them as the older version rendered them"
+        keep = "" if done.bundle_changed else ", or --keep-missing to keep them as the older version rendered them"
         say(
             f"error: {where} is unchanged: {many} of its images cannot be read again. Restore their files and run the same command "
             f"again, or give --drop-missing to remove them from the index{keep}"
         )
     elif done.calibration_removed and not quiet:
         say(
-            "note: the index's threshold was one for the other bundle and was removed: "
-            f"'lcmem-onnx calibrate --index {where} --negatives DIR' sets one"
+            "note: the index's threshold was removed, since it applied to the other bundle: "
+            f"set a new one with 'lcmem-onnx calibrate --index {where} --negatives DIR'"
         )

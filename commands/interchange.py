@@ -1,4 +1,4 @@
-"""`index export`, `index import`, `index merge`: galleries out to files, in, and together."""
+"""`index export`, `index import`, `index merge`: write galleries to files, read them back, and combine them."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ __all__ = ["index_export", "index_import", "index_merge"]
 without_patients_option = click.option(
     "--without-patients",
     is_flag=True,
-    help="Leave the pseudonyms of patients and studies out, where they were made with another site key.",
+    help="Omit patient and study pseudonyms that were made with another site key.",
 )
 
 
-@click.command("export")
+@click.command("export", short_help="Write an index to a file")
 @index_option
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="File to write; its name ends in .parquet or .npz.")
-@click.option("--gallery", "names", multiple=True, help="Group of the index to write; may be repeated.  [default: all]")
-@click.option("--with-paths", is_flag=True, help="Write keys (file names) as they are, also where patients are known.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Output file (.parquet or .npz).")
+@click.option("--gallery", "names", multiple=True, help="Group of the index to write; repeatable.  [default: all]")
+@click.option("--with-paths", is_flag=True, help="Write keys (file names) in plain text even if the index contains patients.")
 @bundle_option
 @json_option
 @quiet_option
 def index_export(
     folder: Path, out: Path, names: tuple[str, ...], with_paths: bool, bundle: Path | None, as_json: bool, quiet: bool
 ) -> int:
-    """Write an index to a file, for a back-up or a move: embeddings, keys, sums, pseudonyms.
+    """Write an index to a file, as a backup or to move it: embeddings, keys, checksums, pseudonyms.
 
-    Where the index knows patients, in any group, keys become pseudonyms under the site key, since file names may tell who they
-    are; images under such keys cannot be read again by 'index upgrade'. --with-paths writes the keys themselves. A threshold that
-    was set for the index is not in the file.
+    If any group of the index contains patients, keys are replaced by pseudonyms under the site key, since file names may identify
+    patients. 'index upgrade' cannot read such images again. --with-paths writes the keys in plain text. The index's calibrated
+    threshold is not exported.
 
     \b
     Example:
@@ -67,11 +67,11 @@ def index_export(
         if made.keys == "hashed":
             say("note: keys are pseudonyms under the site key; --with-paths writes the file names")
         else:
-            say("note: the file holds the names of the indexed files with their folders")
+            say("note: the file contains the full paths of the indexed images")
     return NOTHING_FOUND
 
 
-@click.command("import")
+@click.command("import", short_help="Add an exported index to an index")
 @click.argument("file", type=click.Path(path_type=Path))
 @index_option
 @without_patients_option
@@ -79,9 +79,9 @@ def index_export(
 @json_option
 @quiet_option
 def index_import(file: Path, folder: Path, without_patients: bool, bundle: Path | None, as_json: bool, quiet: bool) -> int:
-    """Add what an export holds to an index, which is made if it is not there: all of it, or nothing.
+    """Add an exported file to an index, which is created if missing. An import is atomic: everything or nothing is added.
 
-    What the index has already stays as it is, so an import may be repeated.
+    Existing entries are unchanged, so an import can be repeated.
 
     \b
     Example:
@@ -91,7 +91,7 @@ def index_import(file: Path, folder: Path, without_patients: bool, bundle: Path 
     from ..runtime.model.bundle import open_bundle
 
     model = open_bundle(bundle)
-    manifest = read_manifest(file, model.features)  # before an index is made for what is none
+    manifest = read_manifest(file, model.features)  # before an index is created for an invalid file
     with _opened(folder, model, new=False) as gallery:
         watch = _watch(manifest.rows, "importing", quiet)
         done = import_gallery(file, gallery, without_patients=without_patients, watch=watch)
@@ -99,7 +99,7 @@ def index_import(file: Path, folder: Path, without_patients: bool, bundle: Path 
     return NOTHING_FOUND
 
 
-@click.command("merge")
+@click.command("merge", short_help="Combine indexes into a new one")
 @click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="DIR...")
 @index_option
 @without_patients_option
@@ -109,9 +109,9 @@ def index_import(file: Path, folder: Path, without_patients: bool, bundle: Path 
 def index_merge(
     sources: tuple[Path, ...], folder: Path, without_patients: bool, bundle: Path | None, as_json: bool, quiet: bool
 ) -> int:
-    """Make a new index of all that the indexes DIR hold; those stay as they are.
+    """Create a new index from the contents of the indexes DIR, which are unchanged.
 
-    An image that stands in two of them under one key is kept once. Of one key for two images nothing is merged.
+    An image with the same key in two indexes is kept once. If a key refers to different images, nothing is merged.
 
     \b
     Example:
@@ -133,7 +133,7 @@ def index_merge(
 
 @contextmanager
 def _opened(folder: Path, model: Bundle, *, new: bool) -> Iterator[Gallery]:
-    """The index to fill. One that was made here for what then failed is taken away again."""
+    """Open or create the index to fill; remove an index created here if filling it fails."""
     from ..runtime.gallery import Gallery
     from ..runtime.gallery.storage.schema import DATABASE
 
@@ -161,10 +161,10 @@ def _report(done: Imported, gallery: Gallery, folder: Path, as_json: bool, quiet
         counts = {"added": done.added, "known": done.known, "frames": len(gallery)}
         click.echo(json.dumps({"schema_version": 1, **counts, "calibration_left_behind": done.calibrated}))
     elif not quiet:
-        click.echo(f"{done.added:,} frames added, {done.known:,} known already; the index holds {len(gallery):,}")
+        click.echo(f"{done.added:,} frames added, {done.known:,} already known; the index contains {len(gallery):,}")
     if quiet:
         return
     if done.calibrated:
-        say("note: a threshold had been set for what was read; it is not carried over, since it is one for that gallery alone")
+        say("note: the source's calibrated threshold was not carried over, since it applies to that gallery only")
     if not as_json:
         click.echo(f"next  lcmem-onnx calibrate --index {printable(str(folder))} --negatives DIR{named_bundle()}")

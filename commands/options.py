@@ -1,4 +1,4 @@
-"""Options that several commands share, each said once."""
+"""Options shared by several commands."""
 
 from __future__ import annotations
 
@@ -26,7 +26,6 @@ __all__ = [
     "named_bundle",
     "null_option",
     "pair_threshold_option",
-    "paths_argument",
     "quiet_option",
     "threshold_option",
 ]
@@ -36,7 +35,7 @@ R = TypeVar("R")
 
 
 def model_options(command: Callable[P, R]) -> Callable[P, R]:
-    """--bundle, --variant, --provider, --threads, --isolate; the command gets them as `model`, which opens the screener."""
+    """Add --bundle, --variant, --provider, --threads and --isolate; the command receives `model`, which opens the screener."""
 
     @click.option(
         "--bundle",
@@ -51,7 +50,7 @@ def model_options(command: Callable[P, R]) -> Callable[P, R]:
         show_envvar=True,
         default="auto",
         show_default=True,
-        help="auto, fp32, fp16, int8: the encoder's precision.",
+        help="Encoder precision: auto, fp32, fp16 or int8.",
     )
     @click.option(
         "--provider",
@@ -59,21 +58,21 @@ def model_options(command: Callable[P, R]) -> Callable[P, R]:
         show_envvar=True,
         default="auto",
         show_default=True,
-        help="auto, cpu, cuda, ...: what is asked for by name and cannot be had is an error.",
+        help="Execution provider: auto, cpu, cuda, ... Fail if the named provider is unavailable.",
     )
     @click.option(
         "--threads",
         envvar="LCMEM_ONNX_THREADS",
         show_envvar=True,
         type=click.IntRange(min=1),
-        help="For inference and decoding.  [default: what this machine or container allows]",
+        help="Threads for inference and decoding.  [default: CPUs available to this process]",
     )
     @click.option(
         "--isolate",
         envvar="LCMEM_ONNX_ISOLATE",
         show_envvar=True,
         is_flag=True,
-        help="Decode each image in a process of its own, under limits: for files from outside. Linux only.",
+        help="Decode untrusted files in a sandboxed subprocess with resource limits. Linux only.",
     )
     @wraps(command)
     def with_model(
@@ -86,8 +85,8 @@ def model_options(command: Callable[P, R]) -> Callable[P, R]:
             click.get_current_context().call_on_close(screener.close)
             if screener.bundle.demonstration and not kwargs.get("quiet"):
                 click.echo(
-                    "note: this is a demonstration model ('lcmem-onnx bundle info' shows what it misses); do not release data on "
-                    "its word alone",
+                    "note: this is a demonstration model ('lcmem-onnx bundle info' shows its accuracy); do not release data based "
+                    "on its verdict alone",
                     err=True,
                 )
             return screener
@@ -98,7 +97,7 @@ def model_options(command: Callable[P, R]) -> Callable[P, R]:
 
 
 def named_bundle() -> str:
-    """Return ` --bundle B` where the command line names a bundle, for the command that is proposed next; else nothing."""
+    """Return ` --bundle B` for a suggested command if the command line names a bundle, else an empty string."""
     context = click.get_current_context()
     named = context.get_parameter_source("bundle") is ParameterSource.COMMANDLINE
     return f" --bundle {printable(str(context.params['bundle']))}" if named else ""
@@ -115,7 +114,7 @@ def bundle_option(command: Callable[P, R]) -> Callable[P, R]:
 
 
 def _checked_threshold(context: click.Context, option: click.Parameter, value: float | None) -> float | None:
-    """Refuse a wrong one here, before a gallery has been indexed for it."""
+    """Reject an invalid threshold before a gallery is indexed."""
     if value is None:
         return None
     from ..runtime.model.head import check_threshold
@@ -124,7 +123,7 @@ def _checked_threshold(context: click.Context, option: click.Parameter, value: f
 
 
 def _checked_rate(context: click.Context, option: click.Parameter, value: float | None) -> float | None:
-    """Refuse a wrong one here, as `_checked_threshold` does."""
+    """Reject an invalid rate before a gallery is indexed."""
     if value is None:
         return None
     from ..runtime.model.strangers import check_rate
@@ -132,44 +131,43 @@ def _checked_rate(context: click.Context, option: click.Parameter, value: float 
     return check_rate(value)
 
 
-json_option = click.option("--json", "as_json", is_flag=True, help="JSON on stdout, and nothing else there.")
-quiet_option = click.option("-q", "--quiet", is_flag=True, help="No progress and no notes on stderr, errors only.")
-null_option = click.option("-0", "--null", is_flag=True, help="With '-': names on stdin end in NUL, not newline.")
-paths_argument = click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print only JSON on stdout.")
+quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print only errors on stderr, no progress or notes.")
+null_option = click.option("-0", "--null", is_flag=True, help="With '-': paths on stdin end in NUL instead of newline.")
 index_option = click.option(
     "--index",
     "folder",
     required=True,
     type=click.Path(path_type=Path),
     envvar="LCMEM_ONNX_INDEX",
-    help="The index's folder.",
+    help="Folder of the index.",
 )
 threshold_option = click.option(
-    "--threshold", type=float, callback=_checked_threshold, help="Score for a match.  [default: the bundle's]"
+    "--threshold", type=float, callback=_checked_threshold, help="Minimum score of a match.  [default: the bundle's]"
 )
 pair_threshold_option = click.option(
     "--threshold",
     type=float,
     callback=_checked_threshold,
-    help="Score for a match.  [default: --fpir's in a gallery of one image, else the bundle's]",
+    help="Minimum score of a match.  [default: set by --fpir for a gallery of one image, else the bundle's]",
 )
 fpir_option = click.option(
     "--fpir",
     type=float,
     callback=_checked_rate,
-    help="Share of strangers' images that may be flagged, where the bundle's strangers set the threshold.  [default: 0.05]",
+    help="Share of strangers' images that may be flagged, if the bundle's stranger scores set the threshold.  [default: 0.05]",
 )
 index_threshold_option = click.option(
     "--threshold",
     type=float,
     callback=_checked_threshold,
-    help="Score for a match.  [default: what 'lcmem-onnx calibrate' set for the index, else --fpir's, else the bundle's]",
+    help="Minimum score of a match.  [default: set by 'lcmem-onnx calibrate', else by --fpir, else the bundle's]",
 )
 
 
 def filling_options(command: Callable[P, R]) -> Callable[P, R]:
-    """What `index build` and `index add` take."""
-    paths = click.argument("paths", nargs=-1, metavar="[PATH]...")  # or an archive in place of them
+    """Add the arguments and options shared by `index build` and `index add`."""
+    paths = click.argument("paths", nargs=-1, metavar="[PATH]...")  # optional: an archive can replace them
     for option in (model_options, quiet_option, json_option, null_option, index_option, paths):
         command = option(command)
     return command

@@ -1,4 +1,4 @@
-"""`scan` and `compare`: images in, verdicts printed."""
+"""`scan` and `compare`: screen images and print the verdicts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from .options import (
     model_options,
     null_option,
     pair_threshold_option,
-    paths_argument,
     quiet_option,
 )
 
@@ -34,19 +33,20 @@ if TYPE_CHECKING:
 __all__ = ["compare", "scan"]
 
 SHOW_ALL_UP_TO = 40
-"""Up to so many images a scan's table shows every one; above, matches and errors only (`-v` shows all)."""
+"""Largest scan, in images, whose table shows every image; larger ones show matches and errors only (`-v` shows all)."""
+EXAMPLE = "lcmem-onnx scan released/ --against training-set/"
 
 
-@click.command()
-@paths_argument
+@click.command(short_help="Screen images against a gallery")
+@click.argument("paths", nargs=-1, metavar="PATH...")  # not required: `scan` reports a missing one with an example
 @click.option("--index", "folder", type=click.Path(path_type=Path), envvar="LCMEM_ONNX_INDEX", help="Index to screen against.")
-@click.option("--against", type=click.Path(path_type=Path), help="Folder or image to screen against, indexed for this once.")
-@click.option("--gallery", "names", multiple=True, help="Screen against this group of the index; may be repeated.  [default: all]")
+@click.option("--against", type=click.Path(path_type=Path), help="Folder or image to screen against (temporary index).")
+@click.option("--gallery", "names", multiple=True, help="Group of the index to screen against; repeatable.  [default: all]")
 @index_threshold_option
 @fpir_option
-@click.option("--top", default=5, show_default=True, type=click.IntRange(min=1), help="Matches to list for each image.")
-@click.option("--search", default="auto", show_default=True, type=click.Choice(["auto", "exact", "hnsw"]), help="How to search.")
-@click.option("-v", "--verbose", is_flag=True, help="Show clear images too, however many there are.")
+@click.option("--top", default=5, show_default=True, type=click.IntRange(min=1), help="Matches to list per image.")
+@click.option("--search", default="auto", show_default=True, type=click.Choice(["auto", "exact", "hnsw"]), help="Search method.")
+@click.option("-v", "--verbose", is_flag=True, help="List clear images even in large scans.")
 @null_option
 @json_option
 @quiet_option
@@ -68,19 +68,23 @@ def scan(
 ) -> int:
     """Screen images against a gallery.
 
-    PATH is an image, a folder (searched recursively), or '-' for a list of them on stdin. Each frame is screened: DICOM, PNG, JPEG,
-    JPEG-LS, JPEG 2000, JPEG XL, TIFF, WebP, AVIF, HEIC, GIF, BMP, Targa, PBM to PFM. In a folder only files that are plainly not
-    images are skipped, and counted by reason. The last line of --json is a summary.
+    PATH is an image, a folder (searched recursively), or '-' for a list of paths on stdin. Every frame is screened. Formats: DICOM,
+    PNG, JPEG, JPEG-LS, JPEG 2000, JPEG XL, TIFF, WebP, AVIF, HEIC, GIF, BMP, Targa, PBM to PFM. In a folder, files that are clearly
+    not images are skipped and counted by reason. The last line of --json is a summary.
 
     \b
     Examples:
       lcmem-onnx scan released/ --index hospital.index
       lcmem-onnx scan a.png b.dcm --against training-set/ --json
     """
-    if (folder is None) == (against is None):
-        raise click.UsageError("give either --index DIR or --against DIR: what to screen against")
+    if not paths:
+        raise click.UsageError(f"no images to screen, for example: {EXAMPLE}")
+    if folder is None and against is None:
+        raise click.UsageError(f"no gallery to screen against: give --index DIR or --against DIR, for example: {EXAMPLE}")
+    if folder is not None and against is not None:
+        raise click.UsageError("give either --index DIR or --against DIR, not both")
     if names and folder is None:
-        raise click.UsageError("--gallery chooses among the groups of an index: it goes with --index")
+        raise click.UsageError("--gallery selects groups of an index: it requires --index DIR")
     from ..runtime.calibration.flood import MANY, FloodWatch
     from ..runtime.calibration.threshold import decide_threshold
     from ..runtime.errors import LcmemError
@@ -90,14 +94,14 @@ def scan(
     with _gallery(screener, folder, against, quiet) as (gallery, unreadable):
         if as_json:
             say_skipped(skipped, quiet)
-        size = gallery.frames(names or None)  # a mistyped name is an error now, before the first image
+        size = gallery.frames(names or None)  # fail on a mistyped group before the first image
         decision = decide_threshold(gallery, threshold, fpir, names or None)
         for line in () if quiet else decision.warnings:
             warn(line)
         watch = FloodWatch(decision, screener.bundle.head)
         listed = max(top, MANY)
         results = screener.screen(items, gallery, threshold=decision, top=listed, search=search, galleries=names or None)
-        no_bar = quiet or (as_json and sys.stdout.isatty())  # the lines themselves show how far it is
+        no_bar = quiet or (as_json and sys.stdout.isatty())  # the JSON lines show the progress
         counts = {"clear": 0, "match": 0, "error": 0}
         kept: list[Result] = []
         unproven = 0
@@ -119,7 +123,7 @@ def scan(
                     unproven += not result.complete
         except (KeyboardInterrupt, LcmemError) as error:
             how = "stopped" if isinstance(error, LcmemError) else "interrupted"
-            report(f"{how}: these are the results until then, of {len(items)} images in all")
+            report(f"{how}: results are incomplete, not all of {len(items)} images were screened")
             raise
         report()
         flood = watch.flood()
@@ -128,7 +132,7 @@ def scan(
             click.echo(json.dumps({"schema_version": 1, "summary": summary}))
         if flood and not quiet:
             where = f"--index {folder}" if folder else f"--index DIR (after 'lcmem-onnx index build {against} --index DIR')"
-            warn(f"{flood.in_words()}. 'lcmem-onnx calibrate {where} --negatives STRANGERS' sets one for it")
+            warn(f"{flood.in_words()}. Calibrate it with 'lcmem-onnx calibrate {where} --negatives STRANGERS'")
         if unproven and not quiet:
             say(f"note: {unproven} results come from the search graph, which may miss a match; use '--search exact' to be sure")
     if counts["error"] or unreadable:
@@ -136,7 +140,7 @@ def scan(
     return FOUND if counts["match"] else NOTHING_FOUND
 
 
-@click.command()
+@click.command(short_help="Score two images against each other")
 @click.argument("first", type=click.Path(path_type=Path))
 @click.argument("second", type=click.Path(path_type=Path))
 @pair_threshold_option
@@ -153,7 +157,7 @@ def compare(
     quiet: bool,
     model: Callable[[], Screener],
 ) -> int:
-    """Score two images: do they show the same?
+    """Score two images and tell whether they show the same patient or are copies.
 
     \b
     Example:
@@ -181,7 +185,7 @@ def compare(
 
 @contextmanager
 def _gallery(screener: Screener, folder: Path | None, against: Path | None, quiet: bool) -> Iterator[tuple[Gallery, int]]:
-    """The gallery to screen against, and how many images of it could not be read."""
+    """Open the gallery to screen against, and count its unreadable images."""
     from ..runtime.errors import GalleryError
     from ..runtime.gallery import Gallery
 
@@ -199,5 +203,5 @@ def _gallery(screener: Screener, folder: Path | None, against: Path | None, quie
                 place = outcome.path if frame is None else f"{outcome.path} frame {frame}"
                 say(f"error: gallery image {printable(place)}: {printable(detail)} [{reason}]")
         if not len(gallery):
-            raise GalleryError(f"{against} holds no image that can be read: there is nothing to screen against")
+            raise GalleryError(f"{against} contains no readable image to screen against: give a folder or an image with --against")
         yield gallery, unreadable

@@ -27,7 +27,7 @@ __all__ = ["FAILED", "FOUND", "INTERRUPTED", "NOTHING_FOUND", "Ending", "EndingG
 NOTHING_FOUND, FOUND, FAILED, INTERRUPTED = 0, 1, 2, 130
 """Exit codes, as ClamAV's clamscan has them; an error outranks a match, since what was not screened may match as well."""
 
-READER_GONE = "error: the reader of the output has gone: not everything was reported"
+OUTPUT_CLOSED = "error: output closed early; results are incomplete"
 OF_EXTRAS = MappingProxyType(
     {
         "archive": ("httpx2", "python_multipart"),
@@ -45,7 +45,7 @@ class Terminated(KeyboardInterrupt):
         self.code = 128 + number
 
 
-class _Ended(Exception):  # noqa: N818  # it may be no error
+class _Ended(Exception):  # noqa: N818  # not always an error
     """The end of a command on its way past click, which has ends of its own for some of these."""
 
     def __init__(self, code: int, line: str) -> None:
@@ -54,10 +54,10 @@ class _Ended(Exception):  # noqa: N818  # it may be no error
 
 
 class Ending(click.Command):
-    """A command whose expected errors are one line on stderr and exit code 2, whatever went wrong."""
+    """A command that reports every expected error in one line on stderr with exit code 2."""
 
-    interrupted = "interrupted: what was reported or indexed until now stands"
-    """What is said after Ctrl-C."""
+    interrupted = "interrupted: results and index entries up to now are kept"
+    """Message after Ctrl-C."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
         with _past_click(self.interrupted):  # --help and --version print from here
@@ -93,9 +93,9 @@ class Ending(click.Command):
         except LcmemError as error:
             _say(f"error: {printable(str(error))}")
         except MemoryError:
-            _say("error: there was not enough memory")
+            _say("error: out of memory")
         except Exception as error:  # noqa: BLE001
-            # A package that is not there, or a defect of ours. Python would exit with 1, which here means "a match was found".
+            # A missing package, or a defect of ours. Python would exit with 1, which here means "a match was found".
             if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("lcmem_onnx"):
                 _say(_missing(error))
             else:
@@ -112,7 +112,7 @@ class EndingGroup(Ending, click.Group):
 
 @contextmanager
 def when_interrupted(line: str) -> Iterator[None]:
-    """What is said after Ctrl-C or SIGTERM in a part of a command, where `Ending.interrupted` would not be true."""
+    """Print `line` after Ctrl-C or SIGTERM within this context, instead of `Ending.interrupted`."""
     try:
         yield
     except Terminated as error:
@@ -129,10 +129,10 @@ def _past_click(interrupted: str) -> Iterator[None]:
     except Terminated as error:
         raise _Ended(error.code, interrupted.replace("interrupted", "terminated", 1)) from error
     except BrokenPipeError as error:
-        raise _Ended(FAILED, READER_GONE) from error
+        raise _Ended(FAILED, OUTPUT_CLOSED) from error
     except SystemExit as stop:
         if isinstance(stop.__context__, BrokenPipeError):  # rich ends the program by itself, and with 1 as well
-            raise _Ended(FAILED, READER_GONE) from stop
+            raise _Ended(FAILED, OUTPUT_CLOSED) from stop
         raise
     except OSError as error:
         # The runtime turns what images, bundles and indexes raise into errors of its own. This is the output, or what a
@@ -146,7 +146,7 @@ def _check_streams() -> None:
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # to the end of the process
     if sys.stdout is None:
-        raise _Ended(FAILED, "error: stdout is closed: there is nowhere to report to")
+        raise _Ended(FAILED, "error: stdout is closed: results cannot be printed")
     if hasattr(sys.stdout, "reconfigure"):
         # A name that stdout's encoding lacks is escaped, as JSON does it; an error would lose the results after it.
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -180,9 +180,9 @@ def _say(line: str) -> None:
 
 def _missing(error: ModuleNotFoundError) -> str:
     if error.name == "onnxruntime":
-        return "error: there is no onnxruntime here: pip install 'lcmem-onnx[cpu]', or 'lcmem-onnx[gpu]' for CUDA"
+        return "error: onnxruntime is not installed: pip install 'lcmem-onnx[cpu]', or 'lcmem-onnx[gpu]' for CUDA"
     extra = next((extra for extra, names in OF_EXTRAS.items() if error.name in names), "cpu")
-    return f"error: the package {error.name} is not installed: pip install 'lcmem-onnx[{extra}]' brings what is needed"
+    return f"error: the package {error.name} is not installed: pip install 'lcmem-onnx[{extra}]'"
 
 
 def _let_go() -> None:

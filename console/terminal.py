@@ -1,4 +1,4 @@
-"""How results look on a terminal: tables, facts, progress. Data for programs is printed by the commands themselves, as JSON."""
+"""Terminal output: tables, facts, progress. The commands print JSON themselves."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ __all__ = [
     "as_number",
     "console_on",
     "is_table",
+    "next_step",
     "print_calibration",
     "print_card",
     "print_comparison",
@@ -44,22 +45,22 @@ __all__ = [
 PIPE_WIDTH = 160
 UNBOUNDED = 100_000
 STACKED_BELOW = 100
-"""Columns of a terminal below which long paths go under each other: beside each other they would be folded into shreds."""
+"""Terminal width below which long paths are printed below each other, since narrow columns would fold them too often."""
 STYLES = {"clear": "green", "match": "bold red", "error": "bold yellow"}
 T = TypeVar("T")
 Row: TypeAlias = "tuple[Text, Text, Text, Text]"
-"""Verdict, image, score, and the gallery's image or what is wrong."""
+"""Verdict, image, score, and the gallery image or the error."""
 
 
 def printable(text: str) -> str:
-    """Text safe for one line on a terminal: a file's name may hold newlines and escape sequences."""
+    """Escape text for one line of a terminal, since file names may contain newlines and escape sequences."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def progress(items: Iterable[T], total: int | None, what: str, quiet: bool, place: Callable[[T], str]) -> Generator[T, None, None]:
-    """Pass items on; on a terminal show a bar with rate and time left, by images and not by frames.
+    """Yield the items; on a terminal, show a progress bar with rate and time left, counted in images rather than frames.
 
-    Close the iterator before printing to stdout, where that may be the same terminal. Lines for stderr go above the bar.
+    Close the iterator before printing to stdout, which may be the same terminal. Lines for stderr appear above the bar.
     """
     if quiet or not sys.stderr.isatty():
         yield from items
@@ -79,7 +80,7 @@ def progress(items: Iterable[T], total: int | None, what: str, quiet: bool, plac
         for item in items:
             if place(item) != last:
                 last = place(item)
-                # Over the whole time: results come in bursts, a batch at once, and rich's own rate is that of a burst.
+                # Average over the whole time: results arrive in batches, and rich's own rate is that of one batch.
                 elapsed = bar.tasks[task].elapsed
                 bar.update(task, advance=1, rate=f"{(bar.tasks[task].completed + 1) / elapsed:.1f}/s" if elapsed else "")
             yield item
@@ -87,9 +88,9 @@ def progress(items: Iterable[T], total: int | None, what: str, quiet: bool, plac
 
 @contextmanager
 def stepping(quiet: bool) -> Iterator[Callable[[int, int, str], None] | None]:
-    """Yield a function that takes a step's number (from 1), how many there are, and what it does; None where nothing is shown.
+    """Yield a function that takes a step's number (from 1), the number of steps, and a description; None where nothing is shown.
 
-    On a terminal a bar shows them, and the time since the start. Lines for stderr (`say`) go above it.
+    On a terminal, a bar shows them and the time since the start. Lines for stderr (`say`) appear above it.
     """
     if quiet or not sys.stderr.isatty():
         yield None
@@ -108,19 +109,20 @@ def stepping(quiet: bool) -> Iterator[Callable[[int, int, str], None] | None]:
 
 
 def say(line: str) -> None:
-    """A line on stderr; above the bar where there is one, which stands in for `sys.stderr` then. `err=True` would go past it."""
+    """Print a line on stderr, above a progress bar if there is one: rich replaces `sys.stderr`, which `err=True` would bypass."""
     click.echo(line, file=sys.stderr)
 
 
 def warn(line: str) -> None:
+    """Print a warning on stderr."""
     say(f"warning: {printable(line)}")
 
 
 def console_on(stream: IO[str]) -> Console:
-    """A console of the stream's width; of `PIPE_WIDTH` where it is not a terminal."""
+    """Return a console with the terminal's width, or `PIPE_WIDTH` if the stream is not a terminal."""
     from rich.console import Console
 
-    # A pipe has no width: without one, rich would fold a path into 80 columns.
+    # A pipe has no width, and rich would fold paths to 80 columns.
     return Console(file=stream, width=None if stream.isatty() else PIPE_WIDTH, highlight=False)
 
 
@@ -129,7 +131,7 @@ def _wide(rows: Sequence[Row]) -> Table:
     from rich.table import Table
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for column in ("verdict", "image", "score", "gallery image, or what is wrong"):
+    for column in ("verdict", "image", "score", "gallery image or error"):
         table.add_column(column, overflow="fold", justify="right" if column == "score" else "left")
     for row in rows:
         table.add_row(*row)
@@ -156,9 +158,15 @@ def print_results(
     decision: Decision,
     stopped: str | None = None,
 ) -> None:
-    """A table, and below it the counts, the gallery's size in frames, what was `skipped`, and the threshold.
+    """Print a table of results, then the counts, the gallery's size in frames, the skipped files, the threshold and the next step.
 
-    `stopped` says how far a scan came that did not come to its end.
+    Args:
+        results: results to list.
+        size: frames in the gallery.
+        counts: images or frames by verdict.
+        skipped: skipped files in words, or an empty string.
+        decision: the threshold and its source.
+        stopped: why and where the scan ended early; None if it is complete.
     """
     from rich.text import Text
 
@@ -176,6 +184,27 @@ def print_results(
         console.print(Text(printable(stopped), STYLES["error"]))
     console.print(Text(f"{verdicts}, against {size} in the gallery.{others}"))
     console.print(Text(f"threshold {decision.threshold:.4g}: {printable(decision.words)}", "dim"))
+    console.print(Text(f"next  {next_step(counts, complete=stopped is None)}"))
+
+
+def next_step(counts: Mapping[str, int], *, complete: bool) -> str:
+    """Return in plain words what a user should do after a scan.
+
+    Args:
+        counts: images or frames by verdict (clear, match, error).
+        complete: whether all images were screened.
+    """
+    if not complete:
+        return "run the scan again: images that were not screened may match"
+    if counts["match"] and counts["error"]:
+        return "hold back the matches and compare them with the gallery; fix the errors and scan those images again"
+    if counts["match"]:
+        return "hold back the matching images, and compare each with its gallery image"
+    if counts["error"]:
+        return "fix the errors and scan those images again: they may match"
+    if counts["clear"]:
+        return "nothing to do: no image reached the threshold"
+    return "check the paths: no image was screened"
 
 
 def _row(result: Result) -> Row:
@@ -201,7 +230,7 @@ def _row(result: Result) -> Row:
 
 
 def _shortened(key: str) -> str:
-    """A key, which is an absolute path, as seen from here when it lies below."""
+    """Return a key (an absolute path) relative to the current folder if it is below it."""
     try:
         return printable(str(Path(key).relative_to(Path.cwd())))
     except ValueError:
@@ -234,7 +263,7 @@ def print_calibration(
     unreadable: int = 0,
     dry_run: bool = False,
 ) -> None:
-    """A threshold, what it was measured with, what it misses, what others cost, and what to expect as the gallery grows."""
+    """Print a calibrated threshold, its measurement and miss rate, alternatives, and a forecast as the gallery grows."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
@@ -242,7 +271,7 @@ def print_calibration(
     from ..runtime.calibration.threshold import percent
 
     console = console_on(sys.stdout)
-    wanted = percent(found.wanted)
+    target = percent(found.wanted)
     if found.copies:
         console.print(_copies_table(found.copies))
         console.print(Text(_copies_in_words(found.copies), "dim"))
@@ -250,7 +279,7 @@ def print_calibration(
         console.print(_alarms_table(alarms, found))
     if ahead:
         table = Table(box=SIMPLE_HEAD, pad_edge=False)
-        columns = ["gallery size", "strangers flagged at this threshold", "at most", f"threshold for {wanted}"]
+        columns = ["gallery size", "strangers flagged at this threshold", "at most", f"threshold for {target}"]
         for column in (*columns, "mates missed there") if found.misses else columns:
             table.add_column(column, justify="left" if column == columns[0] else "right")
         for each in ahead:
@@ -267,7 +296,7 @@ def print_calibration(
     console.print(
         Text(
             f"strangers: {share} of {found.negatives:,} images reach it in a gallery of {found.growth.size:,} vectors, a "
-            f"false-positive identification rate (FPIR); {wanted} was wanted"
+            f"false positive identification rate (FPIR); the target is {target}"
         )
     )
     if found.misses:
@@ -278,31 +307,29 @@ def print_calibration(
                 f"({percent(between.low)} to {percent(between.high)})"
             )
         )
-    counts = {"left out as suspect": left_out, "there twice": repeated, "could not be read": unreadable}
+    counts = {"excluded as suspect": left_out, "duplicate": repeated, "unreadable": unreadable}
     if aside := ", ".join(f"{count:,} {what}" for what, count in counts.items() if count):
         console.print(Text(f"not counted: {aside}"))
     if found.witnesses < found.negatives:
         console.print(
-            Text(f"the {found.negatives:,} negatives are of {found.witnesses:,} patients, and the intervals are for that many")
+            Text(f"the {found.negatives:,} negatives are from {found.witnesses:,} patients; the intervals count patients")
         )
     if not found.enough:
         console.print(
             Text(
-                f"too few negatives for {wanted}: {found.witnesses:,} support {percent(found.supported)} at best (rule of "
-                f"three). The threshold is the best guess that they allow; {found.needed:,} would support {wanted}",
+                f"too few negatives for {target}: {found.witnesses:,} support {percent(found.supported)} at best (rule of "
+                f"three). The threshold is a best guess; {found.needed:,} negatives would support {target}",
                 STYLES["error"],
             )
         )
     elif found.witnesses < found.needed_for_precision:
-        console.print(
-            Text(f"{found.needed_for_precision:,} negatives would give the rate to about a third of itself (rule of 30)", "dim")
-        )
+        console.print(Text(f"{found.needed_for_precision:,} negatives would determine the rate to about ±30 % (rule of 30)", "dim"))
     if dry_run:
-        console.print(Text("nothing was kept (--dry-run)"))
+        console.print(Text("the threshold was not saved (--dry-run)"))
 
 
 def print_copies(missed: Sequence[AlterationMisses], threshold: float, words: str) -> None:
-    """The altered copies that stay below a threshold, and where the threshold comes from."""
+    """Print the altered copies that a threshold misses, and the source of the threshold."""
     from rich.text import Text
 
     console = console_on(sys.stdout)
@@ -312,7 +339,7 @@ def print_copies(missed: Sequence[AlterationMisses], threshold: float, words: st
 
 
 def _copies_table(missed: Sequence[AlterationMisses]) -> Table:
-    """The most missed alteration first."""
+    """Return a table of alterations, the most missed one first."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -331,8 +358,8 @@ def _copies_table(missed: Sequence[AlterationMisses]) -> Table:
 
 def _copies_in_words(missed: Sequence[AlterationMisses]) -> str:
     return (
-        f"{missed[0].misses.mates:,} images of the index, each altered in {len(missed)} ways. These are altered copies, not "
-        "further examinations of the same patients, which are missed more often: --pairs measures those"
+        f"{missed[0].misses.mates:,} images of the index, each altered in {len(missed)} ways. Other examinations of the same "
+        "patients are missed more often than altered copies: measure those with --pairs"
     )
 
 
@@ -362,7 +389,7 @@ def _alarms_table(alarms: Sequence[Alarms], found: Calibration) -> Table:
 
 
 def print_suspects(suspects: Sequence[Suspect], as_json: bool) -> None:
-    """Negatives that are probably none, each with what it resembles."""
+    """Print suspects (images that are probably not negatives), each with the gallery image it resembles."""
     if as_json:
         for each in suspects:
             line = {"path": each.path, "suspicion": each.suspicion.value, "key": each.key, "score": each.score}
@@ -399,7 +426,7 @@ def print_facts(facts: dict[str, object], as_json: bool) -> None:
 
 
 def print_card(card: Mapping[str, Any]) -> None:
-    """A model card: sentences beside their names, and its figures, which are mappings of rows to columns, as tables."""
+    """Print a model card: its sentences with their names, and its figures (mappings of rows to columns) as tables."""
     from rich.table import Table
     from rich.text import Text
 
@@ -425,7 +452,7 @@ def print_card(card: Mapping[str, Any]) -> None:
 
 
 def _flattened(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """What a card holds, one after the other: sentences, numbers, and tables (mappings of mappings of neither)."""
+    """Yield the entries of a card: sentences, numbers, and tables."""
     for name, value in values.items():
         label = printable(name.replace("_", " "))
         if not isinstance(value, Mapping) or is_table(value):
@@ -437,13 +464,13 @@ def _flattened(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def is_table(value: object) -> bool:
-    """Whether a part of a card is a mapping of rows to columns."""
+    """Return whether a part of a card is a mapping of rows to columns."""
     rows = list(value.values()) if isinstance(value, Mapping) else []
     return bool(rows) and all(isinstance(row, Mapping) and not any(isinstance(x, Mapping) for x in row.values()) for row in rows)
 
 
 def as_number(value: object) -> str:
-    """A value of a table: numbers in four digits, - for none."""
+    """Format a value of a table: numbers with four significant digits, "-" for None."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if value is None:

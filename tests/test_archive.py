@@ -580,9 +580,9 @@ def test_what_is_no_orthanc_is_said(answer: object, screener: Screener, folder: 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--from-orthanc", "http://localhost:1", "x.png"], "one of them at a time"),
-        ([], "give images .PATH...., or an archive"),
-        (["x.png", "--rate", "3"], "--rate goes with --from-dicomweb"),
+        (["--from-orthanc", "http://localhost:1", "x.png"], "use only one of PATH, --from-dicomweb and --from-orthanc"),
+        ([], "no images given: use PATH, --from-dicomweb URL"),
+        (["x.png", "--rate", "3"], "--rate requires --from-dicomweb"),
         (["--from-dicomweb", "http://pacs.example/x"], "can read the images and the password"),
         (["--from-dicomweb", "https://pacs.example/x", "--query", "Nonsense=1"], "no such attribute"),
     ],

@@ -354,7 +354,7 @@ def test_a_missing_package_is_one_line_that_names_the_extra(tmp_path: Path) -> N
     arguments = ["audit", "--released", str(tmp_path), "--reference", str(tmp_path), "--out", str(tmp_path / "out")]
     finished = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False)
     assert finished.returncode == 2
-    assert finished.stderr.splitlines() == ["error: an audit needs the package jinja2: pip install 'lcmem-onnx[audit]'"]
+    assert finished.stderr.splitlines() == ["error: audit requires the package jinja2: pip install 'lcmem-onnx[audit]'"]
 
 
 def test_a_pdf_is_written_and_images_can_be_read_after_it(done: Audit, tmp_path: Path) -> None:

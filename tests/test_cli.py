@@ -256,10 +256,11 @@ def test_a_folder_and_a_file_without_permission_are_errors(index: Path, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["scan", "x.png"], "give either --index DIR or --against DIR"),
-        (["scan", "x.png", "--index", "a", "--against", "b"], "give either --index DIR or --against DIR"),
+        (["scan"], "no images to screen, for example: lcmem-onnx scan released/ --against training-set/"),
+        (["scan", "x.png"], "no gallery to screen against: give --index DIR or --against DIR"),
+        (["scan", "x.png", "--index", "a", "--against", "b"], "give either --index DIR or --against DIR, not both"),
         (["scan", "x.png", "--index", "nothing-here"], "nothing-here is no index"),
-        (["scan", "x.png", "--against", "nothing-here"], "nothing-here holds no image"),
+        (["scan", "x.png", "--against", "nothing-here"], "nothing-here contains no readable image"),
         (["scan", "x.png", "--index", "a", "--threshold", "7"], "decides nothing"),
         (["scan", "x.png", "--against", str(GALLERY), "--threshold", "nan"], "decides nothing"),
         (["compare", "x.png", "y.png", "--threshold", "0"], "decides nothing"),

@@ -74,7 +74,7 @@ def test_patients_and_groups_from_building_to_erasing(objects: Path, images: Pat
     assert (removed.exit_code, json.loads(removed.stdout)) == (0, {"schema_version": 1, "removed": 2, "frames_left": 7})
     again = run("index", "remove", "--index", index, "--patient", "4711")
     assert again.exit_code == 2
-    assert "found with --issuer" in again.stderr
+    assert "give --issuer" in again.stderr
     assert run("index", "remove", "--index", index, "--patient", "4711", "--issuer", "St. Mary").exit_code == 0
     assert run("index", "remove", "--index", index, "--key", str(images / "0.png")).exit_code == 0
     assert run("index", "remove", "--index", index, "--gallery", "drawn").exit_code == 0
@@ -106,10 +106,10 @@ def test_an_index_is_compacted_and_verified(images: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["index", "remove"], "say what to remove"),
-        (["index", "remove", "--issuer", "x", "--key", "y"], "goes with --patient"),
+        (["index", "remove"], "no images selected"),
+        (["index", "remove", "--issuer", "x", "--key", "y"], "--issuer requires --patient"),
         (["index", "remove", "--patient", "1", "--patient-pseudonym", "y"], "not both"),
-        (["index", "remove", "--key", "/nowhere.png"], "nothing in"),
+        (["index", "remove", "--key", "/nowhere.png"], "no images in"),
         (["index", "add", "PICTURES", "--gallery", "two\nlines"], "cannot name a gallery"),
     ],
 )
@@ -198,7 +198,7 @@ def test_a_folder_without_an_image_leaves_no_index(what: str, options: list[str]
     index = tmp_path / "idx"
     done = run("index", "build", str(source), "--index", str(index), *options)
     assert done.exit_code == 2
-    assert done.stderr.splitlines()[-1] == f"error: no image could be added: no index was made in {index}"
+    assert done.stderr.splitlines()[-1] == f"error: no image could be added: no index was created in {index}"
     assert "next" not in done.output
     assert not index.exists()
     if options == ["--json"]:
@@ -217,7 +217,7 @@ def test_a_folder_without_an_image_leaves_what_else_the_index_folder_holds(image
     assert run("index", "build", str(images), "--index", str(index), "-q").exit_code == 0
     # An index that is there stays, and what is wrong is said.
     added = run("index", "add", str(tmp_path / "texts"), "--index", str(index))
-    assert (added.exit_code, "the index holds 6 frames" in added.stdout) == (2, True)
+    assert (added.exit_code, "the index contains 6 frames" in added.stdout) == (2, True)
     assert run("index", "remove", "--index", str(index), "--gallery", "default").exit_code == 0
     added = run("index", "add", str(tmp_path / "texts"), "--index", str(index))
     assert added.stderr.splitlines()[-1] == f"error: no image could be added: {index} is empty"

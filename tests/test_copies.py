@@ -127,7 +127,7 @@ def test_calibrate_says_what_is_missed_and_what_it_costs(gallery: tuple[Path, Pa
     assert [each.alteration for each in found.copies] == [cell.name for cell in ALTERATIONS]
     shown = " ".join(lcmem("calibrate", "--index", index).stdout.split())
     assert "5 images of the index, each altered in" in shown
-    assert "not further examinations" in shown
+    assert "measure those with --pairs" in shown
     assert "up to 52.2 %" in shown
 
 
@@ -178,7 +178,7 @@ def test_images_that_moved_or_changed_are_counted_and_others_taken(tmp_path: Pat
     done = lcmem("calibrate", "--index", index, "--copies", "4", "--json")
     line = json.loads(done.stdout)
     assert (line["copies_unavailable"], line["copies"][0]["misses"]["mates"]) == (2, 2)
-    assert "2 images of the index are not where they were" in done.stderr
+    assert "2 images of the index have moved or cannot be read" in done.stderr
     shutil.rmtree(images)
     done = lcmem("calibrate", "--index", index, "--copies", "4", "--json", "-q")
     assert (done.exit_code, done.stdout) == (2, "")
@@ -198,7 +198,7 @@ def test_requests_that_make_no_sense_are_refused(more: tuple[str, ...], gallery:
 def test_an_empty_index_has_nothing_to_alter(tmp_path: Path) -> None:
     Gallery.create(tmp_path / "empty", open_bundle()).close()
     done = lcmem("calibrate", "--index", tmp_path / "empty", "--copies", "5", "-q")
-    assert (done.exit_code, "holds no images" in done.stderr) == (2, True)
+    assert (done.exit_code, "is empty: add images" in done.stderr) == (2, True)
 
 
 # -- what thresholds cost ---------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from lcmem_onnx.console.terminal import next_step
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "pictures"
 GALLERY, QUERIES = EXAMPLES / "gallery", EXAMPLES / "queries"
@@ -96,8 +97,12 @@ def test_a_table_is_kept_where_it_fits(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("error", "code", "words"),
     [
-        ("KeyboardInterrupt", 130, ["interrupted: these are the results until then, of 9 images", "interrupted: what was"]),
-        ("GalleryError('it is damaged')", 2, ["stopped: these are the results until then, of 9 images", "error: it is damaged"]),
+        (
+            "KeyboardInterrupt",
+            130,
+            ["interrupted: results are incomplete, not all of 9 images", "interrupted: results and index entries"],
+        ),
+        ("GalleryError('it is damaged')", 2, ["stopped: results are incomplete, not all of 9 images", "error: it is damaged"]),
     ],
 )
 def test_results_are_kept_when_a_scan_ends_early(error: str, code: int, words: list[str], index: Path) -> None:
@@ -125,3 +130,25 @@ main(["scan", {str(QUERIES)!r}, "--index", {str(index)!r}])
     assert terminal_code == code
     assert "screening" in sent
     assert any(line.startswith(words[0]) for line in seen(sent)), seen(sent)
+
+
+@pytest.mark.parametrize(
+    ("clear", "match", "error", "complete", "says"),
+    [
+        (3, 0, 0, True, "nothing to do: no image reached the threshold"),
+        (3, 1, 0, True, "hold back the matching images, and compare each with its gallery image"),
+        (3, 0, 1, True, "fix the errors and scan those images again: they may match"),
+        (0, 1, 1, True, "hold back the matches and compare them with the gallery; fix the errors and scan those images again"),
+        (0, 0, 0, True, "check the paths: no image was screened"),
+        (3, 0, 0, False, "run the scan again: images that were not screened may match"),
+        (0, 1, 0, False, "run the scan again: images that were not screened may match"),
+    ],
+)
+def test_a_scan_says_what_to_do_next(clear: int, match: int, error: int, complete: bool, says: str) -> None:
+    assert next_step({"clear": clear, "match": match, "error": error}, complete=complete) == says
+
+
+def test_the_last_line_of_a_scans_table_is_the_next_step(index: Path) -> None:
+    code, sent = on_terminal(140, "scan", QUERIES, "--index", index, "-q")
+    assert code == 1
+    assert seen(sent.rstrip())[-1] == "next  hold back the matching images, and compare each with its gallery image"

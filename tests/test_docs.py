@@ -18,15 +18,44 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCS = README + "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").rglob("*.md")))
 
 
-def commands(group: click.Group, prefix: str = "") -> Iterator[tuple[str, click.Command]]:
+def tree(group: click.Group, prefix: str = "") -> Iterator[tuple[str, click.Command]]:
+    """Yield the full name and the command of every command and group below a group, lazy ones included."""
     context = click.Context(group)
     for name in group.list_commands(context):
         command = group.get_command(context, name)
         assert command is not None
+        yield f"{prefix}{name}", command
         if isinstance(command, click.Group):
-            yield from commands(command, f"{prefix}{name} ")
-        else:
-            yield f"{prefix}{name}", command
+            yield from tree(command, f"{prefix}{name} ")
+
+
+def commands(group: click.Group) -> Iterator[tuple[str, click.Command]]:
+    """Yield the full name and the command of every command below a group."""
+    return ((name, command) for name, command in tree(group) if not isinstance(command, click.Group))
+
+
+def test_the_walk_finds_commands_of_every_level() -> None:
+    names = {name for name, _ in tree(main)}
+    assert {"scan", "index", "index build", "index upgrade", "gateway quarantine show", "gateway audit verify"} <= names
+
+
+@pytest.mark.parametrize(("name", "command"), [*tree(main), ("export", importlib.import_module("lcmem_onnx.export.command").main)])
+def test_short_help_is_not_cut(name: str, command: click.Command) -> None:
+    """click cuts a summary derived from the docstring; an explicit one must fit beside the longest name in 80 columns."""
+    assert command.short_help, f"{name} has no short_help"
+    assert len(command.short_help) <= 45, f"{name}: {len(command.short_help)} characters"
+    assert not command.short_help.endswith((".", " ")), name
+
+
+def test_every_group_lists_its_commands_in_full_at_80_columns() -> None:
+    groups = [("", main), *((name, command) for name, command in tree(main) if isinstance(command, click.Group))]
+    for name, group in groups:
+        listing = group.get_help(click.Context(group, info_name=f"lcmem-onnx {name}".strip(), terminal_width=80))
+        lines = [line.strip() for line in listing.partition("Commands:")[2].splitlines() if line.strip()]
+        summaries = [(short, group.get_command(click.Context(group), short)) for short in group.list_commands(click.Context(group))]
+        assert [line.split(maxsplit=1) for line in lines] == [
+            [short, command.short_help] for short, command in summaries if command
+        ]
 
 
 @pytest.mark.parametrize("name", [name for name, _ in commands(main)])

@@ -44,8 +44,8 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("command", "redirection", "says"),
     [
-        ("scan --json", "| head -n 1", "the reader of the output has gone"),
-        ("scan", "| true", "the reader of the output has gone"),
+        ("scan --json", "| head -n 1", "output closed early"),
+        ("scan", "| true", "output closed early"),
         ("scan --json", "> /dev/full", "cannot be written: No space left"),
         ("scan", "> /dev/full", "cannot be written: No space left"),
         ("scan --json", ">&-", "stdout is closed"),

@@ -105,7 +105,7 @@ def test_rows_hold_the_cards_figures_and_names_their_sources(bundle: Path) -> No
 def test_single_alterations_are_shown_when_asked_for_and_never_lost(bundle: Path) -> None:
     short = lcmem("bundle", "info", "--bundle", bundle).stdout
     assert "0.456" not in short
-    assert "single alterations (1 more): --cells shows them, --json holds all" in short
+    assert "hidden tables of single alterations: 1 (--cells shows them, --json prints everything)" in short
     long = lcmem("bundle", "info", "--bundle", bundle, "--cells").stdout
     assert "heat map 0.6" in long
     assert "0.456" in long

@@ -541,7 +541,7 @@ def test_scan_and_index_say_what_was_skipped_and_fail_on_what_was_not_read(quiet
         assert code == 2
         if command[0] == "scan" or not quiet:
             assert "skipped: 2 text, 1 document, 1 archive, 1 empty" in said or "skipped: 2 text" in said
-            assert "(archive files may hold images, which were not looked for)" in " ".join(said.split())
+            assert "(archive files may contain images, which were not screened)" in " ".join(said.split())
 
 
 @pytest.mark.usefixtures("bundle")

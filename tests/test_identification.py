@@ -187,10 +187,10 @@ def test_an_empty_index_or_folder_gives_nothing(tmp_path: Path, index: Path, str
     bundle = open_bundle()
     Gallery.create(tmp_path / "empty", bundle).close()
     done = lcmem("calibrate", "--index", tmp_path / "empty", "--negatives", strangers, "-q")
-    assert (done.exit_code, "holds no images" in done.stderr) == (2, True)
+    assert (done.exit_code, "is empty: add images" in done.stderr) == (2, True)
     (tmp_path / "nothing").mkdir()
     done = lcmem("calibrate", "--index", index, "--negatives", tmp_path / "nothing", "-q")
-    assert (done.exit_code, "no image that can serve" in done.stderr) == (2, True)
+    assert (done.exit_code, "contains no usable negatives" in done.stderr) == (2, True)
     done = lcmem("calibrate", "--index", index, "--negatives", strangers / "1.png", "-q")
     assert (done.exit_code, "1 support 95 %" in done.stdout) == (0, True)
 

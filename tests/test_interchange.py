@@ -523,7 +523,7 @@ def test_an_export_with_patients_says_that_keys_are_pseudonyms_and_they_can_be_e
     code, _, said = lcmem("index", "export", "--index", tmp_path / "a", "--out", hashed)
     assert (code, "note: keys are pseudonyms under the site key" in said) == (0, True)
     code, out, said = lcmem("index", "export", "--index", tmp_path / "a", "--out", named, "--with-paths", "--json")
-    assert (code, json.loads(out)["keys"], "names of the indexed files" in said) == (0, "paths", True)
+    assert (code, json.loads(out)["keys"], "full paths of the indexed images" in said) == (0, "paths", True)
     assert lcmem("index", "export", "--index", tmp_path / "a", "--out", tmp_path / "quiet.npz", "-q") == (0, "", "")
     with np.load(hashed) as file:
         assert not any("Doe" in str(text) for name in file.files if name.startswith("key_") for text in file[name])

@@ -700,7 +700,7 @@ def test_the_command_says_what_it_did(golden: Path, lacking: Path, images: Path,
     code, out, said = lcmem("index", "upgrade", lacking, "--drop-missing", "--keep-missing")
     assert (code, "not both" in said) == (2, True)
     code, out, said = lcmem("index", "upgrade", lacking, "--keep-missing")
-    assert (code, "2 images embedded again (2 files had been embedded before), 0 were current, 4 kept" in out) == (0, True)
+    assert (code, "2 images embedded again (2 files before the interruption), 0 were current, 4 kept" in out) == (0, True)
     code, out, _ = lcmem("index", "upgrade", lacking, "--drop-missing", "--json", "-q")
     *lines, last = map(json.loads, out.splitlines())
     assert (code, len(lines), last["summary"]["dropped"], last["summary"]["current"]) == (0, 4, 4, 2)
