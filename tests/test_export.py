@@ -179,7 +179,7 @@ def test_a_leftover_of_a_killed_export_is_named_and_refused(tiny_checkpoint: Pat
     program = f"""
 import os, signal
 from pathlib import Path
-from lcmem_onnx.export import placement
+from lcmem_onnx.export import output_folder
 real = Path.rename
 def rename(self, target):
     if self.name == "draft":
@@ -208,7 +208,7 @@ def test_what_a_killed_export_left_is_removed_by_the_next_one_and_what_is_at_wor
     program = f"""
 import os, signal, sys
 from pathlib import Path
-from lcmem_onnx.export import placement
+from lcmem_onnx.export import output_folder
 with output_folder.draft_beside(Path({str(out)!r})) as draft:
     (draft.work / "traced.onnx").write_bytes(b"x")
     print("drawn", flush=True)
