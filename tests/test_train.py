@@ -107,7 +107,10 @@ def test_the_recipes_are_configurations(recipe: Path) -> None:
 
 
 def test_a_recipe_extends_another(tmp_path: Path) -> None:
-    (tmp_path / "base.toml").write_text('stage = "1"\nout = "o"\n[training]\nepochs = 7\nrate = 1e-3\n[data.kinds.a]\nsets = ["x"]')
+    (tmp_path / "base.toml").write_text(
+        'stage = "1"\nout = "o"\n[network]\nstart = "s.pt"\n[training]\nepochs = 7\nrate = 1e-3\n'
+        '[data]\nlists = ["a.csv"]\n[data.kinds.a]\nsets = ["x"]'
+    )
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(
         'extends = "base.toml"\nstage = "2"\n[training]\nepochs = 9\naugmentation = "realistic"\nnegatives = "pooled"'
@@ -150,7 +153,7 @@ def test_a_recipe_extends_another(tmp_path: Path) -> None:
         ("[training]\nsteps = -1", r"training.steps is -1; it must be 0 or more"),
         ("[training]\npatience = 0", r"training.patience is 0; it must be 1 or more"),
         ("[training]\nvalidation_pairs = 0", r"training.validation_pairs is 0; it must be 2 or more"),
-        ("[data]\nlists = ['a']\nsame_picture = 1.5", r"data.same_image is 1.5; it must be in \[0, 1\]"),
+        ("[data]\nlists = ['a']\nsame_image = 1.5", r"data.same_image is 1.5; it must be in \[0, 1\]"),
         ("[data]\nlists = ['a']\nwindow = 0", r"data.window is 0.0; it must be in \(0, 1\]"),
         ("[data]\nlists = ['a']\nworkers = -1", r"data.workers is -1; it must be 0 or more"),
         ("[data]\nlists = ['a']\nweights = {a = 0}", r"data.weights.a is 0.0; it must be above 0"),

@@ -79,7 +79,7 @@ class _PathText:
     def _checked(self, value: Any, info: ValidationInfo) -> Path:
         if not isinstance(value, str) or not value or "\0" in value:
             raise ValueError(value, "expected path")
-        return Path(info.context, os.path.expanduser(value))
+        return (info.context or Path()) / os.path.expanduser(value)
 
 
 ConfigPath = Annotated[Path, _PathText()]
@@ -133,12 +133,13 @@ class TomlConfig:
         except ModuleNotFoundError as error:
             raise self._error(f"the package {error.name} is not installed: 'pip install pydantic' brings it") from error
         # A dataclass alone takes no config here; as part of a union it does, and so do the dataclasses in it.
-        adapter: TypeAdapter[Any] = TypeAdapter(kind | None, config=ConfigDict(strict=True, extra="forbid"))
+        optional: Any = kind | None
+        adapter: TypeAdapter[Any] = TypeAdapter(optional, config=ConfigDict(strict=True, extra="forbid"))
         # As JSON: pydantic's strict mode takes tables for dataclasses, lists for tuples and 1 for 1.0 from JSON only. TOML's dates
         # and times become a table, which no setting accepts.
         text = json.dumps(self._content, default=lambda moment: {"date or time": str(moment)})
         try:
-            settings: T = adapter.validate_json(text, context=folder or Path())
+            settings: T = adapter.validate_json(text, context=folder)
         except ValidationError as error:
             problems = error.errors(include_url=False)
             unknown = [problem for problem in problems if problem["type"] == "unexpected_keyword_argument"]
