@@ -263,7 +263,7 @@ def _site_key(gallery: Gallery) -> SiteKey:
     try:
         return gallery.site_key()
     except UsageError as error:
-        raise UsageError(f"{error}; or give --ignore-patients, and nobody is looked for by number") from error
+        raise UsageError(f"{error}; or give --ignore-patients to skip the comparison of patient IDs") from error
 
 
 def _known(gallery: Gallery, contents: Container[bytes | None]) -> tuple[dict[bytes | None, str], dict[str | None, str]]:
@@ -298,21 +298,19 @@ def read_pairs(listing: Path, gallery: Gallery) -> list[Pair]:
             lacking = [column for column in ("query", "mate") if column not in (reader.fieldnames or ())]
             if lacking:
                 there = ", ".join(map(repr, reader.fieldnames or ()))[:200] or "none"
-                raise FileListError(
-                    f"{listing} has no column {', '.join(map(repr, lacking))}: the columns are query and mate; this one has {there}"
-                )
+                raise FileListError(f"{listing} lacks column {', '.join(map(repr, lacking))}: expected query and mate, got {there}")
             for row in reader:
                 query, mate = (row["query"] or "").strip(), (row["mate"] or "").strip()
                 if not query or not mate:
                     raise FileListError(f"{listing} line {reader.line_num} has no value for {'query' if not query else 'mate'!r}")
                 rows.append((query, mate))
     except UnicodeDecodeError as error:
-        raise FileListError(f"{listing} is not UTF-8 text, so it cannot be read as a CSV file list: save it as UTF-8") from error
+        raise FileListError(f"{listing} is not a CSV file list in UTF-8: save it as UTF-8") from error
     except (OSError, csv.Error) as error:
         why = (isinstance(error, OSError) and error.strerror) or error
         raise FileListError(f"{listing} cannot be read as a CSV file list: {why}") from error
     if not rows:
-        raise FileListError(f"{listing} lists no pair")
+        raise FileListError(f"{listing} is empty: expected at least one pair of query and mate")
     keys = {record.key for record in gallery.entries()}
     pairs = []
     no_query: list[str] = []
@@ -326,10 +324,12 @@ def read_pairs(listing: Path, gallery: Gallery) -> list[Pair]:
         else:
             pairs.append(Pair(base / query, found))
     if no_query:
-        raise FileListError(f"{listing} lists {len(no_query)} queries that are not there: {_some(no_query)}")
+        raise FileListError(
+            f"{listing} lists {len(no_query)} missing query files: {_some(no_query)}. Correct the paths in column query"
+        )
     if no_mate:
         raise FileListError(
-            f"{listing} lists {len(no_mate)} mates that are not in {gallery.folder}: {_some(no_mate)}. Keys are absolute paths"
+            f"{listing} lists {len(no_mate)} mates missing from {gallery.folder}: {_some(no_mate)}. Expected keys (absolute paths)"
         )
     return pairs
 
@@ -353,7 +353,7 @@ def mate_scores(gallery: Gallery, pairs: Sequence[Pair], queries: Iterable[Embed
     if files:
         named = [path for path, query in embedded.items() if query.content in files]
         raise FileListError(
-            f"{len(named)} queries are files that are in the gallery themselves, and would find themselves: {_some(named)}"
+            f"{len(named)} queries are in the gallery and would match themselves: {_some(named)}. Remove them from the list"
         )
     wanted = {pair.mate for pair in pairs}
     mates: dict[str, list[Floats]] = {}

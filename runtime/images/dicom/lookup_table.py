@@ -207,13 +207,13 @@ def _segments(data: NDArray[Any], count: int) -> NDArray[np.uint16]:
             back = at + digits
             at = int.from_bytes(data[at:back].astype(f"<u{width}").tobytes(), "little") // width
             if at + 2 > len(data):
-                raise ImageError(Reason.DAMAGED, "its palette repeats segments that it does not hold")
+                raise ImageError(Reason.DAMAGED, "its palette refers to missing segments")
             copied = length
             if copied:
                 continue
             at = back
         else:
-            raise ImageError(Reason.DAMAGED, f"its palette has a segment of kind {kind} where none is allowed")
+            raise ImageError(Reason.DAMAGED, f"its palette has an unexpected segment of type {kind}")
         if len(part):
             entries.append(part)
             have += len(part)
