@@ -60,7 +60,7 @@ def test_a_set_without_an_image_ends_an_audit_before_anything_is_written(
     if text:
         (sets / empty / "notes.md").write_text("a note")
     request = Request(sets / "released", sets / "reference", sets / "report", sets / "holdout")
-    with pytest.raises(UsageError, match=f"{empty} cannot be searched for .*: the folder holds no image"):
+    with pytest.raises(UsageError, match=f"{empty} cannot be searched for .*: the folder contains no images"):
         audit(screener, request)
     assert not (sets / "report").exists()
 

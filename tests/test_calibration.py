@@ -55,7 +55,7 @@ def test_it_is_the_lowest_threshold_that_keeps_the_rate(scores: list[float], rat
     assert found.fpir == (tops >= found.threshold).mean()
     lower = 1 / (1 + math.exp(-(math.log(found.threshold / (1 - found.threshold)) - 2e-4)))
     below = [score for score in scores if lower <= score < found.threshold]
-    assert below or found.threshold < min(scores), "a lower threshold would do"
+    assert below or found.threshold < min(scores), "a lower threshold suffices"
 
 
 def test_a_threshold_from_one_set_of_strangers_holds_for_another() -> None:
@@ -108,7 +108,7 @@ def test_images_of_few_patients_are_few_witnesses() -> None:
 
 @pytest.mark.parametrize("rate", [0.0, 1.0, -0.1, 1.5, 17.0, math.nan, math.inf])
 def test_a_rate_that_is_none_is_refused(rate: float) -> None:
-    with pytest.raises(UsageError, match="share between 0 and 1"):
+    with pytest.raises(UsageError, match="must be between 0 and 1"):
         calibrate(drawn(10, 10), 10, rate, "f")
 
 
@@ -172,14 +172,14 @@ def test_a_gallery_that_has_grown_is_said_to_have(found: Calibration, bundle: Bu
         assert not decide_threshold(gallery).warnings
         fill(gallery, vectors(1, 150), 250)
         (warning,) = decide_threshold(gallery).warnings
-        assert "200 vectors and holds 400" in warning
+        assert "200 vectors and now has 400" in warning
         expected = 100 * found.growth.expected(400)
         assert f"{expected:.3g} %" in warning
         assert "Calibrate again" in warning
         for number in range(300):
             gallery.remove(key=f"/pictures/{number}.png", compact=False)
         (warning,) = decide_threshold(gallery).warnings
-        assert "a lower threshold would do" in warning
+        assert "a lower threshold suffices" in warning
 
 
 def test_a_large_gallery_without_a_calibration_gets_a_note(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -259,20 +259,20 @@ def test_a_folder_and_a_file_without_permission_are_errors(index: Path, tmp_path
         (["scan"], "no images to screen, for example: lcmem-onnx scan released/ --against training-set/"),
         (["scan", "x.png"], "no gallery to screen against: give --index DIR or --against DIR"),
         (["scan", "x.png", "--index", "a", "--against", "b"], "give either --index DIR or --against DIR, not both"),
-        (["scan", "x.png", "--index", "nothing-here"], "nothing-here is no index"),
+        (["scan", "x.png", "--index", "nothing-here"], "nothing-here is not an index"),
         (["scan", "x.png", "--against", "nothing-here"], "nothing-here contains no readable image"),
-        (["scan", "x.png", "--index", "a", "--threshold", "7"], "decides nothing"),
-        (["scan", "x.png", "--against", str(GALLERY), "--threshold", "nan"], "decides nothing"),
-        (["compare", "x.png", "y.png", "--threshold", "0"], "decides nothing"),
-        (["scan", "x.png", "--against", str(GALLERY), "--threshold", "7"], "decides nothing"),
+        (["scan", "x.png", "--index", "a", "--threshold", "7"], "threshold must be between 0 and 1 (exclusive), got"),
+        (["scan", "x.png", "--against", str(GALLERY), "--threshold", "nan"], "threshold must be between 0 and 1 (exclusive), got"),
+        (["compare", "x.png", "y.png", "--threshold", "0"], "threshold must be between 0 and 1 (exclusive), got"),
+        (["scan", "x.png", "--against", str(GALLERY), "--threshold", "7"], "threshold must be between 0 and 1 (exclusive), got"),
         (["compare", "a.png", "b.png"], "a.png: "),
-        (["index", "info", "--index", "nothing-here"], "is no index"),
-        (["index", "add", str(GALLERY), "--index", "nothing-here"], "is no index"),
-        (["index", "build", str(GALLERY), "--index", "a-file"], "there is a file of that name in its path"),
-        (["index", "build", str(GALLERY), "--index", "a-file/below"], "there is a file of that name in its path"),
-        (["index", "add", str(GALLERY), "--index", "a-file"], "a-file is no index"),
-        (["scan", str(GALLERY), "--index", "a-file"], "a-file is no index"),
-        (["bundle", "info", "--bundle", "nothing-here"], "nothing-here is no folder"),
+        (["index", "info", "--index", "nothing-here"], "is not an index"),
+        (["index", "add", str(GALLERY), "--index", "nothing-here"], "is not an index"),
+        (["index", "build", str(GALLERY), "--index", "a-file"], "a file is in its path"),
+        (["index", "build", str(GALLERY), "--index", "a-file/below"], "a file is in its path"),
+        (["index", "add", str(GALLERY), "--index", "a-file"], "a-file is not an index"),
+        (["scan", str(GALLERY), "--index", "a-file"], "a-file is not an index"),
+        (["bundle", "info", "--bundle", "nothing-here"], "nothing-here is not a folder"),
         (["bundle", "verify", "--provider", "quantum"], "unknown provider"),
         (["doctor", "--bundle", "nothing-here"], ""),
         (["frobnicate"], "No such command"),
@@ -295,7 +295,7 @@ def test_a_temporary_index_that_has_no_place_is_said(tmp_path: Path) -> None:
         [sys.executable, "-c", closed, "scan", QUERIES, "--against", GALLERY, "-q"], capture_output=True, check=False
     )
     assert finished.returncode == 2
-    assert b"error: there is no place for a temporary index: No such file" in finished.stderr
+    assert b"error: cannot create a temporary index: No such file" in finished.stderr
     assert len(finished.stderr.splitlines()) == 1
 
 
@@ -322,7 +322,7 @@ def test_a_changed_bundle_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
 def test_building_where_an_index_is_harms_nothing(index: Path) -> None:
     run = lcmem("index", "build", QUERIES, "--index", index)
     assert run.code == 2
-    assert "holds an index already" in run.err
+    assert "already contains an index" in run.err
     assert lcmem("index", "info", "--index", index, "--json").lines[0]["pictures"] == 6
 
 

@@ -490,7 +490,7 @@ def test_frames_of_1_bit_in_rle(size: tuple[int, int, int]) -> None:
     [
         (bytes(64), "0 segments"),
         (b"\x02\0\0\0\x40\0\0\0" + bytes(80), "2 segments"),
-        (b"\x01\0\0\0\x40\0\0\0" + bytes(56) + b"\x01ab", "too early"),
+        (b"\x01\0\0\0\x40\0\0\0" + bytes(56) + b"\x01ab", "truncated"),
         (b"\x01\0\0\0\xff\xff\xff\xff" + bytes(56), ""),
     ],
 )
@@ -508,7 +508,7 @@ def test_1_bit_that_is_cut_off_is_damaged_where_it_ends() -> None:
     data.add_new("PixelData", "OB", packed(values)[:2600])
     image = opened(data)
     np.testing.assert_array_equal(image.frame(1)[..., 0], 255 * values[1])
-    with pytest.raises(ImageError, match="end within frame 3") as caught:
+    with pytest.raises(ImageError, match="truncated in frame 3") as caught:
         image.frame(2)
     assert caught.value.reason is Reason.DAMAGED
 

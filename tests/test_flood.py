@@ -54,7 +54,7 @@ def test_images_that_match_several_patients_each_are_a_flood() -> None:
     found = flood(*(screened(at, hits("a", "b", "c")) for at in range(5)), *(screened(at) for at in range(5, 10)))
     assert found is not None
     assert (found.flooded, found.images, found.expected, found.by_patient) == (5, 10, 0.05, True)
-    assert "5 of 10 images match two or more different patients each, where at most about 5 % should" in found.in_words()
+    assert "5 of 10 images match two or more different patients each, expected at most about 5 %" in found.in_words()
 
 
 @pytest.mark.parametrize(

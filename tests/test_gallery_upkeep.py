@@ -58,7 +58,7 @@ def test_a_reader_goes_on_with_the_index_that_took_its_folder_s_place(how: str, 
     with Gallery.open(folder, bundle, warn=told.append) as gallery:
         assert gallery.search(vectors(0, 1), 0.9, how=how)[0].matches[0].key == "/old0.png"
         folder.rename(tmp_path / "away")
-        with pytest.raises(GalleryError, match="is gone: it was moved or removed"):
+        with pytest.raises(GalleryError, match="was moved or removed while it was open"):
             gallery.search(vectors(0, 1), 0.9, how=how)
         other.rename(folder)
         assert gallery.search(vectors(0, 1), 0.9, how=how)[0].total == 0
@@ -246,7 +246,7 @@ def test_a_removal_of_which_the_disk_keeps_traces_says_so(bundle: Bundle, tmp_pa
     folder = made(tmp_path / "idx", bundle, vectors(0, 3))
     with Gallery.open(folder, bundle, read_only=False) as gallery:
         monkeypatch.setattr("lcmem_onnx.runtime.gallery.gallery.compact_database", full)
-        with pytest.raises(GalleryError, match="1 images were removed from all results, but are not off the disk yet"):
+        with pytest.raises(GalleryError, match="1 images were removed from all results, but not yet erased from the disk"):
             gallery.remove(key="/0.png")
         assert len(gallery) == 2
 

@@ -50,5 +50,5 @@ def test_nothing_beyond_the_radius_reaches_the_threshold(seed: int, threshold: f
 
 @pytest.mark.parametrize("value", [0.0, 1.0, -0.5, 2.0, float("nan"), float("inf")])
 def test_a_threshold_that_decides_nothing_is_refused(value: float) -> None:
-    with pytest.raises(UsageError, match="decides nothing"):
+    with pytest.raises(UsageError, match="threshold must be between 0 and 1"):
         check_threshold(value)

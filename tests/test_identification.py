@@ -146,9 +146,9 @@ def test_negatives_from_the_gallery_are_refused(index: Path, strangers: Path, tm
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--fpir", "0"], "share between 0 and 1"),
-        (["--fpir", "nan"], "share between 0 and 1"),
-        (["--fpir", "250"], "share between 0 and 1"),
+        (["--fpir", "0"], "must be between 0 and 1"),
+        (["--fpir", "nan"], "must be between 0 and 1"),
+        (["--fpir", "250"], "must be between 0 and 1"),
         (["--negatives", "nowhere"], "nowhere"),
         (["--pairs", "nowhere.csv"], "nowhere.csv"),
     ],
@@ -164,15 +164,15 @@ def test_bad_requests_are_a_line(arguments: list[str], said: str, index: Path, s
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("query,key\na,b\n", "no column 'mate'"),
-        ("query,mate\n", "lists no pair"),
-        ("", "no column"),
-        ("query,mate\nmissing.png,camera.jpg\n", "1 queries that are not there: 'missing.png'"),
-        ("query,mate\n{stranger},nobody.jpg\n", "1 mates that are not in"),
+        ("query,key\na,b\n", "lacks column 'mate'"),
+        ("query,mate\n", "expected at least one pair"),
+        ("", "lacks column"),
+        ("query,mate\nmissing.png,camera.jpg\n", "1 missing query files: 'missing.png'"),
+        ("query,mate\n{stranger},nobody.jpg\n", "1 mates missing from"),
         ("query,mate\n{stranger},\n", "line 2 has no value for 'mate'"),
         ("query,mate\n{stranger}\n", "line 2 has no value for 'mate'"),
-        ("query,mate\n{camera},{camera}\n", "would find themselves"),
-        ("query,mate\n\udcff,b\n", "not UTF-8"),
+        ("query,mate\n{camera},{camera}\n", "would match themselves"),
+        ("query,mate\n\udcff,b\n", "not a CSV file list in UTF-8"),
     ],
 )
 def test_lists_of_pairs_that_are_none(content: str, said: str, index: Path, strangers: Path, tmp_path: Path) -> None:

@@ -49,11 +49,14 @@ def test_a_provider_that_is_there_but_does_not_come_up_is_an_error(model: Path, 
 
     monkeypatch.setattr(session_module, "available_providers", lambda: ["cuda", "cpu"])
     monkeypatch.setattr(session_module.ort, "InferenceSession", falls_back)
-    with pytest.raises(ProviderError, match="cuda was asked for, but onnxruntime runs on cpu"):
+    with pytest.raises(ProviderError, match="provider cuda is unavailable: .* runs on cpu instead"):
         open_session(model, "cuda")
 
 
-@pytest.mark.parametrize(("arguments", "message"), [({"provider": "quantum"}, "known are"), ({"threads": 0}, "0 threads")])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"provider": "quantum"}, "use one of auto, cpu"), ({"threads": 0}, "threads must be 1 or more, got 0")],
+)
 def test_wrong_requests_are_refused(arguments: dict[str, object], message: str, model: Path) -> None:
     with pytest.raises(UsageError, match=message):
         open_session(model, **arguments)  # type: ignore[arg-type]
@@ -61,5 +64,5 @@ def test_wrong_requests_are_refused(arguments: dict[str, object], message: str, 
 
 def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.onnx").write_bytes(b"hello")
-    with pytest.raises(BundleError, match="cannot be opened by onnxruntime"):
+    with pytest.raises(BundleError, match="^onnxruntime .* cannot open "):
         open_session(tmp_path / "x.onnx")

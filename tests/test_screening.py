@@ -245,8 +245,8 @@ with Gallery.create(folder, screener.bundle) as gallery:
     assert finished.returncode == 0, finished.stderr
     lines = finished.stdout.splitlines()
     assert len(lines) == 3
-    assert all("this process is a fork" in line for line in lines)
-    assert "make a Screener in each process" in lines[1]
+    assert all("the Screener was created before a fork" in line for line in lines)
+    assert "create one in each process" in lines[1]
     assert "open the index in each process" in lines[0]
 
 
@@ -275,7 +275,7 @@ def test_stopping_early_leaves_what_was_reported_on_disk(screener: Screener, ima
 
 
 def test_errors_outside_images_are_said_at_once(screener: Screener, gallery: Gallery, images: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="decides nothing"):
+    with pytest.raises(UsageError, match="threshold must be between 0 and 1"):
         next(screener.screen([images], gallery, threshold=7))
     with pytest.raises(UsageError, match="0 matches"):
         next(screener.screen([images], gallery, top=0))

@@ -130,9 +130,9 @@ def test_beyond_its_ends_a_tail_is_not_extended_and_what_is_to_be_expected_is_sa
 
 @pytest.mark.parametrize("fpir", [0.0, 1.0, -0.1, 1.5, math.nan, math.inf])
 def test_a_share_that_is_none_is_refused(fpir: float) -> None:
-    with pytest.raises(UsageError, match="share between 0 and 1"):
+    with pytest.raises(UsageError, match="must be between 0 and 1"):
         strangers().threshold_for(fpir, 100)
-    with pytest.raises(UsageError, match="1 image or more"):
+    with pytest.raises(UsageError, match="must be 1 or more"):
         strangers().threshold_for(0.05, 0)
 
 
@@ -236,15 +236,15 @@ DAMAGE: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (lambda c: c["kinds"].update(radiograph=None), "damaged"),
     (lambda c: c["kinds"]["radiograph"].pop("rates"), "damaged"),
     (lambda c: c["kinds"]["radiograph"]["rates"].pop(), "damaged"),
-    (lambda c: c["kinds"]["radiograph"].update(rates=[0.01], thresholds=[0.5]), "two rates or more"),
+    (lambda c: c["kinds"]["radiograph"].update(rates=[0.01], thresholds=[0.5]), "at least two rates"),
     (lambda c: c["kinds"]["radiograph"]["thresholds"].reverse(), "not monotone"),
     (lambda c: c["kinds"]["radiograph"]["rates"].reverse(), "not monotone"),
-    (lambda c: c["pooled"]["thresholds"].reverse(), "not monotone: the rates of pooled"),
+    (lambda c: c["pooled"]["thresholds"].reverse(), "not monotone: in .*pooled"),
     (lambda c: c["kinds"]["radiograph"]["thresholds"].__setitem__(0, "0.1"), "damaged"),
     (lambda c: c["kinds"]["radiograph"]["thresholds"].__setitem__(0, -0.1), "damaged"),
     (lambda c: c["kinds"]["radiograph"]["thresholds"].__setitem__(0, math.nan), "damaged"),
     (lambda c: c["kinds"]["radiograph"]["thresholds"].__setitem__(-1, 1.0), "damaged"),
-    (lambda c: c["kinds"]["radiograph"]["thresholds"].__setitem__(-1, 0.9999), "no image reaches even with itself"),
+    (lambda c: c["kinds"]["radiograph"]["thresholds"].__setitem__(-1, 0.9999), "above the score of identical images"),
     (lambda c: c["kinds"]["radiograph"].update(pairs=999), "too small"),
     (lambda c: c["kinds"]["radiograph"].update(pairs=5000), "too small"),
     (lambda c: c["kinds"]["radiograph"].update(pairs=5e5), "damaged"),
@@ -378,8 +378,8 @@ def test_the_threshold_is_for_the_size_and_the_wanted_share(gallery: Path, bundl
         assert part.threshold < decision.threshold
         monkeypatch.setattr(Gallery, "vectors", lambda self: 1_000_000)
         (warning,) = decide_threshold(opened).warnings
-        assert "63.2 % of strangers' images are flagged in a gallery of 1,000,000, where 5 % was wanted" in warning
-        with pytest.raises(UsageError, match="share between 0 and 1"):
+        assert "63.2 % of strangers' images are flagged in a gallery of 1,000,000 instead of 5 %" in warning
+        with pytest.raises(UsageError, match="must be between 0 and 1"):
             decide_threshold(opened, None, 1.0)
 
 
@@ -392,7 +392,7 @@ def test_a_calibrated_index_keeps_its_own_threshold(gallery: Path, bundle: Bundl
         decision = decide_threshold(opened)
         assert (decision.threshold, decision.source, decision.warnings) == (found.threshold, ThresholdSource.INDEX, ())
         (warning,) = decide_threshold(opened, None, 0.05).warnings
-        assert "5 % is not used: the index is calibrated, for 10 %" in warning
+        assert "5 % is ignored: the index is calibrated for 10 %" in warning
 
 
 def test_a_bundle_without_a_tail_cannot_be_asked_for_a_share(tiny_bundle: Path, gallery: Path) -> None:
@@ -437,7 +437,7 @@ def test_a_share_out_of_range_is_one_line(fpir: str, gallery: Path, tailed: Path
     done = lcmem("scan", images, "--index", gallery, "--bundle", tailed, "--fpir", fpir, "-q")
     assert done.exit_code == 2
     assert done.stderr.count("\n") == 1
-    assert "share between 0 and 1" in done.stderr
+    assert "must be between 0 and 1" in done.stderr
 
 
 def test_a_share_without_a_tail_is_one_line(gallery: Path, tiny_bundle: Path, images: Path) -> None:
@@ -479,7 +479,7 @@ def test_comparing_two_images_takes_a_share(tailed: Path, tiny_bundle: Path, ima
 def test_comparing_refuses_a_share_out_of_range(fpir: str, tailed: Path, images: Path) -> None:
     done = lcmem("compare", images / "0.png", images / "1.png", "--bundle", tailed, "--fpir", fpir)
     assert (done.exit_code, done.stdout) == (2, "")
-    assert "give a share between 0 and 1" in done.stderr
+    assert "must be between 0 and 1" in done.stderr
 
 
 def test_bundle_info_shows_the_tail(tailed: Path) -> None:

@@ -543,7 +543,7 @@ def test_a_folder_that_may_not_be_written_is_one_line(images: Path, bundle: Bund
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     folder.chmod(0o755)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(f"error: {folder} may not be written")
+    assert done.stderr.startswith(f"error: {folder} is not writable")
     assert len(done.stderr.splitlines()) == 1
 
 

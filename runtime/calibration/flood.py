@@ -52,7 +52,7 @@ class Flood:
         what = "two or more different patients" if self.by_patient else f"{MANY} or more different images"
         return (
             f"the threshold {self.threshold:.4g} is too low for this gallery: {self.flooded:,} of {self.images:,} images match "
-            f"{what} each, where at most about {percent(self.expected)} should"
+            f"{what} each, expected at most about {percent(self.expected)}"
         )
 
     def as_json(self) -> dict[str, Any]:

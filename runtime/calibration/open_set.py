@@ -264,7 +264,7 @@ def _site_key(gallery: Gallery) -> SiteKey:
     try:
         return gallery.site_key()
     except UsageError as error:
-        raise UsageError(f"{error}; or give --ignore-patients, and nobody is looked for by number") from error
+        raise UsageError(f"{error}; or give --ignore-patients to skip the comparison of patient IDs") from error
 
 
 def _known(gallery: Gallery, contents: Container[bytes | None]) -> tuple[dict[bytes | None, str], dict[str | None, str]]:
@@ -294,7 +294,7 @@ def read_pairs(listing: Path, gallery: Gallery) -> list[Pair]:
     base = Path(os.path.abspath(listing)).parent
     rows = [(row.require("query"), row.require("mate")) for row in read_csv_list(listing, ("query", "mate"), what="list of mates")]
     if not rows:
-        raise FileListError(f"{listing} lists no pair")
+        raise FileListError(f"{listing} is empty: expected at least one pair of query and mate")
     keys = {record.key for record in gallery.entries()}
     pairs = []
     no_query: list[str] = []
@@ -308,10 +308,12 @@ def read_pairs(listing: Path, gallery: Gallery) -> list[Pair]:
         else:
             pairs.append(Pair(base / query, found))
     if no_query:
-        raise FileListError(f"{listing} lists {len(no_query)} queries that are not there: {some_of(no_query)}")
+        raise FileListError(
+            f"{listing} lists {len(no_query)} missing query files: {some_of(no_query)}. Correct the paths in column query"
+        )
     if no_mate:
         raise FileListError(
-            f"{listing} lists {len(no_mate)} mates that are not in {gallery.folder}: {some_of(no_mate)}. Keys are absolute paths"
+            f"{listing} lists {len(no_mate)} mates missing from {gallery.folder}: {some_of(no_mate)}. Expected absolute paths"
         )
     return pairs
 
@@ -330,7 +332,7 @@ def mate_scores(gallery: Gallery, pairs: Sequence[Pair], queries: Iterable[Embed
     if files:
         named = [path for path, query in embedded.items() if query.content in files]
         raise FileListError(
-            f"{len(named)} queries are files that are in the gallery themselves, and would find themselves: {some_of(named)}"
+            f"{len(named)} queries are in the gallery and would match themselves: {some_of(named)}. Remove them from the list"
         )
     wanted = {pair.mate for pair in pairs}
     mates: dict[str, list[Floats]] = {}

@@ -136,7 +136,7 @@ class Calibration:
         low, high = percent(self.fpir_interval.low), percent(self.fpir_interval.high)
         return (
             f"set for this index on {self.date[:10]}: {percent(self.fpir)} ({low} to {high}) of {self.negatives:,} images of "
-            f"strangers reach it in a gallery of {self.growth.size:,}; wanted {percent(self.wanted)}"
+            f"strangers reach it in a gallery of {self.growth.size:,}; target {percent(self.wanted)}"
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -199,15 +199,15 @@ def calibrate(tops: Doubles, size: int, rate: float, fingerprint: str, *, witnes
     """
     check_rate(rate)
     if not len(tops) or not size:
-        raise UsageError("there are no negatives, or no gallery, to set a threshold with")
+        raise UsageError("a threshold requires at least one negative and a gallery that is not empty")
     many = len(tops)
     witnesses = min(witnesses or many, many)
     best = np.sort(tops[:, 0])[::-1]
     threshold = _threshold(best, math.floor(many * rate + 1e-9))
     if threshold >= 1.0:
         raise UsageError(
-            f"more than {percent(rate)} of the negatives score 1 against the gallery, and no threshold "
-            "can tell them from copies: are they images of the gallery's patients?"
+            f"more than {percent(rate)} of the negatives score 1 against the gallery, so no threshold separates them from "
+            "copies: use negatives of patients who are not in the gallery"
         )
     counts = (tops >= threshold).sum(axis=1)
     flagged = int((counts > 0).sum())
@@ -312,18 +312,16 @@ def stored_calibration(gallery: Gallery) -> Calibration | None:
     try:
         content = json.loads(text)
         if seal(content) != content:
-            raise ValueError("its own digest differs")
+            raise ValueError("checksum mismatch")
         version = content["format_version"]
         if version != FORMAT_VERSION:
-            raise GalleryError(
-                f"the calibration of {gallery.folder} has format {version}, and this lcmem-onnx reads {FORMAT_VERSION}: {remedy}"
-            )
+            raise GalleryError(f"the calibration of {gallery.folder} has format {version}, expected {FORMAT_VERSION}: {remedy}")
         found = _parsed(content)
         check_threshold(found.threshold)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, UsageError) as error:
         raise GalleryError(f"the calibration of {gallery.folder} is damaged ({error}): {remedy}") from error
     if found.fingerprint != gallery.bundle.fingerprint:
-        raise GalleryError(f"the calibration of {gallery.folder} is of another model: {remedy}")
+        raise GalleryError(f"the calibration of {gallery.folder} belongs to another model: {remedy}")
     return found
 
 
@@ -383,18 +381,18 @@ def decide_threshold(
     then, growth = calibration.growth.size, calibration.growth
     if fpir is not None:
         warnings.append(
-            f"a false-positive identification rate of {percent(fpir)} is not used: the index is calibrated, for "
-            f"{percent(calibration.wanted)}. Calibrate again with --fpir, or forget the calibration"
+            f"--fpir {percent(fpir)} is ignored: the index is calibrated for {percent(calibration.wanted)}. Calibrate again "
+            "with --fpir, or remove the calibration with --forget"
         )
     if size > WELL_BEYOND * then:
         warnings.append(
-            f"the index was calibrated with {then:,} vectors and holds {size:,}: expect {percent(growth.expected(size))} of the "
-            f"images of strangers to be flagged (at most {percent(growth.at_most(size, calibration.fpir_interval.high))}), where "
-            f"{percent(calibration.wanted)} was wanted. Calibrate again"
+            f"the index was calibrated with {then:,} vectors and now has {size:,}: expect {percent(growth.expected(size))} of "
+            f"strangers' images to be flagged (at most {percent(growth.at_most(size, calibration.fpir_interval.high))}) instead of "
+            f"{percent(calibration.wanted)}. Calibrate again"
         )
     elif size * WELL_BEYOND < then:
         warnings.append(
-            f"the index was calibrated with {then:,} vectors and holds {size:,}: a lower threshold would do. Calibrate again"
+            f"the index was calibrated with {then:,} vectors and now has {size:,}: a lower threshold suffices. Calibrate again"
         )
     return Decision(calibration.threshold, ThresholdSource.INDEX, calibration.in_words(), tuple(warnings), fpir)
 
@@ -444,8 +442,8 @@ def decide_size_threshold(bundle: Bundle, fpir: float | None, size: int) -> Deci
     """
     if bundle.strangers is None:
         raise UsageError(
-            f"{bundle.name} has no strangers' tail, so a false-positive identification rate cannot set its threshold: give "
-            "--threshold, or calibrate the index ('lcmem-onnx calibrate')"
+            f"--fpir cannot set the threshold: {bundle.name} has no strangers' tail. Give --threshold, or calibrate the index "
+            "with 'lcmem-onnx calibrate'"
         )
     found = bundle.strangers.threshold_for(DEFAULT_FPIR if fpir is None else fpir, size)
     tail = bundle.strangers.kinds[found.kind]
@@ -456,7 +454,7 @@ def decide_size_threshold(bundle: Bundle, fpir: float | None, size: int) -> Deci
     )
     warning = (
         f"the bundle's strangers' tail ends at a pair rate of {tail.rates[-1]:g}: at most about {percent(found.fpir)} of "
-        f"strangers' images are flagged in a gallery of {size:,}, where {percent(found.wanted)} was wanted. "
-        "'lcmem-onnx calibrate' sets a threshold for it"
+        f"strangers' images are flagged in a gallery of {size:,} instead of {percent(found.wanted)}. "
+        "Set a threshold with 'lcmem-onnx calibrate'"
     )
     return Decision(found.threshold, ThresholdSource.STRANGERS, words, (warning,) if found.beyond else (), fpir, found.fpir)

@@ -121,7 +121,7 @@ class Gallery:
                 try:
                     gallery.compact()
                 except GalleryError as error:  # it stays due; no reason to refuse additions
-                    warn(f"what was removed earlier may still be on the disk: {error}")
+                    warn(f"removed images may still be on the disk: {error}")
         except BaseException:
             gallery.close()
             raise
@@ -138,7 +138,7 @@ class Gallery:
         try:
             folder = tempfile.TemporaryDirectory(prefix=PREFIX)
         except OSError as error:
-            raise GalleryError(f"there is no place for a temporary index: {error.strerror}. Set TMPDIR to a folder") from error
+            raise GalleryError(f"cannot create a temporary index: {error.strerror}. Set TMPDIR to a writable folder") from error
         try:
             gallery = cls.create(folder.name, bundle, warn=log.debug)  # a new index that lacks a search graph needs no warning
         except BaseException:
@@ -294,7 +294,7 @@ class Gallery:
         """
         original = self._store.complete_copy(content)
         if original is None:
-            raise GalleryError(f"no image with sha256 {content.hex()} is in {self.folder}")
+            raise GalleryError(f"{self.folder} has no image with sha256 {content.hex()}")
         self._store.add([], [((gallery, key), original)])
 
     def entries(self, galleries: Collection[str] | None = None) -> Iterator[Record]:
@@ -370,8 +370,8 @@ class Gallery:
                     self.compact()
                 except GalleryError as error:
                     raise GalleryError(
-                        f"{removed} images were removed from all results, but are not off the disk yet: {error}. 'lcmem-onnx "
-                        "index compact' does the rest"
+                        f"{removed} images were removed from all results, but not yet erased from the disk: {error}. Run "
+                        "'lcmem-onnx index compact' to erase them"
                     ) from error
         return removed
 
@@ -418,15 +418,15 @@ class Gallery:
         """
         check_threshold(threshold)
         if queries.ndim not in (2, 3) or queries.shape[-1] != self.bundle.features or 0 in queries.shape[1:]:
-            raise UsageError(f"queries must have shape (n, {self.bundle.features}); these have {queries.shape}")
+            raise UsageError(f"queries must have shape (n, {self.bundle.features}), got {queries.shape}")
         if not np.isfinite(queries).all():  # it would be compared with nothing, and be clear
-            raise UsageError("a query holds NaN or infinity: nothing can be said of it")
+            raise UsageError("queries must be finite, got NaN or infinity")
         if top < 1:
-            raise UsageError(f"{top} matches cannot be returned; ask for 1 or more")
+            raise UsageError(f"top must be 1 or more, got {top}")
         try:
             how = Search(how)
         except ValueError as error:
-            raise UsageError(f"unknown way to search {how!r}; known are {', '.join(Search)}") from error
+            raise UsageError(f"unknown search method {how!r}: use one of {', '.join(Search)}") from error
         chosen = self._chosen(galleries)
         with self._searching:
             return self._searcher.search(queries, threshold, top, how, chosen)
@@ -439,5 +439,5 @@ class Gallery:
         missing = [name for name in chosen if not self._store.holds(name)]
         if missing or not chosen:
             what = f"no gallery {missing[0]!r}" if missing else "nothing to choose from an empty list of galleries"
-            raise UsageError(f"{self.folder} has {what}; it has {', '.join(self.galleries()) or 'none'}")
+            raise UsageError(f"{self.folder} has {what}: use one of {', '.join(self.galleries()) or '(none)'}")
         return chosen

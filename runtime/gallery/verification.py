@@ -110,9 +110,11 @@ def _vectors(store: Store) -> int:
             last = int(changes.ids[-1])
         if changes.erasure == erasure:
             if tally != changes.tally:
-                raise store.damaged("its vectors are not those that were written")
+                raise store.damaged("its vectors do not match their checksum")
             return tally.rows
-    raise GalleryError(f"{store.folder} changes faster than it can be read: verify it when nothing is erased from it")
+    raise GalleryError(
+        f"{store.folder} was modified repeatedly during verification: verify it again when no images are being erased"
+    )
 
 
 def _settings(store: Store) -> int:

@@ -128,7 +128,7 @@ def _walk_given_folder(folder: Path) -> Iterator[Found | Skipped | Unfound]:
         yield item
     if not images:
         others = f"; skipped: {in_words(counted(skipped))}" if skipped else ""
-        yield Unfound(folder, ImageError(Reason.EMPTY_FOLDER, f"the folder holds no image{others}"))
+        yield Unfound(folder, ImageError(Reason.EMPTY_FOLDER, f"the folder contains no images{others}"))
 
 
 def _walk_folder(folder: Path) -> Iterator[Found | Skipped | Unfound]:
@@ -158,7 +158,7 @@ def _judge(path: Path) -> Found | Skipped | Unfound:
     try:
         mode = os.stat(path).st_mode
         if stat.S_ISDIR(mode):
-            return Unfound(path, ImageError(Reason.LINK_TO_FOLDER, "it is a link to a folder and not followed: name that folder"))
+            return Unfound(path, ImageError(Reason.LINK_TO_FOLDER, "links to folders are not followed: give the folder itself"))
         if path.suffix.lower() in _SUFFIXES:
             return Found(path)
         if not stat.S_ISREG(mode):

@@ -187,10 +187,10 @@ def refusal(found: Format) -> ImageError:
     """Return the error of a file that is not an image that is read: `not-a-picture` where it is plainly not one, else
     `unsupported`."""
     if found.skip is not None:
-        return ImageError(Reason.NOT_AN_IMAGE, f"it is not an image ({found.name}); supported formats are {', '.join(Kind)}")
+        return ImageError(Reason.NOT_AN_IMAGE, f"not an image ({found.name}); supported formats are {', '.join(Kind)}")
     if found is UNKNOWN:
-        return ImageError(Reason.UNSUPPORTED, f"its format is not known, so it may be an image; if it is one, {ADVICE}")
-    return ImageError(Reason.UNSUPPORTED, f"its format is not supported: {found.name}; {found.advice}")
+        return ImageError(Reason.UNSUPPORTED, f"unknown format, which may be an image; if it is one, {ADVICE}")
+    return ImageError(Reason.UNSUPPORTED, f"unsupported image format: {found.name}; {found.advice}")
 
 
 def read_file(path: str | os.PathLike[str], limits: Limits = DEFAULT_LIMITS) -> bytes:
@@ -203,20 +203,20 @@ def read_file(path: str | os.PathLike[str], limits: Limits = DEFAULT_LIMITS) -> 
     """
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # before opening: to open a device may have effects
-            raise ImageError(Reason.NOT_A_FILE, "it is not a regular file")
+            raise ImageError(Reason.NOT_A_FILE, "not a regular file")
         with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             if size > limits.max_file_bytes:
-                raise ImageError(Reason.TOO_LARGE, f"it has {size} bytes, more than {limits.max_file_bytes}")
+                raise ImageError(Reason.TOO_LARGE, f"file too large: {size} bytes, at most {limits.max_file_bytes} are read")
             data = file.read(limits.max_file_bytes + 1) if size else b""
     except MemoryError as error:
-        raise ImageError(Reason.OUT_OF_MEMORY, "there was not enough memory to read it") from error
+        raise ImageError(Reason.OUT_OF_MEMORY, "not enough memory to read the file") from error
     except (OSError, ValueError) as error:
         raise cannot_read(error) from error
     if not data:
-        raise ImageError(Reason.EMPTY_FILE, "it is empty: it has 0 bytes")
+        raise ImageError(Reason.EMPTY_FILE, "empty file (0 bytes)")
     if len(data) > limits.max_file_bytes:
-        raise ImageError(Reason.TOO_LARGE, f"it grew to more than {limits.max_file_bytes} bytes while it was read")
+        raise ImageError(Reason.TOO_LARGE, f"the file grew beyond {limits.max_file_bytes} bytes while it was read")
     return data
 
 
@@ -231,17 +231,17 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     file = os.fdopen(os.open(path, flags), "rb")
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
-        raise ImageError(Reason.NOT_A_FILE, "it is not a regular file")
+        raise ImageError(Reason.NOT_A_FILE, "not a regular file")
     return file
 
 
 def cannot_read(error: Exception) -> ImageError:
     """What an OSError means for an image; a ValueError comes of a path with a NUL in it."""
     if isinstance(error, (FileNotFoundError, NotADirectoryError, ValueError)):
-        return ImageError(Reason.NOT_FOUND, "it does not exist")
+        return ImageError(Reason.NOT_FOUND, "file does not exist")
     if isinstance(error, PermissionError):
-        return ImageError(Reason.NO_PERMISSION, "it may not be read: permission denied")
+        return ImageError(Reason.NO_PERMISSION, "permission denied: give read permission")
     if isinstance(error, IsADirectoryError):
-        return ImageError(Reason.NOT_A_FILE, "it is not a regular file")
+        return ImageError(Reason.NOT_A_FILE, "not a regular file")
     cause = (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
-    return ImageError(Reason.READ_FAILED, f"it could not be read: {cause}")
+    return ImageError(Reason.READ_FAILED, f"cannot read the file: {cause}")

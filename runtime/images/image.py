@@ -108,7 +108,7 @@ class ImageFile:
     def _shown(self, number: int) -> tuple[Pixels, ...]:
         """The renderings, in the form in which they were decoded."""
         if not 0 <= number < self.frames:
-            raise IndexError(f"frame {number} of an image with {self.frames}")
+            raise IndexError(f"frame {number} does not exist: the image has {self.frames} frames")
         with boundary():
             return self._source.renderings(number)
 
@@ -138,7 +138,7 @@ def views_of(renderings: Sequence[Pixels], size: int) -> tuple[NDArray[np.uint8]
         if not is_blank(view) and all(_difference(view, other) > SAME_LEVELS for other in views):
             views.append(view)
     if not views:
-        raise ImageError(Reason.BLANK, "it shows nothing: every pixel is the same, so it would match any other blank image")
+        raise ImageError(Reason.BLANK, "blank image: all pixels are equal, so it would match any other blank image")
     return tuple(views)
 
 
@@ -159,7 +159,7 @@ def open_image(data: bytes, limits: Limits = DEFAULT_LIMITS, name_hint: str = ""
         ImageError: empty-file, not-a-picture, unsupported, no-pixels, too-large, damaged, out-of-memory.
     """
     if not data:
-        raise ImageError(Reason.EMPTY_FILE, "it is empty: it has 0 bytes")
+        raise ImageError(Reason.EMPTY_FILE, "empty file (0 bytes)")
     kind = sniff(data[:HEAD])
     suffix = PurePath(name_hint).suffix.lower()
     if kind is None and suffix in DICOM_SUFFIXES:
@@ -174,7 +174,7 @@ def open_image(data: bytes, limits: Limits = DEFAULT_LIMITS, name_hint: str = ""
     with boundary():
         opened = _open_dicom(data, limits) if kind is Kind.DICOM else open_raster(data, kind, limits)
     if opened.frames < 1:
-        raise ImageError(Reason.DAMAGED, f"it is damaged: a {kind.value} file without an image")
+        raise ImageError(Reason.DAMAGED, f"damaged: {kind.value} file without an image")
     return ImageFile(kind, opened)
 
 
@@ -196,7 +196,7 @@ def boundary() -> Iterator[None]:
     except ImageError:
         raise
     except MemoryError as error:
-        raise ImageError(Reason.OUT_OF_MEMORY, "there was not enough memory to decode it") from error
+        raise ImageError(Reason.OUT_OF_MEMORY, "not enough memory to decode the image") from error
     except Exception as error:
         cause = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ImageError(Reason.DAMAGED, f"it is damaged and cannot be decoded ({cause[:160]})") from error
+        raise ImageError(Reason.DAMAGED, f"damaged image, cannot be decoded ({cause[:160]})") from error

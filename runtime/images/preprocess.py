@@ -88,14 +88,14 @@ def resize(pixels: Pixels, size: int) -> NDArray[np.uint8]:
         check_rgb(pixels)
         image = Image.fromarray(np.ascontiguousarray(pixels))
     if size < 1:
-        raise UsageError(f"an image cannot be resized to {size} x {size}; the size must be 1 or more")
+        raise UsageError(f"image size must be 1 or more, got {size}")
     return as_array(image.resize((size, size), Image.Resampling.BILINEAR))
 
 
 def check_rgb(pixels: NDArray[np.uint8]) -> None:
     """Raise a UsageError unless `pixels` is an RGB image: uint8 (height, width, 3), not empty."""
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
-        raise UsageError(f"an image must be RGB, uint8, (height, width, 3); this one is {pixels.dtype} {pixels.shape}")
+        raise UsageError(f"an image must be RGB, uint8 (height, width, 3), got {pixels.dtype} {pixels.shape}")
 
 
 def is_blank(pixels: NDArray[np.uint8]) -> bool:

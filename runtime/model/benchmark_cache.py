@@ -53,7 +53,7 @@ def remember(bundle: Bundle, timings: Mapping[str, float], threads: int | None =
         file.parent.mkdir(parents=True, exist_ok=True)
         put_whole(file, lambda draft: draft.write_text(json.dumps(content, indent=1), encoding="utf-8"))
     except OSError as error:
-        raise UsageError(f"{file} cannot be written: {error.strerror or error}. Set XDG_CACHE_HOME to a folder that can") from error
+        raise UsageError(f"cannot write {file}: {error.strerror or error}. Set XDG_CACHE_HOME to a writable folder") from error
     return file
 
 

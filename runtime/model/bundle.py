@@ -159,7 +159,7 @@ def open_bundle(path: str | os.PathLike[str] | None = None, *, unproven: bool = 
     folder = Path(path) if path is not None else BUNDLED
     manifest = _read_manifest(folder)
     if not manifest.get("parity") and not unproven:
-        raise BundleError(f"{folder} is an export that was never finished: it was not proven against torch. Export again")
+        raise BundleError(f"{folder} is an unfinished export, not verified against torch: export the model again")
     try:
         files: dict[str, dict[str, Any]] = dict(manifest["files"])
         for name, expected in files.items():
@@ -182,13 +182,13 @@ def open_bundle(path: str | os.PathLike[str] | None = None, *, unproven: bool = 
             strangers=_strangers(folder, manifest, head),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BundleError(f"{folder / MANIFEST} lacks or garbles an entry ({error!r}): export the model again") from error
+        raise BundleError(f"{folder / MANIFEST} has a missing or invalid entry ({error!r}): export the model again") from error
     if manifest["input"]["size"] != bundle.image_size:
-        raise BundleError(f"{folder / MANIFEST} gives an image size of {manifest['input']['size']!r}: export the model again")
+        raise BundleError(f"{folder / MANIFEST} has an invalid image size, {manifest['input']['size']!r}: export the model again")
     if bundle.features != head.features or not 0 < bundle.threshold.value < 1 or not variants:
-        raise BundleError(f"{folder / MANIFEST} contradicts itself: export the model again")
+        raise BundleError(f"{folder / MANIFEST} is inconsistent: export the model again")
     if not 1 <= bundle.image_size <= MAX_IMAGE_SIZE:
-        raise BundleError(f"{folder / MANIFEST} gives an image size of {bundle.image_size}: export the model again")
+        raise BundleError(f"{folder / MANIFEST} has an invalid image size, {bundle.image_size}: export the model again")
     return bundle
 
 
@@ -200,7 +200,7 @@ def _strangers(folder: Path, manifest: Mapping[str, Any], head: Head) -> Strange
     try:
         return read_strangers(content, str(manifest["fingerprint"]), float(sigmoid(np.asarray(head.bias))))
     except ValueError as error:
-        raise BundleError(f"{folder / MANIFEST}: the strangers' tail cannot be used: {error}. Export the model again") from error
+        raise BundleError(f"{folder / MANIFEST} has an invalid strangers' tail: {error}. Export the model again") from error
 
 
 def _check_meaning(folder: Path, manifest: Mapping[str, Any]) -> None:
@@ -213,7 +213,7 @@ def _check_meaning(folder: Path, manifest: Mapping[str, Any]) -> None:
     ):
         if stated != known:
             raise BundleError(
-                f"{folder / MANIFEST} states another {what} than this lcmem-onnx goes by ({stated}, here {known}): update "
+                f"{folder / MANIFEST} has an unsupported {what} ({stated}; this lcmem-onnx supports {known}): update "
                 "lcmem-onnx, or export the model again with this version"
             )
 
@@ -222,7 +222,7 @@ def _check_shown(manifest: Mapping[str, Any]) -> None:
     """Fail, as a missing entry does, on what `bundle info` shows and nothing else needs."""
     for shown in (manifest["created"], manifest["license"], manifest["checkpoint"]["description"]):
         if not isinstance(shown, str):
-            raise TypeError(f"{shown!r} is no text")
+            raise TypeError(f"{shown!r} is not text")
     for parity in dict(manifest.get("parity") or {}).values():
         for name in ("pictures", "batch_sizes", "embedding_max", "score_max"):
             if name not in parity:
@@ -245,19 +245,21 @@ def _variant(folder: Path, files: Mapping[str, Any], name: str, entry: Mapping[s
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not folder.is_dir():
-        raise BundleError(f"{folder} is no folder; a bundle is what 'python -m export --ckpt FILE' writes")
+        raise BundleError(f"{folder} is not a folder: give a bundle, as written by 'python -m export --ckpt FILE'")
     try:
         if path.stat().st_size > MAX_MANIFEST_BYTES:
-            raise BundleError(f"{path} is too large to be a manifest")
+            raise BundleError(f"{path} is too large for a manifest: copy the bundle again")
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise BundleError(f"{folder} is no bundle: it has no {MANIFEST}") from error
+        raise BundleError(
+            f"{folder} is not a bundle: {MANIFEST} is missing. Give a bundle, as written by 'python -m export --ckpt FILE'"
+        ) from error
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{path} is damaged (not valid JSON): copy the bundle again or export the model again") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise BundleError(f"{path} does not describe an {FORMAT}")
+        raise BundleError(f"{path} is not the manifest of an {FORMAT}: give a bundle, as written by 'python -m export --ckpt FILE'")
     version = manifest.get("format_version")
     if type(version) is not int or not WITHOUT_STRANGERS <= version <= FORMAT_VERSION:
         raise BundleError(
@@ -265,20 +267,20 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
             "Update lcmem-onnx, or export the model again with this version"
         )
     if seal(manifest)[SEAL] != manifest.get(SEAL):
-        raise BundleError(f"{path} was changed since it was exported: copy the bundle again or export the model again")
+        raise BundleError(f"{path} was modified after the export: copy the bundle again or export the model again")
     return manifest
 
 
 def _listed_file(files: Mapping[str, Any], name: str) -> str:
     if name not in files:
-        raise KeyError(f"{name} is not among the files")
+        raise KeyError(f"{name} is not listed under files")
     return name
 
 
 def _check_file(folder: Path, name: str, size: int, expected: str) -> None:
     """Compare one file with its entry. Names are plain: an entry cannot point outside the bundle."""
     if not name or Path(name).name != name or name in (".", ".."):
-        raise BundleError(f"{folder / MANIFEST} names a file {name!r} outside the bundle")
+        raise BundleError(f"{folder / MANIFEST} lists a file outside the bundle, {name!r}: copy the bundle again")
     path = folder / name
     try:
         actual_size = path.stat().st_size
@@ -301,5 +303,5 @@ def _read_head(path: Path) -> Head:
     weight = np.asarray(content["weight"], dtype=np.float32)
     bias = float(content["bias"])
     if weight.ndim != 1 or not np.isfinite(weight).all() or not np.isfinite(bias):
-        raise ValueError(f"{path.name} is no head")
+        raise ValueError(f"{path.name} is not a head")
     return Head(weight, bias)

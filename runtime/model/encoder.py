@@ -80,11 +80,13 @@ class Encoder:
         inputs, outputs = self.session.session.get_inputs(), self.session.session.get_outputs()
         size = self.bundle.image_size
         if len(inputs) != 1 or len(outputs) != 1:
-            raise BundleError(f"the encoder has {len(inputs)} inputs and {len(outputs)} outputs instead of one each")
+            raise BundleError(
+                f"the encoder has {len(inputs)} inputs and {len(outputs)} outputs, expected one each: export the model again"
+            )
         if inputs[0].type != "tensor(uint8)" or list(inputs[0].shape[1:]) != [size, size, 3]:
-            raise BundleError(f"the encoder takes {inputs[0].type} {inputs[0].shape}, not uint8 (n, {size}, {size}, 3)")
+            raise BundleError(f"the encoder's input is {inputs[0].type} {inputs[0].shape}, expected uint8 (n, {size}, {size}, 3)")
         if outputs[0].shape[1:] != [self.bundle.features]:
-            raise BundleError(f"the encoder gives {outputs[0].shape}, not (n, {self.bundle.features})")
+            raise BundleError(f"the encoder's output is {outputs[0].shape}, expected (n, {self.bundle.features})")
         return inputs[0].name, outputs[0].name
 
     def embed(self, images: Sequence[NDArray[np.uint8]]) -> Floats:
@@ -116,7 +118,7 @@ class Encoder:
         if os.getpid() != self._process:
             # No EncodingError: that is one image's, and the next would be tried, in vain and with a misleading reason.
             raise UsageError(
-                "this process is a fork, which an onnxruntime session does not survive: make a Screener in each process"
+                "the Screener was created before a fork, and onnxruntime sessions do not survive forks: create one in each process"
             )
         try:
             embeddings = self._run(batch)
@@ -124,9 +126,12 @@ class Encoder:
             # onnxruntime's exceptions have no common base below Exception; out of memory is the likely one.
             raise EncodingError(f"onnxruntime failed on a batch of {len(batch)}: {error}") from error
         if embeddings.shape != (len(batch), self.bundle.features) or embeddings.dtype != np.float32:
-            raise EncodingError(f"the encoder gave {embeddings.dtype} {embeddings.shape}")
+            raise EncodingError(
+                f"the encoder returned {embeddings.dtype} {embeddings.shape}, expected float32 "
+                f"({len(batch)}, {self.bundle.features})"
+            )
         if not np.isfinite(embeddings).all():
-            raise EncodingError("the encoder gave values that are not finite")
+            raise EncodingError("the encoder's output is not finite (NaN or infinity)")
         return embeddings
 
     def _run(self, batch: NDArray[np.uint8]) -> Floats:

@@ -30,7 +30,7 @@ def check_threshold(value: float) -> float:
         UsageError: it is not strictly between 0 and 1 (a sigmoid reaches neither, so such a threshold decides nothing).
     """
     if not 0.0 < value < 1.0:
-        raise UsageError(f"a threshold of {value} decides nothing: scores lie between 0 and 1, both excluded")
+        raise UsageError(f"threshold must be between 0 and 1 (exclusive), got {value}")
     return value
 
 

@@ -94,14 +94,14 @@ def open_session(model: Path, provider: str = AUTO, threads: int | None = None) 
         BundleError: onnxruntime refuses the model.
     """
     if provider != AUTO and provider not in PROVIDERS:
-        raise UsageError(f"unknown provider {provider!r}; known are {AUTO}, {', '.join(PROVIDERS)}")
+        raise UsageError(f"unknown provider {provider!r}: use one of {AUTO}, {', '.join(PROVIDERS)}")
     if threads is not None and threads < 1:
-        raise UsageError(f"{threads} threads cannot run anything; give 1 or more")
+        raise UsageError(f"threads must be 1 or more, got {threads}")
     available = available_providers()
     if provider != AUTO and provider not in available:
         raise ProviderError(
-            f"the provider {provider!r} is not in this onnxruntime, which has {', '.join(available)}. "
-            "For CUDA, replace onnxruntime by lcmem-onnx[gpu] in a fresh environment"
+            f"provider {provider!r} is not available in this onnxruntime, only {', '.join(available)}. "
+            "For CUDA, install lcmem-onnx[gpu] in a fresh environment"
         )
     wanted = [provider] if provider != AUTO else [name for name in AUTO_ORDER if name in available]
     options = ort.SessionOptions()
@@ -116,13 +116,13 @@ def open_session(model: Path, provider: str = AUTO, threads: int | None = None) 
         session = ort.InferenceSession(str(model), options, providers=chosen)
     except Exception as error:
         # onnxruntime's exceptions have no common base below Exception.
-        raise BundleError(f"{model} cannot be opened by onnxruntime {ort.__version__}: {error}") from error
+        raise BundleError(f"onnxruntime {ort.__version__} cannot open {model}: {error}") from error
     session.disable_fallback()
     in_use = provider_in_use(session)
     if provider not in (AUTO, in_use):
         raise ProviderError(
-            f"{provider} was asked for, but onnxruntime runs on {in_use}: its {provider} libraries could not be loaded. "
-            f"Mend the installation, or ask for {in_use}"
+            f"provider {provider} is unavailable: onnxruntime could not load its libraries and runs on {in_use} instead. "
+            f"Fix the installation, or use --provider {in_use}"
         )
     return Session(session, provider, in_use, options.intra_op_num_threads)
 

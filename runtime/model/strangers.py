@@ -157,7 +157,7 @@ def check_rate(rate: float) -> float:
     """
     if not 0.0 < rate < 1.0:
         raise UsageError(
-            f"a false-positive identification rate of {rate} cannot be set: give a share between 0 and 1, such as 0.01 for 1 %"
+            f"false positive identification rate must be between 0 and 1 (exclusive), such as 0.01 for 1 %, got {rate}"
         )
     return rate
 
@@ -169,7 +169,7 @@ def pair_rate(fpir: float, size: int) -> float:
         UsageError: a size below 1.
     """
     if size < 1:
-        raise UsageError(f"a gallery has 1 image or more, got {size}")
+        raise UsageError(f"gallery size must be 1 or more, got {size}")
     return -math.expm1(math.log1p(-fpir) / size)
 
 
@@ -190,7 +190,7 @@ def read_strangers(content: object, fingerprint: str, self_score: float) -> Stra
         ValueError: it is of another model or format, damaged, or measured with too little; the message says which.
     """
     if not isinstance(content, Mapping):
-        raise ValueError(f"it is damaged: a table was expected, got {type(content).__name__}")
+        raise ValueError(f"it is damaged: expected a table, got {type(content).__name__}")
     version = content.get("format_version")
     if type(version) is not int or version != FORMAT_VERSION:
         raise ValueError(f"it has format version {version!r}; this lcmem-onnx reads {FORMAT_VERSION}: update lcmem-onnx")
@@ -199,7 +199,9 @@ def read_strangers(content: object, fingerprint: str, self_score: float) -> Stra
         if not isinstance(own, str) or not isinstance(data, str) or not isinstance(kinds, Mapping) or not kinds:
             raise TypeError("fingerprint and data are text, kinds is a table with one kind or more")
         if own != fingerprint:
-            raise ValueError(f"it is of another model (fingerprint {own[:12]}, here {fingerprint[:12]}): measure it with this one")
+            raise ValueError(
+                f"it belongs to another model (fingerprint {own[:12]}, expected {fingerprint[:12]}): measure it with this one"
+            )
         tails = {str(name): _read_tail(tail, f"kind {name!r}", self_score) for name, tail in kinds.items()}
         return Strangers(MappingProxyType(tails), _read_tail(content["pooled"], "pooled", self_score), data, own)
     except (KeyError, TypeError, AttributeError, OverflowError) as error:
@@ -214,27 +216,27 @@ def _read_tail(content: Mapping[str, Any], where: str, self_score: float) -> Tai
         raise TypeError(f"{where}: pairs, images and identities are whole numbers")
     if len(rates) != len(thresholds) or len(rates) < 2:
         raise ValueError(
-            f"it is damaged: {where} needs two rates or more and as many thresholds, got {len(rates)} and {len(thresholds)}"
+            f"it is damaged: {where} must have at least two rates and as many thresholds, got {len(rates)} and {len(thresholds)}"
         )
     if not all(0.0 < value < 1.0 for value in (*rates, *thresholds)):
-        raise ValueError(f"it is damaged: {where} has rates or thresholds that are not between 0 and 1 (exclusive)")
+        raise ValueError(f"it is damaged: {where} has rates or thresholds outside 0 to 1 (exclusive)")
     if any(low >= high for high, low in pairwise(rates)) or any(below < above for above, below in pairwise(thresholds)):
-        raise ValueError(f"it is not monotone: the rates of {where} must fall, and its thresholds must not")
+        raise ValueError(f"it is not monotone: in {where}, rates must decrease and thresholds must not decrease")
     if thresholds[-1] >= self_score:
-        raise ValueError(f"it is damaged: {where} has a threshold of {thresholds[-1]:.6g}, which no image reaches even with itself")
+        raise ValueError(f"it is damaged: {where} has a threshold of {thresholds[-1]:.6g}, above the score of identical images")
     if pairs < LEAST_PAIRS or identities < 2 or images < identities:
         raise ValueError(
             f"it is too small: {where} was measured with {pairs} pairs of {images} images of {identities} identities; "
-            f"{LEAST_PAIRS} pairs are needed"
+            f"at least {LEAST_PAIRS} pairs are required"
         )
     if not rates[-1] <= measured_to <= rates[0] or measured_to * pairs < 1.0:
-        raise ValueError(f"it is too small: {where} claims to have measured a rate of {measured_to:g} with {pairs} pairs")
+        raise ValueError(f"it is too small: {where} states a rate of {measured_to:g}, which {pairs} pairs cannot measure")
     return Tail(rates, thresholds, measured_to, pairs, images, identities)
 
 
 def _number(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"a number was expected, got {value!r}")
+        raise TypeError(f"expected a number, got {value!r}")
     return float(value)
 
 

@@ -58,15 +58,15 @@ def choose(
     """
     if wanted != AUTO_VARIANT:
         if wanted not in VARIANTS:
-            raise UsageError(f"unknown variant {wanted!r}; known are {AUTO_VARIANT}, {', '.join(VARIANTS)}")
+            raise UsageError(f"unknown variant {wanted!r}: use one of {AUTO_VARIANT}, {', '.join(VARIANTS)}")
         if wanted not in bundle.variants:
-            raise BundleError(f"{bundle.path} has no {wanted} encoder, only {', '.join(bundle.variants)}")
+            raise BundleError(f"variant {wanted!r} is not in {bundle.path}: use one of {', '.join(bundle.variants)}")
         return _choice(bundle.variants[wanted], on_gpu, "it was asked for")
     sound = {name: its for name, its in bundle.variants.items() if not its.past_gate}
     if not sound:
         raise BundleError(
-            f"{bundle.path} has only variants that differ from the trained model by more than the export allows: export it again, "
-            f"or name one ({', '.join(bundle.variants)}) to use it all the same"
+            f"all variants of {bundle.path} drift from the trained model by more than the export allows: export it again, "
+            f"or use one anyway with --variant ({', '.join(bundle.variants)})"
         )
     if len(sound) == 1:
         return _choice(next(iter(sound.values())), on_gpu, "the bundle has no other")

@@ -53,7 +53,7 @@ class NpzWriter:
         if not rows:
             return
         if wrong := next((row.key for row in rows if row.key.endswith("\0")), None):
-            raise GalleryError(f"the key {wrong!r} cannot be written as npz: export as .parquet")
+            raise GalleryError(f"key {wrong!r} cannot be stored in .npz: export to .parquet instead")
         columns: dict[str, NDArray[Any]] = {name: np.array([getattr(row, name) or "" for row in rows], np.str_) for name in TEXTS}
         columns |= {name: np.array([getattr(row, name) for row in rows], np.int64) for name in NUMBERS}
         columns["content"] = np.frombuffer(b"".join(row.content for row in rows), np.uint8).reshape(len(rows), 32)
@@ -117,7 +117,7 @@ class NpzReader:
         if not 0 < count <= MOST_ROWS or any(
             values.shape != shapes.get(name, (count,)) or values.dtype.kind != kinds[name] for name, values in columns.items()
         ):
-            raise ValueError(f"block {block} has columns of other kinds or lengths")
+            raise ValueError(f"block {block} has columns of unexpected types or lengths")
         columns.setdefault("reader", np.full(count, FIRST_READER))
         return [self._record(columns, index) for index in range(count)]
 
@@ -139,14 +139,14 @@ class NpzReader:
             raise ValueError(f"{name} is too large")
         with self._archive.open(member) as stream:
             if np.lib.format.read_magic(stream) != (1, 0):
-                raise ValueError(f"{name} has another version")
+                raise ValueError(f"{name} has an unsupported version")
             shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
             size = math.prod(shape) * dtype.itemsize
             if dtype.hasobject or fortran or size > member.file_size:
-                raise ValueError(f"{name} holds objects, or is not what its header says")
+                raise ValueError(f"{name} contains objects or does not match its header")
             data = stream.read()  # all of it: only at the end its CRC is compared
         if len(data) != size:
-            raise ValueError(f"{name} is cut off")
+            raise ValueError(f"{name} is truncated")
         return np.frombuffer(data, dtype).reshape(shape)
 
     @contextmanager
@@ -154,7 +154,7 @@ class NpzReader:
         try:
             yield
         except FileNotFoundError as error:
-            raise GalleryError(f"{self.path} is not there") from error
+            raise GalleryError(f"{self.path} does not exist") from error
         except (OSError, ValueError, KeyError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
             why = error.strerror if isinstance(error, OSError) and error.strerror else error
-            raise GalleryError(f"{self.path} is no export of an index, or it is damaged ({why})") from error
+            raise GalleryError(f"{self.path} is damaged or not an exported index ({why})") from error

@@ -33,7 +33,7 @@ def _arrow() -> tuple[Any, Any]:
         from pyarrow import parquet
     except ImportError as error:
         raise UsageError(
-            "Parquet files need pyarrow: pip install 'lcmem-onnx[parquet]', or take a name that ends in .npz"
+            "Parquet requires pyarrow: pip install 'lcmem-onnx[parquet]', or use a file name ending in .npz"
         ) from error
     return pyarrow, parquet
 
@@ -90,7 +90,7 @@ class ParquetReader:
         self._arrow, parquet = _arrow()
         self._features = features
         if not path.is_file():
-            raise GalleryError(f"{path} is not there")
+            raise GalleryError(f"{path} does not exist")
         with self._explained():
             self._file = parquet.ParquetFile(path, page_checksum_verification=True)
 
@@ -114,7 +114,7 @@ class ParquetReader:
             there = self._file.schema_arrow
             for field in schema:
                 if field.name not in there.names or there.field(field.name).type != field.type:
-                    raise ValueError(f"it has no column {field.name!r} of {field.type}")
+                    raise ValueError(f"column {field.name!r} of type {field.type} is missing")
             batches = self._file.iter_batches(AT_ONCE, columns=schema.names)
         while True:
             with self._explained():
@@ -126,7 +126,7 @@ class ParquetReader:
 
     def _records(self, batch: Any, numbers: Sequence[str]) -> list[Record]:
         if any(batch.column(name).null_count for name in ("gallery", "key", *numbers, "content", "embedding")):
-            raise ValueError("it lacks values")
+            raise ValueError("it has missing values")
         columns = {name: batch.column(name).to_pylist() for name in (*TEXTS, *numbers, "content")}
         columns.setdefault("reader", [FIRST_READER] * batch.num_rows)
         embeddings = batch.column("embedding").flatten().to_numpy(zero_copy_only=False).reshape(batch.num_rows, -1)
@@ -140,4 +140,4 @@ class ParquetReader:
             yield
         except (OSError, ValueError, KeyError, TypeError, NotImplementedError, MemoryError, self._arrow.ArrowException) as error:
             line = str(error).partition("\n")[0]
-            raise GalleryError(f"{self.path} is no export of an index, or it is damaged ({line})") from error
+            raise GalleryError(f"{self.path} is damaged or not an exported index ({line})") from error

@@ -123,12 +123,12 @@ def export_gallery(
     """
     write = _format(path)[0]
     if path.exists():
-        raise GalleryError(f"{path} exists already: an export overwrites nothing, so give another name")
+        raise GalleryError(f"{path} already exists and is not overwritten: give another file name")
     try:
         key = gallery.site_key() if gallery.holds_pseudonyms() and not with_paths else None
         return put_whole(path, lambda draft: _written(gallery, draft, galleries, watch, write, key), private=True)
     except OSError as error:
-        raise GalleryError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise GalleryError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def _written(
@@ -188,9 +188,9 @@ def import_gallery(path: Path, gallery: Gallery, *, without_patients: bool = Fal
         manifest = _manifest(reader, path)
         if manifest.fingerprint != gallery.bundle.fingerprint or manifest.features != gallery.bundle.features:
             raise GalleryMismatchError(
-                f"{path} holds embeddings of another model (fingerprint {manifest.fingerprint[:12]}, this bundle's is "
-                f"{gallery.bundle.fingerprint[:12]}): they do not compare. Give the bundle they were made with; 'lcmem-onnx "
-                "index upgrade' then brings the index to another one"
+                f"{path} contains embeddings of another model (fingerprint {manifest.fingerprint[:12]}, expected "
+                f"{gallery.bundle.fingerprint[:12]}). Import it with its own bundle, then re-embed the images for this one with "
+                "'lcmem-onnx index upgrade'"
             )
         key = None if without_patients else manifest.site_key
         _check_site_key(gallery, key, str(path))
@@ -203,7 +203,7 @@ def import_gallery(path: Path, gallery: Gallery, *, without_patients: bool = Fal
                 count += 1
                 yield _checked(row, path)
             if count != manifest.rows or digest.hexdigest() != manifest.sha256:
-                raise GalleryError(f"{path} is damaged: its rows are not those that were written. Nothing was imported")
+                raise GalleryError(f"{path} is damaged: its rows do not match their checksum. Nothing was imported")
 
         return _add(gallery, [(rows(), key, manifest.calibrated)], without_patients)
 
@@ -247,8 +247,8 @@ def _add(gallery: Gallery, parts: Sequence[tuple[Iterator[Record], str | None, b
             named = ", ".join(map(repr, keys[:NAMED_AT_ONCE]))
             more = f" and {len(keys) - NAMED_AT_ONCE} more" if len(keys) > NAMED_AT_ONCE else ""
             raise KeyConflictError(
-                f"{len(keys)} keys stand for other images in {gallery.folder}: {named}{more}. "
-                "Nothing was added: remove these there, or keep the two apart"
+                f"{len(keys)} keys refer to different images in {gallery.folder}: {named}{more}. "
+                "Nothing was added: remove these images there, or keep separate indexes"
             )
 
     # Before the rows: killed in between, pseudonyms of a key that the index does not name could be mixed with another's.
@@ -282,7 +282,7 @@ def _entries(rows: Iterator[Record], without_patients: bool) -> Iterator[Entry]:
 def _entry(block: Sequence[Record], without_patients: bool) -> Entry:
     first = block[0]
     if [row.rendering for row in block] != list(range(len(block))):
-        raise GalleryError(f"the renderings of {first.key[:100]!r} do not stand together: this is no export of an index")
+        raise GalleryError(f"the renderings of {first.key[:100]!r} are not contiguous: this is not an exported index")
     patient, study = (None, None) if without_patients else (first.patient, first.study)
     views = np.stack([row.embedding for row in block])
     return Entry(first.key, first.content, first.frames, {first.frame: views}, first.gallery, patient, study, first.reader)
@@ -305,7 +305,7 @@ def _checked(row: Record, path: Path) -> Record:
     numbers = 0 <= row.frame < row.frames and row.rendering >= 0 and row.reader >= FIRST_READER and len(row.content) == 32
     values = row.embedding
     if not row.key or not pseudonyms or not numbers or not np.isfinite(values).all() or values.min() < 0 or values.max() > 1:
-        raise GalleryError(f"{path} holds a row that is no image's: key {row.key[:100]!r}. Nothing was imported")
+        raise GalleryError(f"{path} has an invalid row with key {row.key[:100]!r}. Nothing was imported")
     check_gallery_name(row.gallery)
     return row
 
@@ -324,14 +324,14 @@ def _other_key(what: str, *keys: str) -> str:
 
 
 def _manifest(reader: Reader, path: Path) -> Manifest:
-    no_export = f"{path} is no export of an index, or it is damaged"
+    no_export = f"{path} is damaged or not an exported index"
     try:
         content = json.loads(reader.manifest)
         if not isinstance(content, dict) or seal(content) != content or content.get("format") != FORMAT:
             raise GalleryError(no_export)
         if content["format_version"] not in READABLE:
             known = " and ".join(map(str, READABLE))
-            raise GalleryError(f"{path} has format {content['format_version']}; this lcmem-onnx reads {known}: update it")
+            raise GalleryError(f"{path} has format {content['format_version']}, expected {known}: update lcmem-onnx")
         return Manifest(**{name: content[name] for name in Manifest.__dataclass_fields__ if name in content})
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise GalleryError(no_export) from error
@@ -341,4 +341,4 @@ def _format(path: Path) -> tuple[Writing, Reading]:
     try:
         return FORMATS[path.suffix.lower()]
     except KeyError as error:
-        raise UsageError(f"{path} must end in {' or '.join(FORMATS)}: that tells its format") from error
+        raise UsageError(f"{path} has an unsupported suffix: expected {' or '.join(FORMATS)}") from error

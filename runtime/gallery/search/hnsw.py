@@ -163,7 +163,9 @@ def save_graph(graph: Graph, folder: Path, fingerprint: str) -> None:
             sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
         size, claimed = os.path.getsize(draft), graph._index.index_file_size()
         if size != claimed:
-            raise GalleryError(f"the graph in {folder} could not be written whole ({size} of {claimed} bytes): is the disk full?")
+            raise GalleryError(
+                f"cannot write the search graph in {folder}: only {size} of {claimed} bytes were written. Free disk space"
+            )
         name = f"graph-{sha256[:16]}.hnsw"
         os.replace(draft, folder / name)
         manifest = GraphManifest(
@@ -184,7 +186,7 @@ def save_graph(graph: Graph, folder: Path, fingerprint: str) -> None:
             if older.name != name:
                 older.unlink(missing_ok=True)
     except (OSError, RuntimeError) as error:
-        raise GalleryError(f"the search graph cannot be written in {folder}: {error}") from error
+        raise GalleryError(f"cannot write the search graph in {folder}: {error}") from error
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(draft)
@@ -241,7 +243,7 @@ def load_graph(folder: Path, fingerprint: str, dimension: int, threads: int) -> 
         raise GalleryError(f"the search graph cannot be loaded: {error}") from error
     graph.newest, graph.content, graph._erased = manifest.newest, manifest.content, manifest.erased
     if graph.held != manifest.count or not _answers(graph):
-        raise GalleryError("the search graph does not find vectors that are in it")
+        raise GalleryError("the search graph is damaged: it does not find its own vectors")
     return graph
 
 
@@ -270,7 +272,7 @@ def _read_manifest(path: Path) -> GraphManifest:
     """
     manifest = read_manifest(path, GraphManifest, FORMAT_VERSION, "the search graph", GalleryError)
     if manifest is None:
-        raise GalleryError("there is no search graph yet")
+        raise GalleryError("the index has no search graph yet")
     if not FILE_NAME.fullmatch(manifest.file):
-        raise GalleryError(f"{path} names a file that is no search graph of this index")
+        raise GalleryError(f"{path} refers to a file that is not a search graph of this index")
     return manifest

@@ -44,9 +44,9 @@ def read_manifest(path: Path, kind: type[M], version: int, what: str, error: typ
     except OSError as cause:
         raise error(f"{path} cannot be read: {cause.strerror}") from cause
     except (ValueError, RecursionError) as cause:
-        raise error(f"{path} is damaged: it is no JSON that can be read") from cause
+        raise error(f"{path} is damaged: invalid JSON") from cause
     if not isinstance(content, dict):
-        raise error(f"{path} is damaged: it is no JSON object")
+        raise error(f"{path} is damaged: not a JSON object")
     if content.get("format_version") != version:
         raise error(f"{what} has another format")
     types = {field.name: KINDS[str(field.type)] for field in fields(kind)}  # type: ignore[arg-type]

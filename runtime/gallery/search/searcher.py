@@ -135,7 +135,7 @@ class Searcher:
             count = self._after(graph)
             there = int(self.flat.alive[:count].sum()) <= len(graph) <= count
             if not there or graph.content != self.flat.content(graph.newest):
-                raise GalleryError("the search graph is of other images than the index holds")
+                raise GalleryError("the search graph does not match the images of the index")
         except GalleryError as error:
             self._warn(f"{error}; {otherwise}")
             return None
@@ -147,7 +147,7 @@ class Searcher:
         if self._graph is None:
             making = f"making the search graph of {len(flat)} vectors"
             if not graph_there(self._folder):
-                self._warn(f"there is no search graph yet; {making}")
+                self._warn(f"the index has no search graph yet; {making}")
             self._graph = self._saved_graph(making)
         if self._graph is None:
             self._graph = Graph(self._head.features, cpu_limit())
@@ -184,7 +184,7 @@ class Searcher:
                 continue
             except CacheError as error:
                 self.flat.distrust(str(error))
-        raise GalleryError(f"{self._folder} changes faster than it can be searched: try again")
+        raise GalleryError(f"{self._folder} was modified repeatedly during the search: try again")
 
     def _search(
         self, queries: Floats, threshold: float, top: int, how: Search, galleries: Sequence[str] | None
@@ -319,7 +319,7 @@ class Searcher:
                 self._members = None
                 raise _ChangedError
             # Each vector is some image's; were it passed over, a match would be reported as clear.
-            raise GalleryError(f"{self._folder} is damaged: embeddings have lost their images. Restore it, or build it again")
+            raise GalleryError(f"{self._folder} is damaged: embeddings without images. Restore it from a backup, or build it again")
         hits = tuple(named.hits)
         return SearchResult(
             hits if found else (), len(set(named.frames)), hits[0] if hits else None, named.identities(top), complete

@@ -119,7 +119,7 @@ class Cache:
             file = (folder / f"{self.manifest.name}.{part}").open("rb")
             self._files.append(file)
             if os.fstat(file.fileno()).st_size < size:
-                raise CacheError(f"the cached vectors are damaged: {part} are fewer than {self.manifest.rows}")
+                raise CacheError(f"the cached vectors are damaged: {part} has fewer than {self.manifest.rows} rows")
             if not size:
                 return np.empty(0, np.uint8)
             mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
@@ -173,7 +173,7 @@ class Cache:
         file = self._files[PARTS.index(part)].fileno()
         read = b"".join([os.pread(file, size, position) for position in (places * size).tolist()])
         if len(read) != size * len(places):
-            raise CacheError("the cached vectors are damaged: the file has become shorter")
+            raise CacheError("the cached vectors are damaged: the file is truncated")
         return np.frombuffer(read, np.uint8)
 
     def check_all(self) -> None:
@@ -332,14 +332,14 @@ def open_cache(folder: Path, fingerprint: str, features: int, width: int) -> Cac
         if manifest is None:
             return None
         if (manifest.fingerprint, manifest.features, manifest.width) != (fingerprint, features, width):
-            raise CacheError("the cached vectors are of another bundle")
+            raise CacheError("the cached vectors belong to another bundle")
         try:
             return Cache(folder, manifest)
         except CacheError as error:
             if not isinstance(error.__cause__, FileNotFoundError):
                 raise
             # Another process has just written the cache anew, under another name.
-    raise CacheError("the cached vectors are gone from beside their manifest")
+    raise CacheError("the cached vectors are missing")
 
 
 def remove_caches(folder: Path) -> None:
@@ -359,7 +359,7 @@ def _read_manifest(path: Path) -> CacheManifest | None:
         or not all(isinstance(it, list) and len(it) == blocks for it in listed)
         or not _are_ranges(manifest)
     ):
-        raise CacheError(f"{path} is damaged: what it says of its files cannot be")
+        raise CacheError(f"{path} is damaged: its file entries are invalid")
     return manifest
 
 

@@ -84,7 +84,7 @@ class Database:
             # Replaced at this very moment; or, in a container's layered file system, copied because it was opened for writing.
             self.connection.close()
         else:
-            raise GalleryError(f"{self.path} is replaced again and again while it is being opened: try again")
+            raise GalleryError(f"{self.path} was replaced repeatedly while it was being opened: try again")
         try:
             version = self._check_meta(self._fingerprint)
             self._check_images(version)
@@ -100,7 +100,7 @@ class Database:
         identity = _identity(self.path)
         if identity != self._identity and not self._closed:
             if identity is None:
-                raise GalleryError(f"{self.path} is gone: it was moved or removed while it was open")
+                raise GalleryError(f"{self.path} was moved or removed while it was open: open the index again")
             if not self.read_only:
                 raise GalleryError(
                     f"{self.folder} was replaced by another index while it was open for writing: close it, and open it again"
@@ -130,7 +130,7 @@ class Database:
             )
         if fingerprint is None:
             if not str(meta.get("features")).isdecimal():
-                raise self.damaged("it does not say how long its embeddings are")
+                raise self.damaged("the length of its embeddings is missing")
             self._fingerprint, self.features = str(meta.get("fingerprint")), int(meta["features"])
         elif meta.get("fingerprint") != fingerprint or meta.get("features") != str(self.features):
             raise self.mismatch(str(meta.get("fingerprint")))
@@ -144,9 +144,8 @@ class Database:
     def mismatch(self, found: str) -> GalleryMismatchError:
         """The error of embeddings of another bundle, whose fingerprint was `found`."""
         return GalleryMismatchError(
-            f"{self.folder} was made with another model (fingerprint {found[:12]}, this bundle's is {self.fingerprint[:12]}): its "
-            "embeddings do not compare. Give the bundle it was made with, or embed its images again with this one: "
-            f"'lcmem-onnx index upgrade {self.folder}'"
+            f"{self.folder} was made with another model (fingerprint {found[:12]}, expected {self.fingerprint[:12]}). Give the "
+            f"bundle it was made with, or re-embed its images with this one: 'lcmem-onnx index upgrade {self.folder}'"
         )
 
     def _check_images(self, version: int) -> None:
@@ -161,7 +160,7 @@ class Database:
                 found = found.plus(row_digests(part))
             known = {number for (number,) in self.connection.execute("SELECT id FROM vectors")}
         if found != tally or used != known:
-            raise self.damaged("its list of images is not as it was written")
+            raise self.damaged("its list of images does not match its checksum")
 
     def _bring_up_to_date(self, version: int) -> None:
         if self.read_only:
@@ -178,7 +177,7 @@ class Database:
         try:
             return Tally.parse(str(text))
         except ValueError as error:
-            raise self.damaged(f"it does not say how many {table} it has") from error
+            raise self.damaged(f"its number of {table} is missing") from error
 
     def set_meta(self, name: str, value: object) -> None:
         """Call it in a transaction."""
@@ -191,7 +190,7 @@ class Database:
         return str(row[0]) if row else ""
 
     def damaged(self, what: str) -> GalleryError:
-        return GalleryError(f"{self.path} is damaged ({what}): restore it from a copy, or build the index again")
+        return GalleryError(f"{self.path} is damaged ({what}): restore it from a backup, or build the index again")
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
@@ -224,7 +223,7 @@ class Database:
                 damage the file, as its locks are not the child's.
         """
         if os.getpid() != self._process:
-            raise UsageError(f"this process is a fork, and {self.folder} was opened before it: open the index in each process")
+            raise UsageError(f"{self.folder} was opened before a fork: open the index in each process")
         with self._lock, self._errors_explained():
             self._depth += 1
             try:
@@ -243,18 +242,16 @@ class Database:
             if "locked" in text or "busy" in text:
                 raise GalleryError(f"{self.folder} is being written by another process: try again when it has finished") from error
             if "readonly" in text or "read-only" in text:
-                raise GalleryError(f"{self.folder} may not be written: give a folder with write permission") from error
+                raise GalleryError(f"{self.folder} is not writable: give a folder with write permission") from error
             if "full" in text:
-                raise GalleryError(f"the disk of {self.folder} is full; what was in the index before is unharmed") from error
+                raise GalleryError(f"the disk of {self.folder} is full: free some space. The index is unchanged") from error
             if "no such" in text:  # a table or a column, as in an empty file
                 raise self.damaged(text) from error
             raise GalleryError(f"{self.path} cannot be used: {text}") from error
         except sqlite3.ProgrammingError as error:
             raise UsageError(f"{self.folder} was closed: open the index again") from error
         except UnicodeEncodeError as error:
-            raise UsageError(
-                f"{str(error.object)[:80]!r} cannot be kept: it is no Unicode text (a lone surrogate in it)"
-            ) from error
+            raise UsageError(f"{str(error.object)[:80]!r} is not valid Unicode (lone surrogate) and cannot be stored") from error
         except (sqlite3.DatabaseError, UnicodeError) as error:  # text that is none, even in the schema, SQLite passes on
             raise self.damaged(str(error)) from error
 
@@ -262,7 +259,7 @@ class Database:
 def check_there(folder: Path) -> None:
     """Raises GalleryError where a folder holds no index."""
     if not (folder / DATABASE).is_file():
-        raise GalleryError(f"{folder} is no index: it has no {DATABASE}. 'lcmem-onnx index build' makes one")
+        raise GalleryError(f"{folder} is not an index: {DATABASE} is missing. Create one with 'lcmem-onnx index build'")
 
 
 def create_database(folder: Path, fingerprint: str, features: int) -> None:
@@ -275,7 +272,7 @@ def create_database(folder: Path, fingerprint: str, features: int) -> None:
     """
     path = folder / DATABASE
     if path.exists():
-        raise GalleryError(f"{folder} holds an index already: add to it with 'lcmem-onnx index add', or give another folder")
+        raise GalleryError(f"{folder} already contains an index: add to it with 'lcmem-onnx index add', or give another folder")
     draft = folder / f".{DATABASE}.{secrets.token_hex(8)}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -308,11 +305,13 @@ def create_database(folder: Path, fingerprint: str, features: int) -> None:
         with contextlib.suppress(OSError):
             draft.unlink()
         if isinstance(error, FileExistsError | NotADirectoryError) and not folder.is_dir():
-            raise GalleryError(f"an index cannot be made in {folder}: there is a file of that name in its path") from error
+            raise GalleryError(f"cannot create an index in {folder}: a file is in its path. Give another folder") from error
         if isinstance(error, FileExistsError):
-            raise GalleryError(f"{folder} holds an index already: another process was quicker") from error
+            raise GalleryError(
+                f"{folder} already contains an index, created by another process meanwhile: open that one"
+            ) from error
         cause = error.strerror if isinstance(error, OSError) else None
-        raise GalleryError(f"an index cannot be made in {folder}: {cause or error}") from error
+        raise GalleryError(f"cannot create an index in {folder}: {cause or error}") from error
 
 
 def _move_into_place(draft: Path, path: Path) -> None:

@@ -30,7 +30,7 @@ def erase(
     asked = {"key": key, "patient": patient, "study": study, "gallery": gallery}
     given = {name: value for name, value in asked.items() if value is not None}  # an empty text holds for nothing, not for all
     if not given:
-        raise UsageError("say what to remove: a key, a patient, a study or a gallery")
+        raise UsageError("nothing selected to remove: give a key, a patient, a study or a gallery")
     condition = " AND ".join(f"{name} = ?" for name in given)
     values = tuple(given.values())
     with store.explained(), store.transaction():
@@ -68,8 +68,8 @@ def compact_database(store: Store) -> None:
         (busy, _, _) = store.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     if busy:
         raise GalleryError(
-            f"what was removed is still in the log of {store.folder}, because another process reads it: "
-            "'lcmem-onnx index compact' again when it has finished"
+            f"removed images are still in the log of {store.folder}, because another process is reading it: "
+            "run 'lcmem-onnx index compact' when it has finished"
         )
 
 

@@ -58,4 +58,4 @@ def remove_drafts(folder: Path, *patterns: str) -> None:
             for path in folder.glob(pattern):
                 path.unlink(missing_ok=True)
     except OSError as error:
-        raise GalleryError(f"what a killed process left in {folder} cannot be removed: {error.strerror}") from error
+        raise GalleryError(f"cannot remove the temporary files of a killed process in {folder}: {error.strerror}") from error

@@ -31,23 +31,23 @@ class WriterLock:
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
         except OSError as error:
             raise GalleryError(
-                f"{folder} may not be written ({error.strerror}): give a folder with write permission, or open the index read-only"
+                f"{folder} is not writable ({error.strerror}): give a folder with write permission, or open the index read-only"
             ) from error
         try:
             locked = try_lock(self._file)
         except OSError as error:
             self.release()
             raise GalleryError(
-                f"{folder} cannot be locked ({error.strerror}), so two processes might write in it at once: give a folder on "
-                "a file system that has locks, or open the index read-only"
+                f"{folder} cannot be locked against a second writer ({error.strerror}): give a folder on a file system that "
+                "supports locks, or open the index read-only"
             ) from error
         if not locked:
             holder = os.pread(self._file, 20, 0).decode("ascii", "replace").strip() if hasattr(os, "pread") else ""
             self.release()
             who = f"process {holder}" if holder.isdigit() else "another process"
             raise GalleryError(
-                f"{folder} is being written by {who}: an index has one writer at a time. Try again when it has finished; "
-                "searching goes on meanwhile"
+                f"{folder} is being written by {who}: an index allows one writer at a time. Try again when it has finished "
+                "(searching is not affected)"
             )
         with contextlib.suppress(OSError):  # who holds it is told for convenience; a full disk must not keep a lock from working
             os.ftruncate(self._file, 0)

@@ -135,5 +135,5 @@ def check_gallery_name(name: str) -> str:
         UsageError: it is empty, longer than 200 characters, or holds a control character: it is shown and typed.
     """
     if not name or len(name) > NAME_LENGTH or not name.isprintable():
-        raise UsageError(f"{name[:40]!r} cannot name a gallery: give 1 to {NAME_LENGTH} printable characters")
+        raise UsageError(f"invalid gallery name {name[:40]!r}: expected 1 to {NAME_LENGTH} printable characters")
     return name

@@ -102,7 +102,7 @@ class Staging:
         rows = []
         for frame, views in embeddings.items():
             if views.ndim != 2 or views.shape[1] != self._features or not np.isfinite(views).all():
-                raise GalleryError(f"an embedding must be {self._features} finite numbers; this one has shape {views.shape}")
+                raise GalleryError(f"an embedding must be {self._features} finite numbers, got shape {views.shape}")
             for rendering, view in enumerate(views):
                 data = np.ascontiguousarray(view, "<f4").tobytes()
                 rows.append((content, frame, rendering, hashlib.sha256(data).digest(), data))
@@ -143,8 +143,8 @@ class Staging:
             cause = error.strerror if isinstance(error, OSError) else error
             full = ": the disk is full" if "full" in str(cause) else f" ({cause})"
             raise GalleryError(
-                f"{self.path}, which keeps what was embedded so far, cannot be written{full}. The index is unchanged; the same "
-                "command goes on there"
+                f"cannot write {self.path}, which stores the finished embeddings{full}. The index is unchanged; run the same "
+                "command again to resume"
             ) from error
 
 

@@ -159,7 +159,7 @@ class Store(Database):
     def _check_embedding(self, number: int, digest: bytes, embedding: bytes) -> None:
         whole = isinstance(embedding, bytes) and len(embedding) == 4 * self.features
         if not whole or hashlib.sha256(embedding).digest() != digest:
-            raise self.damaged(f"vector {number} is not as it was written")
+            raise self.damaged(f"vector {number} does not match its checksum")
 
     def rows(self, vectors: Sequence[int], galleries: Sequence[str] | None = None) -> dict[int, list[Row]] | None:
         """The images that have these vectors, by vector, in the order of their addition; None where they are thousands.
@@ -256,7 +256,7 @@ class Store(Database):
             with self.explained():
                 generation = self.generation if generation is None else generation
                 if self.generation != generation:
-                    raise GalleryError(f"{self.folder} was replaced by another index while it was being read: begin again")
+                    raise GalleryError(f"{self.folder} was replaced by another index while it was being read: open the index again")
                 part = self.connection.execute(query, (last, *names, READ_AT_ONCE)).fetchall()
             for number, key, content, frame, frames, gallery, patient, study, vector, digest, embedding, rendering, reader in part:
                 with self.explained():
@@ -278,7 +278,7 @@ class Store(Database):
                 return None  # of a format that has none
             settings = dict(self.connection.execute("SELECT name, value FROM settings"))
             if EMPTY.plus(row_digest(*item) for item in settings.items()) != self.tally("settings"):
-                raise self.damaged("its settings are not as they were written")
+                raise self.damaged("its settings do not match their checksum")
         return settings.get(name)
 
     # -- writing ---------------------------------------------------------------------------------------------------
@@ -348,16 +348,16 @@ class Store(Database):
         known = self.content_of(key, gallery)
         if known and known[0] != content:
             raise KeyConflictError(
-                f"the key {key!r} is in the index already, for another image (sha256 {known[0].hex()[:12]}, not "
-                f"{content.hex()[:12]}): a key stands for one image, so give the changed one another name"
+                f"key {key!r} is already in the index for a different image (sha256 {known[0].hex()[:12]}, got "
+                f"{content.hex()[:12]}): give the changed image another name"
             )
 
     def _vector_id(self, embedding: Floats, new: list[bytes]) -> int:
         """The id of an embedding, which is inserted if it is new; its row's digest is then appended to `new`."""
         if embedding.shape != (self.features,):
-            raise GalleryError(f"an embedding must be {self.features} finite numbers; this one has shape {embedding.shape}")
+            raise GalleryError(f"an embedding must be {self.features} finite numbers, got shape {embedding.shape}")
         if not np.isfinite(embedding).all():
-            raise GalleryError(f"an embedding must be {self.features} finite numbers; this one holds NaN or infinity")
+            raise GalleryError(f"an embedding must be {self.features} finite numbers, got NaN or infinity")
         data = np.ascontiguousarray(embedding, dtype="<f4").tobytes()
         digest = hashlib.sha256(data).digest()
         query = "INSERT OR IGNORE INTO vectors (digest, embedding) VALUES (?, ?)"

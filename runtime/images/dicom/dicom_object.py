@@ -230,14 +230,14 @@ def open_dicom(data: bytes, *, max_pixels: int, max_frames: int, max_inflated: i
         dataset = dcmread(BytesIO(data), force=True)
     if not any(word in dataset for word in _PIXEL_KEYWORDS):
         if has_preamble or "SOPClassUID" in dataset:
-            raise ImageError(Reason.NO_PIXELS, "it is a DICOM object without pixels")
+            raise ImageError(Reason.NO_PIXELS, "DICOM object without pixels")
         raise ImageError(Reason.NOT_AN_IMAGE, "it is not DICOM")
     _refuse_doubles(data_set, body, dataset)
     if not syntax:
         syntax = _guessed_syntax(dataset)
     if syntax not in _READ:
         name = uid.UID(syntax).name
-        raise ImageError(Reason.UNSUPPORTED, f"its transfer syntax is not one that is decoded: {name[:100]!r}")
+        raise ImageError(Reason.UNSUPPORTED, f"unsupported transfer syntax {name[:100]!r}")
     expected = _check_header(dataset, max_pixels)
     frames = stated_frames(dataset) or _held_frames(dataset, syntax, expected)
     if frames > max_frames:
@@ -265,7 +265,7 @@ def _refuse_doubles(data: bytes, body: int, dataset: Dataset) -> None:
         tag = int(element.tag)
         if tag in seen and tag >> 16 in _PIXEL_GROUPS:
             name = f"({tag >> 16:04X},{tag & 0xFFFF:04X})"
-            raise ImageError(Reason.DAMAGED, f"its element {name} is there twice, and viewers differ in which they take")
+            raise ImageError(Reason.DAMAGED, f"duplicate element {name}, of which viewers display either")
         seen.add(tag)
 
 
@@ -285,7 +285,7 @@ def _transfer_syntax(data: bytes, at: int) -> tuple[str, int]:
 def _guessed_syntax(dataset: Dataset) -> str:
     """Of an object without one. Compressed pixels have no length; which codec they need cannot be told."""
     if "PixelData" in dataset and dataset["PixelData"].is_undefined_length:
-        raise ImageError(Reason.UNSUPPORTED, "it names no transfer syntax, and its pixels are compressed")
+        raise ImageError(Reason.UNSUPPORTED, "missing transfer syntax of compressed pixels")
     implicit, little = dataset.original_encoding
     if implicit:
         return str(uid.ImplicitVRLittleEndian)
@@ -298,7 +298,7 @@ def _inflate(data: bytes, start: int, limit: int) -> bytes:
     if len(inflated) > limit:
         raise ImageError(Reason.TOO_LARGE, f"it inflates to more than {limit} bytes")
     if not inflater.eof:
-        raise ImageError(Reason.DAMAGED, "its deflated data end too early")
+        raise ImageError(Reason.DAMAGED, "its deflated data are truncated")
     return inflated
 
 
@@ -354,7 +354,7 @@ def _check_header(dataset: Dataset, max_pixels: int) -> Expected:
     if rows * columns > max_pixels:
         raise ImageError(Reason.TOO_LARGE, f"its frames are {columns} x {rows} pixels, more than {max_pixels}")
     if photometric not in _SAMPLES:
-        raise ImageError(Reason.UNSUPPORTED, f"its photometric interpretation {photometric[:40]!r} is not known")
+        raise ImageError(Reason.UNSUPPORTED, f"unsupported photometric interpretation {photometric[:40]!r}")
     if samples != _SAMPLES[photometric]:
         raise ImageError(Reason.DAMAGED, f"its header says {photometric}, but {samples} samples a pixel")
     if allocated not in (1, 8, 16, 32, 64) or not 1 <= stored <= allocated or signed not in (0, 1):

@@ -128,7 +128,7 @@ def _finite(values: NDArray[Any], apart: NDArray[np.bool_] | None) -> tuple[NDAr
     if finite.all():
         return values, apart
     if not finite.any():
-        raise ImageError(Reason.NOT_FINITE, "none of its pixels is a finite number")
+        raise ImageError(Reason.NOT_FINITE, "all pixels are NaN or infinite")
     return np.where(finite, values, values[finite][0]), _either(apart, ~finite)
 
 

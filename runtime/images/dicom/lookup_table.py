@@ -213,7 +213,7 @@ def _segments(data: NDArray[Any], count: int) -> NDArray[np.uint16]:
                 continue
             position = back
         else:
-            raise ImageError(Reason.DAMAGED, f"its palette has a segment of kind {kind} where none is allowed")
+            raise ImageError(Reason.DAMAGED, f"its palette has an unexpected segment of type {kind}")
         if len(part):
             entries.append(part)
             have += len(part)

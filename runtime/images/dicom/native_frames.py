@@ -91,7 +91,7 @@ def _decode_bits(dataset: Dataset, syntax: str, number: int, expected: Expected)
         octets = octets[: len(octets) // 2 * 2].view("<u2").byteswap().view(np.uint8)
     bits = np.unpackbits(octets, bitorder="little")[start - 8 * first :][:size]
     if len(bits) < size:
-        raise ImageError(Reason.DAMAGED, f"its pixels end within frame {number + 1}")
+        raise ImageError(Reason.DAMAGED, f"its pixel data are truncated in frame {number + 1}")
     return bits.reshape(expected.rows, expected.columns)
 
 
@@ -104,8 +104,8 @@ def unpack_rle_bits(frame: bytes, expected: Expected) -> bytes:
     segments, start = (int.from_bytes(frame[position : position + 4], "little") for position in (0, 4))
     size = -(-expected.rows * expected.columns // 8)
     if segments != 1 or start < _RLE_HEADER:
-        raise ImageError(Reason.DAMAGED, f"its RLE frame has {segments} segments, where 1 bit a pixel has 1")
+        raise ImageError(Reason.DAMAGED, f"its RLE frame has {segments} segments, expected 1 for 1 bit per pixel")
     unpacked = bytes(imagecodecs.packbits_decode(frame[start:], out=size))
     if len(unpacked) < size:
-        raise ImageError(Reason.DAMAGED, "its RLE frame ends too early")
+        raise ImageError(Reason.DAMAGED, "its RLE frame is truncated")
     return unpacked

@@ -223,7 +223,7 @@ def _shown_by(kind: Kind) -> Callable[[bytes, Limits], Pixels]:
 
 
 def _undecodable() -> Pixels:
-    raise ValueError("an image of a format that is not compared")
+    raise ValueError("unsupported format of an embedded image")
 
 
 def _exif_starts(blob: bytes) -> Iterator[int]:

@@ -36,7 +36,7 @@ class Heif:
         try:
             import pi_heif
         except ImportError as error:
-            raise ImageError(Reason.UNSUPPORTED, f"HEIC images need an optional package: {INSTALL}") from error
+            raise ImageError(Reason.UNSUPPORTED, f"HEIC images require an optional package: {INSTALL}") from error
         self._data = data
         self._limits = limits
         self._reader: Callable[..., Any] = pi_heif.open_heif

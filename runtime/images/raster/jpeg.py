@@ -76,7 +76,7 @@ def read_jpeg(data: bytes, start: int = 0) -> JpegFile:
         ImageError: damaged; it does not begin with a marker, or has more segments than any file.
     """
     if data[start : start + 2] != b"\xff\xd8":
-        raise ImageError(Reason.DAMAGED, "it does not begin as a JPEG file does")
+        raise ImageError(Reason.DAMAGED, "not a JPEG file: the start marker is missing")
     segments: list[Segment] = []
     header = (0, 0, (0, 0), 0)
     position, end = start + 2, None
@@ -191,7 +191,7 @@ def decode_jpeg(data: bytes, limits: Limits, header: JpegFile | None = None) -> 
 def _check_end(header: JpegFile) -> None:
     """Refuse what is cut off: libjpeg silently fills it with grey, and CharLS looks for the rest for 20 seconds."""
     if header.end is None:
-        raise ImageError(Reason.DAMAGED, "its JPEG data are cut off")
+        raise ImageError(Reason.DAMAGED, "its JPEG data are truncated")
 
 
 def check_size(width: int, height: int, limits: Limits) -> None:

@@ -108,7 +108,7 @@ class Jpeg2000:
         size = self._size(number)
         start, end = self._codestreams[number]
         if self._data.find(b"\xff\xd9", max(start, end - 1024), end) < 0:  # OpenJPEG takes a cut one for whole
-            raise ImageError(Reason.DAMAGED, "its JPEG 2000 codestream is cut off")
+            raise ImageError(Reason.DAMAGED, "its JPEG 2000 codestream is truncated")
         whole = number == 0  # with the container, whose palette and channel order apply to the first one
         check_chroma(size.steps, whole and self._colors.space == _SYCC)
         try:
@@ -124,7 +124,7 @@ class Jpeg2000:
 def _read_size(source: bytes) -> _Size:
     """Read a codestream's SIZ segment."""
     if source[:4] != _CODESTREAM or len(source) < 45:
-        raise ImageError(Reason.DAMAGED, "its JPEG 2000 codestream does not begin as one does")
+        raise ImageError(Reason.DAMAGED, "its JPEG 2000 codestream has an invalid start")
     right, bottom, left, top, tile_width, tile_height = struct.unpack_from(">6I", source, 8)
     (components,) = struct.unpack_from(">H", source, 40)
     if components > _MAX_COMPONENTS:

@@ -37,7 +37,7 @@ class _Bits:
     def take(self, count: int) -> int:
         """Read `count` bits."""
         if count > self._left:
-            raise ImageError(Reason.DAMAGED, "its JPEG XL header is cut off")
+            raise ImageError(Reason.DAMAGED, "its JPEG XL header is truncated")
         value = self._number & ((1 << count) - 1)
         self._number >>= count
         self._left -= count
@@ -205,7 +205,7 @@ def _read_channel(bits: _Bits) -> tuple[int, bool]:
 def _read_header(head: bytes) -> _Header:
     """Read a codestream's image header (ISO/IEC 18181-1, annexes D and E)."""
     if head[:2] != b"\xff\x0a":
-        raise ImageError(Reason.DAMAGED, "its JPEG XL codestream does not begin as one does")
+        raise ImageError(Reason.DAMAGED, "its JPEG XL codestream has an invalid start")
     bits = _Bits(head[2:])
     width, height = _read_size(bits)
     animated = preview = False

@@ -128,7 +128,7 @@ def _read_float(found: re.Match[bytes], at: int, length: int) -> _Image:
     start = at + found.end()
     end = start + 4 * width * height * channels
     if not width or not height or end > length:
-        raise ImageError(Reason.DAMAGED, f"it is cut off: {width} x {height} pixels need {end - start} bytes")
+        raise ImageError(Reason.DAMAGED, f"truncated: {width} x {height} pixels require {end - start} bytes")
     return _Image(kind, width, height, channels, 1, start, end, order="<" if scale < 0 else ">")
 
 
@@ -167,7 +167,7 @@ def _checked(kind: str, width: int, height: int, channels: int, top: int, start:
     else:
         end = needed = start + width * height * channels * (1 if top < 256 else 2)
     if needed > len(data):
-        raise ImageError(Reason.DAMAGED, f"it is cut off: {width} x {height} pixels do not fit into its {len(data)} bytes")
+        raise ImageError(Reason.DAMAGED, f"truncated: {width} x {height} pixels do not fit in {len(data)} bytes")
     return _Image(kind, width, height, channels, top, start, end, alpha)
 
 
@@ -198,13 +198,13 @@ def _plain_samples(data: bytes, image: _Image) -> NDArray[Any]:
     if b"#" in text:
         text = re.sub(rb"#[^\r\n]*", b"", text)
     if text.translate(None, b"0123456789" + _SEPARATORS):
-        raise ImageError(Reason.DAMAGED, "it has something else than numbers among its samples")
+        raise ImageError(Reason.DAMAGED, "its samples contain characters other than digits")
     if image.kind == "1":  # digits need no space between them
         digits: NDArray[Any] = np.frombuffer(text.translate(None, _SEPARATORS), np.uint8)[:count] - ord("0")
     else:
         digits = np.fromstring(text, np.int64, count=-1, sep=" ")[:count]
     if digits.size < count:
-        raise ImageError(Reason.DAMAGED, f"it is cut off: it has {digits.size} samples instead of {count}")
+        raise ImageError(Reason.DAMAGED, f"truncated: {digits.size} samples, expected {count}")
     if digits.min() < 0 or digits.max() > image.top:
         raise ImageError(Reason.DAMAGED, f"it has samples above the {image.top} of its header")
     return digits.astype(np.uint8 if image.top < 256 else np.uint16)

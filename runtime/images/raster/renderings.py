@@ -226,7 +226,7 @@ def _finite(values: NDArray[Any]) -> NDArray[Any]:
         return values
     finite: NDArray[Any] = values[mask]
     if not finite.size:
-        raise ImageError(Reason.NOT_FINITE, "none of its pixels is a finite number")
+        raise ImageError(Reason.NOT_FINITE, "all pixels are NaN or infinite")
     return finite
 
 

@@ -109,7 +109,7 @@ def read_directory(data: bytes | memoryview, order: str, big: bool, offset: int,
     counter, entry = ("Q", 20) if big else ("H", 12)
     start = offset + struct.calcsize(counter)
     if offset < 8 or start > len(data):
-        raise ImageError(Reason.DAMAGED, f"a TIFF directory lies outside of the file, at byte {offset}")
+        raise ImageError(Reason.DAMAGED, f"a TIFF directory is outside the file, at byte {offset}")
     (count,) = struct.unpack_from(order + counter, data, offset)
     end = start + count * entry
     pointer = "Q" if big else "I"
@@ -171,7 +171,7 @@ def _header(data: bytes | memoryview) -> tuple[str, bool, int]:
     """Byte order, whether it is a BigTIFF, and where the first directory lies."""
     order = "<" if bytes(data[:2]) == b"II" else ">"
     if len(data) < 16:
-        raise ImageError(Reason.DAMAGED, "its TIFF header is cut off")
+        raise ImageError(Reason.DAMAGED, "its TIFF header is truncated")
     big = struct.unpack_from(order + "H", data, 2)[0] == 43
     return order, big, struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)[0]
 
@@ -386,7 +386,7 @@ class Tiff:
         across, down = -(-layout.width // width), -(-layout.height // height)
         planes = layout.samples if layout.planar else 1
         if min(len(offsets), len(sizes)) < across * down * planes:
-            raise ImageError(Reason.DAMAGED, f"it has {len(offsets)} TIFF strips or tiles instead of {across * down * planes}")
+            raise ImageError(Reason.DAMAGED, f"it has {len(offsets)} TIFF strips or tiles, expected {across * down * planes}")
         start, length = directory.span(JPEG_TABLES)
         tables = self._data[start : start + length] or None
         values = np.zeros((layout.height, layout.width, layout.samples), np.uint8 if layout.bits <= 8 else np.uint16)
@@ -406,7 +406,7 @@ class Tiff:
         header = read_jpeg(self._data, begin)
         check_size(*header.size, self._limits)
         if header.end is None or header.end > begin + size:
-            raise ImageError(Reason.DAMAGED, "a TIFF strip or tile of JPEG data is cut off")
+            raise ImageError(Reason.DAMAGED, "a TIFF strip or tile of JPEG data is truncated")
         spaces = {1: (None, None), 3: ("RGB", "RGB"), 4: ("CMYK", "CMYK")}
         if header.components not in spaces:
             raise ImageError(Reason.UNSUPPORTED, f"JPEG of {header.components} components in TIFF is not supported")
