@@ -3,8 +3,8 @@
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
-DEVELOPERS_ONLY = ("lcmem_onnx", "noxfile")
-"""The package's folder is the repository's root, where this script must be."""
+SCRIPTS = {("lcmem_onnx", "noxfile"), ("lcmem_onnx", "setup")}
+"""Scripts of the repository's root, which is the package's folder: they are not part of the package."""
 CHECKOUT_ONLY = ("lcmem_onnx.models.bundled", "lcmem_onnx.models.synthetic")
 """The recipe of the model that ships, and drawn training images: importable in a checkout, not in a wheel."""
 
@@ -23,7 +23,7 @@ class BuildPy(build_py):
 
     def find_package_modules(self, package, package_dir):
         modules = super().find_package_modules(package, package_dir)
-        modules = [found for found in modules if found[:2] != DEVELOPERS_ONLY]
+        modules = [found for found in modules if tuple(found[:2]) not in SCRIPTS]
         return [found for found in modules if package != "export" or found[1] in ("__init__", "__main__")]
 
 
