@@ -284,7 +284,7 @@ def test_a_calibrated_indexs_threshold_and_promise_are_used(sets: Path, screener
         ({"released": Path("nothing-here")}, UsageError, "nothing-here cannot be searched"),
         ({"holdout": Path("nothing-here")}, UsageError, "nothing-here cannot be searched"),
         ({"holdout": EXAMPLES / "gallery", "reference": EXAMPLES / "gallery"}, UsageError, "is not in the reference too"),
-        ({"threshold": 1.5}, UsageError, "decides nothing"),
+        ({"threshold": 1.5}, UsageError, "must be between 0 and 1"),
         ({"wanted": 0.0}, UsageError, "makes no sense"),
         ({"labels": Path("nothing.csv")}, UsageError, "cannot be read"),
     ],

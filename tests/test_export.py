@@ -327,7 +327,7 @@ def test_replacing_a_link_to_a_bundle_leaves_what_it_led_to(tiny_bundle: Path, t
         ({"image_size": 0}, "does not fit"),
         ({"variants": ("fp64",)}, "unknown variants: fp64"),
         ({"variants": ()}, "no variants were named"),
-        ({"threshold": 1.0}, "decides nothing"),
+        ({"threshold": 1.0}, "must be between 0 and 1"),
         ({"variants": ("fp32",), "int8_exclude": ("auto",)}, "int8 is not among the variants"),
     ],
 )
