@@ -3,6 +3,8 @@
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
+SCRIPTS = {("lcmem_onnx", "noxfile"), ("lcmem_onnx", "setup")}
+"""Scripts of the repository's root, which is the package's folder: they are not part of the package."""
 CHECKOUT_ONLY = ("lcmem_onnx.models.bundled", "lcmem_onnx.models.synthetic")
 """The recipe of the model that ships, and drawn training images: importable in a checkout, not in a wheel."""
 
@@ -21,6 +23,7 @@ class BuildPy(build_py):
 
     def find_package_modules(self, package, package_dir):
         modules = super().find_package_modules(package, package_dir)
+        modules = [found for found in modules if tuple(found[:2]) not in SCRIPTS]
         return [found for found in modules if package != "export" or found[1] in ("__init__", "__main__")]
 
 

@@ -13,7 +13,7 @@ import json
 import click
 import numpy as np
 from lcmem_onnx.runtime.audit.neighbours import InMemory
-from lcmem_onnx.runtime.audit.statistics import nearer, shift
+from lcmem_onnx.runtime.audit.statistics import Nearest, nearer, shift
 from lcmem_onnx.runtime.audit.thresholds import Limit, by_chance, choose_limit
 from lcmem_onnx.runtime.model.bundle import open_bundle
 
@@ -60,8 +60,10 @@ def main(seeds: int, reference: int, released: int, holdout: int) -> None:
                 counts.append(found)
                 small["matches"] += p is not None and p < 0.05
         both = nearer(
-            (scores, np.array([int(found.nearest.key) for found in to_reference])),
-            (np.array([found.nearest.score for found in to_holdout]), np.array([int(found.nearest.key) for found in to_holdout])),
+            Nearest(scores, np.array([int(found.nearest.key) for found in to_reference])),
+            Nearest(
+                np.array([found.nearest.score for found in to_holdout]), np.array([int(found.nearest.key) for found in to_holdout])
+            ),
             reference,
             holdout,
             seed=seed,

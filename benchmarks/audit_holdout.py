@@ -174,7 +174,7 @@ def main(folders: tuple[Path, ...], listing: Path | None, work: Path, seeds: int
             clean_deals.append(len(done.tests.suspects))
             clean_images += images
             for suspect in done.tests.suspects:
-                name = work / "holdout" / done.holdout.items[suspect.at].name
+                name = work / "holdout" / done.holdout.items[suspect.index].name
                 other = work / suspect.other.value / (suspect.key or "")
                 false.append(f"seed {seed}: {name.resolve().name} {suspect.suspicion.value} {other.resolve().name}")
         lay_out(work, [*sets[:2], sets[2][: images - count]])
@@ -183,7 +183,7 @@ def main(folders: tuple[Path, ...], listing: Path | None, work: Path, seeds: int
         done = audited()
         assert done.tests is not None
         assert done.holdout is not None
-        suspects = {done.holdout.items[suspect.at].name: suspect for suspect in done.tests.left_out}
+        suspects = {done.holdout.items[suspect.index].name: suspect for suspect in done.tests.left_out}
         found = planted.keys() & suspects.keys()
         planted_in_all += len(planted)
         left_out += len(found)

@@ -43,7 +43,7 @@ import numpy as np
 from lcmem_onnx.runtime.errors import ImageError, Reason
 from lcmem_onnx.runtime.images.formats import Limits
 from lcmem_onnx.runtime.images.image import ImageFile, open_image
-from lcmem_onnx.runtime.images.sandbox import WALL_FACTOR, Nursery, SandboxedImageFile
+from lcmem_onnx.runtime.images.sandbox import WALL_FACTOR, DecoderPool, SandboxedImageFile
 
 LIMITS = Limits(max_pixels=1 << 22, max_frames=256, max_inflated_bytes=1 << 24, max_seconds=5, max_memory_bytes=1 << 30)
 SIZE = 64
@@ -356,7 +356,7 @@ def run(
     seed: int,
     minutes: float | None = None,
     keep: Path | None = None,
-    say: Callable[[str], None] = lambda line: None,
+    say: Callable[[str], None] | None = None,
     limits: Limits = LIMITS,
     here: bool = False,
 ) -> dict[str, Tally]:
@@ -368,9 +368,9 @@ def run(
     tallies = {fixture.name: Tally() for fixture in fixtures}
     generators = {fixture.name: np.random.default_rng([seed, number]) for number, fixture in enumerate(fixtures)}
     began, round_size = time.monotonic(), min(50, mutations)
-    with Nursery(limits) as nursery, _Stderr() as printed:
+    with DecoderPool(limits) as decoders, _Stderr() as printed:
         start_mb = _resident()
-        base_mb = _baseline(nursery, fixtures)
+        base_mb = _baseline(decoders, fixtures)
         for done in range(0, mutations, round_size):
             for number, fixture in enumerate(fixtures):
                 tally, rng = tallies[fixture.name], generators[fixture.name]
@@ -378,7 +378,7 @@ def run(
                     other = fixtures[(number + int(rng.integers(-3, 4))) % len(fixtures)]
                     data = mutated(fixture.data, other.data, rng)
                     start = time.monotonic()
-                    outcome, wrong, memory = tried(nursery.open, data, fixture.file)
+                    outcome, wrong, memory = tried(decoders.open, data, fixture.file)
                     taken = time.monotonic() - start
                     if here:
                         its_outcome, its_wrong, _ = tried(opened_here, data, fixture.file)
@@ -396,12 +396,15 @@ def run(
                         wrong = wrong or f"on stderr: {text[:200]!r}"
                     if wrong:
                         tally.faults.append(wrong)
-                        say(f"fault: {fixture.name}: {wrong}")
+                        if say:
+                            say(f"fault: {fixture.name}: {wrong}")
                     if keep and (wrong or outcome in ENDED):
                         _kept(keep, fixture, outcome, data)
                 if minutes is not None and time.monotonic() - began > 60 * minutes:
                     return tallies
-            say(f"{done + round_size} mutations of each, {time.monotonic() - began:.0f} s, {_resident() - start_mb:+.0f} MB here")
+            if say:
+                seconds, grown = time.monotonic() - began, _resident() - start_mb
+                say(f"{done + round_size} mutations of each, {seconds:.0f} s, {grown:+.0f} MB here")
         if _resident() - start_mb > GROWTH_MB:
             tallies[fixtures[-1].name].faults.append(f"this process has grown by {_resident() - start_mb:.0f} MB")
     return tallies
@@ -433,12 +436,12 @@ class _Stderr:
         return text
 
 
-def _baseline(nursery: Nursery, fixtures: list[Fixture]) -> float:
+def _baseline(decoders: DecoderPool, fixtures: list[Fixture]) -> float:
     """Address space of a decoding process before it decodes anything, MB: what the limit is added to."""
-    statm = Path(f"/proc/{nursery._process.pid}/statm") if nursery._process else None
+    statm = Path(f"/proc/{decoders._process.pid}/statm") if decoders._process else None
     if statm is None:
-        nursery.open(fixtures[0].data, fixtures[0].file).close()
-        return _baseline(nursery, fixtures)
+        decoders.open(fixtures[0].data, fixtures[0].file).close()
+        return _baseline(decoders, fixtures)
     return int(statm.read_text(encoding="ascii").split()[0]) * resource.getpagesize() / 2**20
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 from lcmem_onnx.runtime.images.image import open_image
-from lcmem_onnx.runtime.images.sandbox import Nursery
+from lcmem_onnx.runtime.images.sandbox import DecoderPool
 
 ROUNDS = 40
 TICK = 1000 / os.sysconf("SC_CLK_TCK")
@@ -41,9 +41,9 @@ def larger(path: Path, times: int) -> bytes:
 def main() -> None:
     warnings.simplefilter("ignore")
     path = Path(pydicom.__file__).parent / "data" / "test_files" / "CT_small.dcm"
-    with Nursery() as nursery:
-        nursery.open(path.read_bytes()).close()
-        process = nursery._process
+    with DecoderPool() as decoders:
+        decoders.open(path.read_bytes()).close()
+        process = decoders._process
         if process is None:
             raise SystemExit("the forking process has gone")
         for name, data in (("128 x 128", path.read_bytes()), ("512 x 512", larger(path, 4))):
@@ -53,7 +53,7 @@ def main() -> None:
             here = (time.process_time() - began) * 1000 / ROUNDS
             began, before = time.process_time(), used_by(process.pid)
             for _ in range(ROUNDS):
-                image = nursery.open(data)
+                image = decoders.open(data)
                 image.views(0, 256)
                 image.close()
             there = ((time.process_time() - began) * 1000 + used_by(process.pid) - before) / ROUNDS

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 from lcmem_onnx.runtime.gateway.settings import ReceiveSettings, Settings, SpoolSettings
-from lcmem_onnx.runtime.gateway.worker_process import Order, write_order
+from lcmem_onnx.runtime.gateway.worker_process import WorkerSpec, write_spec
 from lcmem_onnx.runtime.privacy import create_site_key
 from lcmem_onnx.runtime.system.python_process import module_command
 
@@ -25,5 +25,5 @@ def start_receiver(folder: Path, receive: ReceiveSettings) -> tuple[subprocess.P
         )
     assert process.stdin
     assert process.stdout
-    write_order(Order("receive", settings, "benchmark"), process.stdin)
+    write_spec(WorkerSpec("receive", settings, "benchmark"), process.stdin)
     return process, int(json.loads(process.stdout.readline())["receive_port"]), settings

@@ -104,7 +104,7 @@ def print_figures(figures: Mapping[str, Mapping[str, Mapping[str, Any]]], *, cel
 
 
 def _rank(title: str) -> int:
-    return next((at for at, begin in enumerate(ORDER) if title.startswith(begin)), len(ORDER))
+    return next((index for index, begin in enumerate(ORDER) if title.startswith(begin)), len(ORDER))
 
 
 def _table(rows: Sequence[tuple[str, Mapping[str, Any]]], sources: dict[str, str], *, compact: bool) -> Table:

@@ -52,7 +52,7 @@ def doctor(as_json: bool, bundle: Path | None, bench: bool, threads: int | None)
         facts["bundle"] = f"{screener.bundle.name} ({screener.bundle.path})"
         facts["provider in use"] = screener.encoder.provider
         facts["variant in use"] = f"{screener.encoder.variant}: {screener.encoder.why}"
-        facts["an image with itself scores"] = round(screener.self_test(), 4)
+        facts["a picture with itself scores"] = round(screener.self_test(), 4)
         facts["verdict"] = "everything needed for a scan works"
     except LcmemError as error:
         facts["verdict"] = f"error: {printable(str(error))}"

@@ -14,7 +14,7 @@ import click
 
 from ..console.exit_codes import FAILED, NOTHING_FOUND
 from ..console.lazy_group import LazyGroup
-from ..console.terminal import print_facts, printable, say, warn
+from ..console.terminal import LABELS, print_facts, printable, say, warn
 from .archive import Archive, archive_options, fill_from
 from .filling import Filling
 from .inputs import inputs, say_skipped, walk
@@ -317,7 +317,7 @@ def _calibration(gallery: Gallery, as_json: bool) -> object:
 
 
 def _counted(counts: dict[str, int]) -> str:
-    return ", ".join(f"{count} {what}" for what, count in counts.items())
+    return ", ".join(f"{count} {LABELS.get(what, what)}" for what, count in counts.items())
 
 
 def _fill(

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ..runtime.screening import Comparison
 
 __all__ = [
+    "LABELS",
     "as_number",
     "console_on",
     "is_table",
@@ -86,13 +87,13 @@ def progress(items: Iterable[T], total: int | None, what: str, quiet: bool, plac
 
 
 @contextmanager
-def stepping(quiet: bool) -> Iterator[Callable[[int, int, str], None]]:
-    """Yield a function that takes a step's number (from 1), the number of steps, and a description.
+def stepping(quiet: bool) -> Iterator[Callable[[int, int, str], None] | None]:
+    """Yield a function that takes a step's number (from 1), the number of steps, and a description; None where nothing is shown.
 
     On a terminal, a bar shows them and the time since the start. Lines for stderr (`say`) appear above it.
     """
     if quiet or not sys.stderr.isatty():
-        yield lambda number, total, what: None
+        yield None
         return
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -407,6 +408,10 @@ def print_suspects(suspects: Sequence[Suspect], as_json: bool) -> None:
     console_on(sys.stdout).print(table)
 
 
+LABELS = {"pictures": "images", "a picture with itself scores": "an image with itself scores"}
+"""What a person reads for a fact whose JSON key has another word: programs rely on the key."""
+
+
 def print_facts(facts: dict[str, object], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"schema_version": 1, **{name.replace(" ", "_"): value for name, value in facts.items()}}))
@@ -416,7 +421,7 @@ def print_facts(facts: dict[str, object], as_json: bool) -> None:
 
     table = Table.grid(padding=(0, 2))
     for name, value in facts.items():
-        table.add_row(Text(name.replace("_", " "), "bold"), Text(printable(str(value))))
+        table.add_row(Text(LABELS.get(name, name).replace("_", " "), "bold"), Text(printable(str(value))))
     console_on(sys.stdout).print(table)
 
 

@@ -102,7 +102,7 @@ def _place(content: bytes) -> bytes:
 
 
 def score_copies(
-    screener: Screener, gallery: Gallery, sampled: Iterable[Sampled], count: int, watch: Watch = lambda images: images
+    screener: Screener, gallery: Gallery, sampled: Iterable[Sampled], count: int, watch: Watch | None = None
 ) -> CopyScores | None:
     """Alter images of a gallery and score the copies with all that the gallery holds of their originals.
 
@@ -121,7 +121,7 @@ def score_copies(
     """
     copies: dict[bytes, Floats] = {}
     unavailable = 0
-    for image in watch(sampled):
+    for image in watch(sampled) if watch else sampled:
         if len(copies) == count:
             break
         try:

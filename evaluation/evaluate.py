@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lcmem_onnx.runtime.calibration.intervals import Interval
 from lcmem_onnx.runtime.errors import FileListError, UsageError
 from lcmem_onnx.runtime.system.cpu import cpu_limit
 from numpy.typing import NDArray
@@ -15,7 +16,6 @@ from numpy.typing import NDArray
 from .compare import Scorer
 from .filelist import Listed, read_file_list
 from .measures import (
-    Interval,
     Limit,
     Separation,
     auc,
@@ -459,8 +459,8 @@ def _notes(
     scoring: Scoring, plan: Plan, reidentification: Sequence[Reidentification], copy_detection: Sequence[CopyDetection]
 ) -> list[str]:
     """What a reader of the figures would otherwise have to guess; of limits, those over all data sets."""
-    overall = [(part.scorer, at.limit) for part in copy_detection if part.ds_name is None for at in part.at]
-    overall += [(part.scorer, at.limit) for part in reidentification if part.ds_name is None for at in part.at]
+    overall = [(part.scorer, result.limit) for part in copy_detection if part.ds_name is None for result in part.at]
+    overall += [(part.scorer, result.limit) for part in reidentification if part.ds_name is None for result in part.at]
     notes = []
     for source, whose in (("VAL", "VAL's pairs"), ("TEST", "TEST's own pairs: VAL is not listed, has too few, or was not wanted")):
         rates = {limit.wanted for _, limit in overall if limit.source == source and limit.threshold is not None} - {None}

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from lcmem_onnx.runtime.csv_list import CsvRow, read_csv_list, shortened, some_of
 from lcmem_onnx.runtime.errors import FileListError
 from lcmem_onnx.runtime.system.atomic_write import put_whole
 
@@ -22,8 +23,6 @@ __all__ = ["SPLITS", "Listed", "read_file_list", "write_file_list"]
 SPLITS = ("TRAIN", "VAL", "TEST")
 REQUIRED = ("Split", "id", "path")
 OPTIONAL = ("ds_name", "group", "kind")
-NAMED_AT_ONCE = 3
-LONGEST_SHOWN = 100
 
 
 @dataclass(frozen=True)
@@ -52,30 +51,14 @@ def read_file_list(listing: Path, base: Path | None = None) -> list[Listed]:
             known from training.
     """
     base = listing.parent if base is None else base
-    try:
-        with listing.open(encoding="utf-8-sig", newline="") as lines:
-            reader = csv.DictReader(lines)
-            lacking = [column for column in REQUIRED if column not in (reader.fieldnames or ())]
-            if any("\0" in column for column in reader.fieldnames or ()):
-                raise FileListError(_no_utf8(listing))
-            if lacking:
-                raise FileListError(
-                    f"{listing} has no column {', '.join(map(repr, lacking))}: a file list has the columns Split, id, path and, "
-                    f"if wanted, ds_name; this one has {', '.join(map(repr, reader.fieldnames or ())) or 'none'}"
-                )
-            rows = [_listed(row, reader.line_num, listing, base) for row in reader]
-    except UnicodeDecodeError as error:
-        raise FileListError(_no_utf8(listing)) from error
-    except (OSError, csv.Error) as error:
-        why = (isinstance(error, OSError) and error.strerror) or error
-        raise FileListError(f"{_shortened(str(listing))} cannot be read as a CSV file list: {why}") from error
+    rows = [_listed(row, base) for row in read_csv_list(listing, REQUIRED, optional=OPTIONAL)]
     if not rows:
         raise FileListError(f"{listing} lists no image")
     # Not Path.is_file, which raises where a name is too long.
     missing = [row.name for row in rows if not os.path.isfile(row.path)]
     if missing:
         raise FileListError(
-            f"{listing} lists {len(missing)} images that are not there: {_some(missing)}. Paths are absolute, or relative to "
+            f"{listing} lists {len(missing)} images that are not there: {some_of(missing)}. Paths are absolute, or relative to "
             f"{base.absolute()} here (--base gives another folder)"
         )
     _check_listed_once(rows, listing)
@@ -83,8 +66,8 @@ def read_file_list(listing: Path, base: Path | None = None) -> list[Listed]:
     torn = {row.identity for row in rows if home.setdefault((row.ds_name, row.identity), row.split) != row.split}
     if torn:
         raise FileListError(
-            f"{listing} has {len(torn)} identities in more than one split ({_some(sorted(torn))}): what training has seen may not "
-            "be measured on. Split by identity, not by image"
+            f"{listing} has {len(torn)} identities in more than one split ({some_of(sorted(torn))}): what training has seen "
+            "may not be measured on. Split by identity, not by image"
         )
     return rows
 
@@ -118,34 +101,16 @@ def _check_listed_once(rows: Iterable[Listed], listing: Path) -> None:
         if other.split != row.split:
             how = f"in two splits, {other.split} and {row.split}: what training has seen may not be measured on"
         elif other.identity != row.identity:
-            how = f"under two identities, {_shortened(other.identity)!r} and {_shortened(row.identity)!r}"
+            how = f"under two identities, {shortened(other.identity)!r} and {shortened(row.identity)!r}"
         elif other.ds_name != row.ds_name:
-            how = f"in two data sets, {_shortened(other.ds_name)!r} and {_shortened(row.ds_name)!r}"
+            how = f"in two data sets, {shortened(other.ds_name)!r} and {shortened(row.ds_name)!r}"
         else:
             how = "twice"
-        raise FileListError(f"{listing} lists one image {how}: {_shortened(row.name)!r}. List each image once")
+        raise FileListError(f"{listing} lists one image {how}: {shortened(row.name)!r}. List each image once")
 
 
-def _listed(row: dict[str, str | None], line: int, listing: Path, base: Path) -> Listed:
-    for column in REQUIRED:
-        if not (row[column] or "").strip():
-            raise FileListError(f"{listing} line {line} has no value for {column!r}")
-    split, identity, name = (str(row[column]).strip() for column in REQUIRED)
+def _listed(row: CsvRow, base: Path) -> Listed:
+    split, identity, name = (row.require(column) for column in REQUIRED)
     if split.upper() not in SPLITS:
-        raise FileListError(f"{listing} line {line} has the split {_shortened(split)!r}; TRAIN, VAL or TEST was expected")
-    return Listed(split.upper(), identity, name, base / name, *((row.get(column) or "").strip() for column in OPTIONAL))
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - NAMED_AT_ONCE} more" if len(names) > NAMED_AT_ONCE else ""
-    return ", ".join(repr(_shortened(name)) for name in names[:NAMED_AT_ONCE]) + more
-
-
-def _shortened(name: str) -> str:
-    """A name as a message shows it: of a very long one, both ends."""
-    half = LONGEST_SHOWN // 2
-    return name if len(name) <= LONGEST_SHOWN else f"{name[:half]}...{name[-half:]}"
-
-
-def _no_utf8(listing: Path) -> str:
-    return f"{listing} is not UTF-8 text, so it cannot be read as a CSV file list: save it as UTF-8 (in a spreadsheet, 'CSV UTF-8')"
+        raise FileListError(f"{row.where} has the split {shortened(split)!r}; TRAIN, VAL or TEST was expected")
+    return Listed(split.upper(), identity, name, base / name, *(row.get(column) for column in OPTIONAL))

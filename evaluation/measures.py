@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from lcmem_onnx.runtime.calibration.intervals import CONFIDENCE, Interval
 from numpy.typing import NDArray
 from sklearn.metrics import precision_recall_curve, roc_auc_score, roc_curve
 
 __all__ = [
     "AtRecall",
     "BestF1",
-    "Interval",
     "Limit",
     "PairOwners",
     "Separation",
@@ -35,19 +35,10 @@ __all__ = [
 
 Doubles = NDArray[np.float64]
 RESAMPLES = 1000
-COVERAGE = 0.95
 MOST_REACHED = 5000
 """Pairs at or above a threshold that the interval of their share is drawn from: more of them move it by 1 % of itself."""
 GIVEN = "bundle"
 """`Limit.source` of a threshold that was not fitted."""
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A 95 % percentile interval of a bootstrap with 1000 resamples."""
-
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -324,8 +315,8 @@ def _resampled(
 
 
 def interval(values: Doubles) -> Interval:
-    """The middle 95 % of resampled values."""
-    low, high = np.quantile(values, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
+    """Return the percentile interval of a bootstrap: the middle `CONFIDENCE` of resampled values."""
+    low, high = np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Interval(float(low), float(high))
 
 

@@ -107,7 +107,7 @@ class OnnxScorer:
 
     def embed(self, images: Pixels) -> Floats:
         batch = self._prepared(images)
-        parts = [batch[at : at + 1] for at in range(len(batch))] if self._one_at_a_time else [batch]
+        parts = [batch[index : index + 1] for index in range(len(batch))] if self._one_at_a_time else [batch]
         try:
             outputs = [np.asarray(self._session.run([self._output], {self._input: part})[0]) for part in parts]
         except Exception as error:

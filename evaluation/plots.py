@@ -151,8 +151,8 @@ def _recalls(evaluation: Evaluation) -> dict[str, Figure]:
     """A figure a limit that can be fitted: recall against strength, our model's line the thick one."""
     overall = [part for part in evaluation.copy_detection if part.ds_name is None]
     figures = {}
-    for name in dict.fromkeys(at.limit.name for part in overall for at in part.at):
-        reached = {part.scorer: at for part in overall for at in part.at if at.limit.name == name and at.cells}
+    for name in dict.fromkeys(result.limit.name for part in overall for result in part.at):
+        reached = {part.scorer: result for part in overall for result in part.at if result.limit.name == name and result.cells}
         if reached:
             part = _file_part(next(iter(reached.values())).limit)
             if any(cell.paper for cell in evaluation.cells):
@@ -184,9 +184,11 @@ def _recall_figure(reached: dict[str, CopyAt]) -> Figure:
     beyond = [cell.name for cell in CELLS if cell.grid == "beyond"]
     places = np.arange(len(beyond))
     width = 0.8 / len(reached)
-    for number, (name, at) in enumerate(reached.items()):
-        heights = [(at.cells or {})[cell] for cell in beyond]
-        axes.bar(places + (number + 0.5) * width - 0.4, heights, width, label=_measured(name, at), color=_style(number)["color"])
+    for number, (name, result) in enumerate(reached.items()):
+        heights = [(result.cells or {})[cell] for cell in beyond]
+        axes.bar(
+            places + (number + 0.5) * width - 0.4, heights, width, label=_measured(name, result), color=_style(number)["color"]
+        )
     axes.set_xticks(places, beyond)
     axes.set(ylim=(0, 1.03), ylabel="recall")
     axes.set_title("beyond the paper", fontsize="medium")
@@ -202,8 +204,8 @@ def _realistic_figure(reached: dict[str, CopyAt], cells: Sequence[Cell]) -> Figu
     limit = next(iter(reached.values())).limit
     figure.suptitle(f"Recall of realistic copies at {limit.title}\nin brackets the false positives measured on TEST")
     places = np.arange(len(ordered), dtype=np.float64)
-    for number, (name, at) in enumerate(reached.items()):
-        found, spread = at.cells or {}, at.cell_intervals or {}
+    for number, (name, result) in enumerate(reached.items()):
+        found, spread = result.cells or {}, result.cell_intervals or {}
         values = np.asarray([found[cell.name] for cell in ordered])
         ends = np.asarray([[spread[cell.name].low, spread[cell.name].high] for cell in ordered])
         style = _style(number)
@@ -216,7 +218,7 @@ def _realistic_figure(reached: dict[str, CopyAt], cells: Sequence[Cell]) -> Figu
             elinewidth=1,
             color=style["color"],
             zorder=style["zorder"],
-            label=_measured(name, at),
+            label=_measured(name, result),
         )
     axes.set_yticks(places, [f"{cell.name} (held out)" if cell.held_out else cell.name for cell in ordered], fontsize="small")
     axes.set(xlim=(-0.02, 1.02), xlabel="recall, with its 95 % interval", ylim=(len(ordered) - 0.4, -0.6))
@@ -226,8 +228,8 @@ def _realistic_figure(reached: dict[str, CopyAt], cells: Sequence[Cell]) -> Figu
 
 
 def _lines(axes: Axes, reached: dict[str, CopyAt], cells: Sequence[str], strengths: Sequence[str]) -> None:
-    for number, (name, at) in enumerate(reached.items()):
-        axes.plot(strengths, [(at.cells or {})[cell] for cell in cells], marker="o", markersize=3, label=name, **_style(number))
+    for number, (name, result) in enumerate(reached.items()):
+        axes.plot(strengths, [(result.cells or {})[cell] for cell in cells], marker="o", markersize=3, label=name, **_style(number))
     axes.set(ylim=(0, 1.03), ylabel="recall")
     axes.grid(alpha=0.3)
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import bisect
 import hashlib
 import tempfile
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+from lcmem_onnx.runtime.decode_pool import map_ahead
 from lcmem_onnx.runtime.errors import FileListError, ImageError, Reason, UsageError
 from lcmem_onnx.runtime.images.image import DEFAULT_LIMITS, Limits, open_image, read_file
 from lcmem_onnx.runtime.images.preprocess import is_blank, resize
@@ -138,17 +137,7 @@ def read_ahead(
             copies.append(realistically_altered(frame, row.name, seed, size, realistic, other))
         return Versions(image, np.concatenate(copies))
 
-    waiting: deque[Future[Versions | Unreadable]] = deque()
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="lcmem-evaluate")
-    try:
-        for row in rows:
-            waiting.append(pool.submit(versions, row))
-            if len(waiting) > 2 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    return map_ahead(versions, rows, workers=workers, depth=2 * workers + 1, name="lcmem-evaluate")
 
 
 def _drawn(rows: Sequence[Listed], seed: int, most: int | None) -> frozenset[Listed] | None:

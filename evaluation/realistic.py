@@ -235,10 +235,10 @@ def _marks(image: Pixels, strength: float, rng: np.random.Generator) -> Pixels:
     pen = max(1, round(side / 110))
     for kind in [*rng.permutation(5)[:3], *rng.integers(0, 5, int(rng.integers(1, 4)))]:
         color = _INKS[int(rng.integers(len(_INKS)))]
-        at = np.array([rng.uniform(0.2, 0.8) * width, rng.uniform(0.2, 0.8) * height])
+        position = np.array([rng.uniform(0.2, 0.8) * width, rng.uniform(0.2, 0.8) * height])
         angle, length = rng.uniform(0, 2 * np.pi), rng.uniform(0.12, 0.3) * side
-        to = at + length * np.array([np.cos(angle), np.sin(angle)])
-        first, second = (tuple(int(value) for value in point) for point in (at, to))
+        to = position + length * np.array([np.cos(angle), np.sin(angle)])
+        first, second = (tuple(int(value) for value in point) for point in (position, to))
         if kind == 0:
             cv2.arrowedLine(drawn, second, first, color, 2 * pen, cv2.LINE_AA, tipLength=0.3)
         elif kind == 1:
@@ -248,7 +248,7 @@ def _marks(image: Pixels, strength: float, rng: np.random.Generator) -> Pixels:
         elif kind == 3:
             across = 0.02 * side * np.array([-np.sin(angle), np.cos(angle)])
             cv2.line(drawn, first, second, color, pen, cv2.LINE_AA)
-            for end in (at, to):
+            for end in (position, to):
                 cap = [tuple(int(value) for value in end + sign * across) for sign in (-1, 1)]
                 cv2.line(drawn, cap[0], cap[1], color, pen, cv2.LINE_AA)
             text = f"{rng.uniform(2, 90):.1f} mm"

@@ -160,7 +160,7 @@ class _Bench:
         started = time.perf_counter()
         if isinstance(self.scorer, Embedder):
             every = np.concatenate([versions.original[None], versions.copies])
-            vectors = np.concatenate([self.scorer.embed(every[at : at + AT_ONCE]) for at in range(0, len(every), AT_ONCE)])
+            vectors = np.concatenate([self.scorer.embed(every[start : start + AT_ONCE]) for start in range(0, len(every), AT_ONCE)])
             self.watch(started, len(every))
             self._vectors[number] = vectors[0].copy()
             scores = self.scorer.compare(vectors[0], vectors[1:]) if len(every) > 1 else np.empty(0)
@@ -206,7 +206,6 @@ def score_all(rows: Sequence[Listed], scorers: Sequence[Scorer], plan: Plan, pro
         EncodingError: a scorer gave something that is no score.
         UsageError: no room for the images.
     """
-    tell = progress or (lambda what, done, total: None)
     pixels = not all(isinstance(scorer, Embedder) for scorer in scorers)
     store = Store(plan.size)
     try:
@@ -214,7 +213,8 @@ def score_all(rows: Sequence[Listed], scorers: Sequence[Scorer], plan: Plan, pro
         unreadable: list[Unreadable] = []
         read: dict[tuple[str, str], list[int]] = {}
         for number, versions in enumerate(read_ahead(rows, plan.size, plan.cells, plan.seed, plan.workers, plan.most_altered)):
-            tell("pictures", number, len(rows))
+            if progress:
+                progress("pictures", number, len(rows))
             if isinstance(versions, Unreadable):
                 unreadable.append(versions)
                 continue
@@ -236,11 +236,13 @@ def score_all(rows: Sequence[Listed], scorers: Sequence[Scorer], plan: Plan, pro
         scores: dict[str, dict[str, Scored]] = {scorer.name: {} for scorer in scorers}
         steps = [(data_set, bench) for data_set in seen for bench in benches]
         for step, (data_set, bench) in enumerate(steps):
-            tell("pairs", step, len(steps))
+            if progress:
+                progress("pairs", step, len(steps))
             scores[bench.scorer.name][data_set.ds_name] = _scored(
                 rows, read, data_set.ds_name, drawn[data_set.ds_name], bench, plan
             )
-        tell("pairs", len(steps), len(steps))
+        if progress:
+            progress("pairs", len(steps), len(steps))
     finally:
         store.close()
     return Scoring(scores, seen, tuple(unreadable), {bench.scorer.name: bench.watch.milliseconds for bench in benches})

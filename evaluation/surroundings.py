@@ -60,11 +60,11 @@ def lettering(
     words = rng.choice(WORDS, max(1, int(letters / 4)))
     ends = np.cumsum([len(word) + 1 for word in words]) - 1
     text = " ".join(words[: max(1, int(np.searchsorted(ends, letters, side="right")))])
-    at = (place[0], place[1] + round(0.75 * line))
+    position = (place[0], place[1] + round(0.75 * line))
     if shadow:
-        below = (at[0] + pen, at[1] + pen)
+        below = (position[0] + pen, position[1] + pen)
         cv2.putText(canvas, text, below, font, scale, (0, 0, 0) if max(ink) > 100 else (230, 230, 230), pen, cv2.LINE_AA)
-    cv2.putText(canvas, text, at, font, scale, ink, pen, cv2.LINE_AA)
+    cv2.putText(canvas, text, position, font, scale, ink, pen, cv2.LINE_AA)
 
 
 @cache
@@ -167,10 +167,10 @@ def page_figure(image: Pixels, strength: float, rng: np.random.Generator) -> Pix
     taken = range(1) if figure_width == across and columns == 2 else range(columns)
     for column in range(columns):
         start = margin + column * (across + gutter)
-        for number, at in enumerate(range(90, tall - margin, line)):
-            inside = column in taken and top - line < at < caption + 3 * line
+        for number, y in enumerate(range(90, tall - margin, line)):
+            inside = column in taken and top - line < y < caption + 3 * line
             if not inside and number % 11 != 10:
-                lettering(page, (start, at), line, (25, 25, 25), across if number % 11 != 9 else across // 2, rng, font=font)
+                lettering(page, (start, y), line, (25, 25, 25), across if number % 11 != 9 else across // 2, rng, font=font)
     page[top : top + figure.shape[0], left : left + figure.shape[1]] = figure
     for number in range(2):
         lettering(page, (left, caption + number * line), line - 2, (25, 25, 25), max(120, figure.shape[1]), rng, font=font)
@@ -199,10 +199,10 @@ def viewer_screenshot(image: Pixels, strength: float, rng: np.random.Generator) 
     on_left = rng.random() < 0.6
     pane = 0 if on_left else wide - list_width
     window[top:bottom, pane : pane + list_width] = face
-    for number, at in enumerate(range(top + 10, bottom - 30, 26)):
+    for number, y in enumerate(range(top + 10, bottom - 30, 26)):
         if number == 2:
-            window[at - 2 : at + 22, pane : pane + list_width] = accent
-        lettering(window, (pane + 10, at), 20, ink, list_width - 24, rng)
+            window[y - 2 : y + 22, pane : pane + list_width] = accent
+        lettering(window, (pane + 10, y), 20, ink, list_width - 24, rng)
     window[bottom:] = face
     lettering(window, (10, bottom + 2), 20, ink, wide // 2, rng)
     height, width = image.shape[:2]

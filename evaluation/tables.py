@@ -107,39 +107,39 @@ def _print_reidentification(evaluation: Evaluation, console: Console) -> None:
 
 def _add_recalls(sheet: _Sheet, parts: Sequence[Reidentification], indent: str, style: str) -> None:
     """Recall at each limit, and how many false positives were measured there."""
-    for limit in _limits([at.limit for part in parts for at in part.at]):
+    for limit in _limits([result.limit for part in parts for result in part.at]):
         reached = [_at(part.at, limit) for part in parts]
-        sheet.row(f"{indent}recall at {_short(limit)}", (_figure(at.recall if at else None) for at in reached), style)
+        sheet.row(f"{indent}recall at {_short(limit)}", (_figure(result.recall if result else None) for result in reached), style)
         if style:
-            spreads = [at.recall_interval if at else None for at in reached]
+            spreads = [result.recall_interval if result else None for result in reached]
             sheet.row("  95 % from", (_figure(spread.low if spread else None) for spread in spreads))
             sheet.row("  to", (_figure(spread.high if spread else None) for spread in spreads))
-        sheet.row(f"{indent}  false positives", (_rate(at.limit.false_positive_rate if at else None) for at in reached))
+        sheet.row(f"{indent}  false positives", (_rate(result.limit.false_positive_rate if result else None) for result in reached))
 
 
 def _print_copy_detection(evaluation: Evaluation, console: Console) -> None:
     overall = [part for part in evaluation.copy_detection if part.ds_name is None]
-    for limit in _limits([at.limit for part in overall for at in part.at]):
-        reached = {part.scorer: at for part in overall if (at := _at(part.at, limit)) and at.cells}
+    for limit in _limits([result.limit for part in overall for result in part.at]):
+        reached = {part.scorer: result for part in overall if (result := _at(part.at, limit)) and result.cells}
         sheet = _Sheet("cell", list(reached))
-        cells = [at.cells or {} for at in reached.values()]
+        cells = [result.cells or {} for result in reached.values()]
         for kind, label in GRID_LABELS.items():
             for cell in evaluation.cells:
                 if _kind(cell) == kind:
                     held_out = " (held out)" if cell.held_out else ""
                     sheet.row(f"{cell.name}{held_out}", (_figure(recalls[cell.name]) for recalls in cells))
-            _add_grid(sheet, label, [_grid_of(at, kind) for at in reached.values()])
+            _add_grid(sheet, label, [_grid_of(result, kind) for result in reached.values()])
         for ds_name in _data_sets(evaluation):
             there = {part.scorer: part for part in evaluation.copy_detection if part.ds_name == ds_name}
             found = [_at(there[scorer].at, limit) for scorer in reached]
             for kind, label in GRID_LABELS.items():
                 if kind != "beyond":
                     title = printable(ds_name) if kind == "paper" else f"{printable(ds_name)}, {label}"
-                    _add_grid(sheet, title, [_grid_of(at, kind) if at else None for at in found], "")
-            _add_threshold(sheet, "  ", [at.limit if at and at.cells else None for at in found])
+                    _add_grid(sheet, title, [_grid_of(result, kind) if result else None for result in found], "")
+            _add_threshold(sheet, "  ", [result.limit if result and result.cells else None for result in found])
             sheet.section()
-        _add_threshold(sheet, "", [at.limit for at in reached.values()])
-        sheet.row("  of pairs", (str(at.limit.negatives) for at in reached.values()))
+        _add_threshold(sheet, "", [result.limit for result in reached.values()])
+        sheet.row("  of pairs", (str(result.limit.negatives) for result in reached.values()))
         sheet.show(console, f"Copy detection at {limit.title}: recall, {overall[0].images} images a cell")
     sheet = _Sheet("", [part.scorer for part in overall])
     sheet.row("AUC", (f"{part.auc:.4f}" for part in overall), "bold")
@@ -193,7 +193,7 @@ def _limits(limits: Sequence[Limit]) -> list[Limit]:
 
 
 def _at(ats: Sequence[At], limit: Limit) -> At | None:
-    return next((at for at in ats if at.limit.name == limit.name), None)
+    return next((result for result in ats if result.limit.name == limit.name), None)
 
 
 class _Sheet:

@@ -154,32 +154,33 @@ def measure_strangers(
     """
     chosen = [row for row in rows if row.ds_name not in no_negatives]
     size = screener.bundle.image_size
-    tell = progress or (lambda what, done, total: None)
     vectors: dict[int, NDArray[np.float32]] = {}
     waiting: list[tuple[int, NDArray[np.uint8]]] = []
 
     def embed() -> None:
         if waiting:
             pixels = np.stack([image for _, image in waiting])
-            vectors.update(zip([at for at, _ in waiting], screener.encoder.embed_resized(pixels), strict=True))
+            vectors.update(zip([number for number, _ in waiting], screener.encoder.embed_resized(pixels), strict=True))
             waiting.clear()
 
-    for at, versions in enumerate(read_ahead(chosen, size, (), seed, workers)):
-        tell("tail", at, len(chosen))
+    for number, versions in enumerate(read_ahead(chosen, size, (), seed, workers)):
+        if progress:
+            progress("tail", number, len(chosen))
         if not isinstance(versions, Unreadable):
-            waiting.append((at, versions.original))
+            waiting.append((number, versions.original))
         if len(waiting) == AT_ONCE:
             embed()
     embed()
-    tell("tail", len(chosen), len(chosen))
+    if progress:
+        progress("tail", len(chosen), len(chosen))
     by_set: dict[tuple[str, str], list[int]] = {}
-    for at in vectors:
-        row = chosen[at]
-        by_set.setdefault((row.kind or row.ds_name or "images", row.ds_name), []).append(at)
+    for number in vectors:
+        row = chosen[number]
+        by_set.setdefault((row.kind or row.ds_name or "images", row.ds_name), []).append(number)
     parts: dict[str, list[Sample]] = {}
     for (kind, _), members in by_set.items():
-        embeddings = np.stack([vectors[at] for at in members])
-        parts.setdefault(kind, []).append(_sample(screener, embeddings, [chosen[at].identity for at in members], seed))
+        embeddings = np.stack([vectors[number] for number in members])
+        parts.setdefault(kind, []).append(_sample(screener, embeddings, [chosen[number].identity for number in members], seed))
     names = ", ".join(f"{name or 'images'} ({kind})" for kind, name in by_set)
     splits = " and ".join(dict.fromkeys(row.split for row in chosen))
     return make_strangers(

@@ -72,7 +72,7 @@ def choose_sets(folder: Path | None, calibration: Path | None, size: int, calibr
     if len(found) < 8:
         raise UsageError(f"{calibration} holds {len(found)} images; calibration takes 8 or more, 64 are better")
     # Every fourth to measure on, spread like the rest.
-    kept_back, rest = found[::4], [path for at, path in enumerate(found) if at % 4]
+    kept_back, rest = found[::4], [path for index, path in enumerate(found) if index % 4]
     return ImageSets(_read(kept_back, measured, size), _read(rest, calibrated, size), f"{called}, split", None)
 
 
@@ -109,7 +109,7 @@ def _read(paths: Sequence[Path], most: int, size: int) -> ImageSet:
     """Up to `most` readable images that show something, evenly chosen."""
     step = max(1, len(paths) // most)
     images: list[ImageSet] = []
-    for path in [*paths[::step], *(path for at, path in enumerate(paths) if at % step)]:
+    for path in [*paths[::step], *(path for index, path in enumerate(paths) if index % step)]:
         if len(images) == most:
             break
         try:

@@ -17,7 +17,8 @@ from lcmem_onnx.models.lcmem import LCMem
 from lcmem_onnx.runtime.errors import ExportError
 from numpy.typing import NDArray
 
-from .parity import embed_pixels, run_afresh
+from .child_process import run_child
+from .parity import embed_pixels
 
 __all__ = ["GATES", "Drift", "Measured", "measured_in_torch"]
 
@@ -93,7 +94,7 @@ class Measured:
         """
         images, answer = work / "pictures.npy", work / "answer.npz"
         np.save(images, self.images)
-        run_afresh("embed_process", (graph, images, answer), f"the {variant} encoder")
+        run_child("measure-encoder", (graph, images, answer), f"the {variant} encoder")
         with np.load(answer, allow_pickle=False) as arrays:
             embeddings, milliseconds, peak = arrays["embeddings"], float(arrays["milliseconds"]), float(arrays["peak_mb"])
         if embeddings.shape != self.embeddings.shape or not np.isfinite(embeddings).all():

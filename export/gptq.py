@@ -77,9 +77,9 @@ def _rows(values: NDArray[np.float32], node: NodeProto, shape: tuple[int, ...], 
     padded = np.pad(values[0], ((0, 0), (top, bottom), (left, right)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, shape[2:], (1, 2))[:, ::down, ::across]
     height, width = windows.shape[1:3]
-    at = _some(height * width, rng)
-    chosen = windows[:, at // width, at % width].reshape(len(padded), len(at), -1)
-    return chosen if shape[1] == 1 and len(padded) > 1 else chosen.transpose(1, 0, 2).reshape(1, len(at), -1)
+    position = _some(height * width, rng)
+    chosen = windows[:, position // width, position % width].reshape(len(padded), len(position), -1)
+    return chosen if shape[1] == 1 and len(padded) > 1 else chosen.transpose(1, 0, 2).reshape(1, len(position), -1)
 
 
 def _some(count: int, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -112,10 +112,10 @@ class Rounding:
         order, shares = self._order[group], self._shares[group]
         left = np.take_along_axis(rows.astype(np.float64), np.broadcast_to(order, rows.shape), 1)
         chosen = np.empty(rows.shape)
-        for at in range(rows.shape[1]):
-            chosen[:, at] = np.rint(left[:, at] / scale).clip(-levels, levels)
-            lost = (left[:, at] - chosen[:, at] * scale)[:, None] / shares[:, at, at, None]
-            left[:, at:] -= lost * shares[:, at, at:]
+        for index in range(rows.shape[1]):
+            chosen[:, index] = np.rint(left[:, index] / scale).clip(-levels, levels)
+            lost = (left[:, index] - chosen[:, index] * scale)[:, None] / shares[:, index, index, None]
+            left[:, index:] -= lost * shares[:, index, index:]
         steps = np.empty(rows.shape, np.int8)
         np.put_along_axis(steps, np.broadcast_to(order, rows.shape), chosen.astype(np.int8), 1)
         return steps

@@ -110,7 +110,7 @@ class Quantiser:
             found.append([float(values[name]) for name in limits])
             embeddings.append(values[OUTPUT])
         lowest, highest = np.min(found, 0)[::2], np.max(found, 0)[1::2]
-        ranges = {name: (float(lowest[at]), float(highest[at])) for at, name in enumerate(names)}
+        ranges = {name: (float(lowest[index]), float(highest[index])) for index, name in enumerate(names)}
         return _Observed(ranges, moments.means(), np.concatenate(embeddings))
 
     def kept(self, exclude: Collection[str]) -> list[Layer]:
@@ -221,7 +221,7 @@ def _fitted(given: Embeddings, wanted: Embeddings) -> tuple[Embeddings, Embeddin
 
 def _correct(model: ModelProto, factor: Embeddings, offset: Embeddings) -> None:
     """Scale and shift the embedding's numbers before their sigmoid, in place."""
-    at, last = next((at, node) for at, node in enumerate(model.graph.node) if OUTPUT in node.output)
+    position, last = next((position, node) for position, node in enumerate(model.graph.node) if OUTPUT in node.output)
     if last.op_type != "Sigmoid":
         raise ExportError(f"the encoder ends in {last.op_type} and not in Sigmoid: int8 cannot be corrected")
     given = last.input[0]
@@ -233,7 +233,7 @@ def _correct(model: ModelProto, factor: Embeddings, offset: Embeddings) -> None:
     ]
     last.input[0] = "corrected logits"
     for node in reversed(nodes):
-        model.graph.node.insert(at, node)
+        model.graph.node.insert(position, node)
 
 
 def _embedded(model: Path, images: ImageSet) -> Embeddings:

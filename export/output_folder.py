@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import glob
 import json
 import os
@@ -19,6 +18,7 @@ from typing import NamedTuple
 from lcmem_onnx.runtime.errors import BundleError, UsageError
 from lcmem_onnx.runtime.model.bundle import FORMAT, MANIFEST, open_bundle
 from lcmem_onnx.runtime.system.atomic_write import sync
+from lcmem_onnx.runtime.system.file_lock import try_lock, wait_for_lock
 
 __all__ = ["Draft", "check_free", "draft_beside", "put_in_place", "refuse_leftovers", "remove_abandoned"]
 
@@ -65,7 +65,7 @@ def _locked_folder(out: Path) -> tuple[Path, int]:
         except FileNotFoundError:
             continue
         with contextlib.suppress(OSError):  # a file system without locks on folders: there nobody else gets one either
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            wait_for_lock(lock)
         if made.exists():
             return made, lock
         os.close(lock)  # another export took it for abandoned before it was locked
@@ -80,11 +80,12 @@ def remove_abandoned(out: Path) -> list[Path]:
         except OSError:
             continue  # not ours to read, or gone
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not try_lock(lock):
+                continue  # its export is at work
             shutil.rmtree(folder)
             removed.append(folder)
         except OSError:
-            continue  # at work, or not ours to remove
+            continue  # not ours to remove
         finally:
             os.close(lock)
     return removed

@@ -7,7 +7,6 @@ alive, and the runtime's own code path from file to embedding. The torch side re
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
@@ -19,11 +18,10 @@ from lcmem_onnx.models.lcmem import LCMem
 from lcmem_onnx.runtime.errors import ExportError, ImageError, UsageError
 from lcmem_onnx.runtime.images.formats import read_file
 from lcmem_onnx.runtime.images.image import open_image
-from lcmem_onnx.runtime.system.python_process import module_command
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from .child_process import held
+from .child_process import run_child
 
 __all__ = [
     "BATCH_SIZES",
@@ -37,7 +35,6 @@ __all__ = [
     "images_in",
     "measure",
     "prove",
-    "run_afresh",
 ]
 
 SAMPLES = Path(__file__).parent / "pictures"
@@ -140,24 +137,6 @@ def embed_pixels(network: LCMem, images: Iterable[NDArray[np.uint8]]) -> NDArray
     return np.stack(embeddings)
 
 
-def run_afresh(module: str, arguments: Sequence[Path], what: str) -> None:
-    """Run one of this package's modules as a process of its own; the last of its arguments is the file that it must write.
-
-    Raises:
-        ExportError: it fails, or writes nothing; `what` is named.
-    """
-    answer = arguments[-1]
-    answer.unlink(missing_ok=True)
-    command = module_command(f"lcmem_onnx.export.{module}", *map(str, arguments))
-    with held() as lifeline:
-        finished = subprocess.run(
-            command, stdin=lifeline, capture_output=True, text=True, encoding="utf-8", errors="replace", check=False
-        )
-    if finished.returncode != 0 or not answer.exists():
-        said = finished.stderr.strip().splitlines()
-        raise ExportError(f"{what} does not run in a fresh process (status {finished.returncode}): {said[-1] if said else ''}")
-
-
 def prove(network: LCMem, bundle: Path, images: Sequence[Path], image_size: int, work: Path) -> Parity:
     """Compare the bundle in `bundle` with `network` on `images`; `work` is a folder for the exchange.
 
@@ -170,7 +149,7 @@ def prove(network: LCMem, bundle: Path, images: Sequence[Path], image_size: int,
     request, answer = work / "request.json", work / "answer.npz"
     batch_sizes = BATCH_SIZES if image_size <= LARGE else BATCH_SIZES_OF_LARGE
     request.write_text(json.dumps({"bundle": str(bundle), "pictures": [str(path) for path in images], "batch_sizes": batch_sizes}))
-    run_afresh("fresh_process", (request, answer), "the bundle")
+    run_child("embed-files", (request, answer), "the bundle")
     with np.load(answer, allow_pickle=False) as arrays:
         actual = {size: arrays[f"batch_{size}"] for size in batch_sizes}
         scores = arrays["scores"]

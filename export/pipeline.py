@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -43,6 +44,7 @@ from .variants import ENCODER, VARIANTS, Making, weigh
 
 __all__ = ["Exported", "Request", "export_bundle"]
 
+log = logging.getLogger(__name__)
 HEAD, PREPROCESS = "head.json", "preprocess.onnx"
 REFERENCE_THRESHOLD: dict[str, Any] = {
     "value": 0.5,
@@ -93,24 +95,25 @@ class Exported:
 class _Steps:
     """The steps of an export, told as they begin."""
 
-    def __init__(self, variants: Sequence[str], tell: Callable[[int, int, str], None]) -> None:
+    def __init__(self, variants: Sequence[str], tell: Callable[[int, int, str], None] | None) -> None:
         self._tell, self._total, self._number = tell, 4 + 2 * len(variants), 0
 
     def begin(self, what: str) -> None:
         self._number += 1
-        self._tell(self._number, self._total, what)
+        if self._tell is not None:
+            self._tell(self._number, self._total, what)
 
 
 def export_bundle(
     request: Request,
-    say: Callable[[str], None] = lambda line: None,
-    step: Callable[[int, int, str], None] = lambda number, total, what: None,
+    say: Callable[[str], None] = log.info,
+    step: Callable[[int, int, str], None] | None = None,
 ) -> Exported:
     """Export a checkpoint to a bundle folder, atomically: it is proven in a temporary folder and then renamed.
 
     Args:
         request: what to export.
-        say: is told what was done, a line each.
+        say: is told what was done, a line each; by default it is logged.
         step: is told each step that begins: its number from 1, how many there are, and what it does.
 
     Raises:

@@ -6,6 +6,7 @@ The old index stays whole, and readers search it, until all is embedded; then on
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections import Counter, deque
@@ -30,6 +31,7 @@ from .screening import Screener
 
 __all__ = ["Missing", "Unavailable", "Upgraded", "upgrade_index"]
 
+log = logging.getLogger(__name__)
 NOT_A_FILE_NAME, FILE_CHANGED = "not-a-file-name", "file-changed"
 """Why an image cannot be read again, beside the codes of `Reason`."""
 Watch = Callable[[Iterable[EmbeddedFile], int], Iterable[EmbeddedFile]]
@@ -123,8 +125,8 @@ def upgrade_index(
     screener: Screener,
     *,
     missing: Missing = Missing.REFUSE,
-    warn: Callable[[str], None] = lambda line: None,
-    watch: Watch = lambda files, total: files,
+    warn: Callable[[str], None] = log.warning,
+    watch: Watch | None = None,
 ) -> Upgraded:
     """Embed again what an older reader read, or all of an index of another bundle.
 
@@ -134,7 +136,7 @@ def upgrade_index(
         folder: the index's.
         screener: of the bundle that the index is to be of.
         missing: what to do where images cannot be read again.
-        warn: is told what could not be tidied up, a line each.
+        warn: is told what could not be tidied up, a line each; by default it is logged.
         watch: see `Watch`.
 
     Raises:
@@ -164,7 +166,7 @@ def upgrade_index(
     return done
 
 
-def _upgrade(store: Store, screener: Screener, missing: Missing, watch: Watch) -> Upgraded:
+def _upgrade(store: Store, screener: Screener, missing: Missing, watch: Watch | None) -> Upgraded:
     folder, bundle = store.folder, screener.bundle
     changes_bundle = store.fingerprint != bundle.fingerprint
     if changes_bundle and missing is Missing.KEEP:
@@ -199,7 +201,7 @@ def _replace(folder: Path, staging: Staging, replaced: Sequence[Outdated], bundl
 
 
 def _embed(
-    store: Store, staging: Staging, outdated: Sequence[Outdated], screener: Screener, watch: Watch
+    store: Store, staging: Staging, outdated: Sequence[Outdated], screener: Screener, watch: Watch | None
 ) -> dict[bytes, tuple[str, str]]:
     """Embed each file that is not staged yet, from the first of its names that still leads to it.
 
@@ -214,7 +216,7 @@ def _embed(
     names = {content: deque(path for key in keys for path in _paths(key)) for content, keys in keys_of(store, wanted).items()}
     while turn := sorted((names[content].popleft(), content) for content in wanted if names[content]):
         found = screener.embed_files([Found(path) for path, _ in turn], lambda content, _: content not in wanted)
-        for (_, content), embedded in zip(turn, watch(found, len(turn)), strict=True):
+        for (_, content), embedded in zip(turn, watch(found, len(turn)) if watch else found, strict=True):
             its = embedded.content
             if its is not None and its in wanted:  # the file that was looked for, or another one that the index knows
                 lost = frames[its] - embedded.embeddings.keys()

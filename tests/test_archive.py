@@ -18,9 +18,9 @@ from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from lcmem_onnx.runtime.archive import connection as connection_module  # noqa: E402
 from lcmem_onnx.runtime.archive.connection import Connection, Credentials, Pace, Server, read_credentials  # noqa: E402
+from lcmem_onnx.runtime.archive.dicomweb import first_part  # noqa: E402
 from lcmem_onnx.runtime.archive.journal import Journal  # noqa: E402
 from lcmem_onnx.runtime.archive.listing import check_uid, parse_query  # noqa: E402
-from lcmem_onnx.runtime.archive.multipart import first_part  # noqa: E402
 from lcmem_onnx.runtime.archive.pages import read_pages  # noqa: E402
 from lcmem_onnx.runtime.archive.pull import Pull, open_source  # noqa: E402
 from lcmem_onnx.runtime.privacy import SiteKey  # noqa: E402

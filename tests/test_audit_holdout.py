@@ -85,7 +85,7 @@ def found(done: Audit) -> dict[str, tuple[Suspicion, Other, str | None]]:
     assert done.holdout is not None
     items = done.holdout.items
     suspects = (*done.tests.suspects, *done.tests.repeated)
-    return {items[suspect.at].name: (suspect.suspicion, suspect.other, suspect.key) for suspect in suspects}
+    return {items[suspect.index].name: (suspect.suspicion, suspect.other, suspect.key) for suspect in suspects}
 
 
 ALTERED = {

@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 from click.testing import CliRunner
 from lcmem_onnx.cli import main
-from lcmem_onnx.runtime.audit.folders import PRIVATE, prepare_output
+from lcmem_onnx.runtime.audit.output_folder import PRIVATE, prepare_output
 from lcmem_onnx.runtime.audit.report import outputs
 from lcmem_onnx.runtime.audit.report.html_report import FILES, Shown, write_report
 from lcmem_onnx.runtime.audit.report.outputs import replace_together

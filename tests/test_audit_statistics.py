@@ -12,6 +12,7 @@ pytest.importorskip("scipy")
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lcmem_onnx.runtime.audit.statistics import (
+    Nearest,
     by_rank,
     by_rate,
     by_trial,
@@ -134,7 +135,7 @@ def test_nearer_is_blind_to_a_generator_that_is_merely_poor_and_sees_one_that_co
         near = []
         for others in (reference, holdout):
             distances = np.linalg.norm(released[:, None] - others, axis=2)
-            near.append((-distances.min(axis=1), distances.argmin(axis=1)))
+            near.append(Nearest(-distances.min(axis=1), distances.argmin(axis=1)))
         return nearer(near[0], near[1], 80, 60, seed=int(rng.integers(1 << 30))).p
 
     null = [judge(0) for _ in range(80)]
@@ -145,8 +146,8 @@ def test_nearer_is_blind_to_a_generator_that_is_merely_poor_and_sees_one_that_co
 def test_nearer_counts_ties_half_and_keeps_popular_images_together() -> None:
     """All released images have one nearest image each way: the label of one image decides, so p is no smaller than that."""
     hub = np.zeros(50, np.int64)
-    found = nearer((np.full(50, 0.9), hub), (np.full(50, 0.1), hub), 30, 30)
+    found = nearer(Nearest(np.full(50, 0.9), hub), Nearest(np.full(50, 0.1), hub), 30, 30)
     assert found.share == 1.0
     assert found.p == pytest.approx(0.5, abs=0.03)
-    tied = nearer((np.full(50, 0.5), hub), (np.full(50, 0.5), hub), 30, 30)
+    tied = nearer(Nearest(np.full(50, 0.5), hub), Nearest(np.full(50, 0.5), hub), 30, 30)
     assert tied.share == 0.5

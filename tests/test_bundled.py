@@ -123,7 +123,7 @@ def test_a_finished_training_is_not_done_again(
     monkeypatch.setattr(bundled, "START", tiny_checkpoint)
     with pytest.raises(KeyboardInterrupt):
         bundled.make(images, made, lite0_weights, (), TINY, lambda line: None)
-    assert exported == [made / "bundled-1" / "stage2_best_network.pth"]
+    assert exported == [made / "bundled-2" / "stage2_best_network.pth"]
 
 
 def test_drawn_images_can_be_learned_from_as_a_kind_of_their_own(
@@ -132,7 +132,7 @@ def test_drawn_images_can_be_learned_from_as_a_kind_of_their_own(
     monkeypatch.setattr(bundled, "START", tiny_checkpoint)
     generate(tmp_path / "drawn", {"TRAIN": Amounts(6, 0, 1)}, 64)
     drawn = (*TINY, 'data.kinds.drawn={sets = ["scenes"], weight = 50}', "training.epochs=1")
-    (config,) = bundled._configs(images, tmp_path / "out", lite0_weights, (tmp_path / "drawn" / "list.csv",), drawn)
+    config, *_ = bundled._configs(images, tmp_path / "out", lite0_weights, (tmp_path / "drawn" / "list.csv",), drawn)
     assert [path.name for path in config.data.lists] == ["list.csv", "list.csv"]
     assert bundled.train(config).exists()
 
@@ -154,8 +154,7 @@ def test_the_recipe_starts_from_the_network_of_0_1_0(lite0_weights: Path, tmp_pa
     )
 
 
-def test_a_further_stage_starts_from_the_one_before(lite0_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundled, "RECIPES", ("bundled-1", "bundled-2"))
+def test_a_further_stage_starts_from_the_one_before(lite0_weights: Path, tmp_path: Path) -> None:
     first, second = bundled._configs(tmp_path, tmp_path / "out", lite0_weights, (), ())
     assert (first.network.start, first.network.trunk) == (bundled.START, lite0_weights)
     assert second.network.trunk is None

@@ -24,7 +24,7 @@ from lcmem_onnx.runtime.errors import ImageError, Reason
 from lcmem_onnx.runtime.images.content_flags import SUSPICIOUS, ContentFlag
 from lcmem_onnx.runtime.images.image import SAME_LEVELS, ImageFile, Kind, Limits, open_image
 from lcmem_onnx.runtime.images.preprocess import is_blank
-from lcmem_onnx.runtime.images.sandbox import Nursery
+from lcmem_onnx.runtime.images.sandbox import DecoderPool
 from numpy.typing import NDArray
 from PIL import Image
 from pydicom import uid
@@ -817,9 +817,9 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
 }
 
 
-def decode_some(data: bytes, nursery: Nursery | None = None) -> None:
+def decode_some(data: bytes, decoders: DecoderPool | None = None) -> None:
     limits = Limits(max_inflated_bytes=1 << 24)
-    image = nursery.open(data, "x.dcm") if nursery else open_image(data, limits, "x.dcm")
+    image = decoders.open(data, "x.dcm") if decoders else open_image(data, limits, "x.dcm")
     for number in range(min(image.frames, 3)):
         image.frame(number)
 
@@ -865,19 +865,19 @@ def test_what_hostile_objects_are_refused_for(name: str, reason: Reason) -> None
 
 
 @pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    with Nursery(Limits(max_inflated_bytes=1 << 24)) as made:
+def decoders() -> Iterator[DecoderPool]:
+    with DecoderPool(Limits(max_inflated_bytes=1 << 24)) as made:
         yield made
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="isolation needs Linux")
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_objects_are_refused_alike_in_a_process_of_their_own(name: str, nursery: Nursery) -> None:
+def test_hostile_objects_are_refused_alike_in_a_process_of_their_own(name: str, decoders: DecoderPool) -> None:
     data = HOSTILE[name]()
     with pytest.raises(ImageError) as here:
         decode_some(data)
     with pytest.raises(ImageError) as there:
-        decode_some(data, nursery)
+        decode_some(data, decoders)
     assert there.value.reason is here.value.reason
 
 

@@ -30,7 +30,7 @@ from lcmem_onnx.runtime.images.content_flags import SUSPICIOUS, ContentFlag
 from lcmem_onnx.runtime.images.dicom.elements import first_number, numbers_of, words_of
 from lcmem_onnx.runtime.images.dicom.lookup_table import read_palette, read_table
 from lcmem_onnx.runtime.images.image import ImageFile, Limits, open_image
-from lcmem_onnx.runtime.images.sandbox import Nursery
+from lcmem_onnx.runtime.images.sandbox import DecoderPool
 from numpy.typing import NDArray
 from PIL import Image
 from pydicom import uid
@@ -933,8 +933,8 @@ def test_hostile_tables_and_bits_are_refused_alike_in_a_process_of_their_own(nam
     data = HOSTILE[name]()
     with pytest.raises(ImageError) as here:
         open_image(data, name_hint="x.dcm").frame(0)
-    with Nursery(Limits()) as nursery, pytest.raises(ImageError) as there:
-        nursery.open(data, "x.dcm").frame(0)
+    with DecoderPool(Limits()) as decoders, pytest.raises(ImageError) as there:
+        decoders.open(data, "x.dcm").frame(0)
     assert there.value.reason is here.value.reason
 
 

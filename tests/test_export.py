@@ -179,7 +179,7 @@ def test_a_leftover_of_a_killed_export_is_named_and_refused(tiny_checkpoint: Pat
     program = f"""
 import os, signal
 from pathlib import Path
-from lcmem_onnx.export import placement
+from lcmem_onnx.export import output_folder
 real = Path.rename
 def rename(self, target):
     if self.name == "draft":
@@ -208,7 +208,7 @@ def test_what_a_killed_export_left_is_removed_by_the_next_one_and_what_is_at_wor
     program = f"""
 import os, signal, sys
 from pathlib import Path
-from lcmem_onnx.export import placement
+from lcmem_onnx.export import output_folder
 with output_folder.draft_beside(Path({str(out)!r})) as draft:
     (draft.work / "traced.onnx").write_bytes(b"x")
     print("drawn", flush=True)
@@ -258,13 +258,14 @@ def test_folders_made_for_an_output_that_does_not_come_are_gone(tmp_path: Path) 
 def test_a_process_ends_with_the_one_that_started_it(tmp_path: Path) -> None:
     """The starter is killed, so that it can tell nobody; what ends is seen by its end of a pipe."""
     child = (
-        "import time; from lcmem_onnx.export import lifeline; lifeline.end_with_starter(); print('up', flush=True); time.sleep(60)"
+        "import time; from lcmem_onnx.runtime.system.parent_process import end_with_parent; end_with_parent();"
+        "print('up', flush=True); time.sleep(60)"
     )
     starter = f"""
 import subprocess, sys
-from lcmem_onnx.export.child_process import held
-with held() as lifeline:
-    subprocess.run([sys.executable, "-c", {child!r}], stdin=lifeline)
+from lcmem_onnx.runtime.system.parent_process import lifeline
+with lifeline() as stdin:
+    subprocess.run([sys.executable, "-c", {child!r}], stdin=stdin)
 """
     with subprocess.Popen([sys.executable, "-c", starter], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

@@ -104,8 +104,8 @@ def _printed() -> Any:
     ],
 )
 def test_a_fault_is_told_and_kept(fuzz: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, view: Any, told: str) -> None:
-    monkeypatch.setattr(fuzz.Nursery, "open", lambda self, data, name: _ImageFile(1, view))
-    monkeypatch.setattr(fuzz, "_baseline", lambda nursery, fixtures: 0.0)
+    monkeypatch.setattr(fuzz.DecoderPool, "open", lambda self, data, name: _ImageFile(1, view))
+    monkeypatch.setattr(fuzz, "_baseline", lambda decoders, fixtures: 0.0)
     tallies = fuzz.run([png(fuzz)], 3, seed=0, keep=tmp_path / "kept")
     assert len(tallies["png"].faults) == 3
     assert told in tallies["png"].faults[0]
@@ -113,16 +113,16 @@ def test_a_fault_is_told_and_kept(fuzz: Any, tmp_path: Path, monkeypatch: pytest
 
 
 def test_what_comes_out_otherwise_here_is_a_fault(fuzz: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fuzz.Nursery, "open", lambda self, data, name: _ImageFile(1, lambda: np.zeros((64, 64, 3), np.uint8)))
-    monkeypatch.setattr(fuzz, "_baseline", lambda nursery, fixtures: 0.0)
+    monkeypatch.setattr(fuzz.DecoderPool, "open", lambda self, data, name: _ImageFile(1, lambda: np.zeros((64, 64, 3), np.uint8)))
+    monkeypatch.setattr(fuzz, "_baseline", lambda decoders, fixtures: 0.0)
     monkeypatch.setattr(fuzz, "open_image", lambda data, limits, name: _raised(ImageError(Reason.DAMAGED, "damaged")))
     (fault,) = fuzz.run([png(fuzz)], 1, seed=0, here=True)["png"].faults
     assert fault == "decoded in a process of its own, damaged here"
 
 
 def test_memory_and_time_beyond_the_limits_are_faults(fuzz: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fuzz.Nursery, "open", lambda self, data, name: _ImageFile(1, lambda: np.zeros((64, 64, 3), np.uint8)))
-    monkeypatch.setattr(fuzz, "_baseline", lambda nursery, fixtures: 100.0)
+    monkeypatch.setattr(fuzz.DecoderPool, "open", lambda self, data, name: _ImageFile(1, lambda: np.zeros((64, 64, 3), np.uint8)))
+    monkeypatch.setattr(fuzz, "_baseline", lambda decoders, fixtures: 100.0)
     monkeypatch.setattr(fuzz, "_memory_of", lambda image: 100.0 + 1200)
     (fault,) = fuzz.run([png(fuzz)], 1, seed=0)["png"].faults
     assert fault == "it took 1200 MB"

@@ -48,8 +48,8 @@ def cached(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exact, "CACHE_FROM", 50)
     monkeypatch.setattr("lcmem_onnx.runtime.gallery.search.searcher.CACHE_FROM", 50)
     monkeypatch.setattr(exact, "READ_AT_ONCE", 70)
-    for module in ("codes", "cache", "flat"):
-        monkeypatch.setattr(f"lcmem_onnx.runtime.gallery.{module}.BLOCK", 64)
+    for module in ("l1_codes", "vector_cache", "exact"):
+        monkeypatch.setattr(f"lcmem_onnx.runtime.gallery.search.{module}.BLOCK", 64)
 
 
 @settings(max_examples=80, deadline=None)

@@ -109,7 +109,7 @@ def test_a_file_system_without_locks_is_named_as_such(bundle: Bundle, tmp_path: 
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     folder = made(tmp_path / "idx", bundle, vectors(0, 3))
-    monkeypatch.setattr("lcmem_onnx.runtime.gallery.storage.locking.fcntl.flock", no_locks)
+    monkeypatch.setattr("lcmem_onnx.runtime.system.file_lock.fcntl.flock", no_locks)
     with pytest.raises(GalleryError, match="cannot be locked"):
         Gallery.open(folder, bundle, read_only=False)
     with Gallery.open(folder, bundle) as gallery:

@@ -29,7 +29,7 @@ from lcmem_onnx.runtime.gateway.http.callers import Callers  # noqa: E402
 from lcmem_onnx.runtime.gateway.http.stow import _Parts  # noqa: E402
 from lcmem_onnx.runtime.gateway.settings import HttpCaller, HttpSettings, TlsServer  # noqa: E402
 from lcmem_onnx.runtime.gateway.spool import Source, Spool, State  # noqa: E402
-from lcmem_onnx.runtime.gateway.worker_process import Part  # noqa: E402
+from lcmem_onnx.runtime.gateway.worker_process import Worker  # noqa: E402
 from lcmem_onnx.runtime.gateway.workers import run_web  # noqa: E402
 
 from .gateway_http import (  # noqa: E402
@@ -253,8 +253,8 @@ def test_everybody_may_what_they_may(tmp_path: Path) -> None:
 def test_it_is_not_ready_without_its_index(tmp_path: Path) -> None:
     configured = gateway_settings(tmp_path)
     stop, ports = threading.Event(), queue.Queue[int]()
-    part = Part("web", configured, "test", stop, lambda facts: ports.put(int(str(facts["http_port"]))))
-    thread = threading.Thread(target=run_web, args=(part,))
+    worker = Worker("web", configured, "test", lambda facts: ports.put(int(str(facts["http_port"]))), stop)
+    thread = threading.Thread(target=run_web, args=(worker,))
     with Spool(configured):
         thread.start()
         try:
@@ -331,7 +331,7 @@ CALLER = '[[http.caller]]\nname = "a"\nmay = ["store"]\ntoken_file = "t"\n'
         (CALLER.replace('token_file = "t"', 'token_sha256 = "12"'), "64 hexadecimal digits"),
         (CALLER.replace('token_file = "t"', 'certificate = "scanner"'), "client_ca only"),
         (CALLER.replace('["store"]', "[]"), "it may nothing"),
-        (CALLER.replace('["store"]', '["all"]'), "may be 'store'"),
+        (CALLER.replace('["store"]', '["all"]'), "is 'all'; expected 'store' or"),
         (CALLER + CALLER, "given 2 times"),
     ],
 )

@@ -89,8 +89,8 @@ def archive(tmp_path: Path) -> Iterator[Receiver]:
 
 
 def empty(receiver: Receiver) -> bool:
-    receiver.doors.sweep()
-    return len(receiver.doors) == 0
+    receiver.connections.sweep()
+    return len(receiver.connections) == 0
 
 
 @pytest.fixture(scope="module")

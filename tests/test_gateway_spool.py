@@ -183,9 +183,9 @@ def test_an_object_that_ends_its_worker_is_tried_alone_and_then_quarantined(sett
     with Spool(settings) as spool:
         bad, good = put(spool), put(spool, MR.read_bytes())
         assert [item.id for item in spool.claim("first", 10)] == [bad, good]
-        spool.blame("first", Cause.CRASHED)
+        spool.mark_crashed("first", Cause.CRASHED)
         assert [item.id for item in spool.claim("second", 10)] == [bad]
-        spool.blame("second", Cause.CRASHED)
+        spool.mark_crashed("second", Cause.CRASHED)
         assert spool.get(bad).state is State.QUARANTINED
         assert spool.get(bad).reason == Cause.CRASHED
         assert [item.id for item in spool.claim("third", 10)] == [good]
@@ -201,7 +201,7 @@ def test_an_object_that_takes_the_service_down_again_and_again_comes_under_suspi
             assert len(spool.claim("worker", 10)) == 2
             spool.recover()
         assert len(spool.claim("worker", 10)) == 1
-        spool.blame("worker", Cause.CRASHED)
+        spool.mark_crashed("worker", Cause.CRASHED)
         assert spool.counts()[State.QUARANTINED] == 1
 
 

@@ -316,13 +316,13 @@ try:
 except (ImportError, OSError) as error:
     sys.exit(f"no weasyprint: {error}")
 from PIL import ImageFile
-from lcmem_onnx.runtime.errors import PictureError
-from lcmem_onnx.runtime.images.image import open_picture, read_file
+from lcmem_onnx.runtime.errors import ImageError
+from lcmem_onnx.runtime.images.image import open_image, read_file
 assert ImageFile.LOAD_TRUNCATED_IMAGES, "weasyprint no longer sets it: this test shows nothing"
-print(open_picture(read_file(sys.argv[1])).frame(0).shape)
+print(open_image(read_file(sys.argv[1])).frame(0).shape)
 try:
-    open_picture(read_file(sys.argv[2])).frame(0)
-except PictureError as error:
+    open_image(read_file(sys.argv[2])).frame(0)
+except ImageError as error:
     print(error.reason)
 """
     done = subprocess.run([sys.executable, "-c", script, whole, broken], capture_output=True, text=True, timeout=120)

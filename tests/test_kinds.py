@@ -235,7 +235,7 @@ def test_lists_that_do_not_fit_the_kinds_are_refused(folder: Path) -> None:
         ('training.optimizer="adam"', r"training\.weight_decay needs training\.optimizer = 'adamw'"),
         ("training.average=1.0", r"training\.average must be below 1"),
         ("training.alterations={blurr = 2}", r"training\.alterations has 'blurr'; there are rotation, shift"),
-        ("training.alterations={blur = -1}", r"training\.alterations is \{'blur': -1\.0\}; it must be 0 or more"),
+        ("training.alterations={blur = -1}", r"training\.alterations\.blur is -1\.0; it must be 0 or more"),
         ("training.memory=-1", r"training\.memory is -1; it must be 0 or more"),
     ],
 )
@@ -485,7 +485,7 @@ import resource
 from pathlib import Path
 from lcmem_onnx.models.train.config import read_config
 from lcmem_onnx.models.train.kinds import training_batches
-from lcmem_onnx.models.train.pictures import listed
+from lcmem_onnx.models.train.images import listed
 config = read_config(Path({str(folder / "settings.toml")!r}), ('data.lists=["{tmp_path}/list.csv"]', "training.steps=0"))
 batches = training_batches(config, listed(config.data, "TRAIN"))
 for number in range(20):

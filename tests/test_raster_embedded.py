@@ -21,7 +21,7 @@ import pytest
 from lcmem_onnx.runtime.images.content_flags import ContentFlag
 from lcmem_onnx.runtime.images.image import open_image
 from lcmem_onnx.runtime.images.raster.thumbnails import shows_the_same
-from lcmem_onnx.runtime.images.sandbox import Nursery
+from lcmem_onnx.runtime.images.sandbox import DecoderPool
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
@@ -197,9 +197,9 @@ def test_until_its_frame_is_decoded_a_thumbnail_is_flagged() -> None:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="isolation needs Linux")
 def test_isolated_the_flags_are_the_same() -> None:
-    with Nursery() as nursery:
+    with DecoderPool() as decoders:
         for shown in (0, 1):
-            image = nursery.open(with_segments(photo(), segment(0xE1, b"Exif\0\0" + exif(thumbnail(photo(shown))))))
+            image = decoders.open(with_segments(photo(), segment(0xE1, b"Exif\0\0" + exif(thumbnail(photo(shown))))))
             assert image.notes == (EMBEDDED,)
             image.frame(0)
             assert image.notes == ((EMBEDDED,) if shown else ())
@@ -393,8 +393,9 @@ def test_flags_reach_json_and_the_table(tmp_path: Path, images: Path, tiny_bundl
 
 def test_flags_of_frames_that_are_decoded_late(tmp_path: Path, images: Path, tiny_bundle: Path) -> None:
     """Beyond the frames that are decoded ahead, hidden pixels show when their turn comes."""
+    from lcmem_onnx.runtime.decode_pool import FRAMES_AHEAD
     from lcmem_onnx.runtime.gallery import Gallery
-    from lcmem_onnx.runtime.screening import FRAMES_AHEAD, Screener
+    from lcmem_onnx.runtime.screening import Screener
 
     frames = [np.dstack([np.asarray(photo().resize((64, 48))), np.full((48, 64), 255, np.uint8)]) for _ in range(FRAMES_AHEAD + 3)]
     frames[-1] = frames[-1].copy()

@@ -28,7 +28,7 @@ from lcmem_onnx.runtime.images.discovery import Found, walk
 from lcmem_onnx.runtime.images.formats import HEAD, Kind, Limits, sniff
 from lcmem_onnx.runtime.images.image import open_image
 from lcmem_onnx.runtime.images.raster import heif, jpeg2000
-from lcmem_onnx.runtime.images.sandbox import Nursery
+from lcmem_onnx.runtime.images.sandbox import DecoderPool
 from PIL import Image
 
 from .raster_files import HEIGHT, WIDTH, animated, colors, opacity, rgba, samples, saved, tiff_of
@@ -60,10 +60,10 @@ def all_frames(data: bytes, name: str = "", limits: Limits = Limits()) -> list[t
 
 
 @pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
+def decoders() -> Iterator[DecoderPool]:
     if not sys.platform.startswith("linux"):
         pytest.skip("isolation needs Linux")
-    with Nursery() as made:
+    with DecoderPool() as made:
         yield made
 
 
@@ -99,8 +99,8 @@ def test_formats_are_told_by_content_and_decoded(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SAMPLES)
-def test_isolated_they_are_the_same(name: str, nursery: Nursery) -> None:
-    here, there = open_image(SAMPLES[name], name_hint=hint(name)), nursery.open(SAMPLES[name], hint(name))
+def test_isolated_they_are_the_same(name: str, decoders: DecoderPool) -> None:
+    here, there = open_image(SAMPLES[name], name_hint=hint(name)), decoders.open(SAMPLES[name], hint(name))
     assert (there.kind, there.frames, there.notes) == (here.kind, here.frames, here.notes)
     for number in range(here.frames):
         for ours, theirs in (
@@ -114,11 +114,11 @@ def test_isolated_they_are_the_same(name: str, nursery: Nursery) -> None:
     there.close()
 
 
-def test_heic(heic: bytes, nursery: Nursery) -> None:
+def test_heic(heic: bytes, decoders: DecoderPool) -> None:
     image = open_image(heic)
     assert (image.kind, image.frames) == (Kind.HEIC, 1)
     assert np.abs(image.frame(0).astype(int) - colors()).mean() < 12  # its chroma is halved
-    isolated = nursery.open(heic)
+    isolated = decoders.open(heic)
     np.testing.assert_array_equal(isolated.frame(0), image.frame(0))
     isolated.close()
     assert reason_of(lambda: open_image(heic, SIZE_LIMIT)) is Reason.TOO_LARGE

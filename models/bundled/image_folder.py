@@ -106,7 +106,7 @@ class _Clone:
             self._git.communicate()
 
 
-def rebuild(listing: Path, repositories: Path, out: Path, progress: Callable[[], None] = lambda: None) -> list[Outcome]:
+def rebuild(listing: Path, repositories: Path, out: Path, progress: Callable[[], None] | None = None) -> list[Outcome]:
     """Write every image of the list that the clones hold, and `list.csv` of these, into `out`; images that are there stay.
 
     Args:
@@ -131,7 +131,8 @@ def rebuild(listing: Path, repositories: Path, out: Path, progress: Callable[[],
         with _opened(repositories, name) as clone:
             for row in wanted:
                 outcomes[row["path"]] = Outcome(row, _made(row, clone, out, slices))
-                progress()
+                if progress is not None:
+                    progress()
     made = [row for row in rows if not outcomes[row["path"]].problem]
     if made:
         _save(out / "list.csv", lambda draft: _write_rows(draft, made))

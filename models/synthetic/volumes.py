@@ -56,8 +56,8 @@ def axial_slices(path: Path) -> Iterator[Pixels]:
         TrainingError: it cannot be read, or is no volume.
     """
     levels, _ = _levels(path, lambda: (nrrd.read(str(path))[0], ()))
-    for at in range(levels.shape[2]):
-        plane = np.ascontiguousarray(levels[:, :, at].T)
+    for index in range(levels.shape[2]):
+        plane = np.ascontiguousarray(levels[:, :, index].T)
         if plane.std() > SHOWS_SOMETHING:
             yield plane
 
@@ -79,8 +79,8 @@ def planes_apart(path: Path) -> Iterator[Pixels]:
     for axis in (2, 1, 0):
         across, along = (spacing[each] for each in range(3) if each != axis)
         step = max(1, round(APART_MM / spacing[axis]))
-        for at in range(step // 2, levels.shape[axis], step):
-            plane = _square(np.take(levels, at, axis).T[::-1, ::-1], across, along)
+        for start in range(step // 2, levels.shape[axis], step):
+            plane = _square(np.take(levels, start, axis).T[::-1, ::-1], across, along)
             if min(plane.shape) >= SHORTEST_SIDE and plane.std() > SHOWS_MUCH:
                 yield plane
 

@@ -49,7 +49,7 @@ class Crops(Dataset[tuple[Tensor]]):
         rng = np.random.default_rng([self._seed, self._epoch, number])
         group = self._groups[int(rng.choice(len(self._groups), p=self._shares))]
         whole = self._images.whole(int(rng.choice(group)))
-        top, left = (int(at) for at in rng.integers(0, len(whole) - self._crop + 1, 2))
+        top, left = (int(position) for position in rng.integers(0, len(whole) - self._crop + 1, 2))
         return (channels_first(whole[top : top + self._crop, left : left + self._crop]),)
 
 
@@ -119,6 +119,5 @@ def autoencoder_trainee(
             seed=config.seed,
         ),
         validation=Crops(config, images[1], groups[1], training.validation_pairs, seed=config.seed + 1),
-        after_step=lambda: None,
         write=write,
     )

@@ -97,8 +97,8 @@ def _fill(recipe: Recipe, values: Any, done: Any) -> None:
     todo = np.flatnonzero(~np.asarray(done))
     begins = np.concatenate([[0], np.cumsum(recipe.slots)])
     with tqdm(total=len(done), initial=len(done) - len(todo), desc=recipe.name, disable=None, leave=False) as bar:
-        for at in range(0, len(todo), recipe.at_once):
-            numbers = todo[at : at + recipe.at_once]
+        for start in range(0, len(todo), recipe.at_once):
+            numbers = todo[start : start + recipe.at_once]
             places = np.concatenate([np.arange(begins[number], begins[number + 1]) for number in numbers])
             values[places] = recipe.make(numbers.tolist())
             values.flush()

@@ -70,8 +70,8 @@ class PairedLatents(EpochPairs):
 
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
         rng, its = self._drawn(number)
-        one, other = (its[0], its[0]) if len(its) == 1 else (int(at) for at in rng.choice(its, 2, replace=False))
-        first, second = (torch.from_numpy(np.asarray(self._latents[at], np.float32)) for at in (one, other))
+        one, other = (its[0], its[0]) if len(its) == 1 else (int(position) for position in rng.choice(its, 2, replace=False))
+        first, second = (torch.from_numpy(np.asarray(self._latents[position], np.float32)) for position in (one, other))
         if rng.random() < CHANNEL_NORMALISATION:
             channel = int(rng.integers(len(second)))
             second[channel] = second[channel] * rng.uniform(0.5, 1.5) + rng.normal(0.0, 0.25)

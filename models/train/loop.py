@@ -55,16 +55,17 @@ class EpochSet(Protocol):
 class Trainee:
     """What the loop trains.
 
-    `module(*batch)` gives the loss; `after_step` is called after each step of all `optimizers`; `write(path)` writes the network as
-    others load it. `averaged` is validated in place of `module`, if there is one; `after_step` keeps it up to date.
+    `module(*batch)` gives the loss; `after_step`, if there is one, is called after each step of all `optimizers`; `write(path)`
+    writes the network as others load it. `averaged` is validated in place of `module`, if there is one; `after_step` keeps it up to
+    date.
     """
 
     module: nn.Module
     optimizers: Sequence[torch.optim.Optimizer]
     train: EpochSet
     validation: EpochSet
-    after_step: Callable[[], None]
     write: Callable[[Path], None]
+    after_step: Callable[[], None] | None = None
     averaged: nn.Module | None = None
 
 
@@ -376,7 +377,8 @@ def _epoch(
             if config.training.clip:
                 accelerator.clip_grad_norm_(module.parameters(), config.training.clip)
             stepped.step()
-            trainee.after_step()
+            if trainee.after_step is not None:
+                trainee.after_step()
             progress.end_step(value)
             bar.set_postfix(loss=f"{state['loss'] / step:.4f}", refresh=False)
             bar.update()

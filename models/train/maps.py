@@ -126,7 +126,7 @@ class PairedMaps(EpochPairs):
             part, copy = int(rng.integers(views.parts[row])), int(rng.integers(1, 1 + views.copies[row]))
             slots = (views.slot(row, part, 0), views.slot(row, part, copy))
         else:
-            one, other = (int(at) for at in rng.choice(its, 2, replace=False))
+            one, other = (int(position) for position in rng.choice(its, 2, replace=False))
             copy = 0 if rng.random() < self._data.unaltered else int(rng.integers(1, 1 + views.copies[other]))
             slots = (views.slot(one, 0, 0), views.slot(other, 0, copy))
         first, second = (torch.from_numpy(np.asarray(self._maps[slot], np.float32)) for slot in slots)

@@ -129,7 +129,7 @@ class PairedImages(EpochPairs):
             first = self._window(its[0], rng)
             second = self._alter(first, rng)
         else:
-            one, other = (int(at) for at in rng.choice(its, 2, replace=False))
+            one, other = (int(position) for position in rng.choice(its, 2, replace=False))
             first = self._images.whole(one)
             if rng.random() < self._data.same_image:
                 second = self._alter(first, rng)

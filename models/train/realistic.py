@@ -398,7 +398,10 @@ def _marks(image: Pixels, rng: np.random.Generator) -> Pixels:
     pen = max(1, min(height, width) // 90)
     for _ in range(int(rng.integers(1, 8))):
         start = (int(rng.integers(0, width)), int(rng.integers(0, height)))
-        end = tuple(int(np.clip(at + rng.normal() * side * 0.25, 0, side)) for at, side in zip(start, (width, height), strict=True))
+        end = tuple(
+            int(np.clip(position + rng.normal() * side * 0.25, 0, side))
+            for position, side in zip(start, (width, height), strict=True)
+        )
         color, thickness = _color(rng), int(rng.integers(1, 4)) * pen
         kind = rng.choice(["arrow", "box", "circle", "text", "filled box", "line"], p=np.array([1, 1, 1, 2, 1, 1]) / 7)
         if kind == "arrow":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import logging
 import os
 import random
 import ssl
@@ -23,9 +24,11 @@ from typing import Any
 import httpx2 as httpx
 
 from ..errors import ArchiveError, ImageError, Reason, UsageError
+from ..system.tls import client_context
 
 __all__ = ["Connection", "Credentials", "Pace", "Server", "read_credentials"]
 
+log = logging.getLogger(__name__)
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
 """Seconds before the second to the seventh attempt, half of each drawn at random so that many clients do not come back at once."""
 LAST_FOR_OBJECT = 1.0
@@ -92,14 +95,14 @@ class Pace:
 
 
 def read_credentials(
-    path: Path | None, environment: Mapping[str, str] = os.environ, warn: Callable[[str], None] = lambda line: None
+    path: Path | None, environment: Mapping[str, str] = os.environ, warn: Callable[[str], None] = log.warning
 ) -> Credentials:
     """Credentials from a file (`user:password`, or `Bearer TOKEN`), or else from the environment.
 
     Args:
         path: the file; None looks at LCMEM_ONNX_ARCHIVE_TOKEN, then LCMEM_ONNX_ARCHIVE_USER and _PASSWORD.
         environment: the variables.
-        warn: is told when others may read the file.
+        warn: is told when others may read the file; by default it is logged.
 
     Raises:
         UsageError: the file cannot be read or holds neither form, or a user has no password.
@@ -153,7 +156,7 @@ class Connection:
         self._client = httpx.Client(
             auth=auth,
             headers=headers,
-            verify=_tls(server),
+            verify=client_context(server.ca, server.certificate, server.key, error=UsageError),
             trust_env=False,
             timeout=TIMEOUT,
             transport=transport,
@@ -352,22 +355,6 @@ def _is_this_machine(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _tls(server: Server) -> ssl.SSLContext:
-    """The server's certificate and name are always checked."""
-    try:
-        context = ssl.create_default_context(cafile=None if server.ca is None else str(server.ca))
-    except (OSError, ssl.SSLError) as error:
-        raise UsageError(f"the certificates in {server.ca} cannot be read: {error.strerror or error}") from error
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if server.certificate is not None:
-        try:
-            # An encrypted key would make OpenSSL ask on the terminal, from which no service is started.
-            context.load_cert_chain(server.certificate, server.key, password=lambda: "")
-        except (OSError, ssl.SSLError) as error:
-            raise UsageError(f"our certificate {server.certificate} cannot be used: {error.strerror or error}") from error
-    return context
 
 
 def _is_certificate(error: BaseException | None) -> bool:

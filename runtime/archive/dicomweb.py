@@ -9,15 +9,15 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from ..errors import ArchiveError
+from ..errors import ArchiveError, ImageError, Reason
 from ..privacy import SiteKey
+from ..system.multipart import MultipartError, MultipartReader, parse_related
 from .connection import Connection
 from .journal import Journal
 from .listing import Instance, Mark, Query, check_uid
-from .multipart import first_part
 from .pages import read_pages
 
-__all__ = ["DicomWeb"]
+__all__ = ["DicomWeb", "first_part"]
 
 STUDY_UID, SERIES_UID, INSTANCE_UID, SOP_CLASS, INSTANCES = "0020000D", "0020000E", "00080018", "00080016", "00201208"
 OF_SERIES = frozenset(
@@ -27,6 +27,8 @@ OF_SERIES = frozenset(
 OF_INSTANCE = frozenset(("ContentDate", "ContentTime", "InstanceNumber", "NumberOfFrames", "SOPClassUID", "SOPInstanceUID"))
 ACCEPT = 'multipart/related; type="application/dicom"; transfer-syntax=*'
 """As stored: an archive that converts may lose what makes a copy recognisable, and takes its time."""
+PIECE = 1 << 20
+"""Bytes of an answer that the reader is given at a time, so that parts after the first are not copied as a whole."""
 
 
 class DicomWeb:
@@ -85,6 +87,36 @@ class DicomWeb:
     def _fetch(self, path: str, uid: str) -> bytes:
         content, kind = self._connection.content(path, ACCEPT, self._max_bytes)
         return check_uid(first_part(content, kind), uid)
+
+
+def first_part(content: bytes, content_type: str) -> bytes:
+    """Return the body of the first part of a WADO-RS answer; the answer itself where it is a single DICOM file.
+
+    Raises:
+        ImageError: damaged: the answer is not a whole message, or has no part.
+    """
+    related = parse_related(content_type)
+    if related is None:
+        if content[128:132] == b"DICM":  # some archives answer a single object as it is
+            return content
+        raise ImageError(Reason.DAMAGED, f"the archive answered {content_type.partition(';')[0] or 'nothing'!r} and no object")
+    body: list[bytes] = []
+    parts, ended = 0, False
+    try:
+        reader = MultipartReader(related.boundary)
+        for start in range(0, len(content), PIECE):
+            for event in reader.feed(content[start : start + PIECE]):
+                if event.kind == "begin":
+                    parts += 1
+                elif event.kind == "data" and parts == 1:
+                    body.append(event.data)
+                elif event.kind == "end":
+                    ended = True
+    except MultipartError as error:
+        raise ImageError(Reason.DAMAGED, f"the archive's answer is not a whole message: {error}") from error
+    if not ended:
+        raise ImageError(Reason.DAMAGED, "the archive's answer holds no whole object")
+    return b"".join(body)
 
 
 def _walk(journal: Journal, digest: bytes) -> None:

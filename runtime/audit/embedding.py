@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ImageError, LcmemError, Reason
+from ..decode_pool import DecodedFrame, DecodeResult, FailedFrame, KnownFile, PathOrFound
+from ..errors import ImageError, Reason
 from ..images.content_flags import ContentFlag
 from ..images.dicom.identifiers import NOBODY, Identifiers
 from ..images.image import boundary, views_of
 from ..model.head import Floats
-from ..screening import Screener, Where
+from ..screening import EmbeddedFrame, Screener
 from .thumbnails import thumbnail
+
+if TYPE_CHECKING:
+    from ..decode_pool import OpenImage
 
 __all__ = ["Embedded", "Look", "Seeing", "frame_of"]
 
@@ -53,51 +58,18 @@ def frame_of(screener: Screener, data: bytes, name: str, number: int) -> NDArray
     Raises:
         ImageError: it cannot be decoded.
     """
-    return Seeing(screener).frame(data, name, number)
+    with closing(screener.open(data, name)) as image:
+        return image.frame(number)
 
 
-class _Views:
-    """An image each of whose frames is seen in several ways; else as the image that it stands for."""
-
-    def __init__(self, image: Any, looks: tuple[Look, ...]) -> None:
-        self._image, self._looks = image, looks
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._image, name)
-
-    def views(self, number: int, size: int) -> tuple[NDArray[np.uint8], ...]:
-        """As `ImageFile.views`, look after look; of each as many as of the first, which is the image as it is."""
-        renderings = self._image.renderings(number)
-        seen: list[NDArray[np.uint8]] = []
-        with boundary():
-            many = 0
-            for look in self._looks:
-                views = views_of([look(rendering) for rendering in renderings], size)
-                many = many or len(views)
-                seen += (*views, *views[-1:] * many)[:many]
-        return tuple(seen)
-
-
-class Seeing(Screener):
+class Seeing:
     """A screener's bundle, encoder and decoders, with ways to look at each frame; none stands for the frame as it is."""
 
     def __init__(self, screener: Screener, looks: tuple[Look, ...] = ()) -> None:
-        vars(self).update(vars(screener))
+        self._screener = screener
         self._looks = looks
 
-    def open(self, data: bytes, name: str = "") -> Any:
-        image = super().open(data, name)
-        return _Views(image, self._looks) if self._looks else image
-
-    def frame(self, data: bytes, name: str, number: int) -> NDArray[np.uint8]:
-        """See `frame_of`."""
-        image = super().open(data, name)
-        try:
-            return image.frame(number)
-        finally:
-            image.close()
-
-    def embed_each(self, paths: Iterable[Where], known: Callable[[bytes], bool]) -> Iterator[Embedded]:
+    def embed_each(self, paths: Iterable[PathOrFound], known: Callable[[bytes], bool]) -> Iterator[Embedded]:
         """Embed files, each frame of them, in batches across files.
 
         Args:
@@ -109,24 +81,36 @@ class Seeing(Screener):
         """
         frames: dict[int, Floats] = {}
         errors: list[tuple[int | None, Reason]] = []
+        thumbnails: dict[int, NDArray[np.uint8]] = {}
         waiting: deque[NDArray[np.uint8] | None] = deque()
-        small: dict[int, NDArray[np.uint8]] = {}
 
-        def with_thumbnails() -> Iterator[Any]:
-            """The frames on their way to the network; their pixels are not there any more when they come back, in this order."""
-            for frame in self._frames_ahead(paths, None, lambda content, path: known(content)):
-                waiting.append(thumbnail(frame.value[0]) if isinstance(frame.value, np.ndarray) else None)
+        def with_thumbnails() -> Iterator[DecodeResult]:
+            """Yield the frames on their way to the encoder, which returns them in this order, without their pixels."""
+            views = self._views if self._looks else None
+            for frame in self._screener.decode_pool.frames(paths, known=lambda content, _: known(content), views=views):
+                waiting.append(thumbnail(frame.views[0]) if isinstance(frame, DecodedFrame) else None)
                 yield frame
 
-        for frame in self._embedded(with_thumbnails()):
-            mini = waiting.popleft()
-            if isinstance(frame.value, np.ndarray) and frame.number is not None and mini is not None:
-                frames[frame.number] = frame.value
-                small[frame.number] = mini
-            elif isinstance(frame.value, LcmemError):
-                reason = frame.value.reason if isinstance(frame.value, ImageError) else Reason.NOT_FINITE
-                errors.append((frame.number, reason))
+        for frame in self._screener.embed_frames(with_thumbnails()):
+            small = waiting.popleft()
+            if isinstance(frame, EmbeddedFrame) and small is not None:
+                frames[frame.number] = frame.embeddings
+                thumbnails[frame.number] = small
+            elif isinstance(frame, FailedFrame):
+                errors.append((frame.number, frame.error.reason if isinstance(frame.error, ImageError) else Reason.NOT_FINITE))
             if frame.last:
-                at_hand = not frames and not errors
-                yield Embedded(frame.content, frames, tuple(errors), frame.notes, at_hand, small, frame.identifiers)
-                frames, errors, small = {}, [], {}
+                file, at_hand = frame.file, isinstance(frame, KnownFile)
+                yield Embedded(file.content, frames, tuple(errors), frame.notes, at_hand, thumbnails, file.identifiers)
+                frames, errors, thumbnails = {}, [], {}
+
+    def _views(self, image: OpenImage, number: int, size: int) -> list[NDArray[np.uint8]]:
+        """As `ImageFile.views`, look after look; of each as many as of the first, which is the image as it is."""
+        renderings = image.renderings(number)
+        seen: list[NDArray[np.uint8]] = []
+        with boundary():
+            many = 0
+            for look in self._looks:
+                views = views_of([look(rendering) for rendering in renderings], size)
+                many = many or len(views)
+                seen += (*views, *views[-1:] * many)[:many]
+        return seen

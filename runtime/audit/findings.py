@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from ..calibration.intervals import Interval
 from ..errors import Reason
 from .neighbours import Match
-from .statistics import Interval, rate_interval
+from .statistics import rate_interval
 
 __all__ = [
     "FOUND",
@@ -47,7 +48,7 @@ class Grade(StrEnum):
 
 FOUND = frozenset({Grade.IDENTICAL, Grade.MEMORIZED, Grade.REIDENTIFIED, Grade.MATCH})
 """The grades that are a find."""
-_ORDER = {grade: at for at, grade in enumerate(Grade)}
+_ORDER = {grade: rank for rank, grade in enumerate(Grade)}
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Finding:
     """One released image.
 
     Attributes:
-        at: which item of the released set.
+        index: which item of the released set.
         name: where it lies below the released folder.
         sha256: of the file, hex; None when it could not be read.
         grade: see `Grade`.
@@ -70,7 +71,7 @@ class Finding:
         labels: its folder, and what a list of labels says of it.
     """
 
-    at: int
+    index: int
     name: str
     sha256: str | None
     grade: Grade
@@ -96,12 +97,12 @@ class Cluster:
 
     Attributes:
         name: the released image's name, or the reference image's key.
-        others: the other side, best first: (name or key, score).
-        total: how many there are; `others` may be fewer.
+        partners: the other side, best first: (name or key, score).
+        total: how many there are; `partners` may be fewer.
     """
 
     name: str
-    others: tuple[tuple[str, float], ...]
+    partners: tuple[tuple[str, float], ...]
     total: int
 
 
@@ -149,11 +150,11 @@ def copied_often(findings: Sequence[Finding]) -> list[Cluster]:
             for key, score in pairs.items():
                 by_key[key].append((finding.name, score))
     clusters = [
-        Cluster(key, tuple(sorted(others, key=lambda other: (-other[1], other[0]))), len(others))
-        for key, others in by_key.items()
-        if len(others) > 1
+        Cluster(key, tuple(sorted(partners, key=lambda partner: (-partner[1], partner[0]))), len(partners))
+        for key, partners in by_key.items()
+        if len(partners) > 1
     ]
-    return sorted(clusters, key=lambda cluster: (-cluster.total, -cluster.others[0][1], cluster.name))
+    return sorted(clusters, key=lambda cluster: (-cluster.total, -cluster.partners[0][1], cluster.name))
 
 
 def like_many(findings: Sequence[Finding]) -> list[Cluster]:
@@ -163,7 +164,7 @@ def like_many(findings: Sequence[Finding]) -> list[Cluster]:
         for finding in findings
         if finding.total > 1
     ]
-    return sorted(clusters, key=lambda cluster: (-cluster.total, -cluster.others[0][1], cluster.name))
+    return sorted(clusters, key=lambda cluster: (-cluster.total, -cluster.partners[0][1], cluster.name))
 
 
 def by_group(findings: Sequence[Finding], label: str) -> list[Group]:

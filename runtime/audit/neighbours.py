@@ -148,24 +148,24 @@ class InMemory:
         for query, near in zip(queries, places, strict=True):
             scores = 1.0 / (1.0 + np.exp(-self._head.logits(query, self._embeddings[near])))
             best: dict[str, Match] = {}
-            for at in np.argsort(-scores, kind="stable"):
-                best.setdefault(self._keys[near[at]], self._match(near[at], scores[at]))
+            for rank in np.argsort(-scores, kind="stable"):
+                best.setdefault(self._keys[near[rank]], self._match(near[rank], scores[rank]))
             closest.append(tuple(best.values())[:top])
         return closest
 
     def _logits(self, query: Floats) -> NDArray[np.float64]:
         """Of everything."""
         every = self._embeddings
-        return np.concatenate([self._head.logits(query, every[at : at + CHUNK]) for at in range(0, len(every), CHUNK)])
+        return np.concatenate([self._head.logits(query, every[start : start + CHUNK]) for start in range(0, len(every), CHUNK)])
 
     def _found(self, query: Floats, places: NDArray[np.int64], logits: NDArray[np.float64], threshold: float, top: int) -> Found:
         scores = 1.0 / (1.0 + np.exp(-logits))
         order = np.lexsort((places, -scores))
         best: dict[str, Match] = {}  # an image once, by its best frame
-        for at in order:
-            if best and scores[at] < threshold:
+        for rank in order:
+            if best and scores[rank] < threshold:
                 break
-            best.setdefault(self._keys[places[at]], self._match(places[at], scores[at]))
+            best.setdefault(self._keys[places[rank]], self._match(places[rank], scores[rank]))
         ranked = list(best.values())
         total = len(ranked) if ranked[0].score >= threshold else 0
         return Found(tuple(ranked[:top]) if total else (), total, ranked[0])

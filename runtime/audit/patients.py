@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from pathlib import Path
 
+from ..csv_list import read_csv_list
 from ..errors import UsageError
 
 __all__ = ["LISTED", "Patients"]
@@ -30,25 +30,13 @@ class Patients:
         self._path, self._used = path, False
         base = Path(os.path.abspath(path)).parent
         self._patients: dict[str, str] = {}
-        try:
-            with path.open(encoding="utf-8-sig", newline="") as file:
-                reader = csv.DictReader(file)
-                columns = reader.fieldnames or ()
-                column = next((name for name in COLUMNS if name in columns), None)
-                if "path" not in columns or column is None:
-                    raise UsageError(
-                        f"{path} must have the columns path and patient (or id); its first line has {', '.join(columns) or 'none'}"
-                    )
-                for row in reader:
-                    name, patient = (row["path"] or "").strip(), (row[column] or "").strip()
-                    if not name or not patient:
-                        continue
-                    key = os.path.realpath(base / name)
-                    if self._patients.setdefault(key, patient) != patient:
-                        raise UsageError(f"{path} line {reader.line_num} gives {name} a second patient: one image has one patient")
-        except (OSError, UnicodeDecodeError, csv.Error, ValueError) as error:
-            cause = error.strerror if isinstance(error, OSError) else error
-            raise UsageError(f"{path} cannot be read as a CSV list of patients: {cause}") from error
+        for row in read_csv_list(path, ("path", COLUMNS), what="list of patients", error=UsageError):
+            name, patient = row.get("path"), row.get(next(column for column in COLUMNS if column in row.values))
+            if not name or not patient:
+                continue
+            key = os.path.realpath(base / name)
+            if self._patients.setdefault(key, patient) != patient:
+                raise UsageError(f"{row.where} gives {name} a second patient: one image has one patient")
 
     def of(self, image: Path) -> str | None:
         """The patient of an image, with a mark that tells it from a header's; None where the list does not say."""

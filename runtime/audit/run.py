@@ -1,204 +1,58 @@
-"""The audit itself: three sets embedded, searched, compared, judged. What comes out is an `Audit`, which `report` writes."""
+"""Run an audit: read the sets, search, choose the threshold, compare pixels, grade each released image.
+
+`audit` is the whole in order; the steps of `_Steps` follow in the order in which it takes them. `report` writes the result.
+"""
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..calibration.threshold import decide_threshold, stored_calibration
-from ..errors import GalleryError, ImageError, UsageError
-from ..gallery import Gallery
+from ..errors import ImageError, UsageError
 from ..images.formats import read_file
-from ..images.reader_version import READER_VERSION
-from ..model.bundle import Bundle
-from ..model.head import check_threshold
-from ..model.strangers import check_rate
-from ..privacy import ReportPseudonyms, SiteKey
 from ..screening import Screener
 from ..system.cpu import cpu_limit
+from .best_pairs import BestPair, best_pairs, search_in_batches
 from .embedding import frame_of
-from .embedding_cache import Cache
 from .findings import Finding, Grade
-from .folders import PRIVATE, prepare_output, walked
-from .labels import folder_of, read_labels
-from .neighbours import Found, InMemory, Match
-from .patients import Patients
+from .inputs import Inputs, find_sets, kept_back, read_inputs
+from .neighbours import Match
+from .output_folder import PRIVATE, prepare_output
 from .pixel_match import AGREES, agreement
 from .reference import Reference, is_index, searchable_set
-from .sets import ImageSet, Item, embed_set
-from .statistics import Excess, Nearer, Shift, by_trial, nearer, shift
-from .suspects import CERTAIN, Other, Suspect, Suspicion, vet
-from .thresholds import Basis, ByChance, Limit, by_chance, choose_limit
-from .tta import LOOKS, VERSION
+from .request import Progress, Request, check_request, without_progress
+from .result import Audit, Looking, Memorization, Tests
+from .sets import ImageSet, folder_of
+from .statistics import Excess, Nearest, by_trial, nearer, shift
+from .suspects import CERTAIN, Other, Suspect, Suspicion, Vetted, vet
+from .thresholds import Basis, ByChance, Limit, RateRange, by_chance, choose_limit
+from .tta import LOOKS
 
 __all__ = ["PRIVATE", "Audit", "Looking", "Memorization", "Progress", "Request", "Tests", "audit", "is_index"]
 
 COMPARED_AT_MOST = 4_000
 """Pairs that are compared pixel by pixel, best scores first: some 25 ms each."""
-BATCH = 256
 FEWEST_FOR_TESTS = 5
 
-T = TypeVar("T")
 Doubles = NDArray[np.float64]
-Progress = Callable[[Iterable[T], int, str], Iterable[T]]
-"""Passes items on, and shows how far it is: items, how many there will be, what is done with them."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is asked for.
-
-    Attributes:
-        released: folder of images that are to be released.
-        reference: folder of images that must not be given away, or an index of them.
-        out: folder for the report and its private part.
-        holdout: folder of images like the reference's that are not in it.
-        threshold: score in (0, 1); None chooses one (see `limits`).
-        wanted: share of images without a copy that may reach a chosen threshold.
-        tta: look at released images mirrored and turned too.
-        search: how an index is searched: "auto", "exact" or "hnsw".
-        top: reference images to list for one released image.
-        labels: CSV file with a class or data set for released images.
-        fpir: as `wanted`, where there is no hold-out and the bundle's strangers set the threshold; None takes 5 %.
-        patients: CSV file with the patients of images of any set (see `Patients`).
-        ignore_patients: take no notice of the patients in DICOM headers, which may be anonymous.
-        suspects: "leave-out" suspects of the hold-out (see `suspects`), or "keep" those that are not certain.
-    """
-
-    released: Path
-    reference: Path
-    out: Path
-    holdout: Path | None = None
-    threshold: float | None = None
-    wanted: float = 0.01
-    tta: bool = False
-    search: str = "auto"
-    top: int = 10
-    labels: Path | None = None
-    fpir: float | None = None
-    patients: Path | None = None
-    ignore_patients: bool = False
-    suspects: str = "leave-out"
-
-
-@dataclass(frozen=True)
-class Looking:
-    """What `--tta` changed: the same audit without it beside this one.
-
-    Attributes:
-        ways: in how many ways each image was looked at.
-        plain: the threshold, and what chance gives, without it.
-        plain_found: images at or above that threshold, looked at as they are.
-        gained, lost: images that only this audit has at or above its threshold, and those that only the other has.
-    """
-
-    ways: int
-    plain: Limit
-    plain_chance: ByChance
-    plain_found: int
-    gained: int
-    lost: int
-
-
-@dataclass(frozen=True)
-class Memorization:
-    """Released beside hold-out: `shift` asks whether released images are nearer to the reference than hold-out images are,
-    `nearer` whether released images are nearer to the reference than to the hold-out."""
-
-    shift: Shift
-    nearer: Nearer
-
-
-@dataclass(frozen=True)
-class Tests:
-    """What a hold-out was good for.
-
-    Attributes:
-        images: that were used.
-        suspects: images that are copies of reference or released ones, or of a patient of the reference.
-        kept: those of them that were counted all the same, as the user told us.
-        repeated: copies of another image of the hold-out, which is counted once.
-        not_aligned: candidates for suspects that were not looked at, for there were too many.
-        scores: best score of each against the reference, (images,).
-        memorization: None where there are too few images.
-    """
-
-    images: int
-    suspects: tuple[Suspect, ...]
-    kept: tuple[Suspect, ...]
-    repeated: tuple[Suspect, ...]
-    not_aligned: int
-    scores: Doubles = field(repr=False)
-    memorization: Memorization | None
-
-    @property
-    def left_out(self) -> tuple[Suspect, ...]:
-        """The suspects that were not counted."""
-        kept = {suspect.at for suspect in self.kept}
-        return tuple(suspect for suspect in self.suspects if suspect.at not in kept)
-
-
-@dataclass(frozen=True, eq=False)
-class Audit:
-    """All that a report says.
-
-    Attributes:
-        request, bundle: what was asked for, and the model.
-        variant, provider: what the model ran on.
-        released, reference, holdout: the sets; no reference set where it was an index.
-        index: what the index says of itself, without its path.
-        gallery: reference frames that were searched.
-        exact: whether the search misses nothing.
-        findings: one for each released file, in order.
-        limit, chance: the threshold, and what chance alone gives.
-        promoted: what chance gives of images that only the comparison of pixels found; None without a hold-out.
-        compared: pairs that were compared pixel by pixel, and `not_compared`, pairs that would have been.
-        tests: of the hold-out.
-        looking: what --tta changed.
-        pseudonyms: of reference images.
-        seconds: what it took.
-        caveats: what could not be done, in words.
-        pixels, released_pixels: decode a reference image's frame, and that of a released item; None where the file is not at hand.
-    """
-
-    request: Request
-    bundle: Bundle
-    variant: str
-    provider: str
-    released: ImageSet = field(repr=False)
-    reference: ImageSet | None = field(repr=False)
-    holdout: ImageSet | None = field(repr=False)
-    index: Mapping[str, object] | None
-    gallery: int
-    exact: bool
-    findings: list[Finding] = field(repr=False)
-    limit: Limit
-    chance: ByChance
-    promoted: Excess | None
-    compared: int
-    not_compared: int
-    tests: Tests | None
-    looking: Looking | None
-    pseudonyms: ReportPseudonyms
-    seconds: float
-    caveats: tuple[str, ...]
-    pixels: Callable[[Match], NDArray[np.uint8] | None] = field(repr=False)
-    released_pixels: Callable[[int, int], NDArray[np.uint8] | None] = field(repr=False)
+Pixels = NDArray[np.uint8]
+log = logging.getLogger(__name__)
 
 
 def audit(
     screener: Screener,
     request: Request,
-    progress: Progress = lambda items, total, what: items,  # type: ignore[type-arg]
-    warn: Callable[[str], None] = lambda line: None,
+    progress: Progress = without_progress,
+    warn: Callable[[str], None] = log.warning,
 ) -> Audit:
     """Audit a released set against a reference.
 
@@ -206,382 +60,340 @@ def audit(
 
     Args:
         screener: with the bundle to use; of the index, where the reference is one.
+        request: what is asked for.
         progress: see `Progress`.
-        warn: is told what an index mends by itself, and other things that the user should see at once.
+        warn: is told what an index mends by itself, and other things that the user should see at once; by default they are logged.
 
     Raises:
         UsageError: something that cannot be audited as it was asked.
         GalleryError: the index cannot be used, or nothing of the reference can be read.
     """
     started = time.monotonic()
-    if request.threshold is not None:
-        check_threshold(request.threshold)
-    if request.fpir is not None and check_rate(request.fpir) and request.holdout:
-        raise UsageError("a hold-out sets the threshold by the wanted rate (--wanted-rate): leave --fpir away, or the hold-out")
-    if request.top < 1:
-        raise UsageError(f"{request.top} matches cannot be listed; ask for 1 or more")
-    if request.suspects not in ("leave-out", "keep"):
-        raise UsageError(f"suspects must be leave-out or keep, got {request.suspects}")
-    kept_back = {"the reference": request.reference, **({"the hold-out": request.holdout} if request.holdout else {})}
-    folders = {"the released images": request.released, **kept_back}
-    # Before anything is written or embedded: a set without an image ends the audit.
-    sets = {what: walked(folder, what) for what, folder in folders.items() if what != "the reference" or not is_index(folder)}
-    request = replace(request, out=prepare_output(request.out, request.released, kept_back))
-    private = request.out / PRIVATE
-    patients = Patients(request.patients) if request.patients else None
-    looks = tuple(LOOKS.values()) if request.tta else ()
-    caveats: list[str] = []
-    with ExitStack() as open_things:
-        gallery = None
-        if is_index(request.reference):
-            gallery = open_things.enter_context(Gallery.open(request.reference, screener.bundle, warn=warn))
-            if not len(gallery):
-                raise GalleryError(f"{request.reference} holds no images, so nothing can be found in it: add some first")
-        pseudonyms = ReportPseudonyms(private / "pseudonyms.key")
-        own_key = SiteKey(pseudonyms.secret)
-        reference = Reference(screener, gallery, request.search) if gallery is not None else None
-        if reference is not None:
-            open_things.callback(reference.close)
-        key = own_key
-        if gallery is not None and reference is not None and request.holdout and reference.patients and not request.ignore_patients:
-            try:
-                key = gallery.site_key()
-            except UsageError as error:
-                warn(f"patients of the hold-out are not compared with the index's: {error}")
-                caveats.append("The hold-out's patients could not be compared with the reference's, for want of the site key.")
+    check_request(request)
+    files = find_sets(request)
+    request = replace(request, out=prepare_output(request.out, request.released, kept_back(request)))
+    with ExitStack() as resources:
+        inputs = read_inputs(screener, request, files, progress, warn, resources)
+        steps = _Steps(screener, request, progress, inputs.reference)
+        released = inputs.released
 
-        def embedded(folder: Path, what: str, looks_here: Sequence[object]) -> ImageSet:
-            found, skipped = sets[what]
-            into = ImageSet(max(1, len(looks_here)), screener.bundle.features, skipped)
-            model = f"{screener.bundle.fingerprint}/reader{READER_VERSION}" + (f"/tta{VERSION}" if looks_here else "")
-            with Cache(private / "embeddings.sqlite", model, screener.bundle.features, key.name) as cache:
-                steps = embed_set(screener, found, folder, into, cache, looks if looks_here else (), key)
-                for _ in progress(steps, len(found), f"reading {what}"):
-                    pass
-            into.items = [_with_patient(item, patients, request.ignore_patients) for item in into.items]
-            return into
-
-        if reference is None:
-            images = embedded(request.reference, "the reference", ())
-            if not len(images.embeddings):
-                raise GalleryError(f"{request.reference} holds no image that can be read: there is nothing to compare with")
-            reference = Reference(screener, images, request.search)
-        else:
-            reference.name_patients(patients, comparable=key is not own_key)
-        released = embedded(request.released, "the released images", looks)
-        holdout = embedded(request.holdout, "the hold-out", looks) if request.holdout else None
-        if patients:
-            patients.check_used()
-        if holdout and not reference.has_keys and any(item.patient for item in holdout.items):
-            caveats.append("The hold-out's patients could not be compared with the reference's: the index was not read as a whole.")
-        names = [item.name for item in released.items]
-        labels = read_labels(request.labels, names) if request.labels else {}
-        work = _Work(screener, request, progress, reference, caveats)
-        return work.audit(released, holdout, labels, pseudonyms, started)
-
-
-def _with_patient(item: Item, patients: Patients | None, ignore_header: bool) -> Item:
-    """An item with the patient that a list gives it, or else the one of its header."""
-    listed = patients.of(item.path) if patients else None
-    return replace(item, patient=listed or (None if ignore_header else item.patient))
-
-
-class _Work:
-    """One audit under way: what its steps share."""
-
-    def __init__(
-        self,
-        screener: Screener,
-        request: Request,
-        progress: Progress,  # type: ignore[type-arg]
-        reference: Reference,
-        caveats: Sequence[str],
-    ) -> None:
-        self.screener, self.request, self.progress = screener, request, progress
-        self.reference, self.gallery, self.searchable = reference, reference.gallery, reference.searchable
-        self.bundle = screener.bundle
-        self.caveats = tuple(caveats)
-
-    def audit(
-        self,
-        released: ImageSet,
-        holdout: ImageSet | None,
-        labels: dict[str, dict[str, str]],
-        pseudonyms: ReportPseudonyms,
-        started: float,
-    ) -> Audit:
-        request = self.request
-        held = self._best(holdout, "searching for the hold-out", None) if holdout else {}
-        tests, kept, known = self._vetted(holdout, released, held) if holdout else (None, [], {})
-        scores = _scores(held, kept)
-        stored = self._stored_limit()
-        limit = self._limit(stored, scores)
-        best = self._best(released, "searching", limit.value)
-        chance = self._chance(limit, best, scores, released.looks)
-        agreeing, compared, left = self._compare(released, best, limit.compare, {})
-        held_agreeing, _, _ = self._compare(holdout, {at: held[at] for at in kept}, limit.compare, known) if holdout else ({}, 0, 0)
-        findings = [self._finding(released, at, best.get(at), limit, agreeing.get(at), labels) for at in range(len(released.items))]
-        promoted = None
-        if holdout and tests:
-            promoted_there = sum(
-                agreeing_there is not None and agreeing_there >= AGREES and held[at].best.score < limit.value
-                for at, agreeing_there in held_agreeing.items()
-            )
-            if self.reference.images or any(value is not None for value in held_agreeing.values()):
-                promoted = by_trial(len(best), promoted_there, len(kept))
-            tests = replace(
-                tests,
-                scores=scores if scores is not None else np.empty(0),
-                memorization=self._memorization(released, holdout, kept, best, held),
-            )
-        for finding in findings:  # so that what has a pseudonym does not depend on what a report shows
-            for match in (finding.nearest, *finding.matches):
-                if match and finding.grade is not Grade.CLEAR:
-                    pseudonyms.name(match.key)
+        holdout = steps.vet_holdout(inputs.holdout, released) if inputs.holdout else None
+        stored = steps.stored_limit()
+        limit = steps.choose_limit(stored, holdout.scores if holdout else None)
+        pairs = steps.search(released, "searching", limit.value)
+        chance = steps.expect_by_chance(limit, pairs, holdout, released.looks)
+        comparison = steps.compare_pixels(released, pairs, limit.compare)
+        promoted = steps.expect_promoted(holdout, pairs, limit) if holdout else None
+        tests = steps.test_memorization(holdout, released, pairs) if holdout else None
+        findings = steps.grade(inputs, pairs, limit, comparison.agreements)
+        _name_references(inputs, findings)
         return Audit(
             request=request,
-            bundle=self.bundle,
-            variant=self.screener.encoder.variant,
-            provider=self.screener.encoder.provider,
+            bundle=screener.bundle,
+            variant=screener.encoder.variant,
+            provider=screener.encoder.provider,
             released=released,
-            reference=self.reference.images,
-            holdout=holdout,
-            index=self.reference.described(),
-            gallery=len(self.searchable),
-            exact=self.searchable.exact,
+            reference=inputs.reference.images,
+            holdout=inputs.holdout,
+            index=inputs.reference.described(),
+            gallery=len(inputs.reference.searchable),
+            exact=inputs.reference.searchable.exact,
             findings=findings,
             limit=limit,
             chance=chance,
             promoted=promoted,
-            compared=compared,
-            not_compared=left,
+            compared=comparison.compared,
+            not_compared=comparison.not_compared,
             tests=tests,
-            looking=self._looking(limit, best, held, kept, stored) if request.tta else None,
-            pseudonyms=pseudonyms,
+            looking=steps.compare_looks(limit, pairs, holdout, stored) if request.tta else None,
+            pseudonyms=inputs.pseudonyms,
             seconds=time.monotonic() - started,
-            caveats=self.caveats,
-            pixels=self.reference.pixels,
-            released_pixels=lambda at, frame: self._pixels(released.items[at].path, frame),
+            caveats=inputs.caveats,
+            pixels=inputs.reference.pixels,
+            released_pixels=lambda index, frame: steps.pixels(released, index, frame),
         )
 
-    def _vetted(
-        self, holdout: ImageSet, released: ImageSet, held: dict[int, _Best]
-    ) -> tuple[Tests, list[int], dict[int, float | None]]:
-        """The hold-out without its suspects: what is known of it, the items that count, and what comparing their pixels gave.
 
-        Raises:
-            UsageError: nothing is left of it.
-        """
-        nearest = {at: (each.frame, each.best) for at, each in held.items()}
-        vetted = vet(self.screener, holdout, released, self.reference, nearest, self.progress)
-        keep = self.request.suspects == "keep"
-        kept = tuple(suspect for suspect in vetted.suspects if keep and suspect.suspicion not in CERTAIN)
-        left_out = {suspect.at for suspect in (*vetted.suspects, *vetted.repeated)} - {suspect.at for suspect in kept}
-        counted = [at for at in holdout.readable if at not in left_out]
-        if not counted:
-            raise UsageError(_nothing_left(self.request.holdout, vetted.suspects))
-        tests = Tests(len(counted), vetted.suspects, kept, vetted.repeated, vetted.not_aligned, np.empty(0), None)
-        return tests, counted, vetted.agreements
+def _name_references(inputs: Inputs, findings: Sequence[Finding]) -> None:
+    """Give each reference image that was found a pseudonym, so that which have one does not depend on what a report shows."""
+    for finding in findings:
+        for match in (finding.nearest, *finding.matches):
+            if match and finding.grade is not Grade.CLEAR:
+                inputs.pseudonyms.name(match.key)
 
-    # -- thresholds ------------------------------------------------------------------------------------------------
 
-    def _stored_limit(self) -> Limit | None:
-        """The threshold that a calibration left with the index, and what it promises at the index's size."""
-        calibration = stored_calibration(self.gallery) if self.gallery else None
-        if self.gallery is None or calibration is None:
-            return None
-        decision = decide_threshold(self.gallery)
-        growth, size = calibration.growth, self.gallery.vectors()
-        ends = calibration.fpir_interval
-        high = growth.at_most(size, ends.high)
-        middle = min(growth.expected(size), high)
-        rate = (min(ends.low, middle), middle, high)
-        warning = " ".join(decision.warnings) or None
-        return Limit(decision.threshold, 0.0, 0.0, Basis.INDEX, decision.words, warning=warning, stored_rate=rate)
+@dataclass(frozen=True, eq=False)
+class _Holdout:
+    """The hold-out without its suspects.
 
-    def _limit(self, stored: Limit | None, scores: Doubles | None) -> Limit:
-        asked, size = self.request, len(self.searchable)
-        return choose_limit(
-            self.bundle, asked.wanted, given=asked.threshold, stored=stored, holdout=scores, gallery=size, fpir=asked.fpir
-        )
+    Attributes:
+        images: the whole set.
+        pairs: the best pair with the reference of each image that can be read, by its number in the set.
+        counted: the images that count.
+        vetted: what is suspect or repeated, and what comparing pixels gave.
+        kept: suspects that count all the same.
+    """
 
-    def _chance(self, limit: Limit, best: dict[int, _Best], scores: Doubles | None, looks: int) -> ByChance:
-        found = sum(each.best.score >= limit.value for each in best.values())
-        return by_chance(
-            self.bundle, limit, images=len(best), found=found, gallery=len(self.searchable), holdout=scores, looks=looks
-        )
+    images: ImageSet = field(repr=False)
+    pairs: Mapping[int, BestPair] = field(repr=False)
+    counted: Sequence[int] = field(repr=False)
+    vetted: Vetted
+    kept: tuple[Suspect, ...]
 
-    def _looking(
-        self, limit: Limit, best: dict[int, _Best], held: dict[int, _Best], kept: list[int], stored: Limit | None
-    ) -> Looking:
-        scores = np.array([held[at].plain.score for at in kept]) if kept else None
-        plain = self._limit(stored, scores)
-        with_looks = {at for at, each in best.items() if each.best.score >= limit.value}
-        without = {at for at, each in best.items() if each.plain.score >= plain.value}
-        chance = by_chance(
-            self.bundle, plain, images=len(best), found=len(without), gallery=len(self.searchable), holdout=scores, looks=1
-        )
-        return Looking(len(LOOKS), plain, chance, len(without), len(with_looks - without), len(without - with_looks))
+    @property
+    def scores(self) -> Doubles:
+        """Best score of each image that counts, float64 (counted,)."""
+        return np.array([self.pairs[index].best.score for index in self.counted], np.float64)
 
-    # -- searching -------------------------------------------------------------------------------------------------
-
-    def _best(self, images: ImageSet, what: str, threshold: float | None) -> dict[int, _Best]:
-        """The best pair of each image that has an embedding, over its frames and looks; matches only with a threshold."""
-        queries = images.embeddings.reshape(-1, self.bundle.features)
-        best: dict[int, _Best] = {}
-
-        def steps() -> Iterator[int]:
-            for start in range(0, len(queries), BATCH):
-                for offset, found in enumerate(self.searchable.search(queries[start : start + BATCH], threshold, self.request.top)):
-                    row, look = divmod(start + offset, images.looks)
-                    at = int(images.of[row])
-                    best[at] = _Best.of(found, int(images.frames[row]), look, best.get(at), self.request.top)
-                    yield at
-
-        for _ in self.progress(steps(), len(queries), what):
-            pass
-        return best
-
-    def _memorization(
-        self, released: ImageSet, holdout: ImageSet, kept: list[int], best: dict[int, _Best], held: dict[int, _Best]
-    ) -> Memorization | None:
-        """Both tests, on images as they are: an image that was looked at in more ways would have more chances than another."""
-        if len(kept) < FEWEST_FOR_TESTS or len(best) < FEWEST_FOR_TESTS:
-            return None
-        other = searchable_set(self.screener, holdout, np.flatnonzero(np.isin(holdout.of, kept)))
-        places = {holdout.items[at].name: place for place, at in enumerate(kept)}
-        found = list(
-            self.progress(_searched(other, released.embeddings[:, 0]), len(released.embeddings), "comparing with the hold-out")
-        )
-        to_holdout: dict[int, Match] = {}
-        for row, match in enumerate(found):
-            at = int(released.of[row])
-            if at not in to_holdout or match.score > to_holdout[at].score:
-                to_holdout[at] = match
-        order = sorted(best)
-        keys = {key: number for number, key in enumerate(dict.fromkeys(best[at].plain.key for at in order))}
-        return Memorization(
-            shift(np.array([best[at].plain.score for at in order]), np.array([held[at].plain.score for at in kept])),
-            nearer(
-                (np.array([best[at].plain.score for at in order]), np.array([keys[best[at].plain.key] for at in order])),
-                (np.array([to_holdout[at].score for at in order]), np.array([places[to_holdout[at].key] for at in order])),
-                self.reference.size,
-                len(kept),
-            ),
-        )
-
-    # -- pixels ----------------------------------------------------------------------------------------------------
-
-    def _compare(
-        self, images: ImageSet, best: dict[int, _Best], least: float, known: dict[int, float | None]
-    ) -> tuple[dict[int, float | None], int, int]:
-        """Correlation of detail with the nearest reference image, of each image that scores `least` or more; how many
-        were compared, and how many were not for want of time. What is `known` already is not compared again."""
-        wanted = sorted((at for at, each in best.items() if each.best.score >= least), key=lambda at: -best[at].best.score)
-        chosen, left = wanted[:COMPARED_AT_MOST], len(wanted) - COMPARED_AT_MOST
-
-        def compared(at: int) -> float | None:
-            if at in known:
-                return known[at]
-            other = self.reference.pixels(best[at].best)
-            own = self._pixels(images.items[at].path, best[at].frame) if other is not None else None
-            return None if own is None or other is None else agreement(own, other)
-
-        values: dict[int, float | None] = {}
-        if chosen:
-            with ThreadPoolExecutor(cpu_limit(), thread_name_prefix="lcmem-compare") as pool:
-                results = self.progress(pool.map(compared, chosen), len(chosen), "comparing pixels")
-                values = dict(zip(chosen, results, strict=True))
-        return values, sum(value is not None for value in values.values()), max(0, left)
-
-    def _pixels(self, path: Path, frame: int) -> NDArray[np.uint8] | None:
-        try:
-            return frame_of(self.screener, read_file(path, self.screener.limits), path.name, frame)
-        except ImageError:  # it was read a moment ago: it has gone, or memory has
-            return None
-
-    # -- judging ---------------------------------------------------------------------------------------------------
-
-    def _finding(
-        self,
-        released: ImageSet,
-        at: int,
-        best: _Best | None,
-        limit: Limit,
-        agrees: float | None,
-        labels: dict[str, dict[str, str]],
-    ) -> Finding:
-        item = released.items[at]
-        sha256 = item.content.hex() if item.content else None
-        known = {"folder": folder_of(item.name), **labels.get(item.name, {})}
-        if best is None:
-            return Finding(at, item.name, sha256, Grade.UNREADABLE, reasons=item.errors, labels=known)
-        score, matched = best.best.score, best.best.score >= limit.value
-        if self.reference.holds(item.content):
-            grade = Grade.IDENTICAL
-        elif agrees is not None and agrees >= AGREES:
-            grade = Grade.MEMORIZED
-        elif matched:
-            grade = Grade.MATCH if agrees is None else Grade.REIDENTIFIED
-        else:
-            grade = Grade.NEAR if score >= limit.near else Grade.CLEAR
-        return Finding(
-            at,
-            item.name,
-            sha256,
-            grade,
-            score,
-            best.plain.score,
-            best.frame,
-            list(LOOKS)[best.look],
-            best.best,
-            agrees,
-            best.matches if matched else (),
-            best.total if matched else 0,
-            item.errors,
-            known,
-        )
+    @property
+    def plain_scores(self) -> Doubles:
+        """The same of the images as they are, without other looks."""
+        return np.array([self.pairs[index].plain.score for index in self.counted], np.float64)
 
 
 @dataclass(frozen=True)
-class _Best:
-    """The best pair of an image so far, over frames and looks; `plain`: the best of its frames as they are."""
+class _Comparison:
+    """What comparing pixels gave.
 
-    best: Match
-    plain: Match
-    frame: int
-    look: int
-    matches: tuple[Match, ...]
-    total: int
+    Attributes:
+        agreements: by an image's number, the correlation of detail with its nearest reference image, -1 to 1; None where one of the
+            two files is not at hand.
+        compared: how many pairs were compared.
+        not_compared: how many would have been, with more time.
+    """
 
-    @staticmethod
-    def of(found: Found, frame: int, look: int, before: _Best | None, top: int) -> _Best:
-        if before is None:  # the first look is the plain one
-            return _Best(found.nearest, found.nearest, frame, look, found.matches, found.total)
-        plain = found.nearest if look == 0 and found.nearest.score > before.plain.score else before.plain
-        together: dict[str, Match] = {}
-        for match in (*before.matches, *found.matches):
-            if match.key not in together or match.score > together[match.key].score:
-                together[match.key] = match
-        matches = sorted(together.values(), key=lambda match: -match.score)
-        total = max(before.total, found.total, len(matches))
-        if found.nearest.score > before.best.score:
-            return _Best(found.nearest, plain, frame, look, tuple(matches[:top]), total)
-        return _Best(before.best, plain, before.frame, before.look, tuple(matches[:top]), total)
+    agreements: Mapping[int, float | None] = field(repr=False)
+    compared: int
+    not_compared: int
 
 
-def _searched(other: InMemory, queries: NDArray[np.float32]) -> Iterator[Match]:
-    for start in range(0, len(queries), BATCH):
-        for found in other.search(queries[start : start + BATCH], None, 1):
-            yield found.nearest
+class _Steps:
+    """The steps of one audit, and what they share."""
+
+    def __init__(self, screener: Screener, request: Request, progress: Progress, reference: Reference) -> None:
+        self._screener, self._request, self._progress, self._reference = screener, request, progress, reference
+        self._bundle = screener.bundle
+
+    def search(self, images: ImageSet, what: str, threshold: float | None) -> dict[int, BestPair]:
+        """Find the best pair of each image that has an embedding; matches only with a threshold."""
+        return best_pairs(self._reference.searchable, images, threshold, self._request.top, self._progress, what)
+
+    # -- hold-out and threshold ------------------------------------------------------------------------------------
+
+    def vet_holdout(self, images: ImageSet, released: ImageSet) -> _Holdout:
+        """Search for the hold-out's images, and leave out those that are suspect or repeated.
+
+        Raises:
+            UsageError: no image is left.
+        """
+        pairs = self.search(images, "searching for the hold-out", None)
+        vetted = vet(self._screener, images, released, self._reference, pairs, self._progress)
+        keep = self._request.suspects == "keep"
+        kept = tuple(suspect for suspect in vetted.suspects if keep and suspect.suspicion not in CERTAIN)
+        left_out = {suspect.index for suspect in (*vetted.suspects, *vetted.repeated)} - {suspect.index for suspect in kept}
+        counted = [index for index in images.readable if index not in left_out]
+        if not counted:
+            raise UsageError(_nothing_left(self._request.holdout, vetted.suspects))
+        return _Holdout(images, pairs, counted, vetted, kept)
+
+    def stored_limit(self) -> Limit | None:
+        """Return the threshold that a calibration left with the index, and what it promises at the index's size."""
+        gallery = self._reference.gallery
+        calibration = stored_calibration(gallery) if gallery else None
+        if gallery is None or calibration is None:
+            return None
+        decision = decide_threshold(gallery)
+        growth, size = calibration.growth, gallery.vectors()
+        high = growth.at_most(size, calibration.fpir_interval.high)
+        middle = min(growth.expected(size), high)
+        rate = RateRange(min(calibration.fpir_interval.low, middle), middle, high)
+        warning = " ".join(decision.warnings) or None
+        return Limit(decision.threshold, 0.0, 0.0, Basis.INDEX, decision.words, warning=warning, stored_rate=rate)
+
+    def choose_limit(self, stored: Limit | None, holdout_scores: Doubles | None) -> Limit:
+        """Choose the threshold by the request, the index's calibration, the hold-out or the bundle."""
+        asked, size = self._request, len(self._reference.searchable)
+        return choose_limit(
+            self._bundle,
+            asked.wanted,
+            given=asked.threshold,
+            stored=stored,
+            holdout=holdout_scores,
+            gallery=size,
+            fpir=asked.fpir,
+        )
+
+    # -- what chance gives -----------------------------------------------------------------------------------------
+
+    def expect_by_chance(self, limit: Limit, pairs: Mapping[int, BestPair], holdout: _Holdout | None, looks: int) -> ByChance:
+        """Estimate how many released images reach the threshold by chance."""
+        found = sum(pair.best.score >= limit.value for pair in pairs.values())
+        return self._by_chance(limit, len(pairs), found, holdout.scores if holdout else None, looks)
+
+    def _by_chance(self, limit: Limit, images: int, found: int, holdout_scores: Doubles | None, looks: int) -> ByChance:
+        size = len(self._reference.searchable)
+        return by_chance(self._bundle, limit, images=images, found=found, gallery=size, holdout=holdout_scores, looks=looks)
+
+    def expect_promoted(self, holdout: _Holdout, pairs: Mapping[int, BestPair], limit: Limit) -> Excess | None:
+        """Estimate how many released images below the threshold would agree with a reference image by their pixels by chance.
+
+        None where no pixels of the reference are at hand.
+        """
+        counted = {index: holdout.pairs[index] for index in holdout.counted}
+        agreements = self.compare_pixels(holdout.images, counted, limit.compare, holdout.vetted.agreements).agreements
+        if not self._reference.images and all(value is None for value in agreements.values()):
+            return None
+        promoted = sum(
+            value is not None and value >= AGREES and counted[index].best.score < limit.value for index, value in agreements.items()
+        )
+        return by_trial(len(pairs), promoted, len(holdout.counted))
+
+    def test_memorization(self, holdout: _Holdout, released: ImageSet, pairs: Mapping[int, BestPair]) -> Tests:
+        """Compare the released images with the hold-out, where both have enough images."""
+        enough = min(len(holdout.counted), len(pairs)) >= FEWEST_FOR_TESTS
+        return Tests(
+            images=len(holdout.counted),
+            suspects=holdout.vetted.suspects,
+            kept=holdout.kept,
+            repeated=holdout.vetted.repeated,
+            not_aligned=holdout.vetted.not_aligned,
+            scores=holdout.scores,
+            memorization=self._memorization(holdout, released, pairs) if enough else None,
+        )
+
+    def _memorization(self, holdout: _Holdout, released: ImageSet, pairs: Mapping[int, BestPair]) -> Memorization:
+        """Make both tests on images as they are: images with several looks would have more chances than others."""
+        ordered = [pairs[index].plain for index in sorted(pairs)]
+        numbers = {key: number for number, key in enumerate(dict.fromkeys(match.key for match in ordered))}
+        to_reference = Nearest(
+            np.array([match.score for match in ordered]), np.array([numbers[match.key] for match in ordered], np.int64)
+        )
+        return Memorization(
+            shift(to_reference.scores, holdout.plain_scores),
+            nearer(
+                to_reference, self._nearest_in_holdout(holdout, released, sorted(pairs)), self._reference.size, len(holdout.counted)
+            ),
+        )
+
+    def _nearest_in_holdout(self, holdout: _Holdout, released: ImageSet, indices: Sequence[int]) -> Nearest:
+        """Find the nearest hold-out image that counts of the released images `indices`."""
+        rows = np.flatnonzero(np.isin(holdout.images.of, holdout.counted))
+        searchable = searchable_set(self._screener, holdout.images, rows)
+        queries = released.embeddings[:, 0]
+        searched = search_in_batches(searchable, queries, None, 1)
+        best: dict[int, Match] = {}
+        for row, found in enumerate(self._progress(searched, len(queries), "comparing with the hold-out")):
+            index = int(released.of[row])
+            if index not in best or found.nearest.score > best[index].score:
+                best[index] = found.nearest
+        numbers = {holdout.images.items[index].name: number for number, index in enumerate(holdout.counted)}
+        return Nearest(
+            np.array([best[index].score for index in indices]), np.array([numbers[best[index].key] for index in indices], np.int64)
+        )
+
+    def compare_looks(self, limit: Limit, pairs: Mapping[int, BestPair], holdout: _Holdout | None, stored: Limit | None) -> Looking:
+        """Say what the same audit finds without other looks."""
+        scores = holdout.plain_scores if holdout else None
+        plain = self.choose_limit(stored, scores)
+        with_looks = {index for index, pair in pairs.items() if pair.best.score >= limit.value}
+        without = {index for index, pair in pairs.items() if pair.plain.score >= plain.value}
+        chance = self._by_chance(plain, len(pairs), len(without), scores, looks=1)
+        return Looking(len(LOOKS), plain, chance, len(without), len(with_looks - without), len(without - with_looks))
+
+    # -- pixels ----------------------------------------------------------------------------------------------------
+
+    def compare_pixels(
+        self,
+        images: ImageSet,
+        pairs: Mapping[int, BestPair],
+        least: float,
+        known: Mapping[int, float | None] | None = None,
+    ) -> _Comparison:
+        """Compare images that score `least` or more with their nearest reference image, the best first.
+
+        Args:
+            images: the set.
+            pairs: of each image that is to be compared, by its number in the set.
+            least: score from which on images are compared.
+            known: agreements that need no comparison any more.
+        """
+        known = known or {}
+        wanted = sorted((index for index, pair in pairs.items() if pair.best.score >= least), key=lambda i: -pairs[i].best.score)
+        chosen = wanted[:COMPARED_AT_MOST]
+
+        def compared(index: int) -> float | None:
+            if index in known:
+                return known[index]
+            reference = self._reference.pixels(pairs[index].best)
+            own = self.pixels(images, index, pairs[index].frame) if reference is not None else None
+            return None if own is None or reference is None else agreement(own, reference)
+
+        agreements: dict[int, float | None] = {}
+        if chosen:
+            with ThreadPoolExecutor(cpu_limit(), thread_name_prefix="lcmem-compare") as pool:
+                results = self._progress(pool.map(compared, chosen), len(chosen), "comparing pixels")
+                agreements = dict(zip(chosen, results, strict=True))
+        return _Comparison(agreements, sum(value is not None for value in agreements.values()), len(wanted) - len(chosen))
+
+    def pixels(self, images: ImageSet, index: int, frame: int) -> Pixels | None:
+        """Decode a frame, RGB uint8 (height, width, 3); None where it cannot be read any more."""
+        path = images.items[index].path
+        try:
+            return frame_of(self._screener, read_file(path, self._screener.limits), path.name, frame)
+        except ImageError:  # it was read before: the file has gone since, or memory is short
+            return None
+
+    # -- grades ----------------------------------------------------------------------------------------------------
+
+    def grade(
+        self, inputs: Inputs, pairs: Mapping[int, BestPair], limit: Limit, agreements: Mapping[int, float | None]
+    ) -> list[Finding]:
+        """Return a finding for each released file, in order."""
+        return [
+            self._finding(inputs, index, pairs.get(index), limit, agreements.get(index))
+            for index in range(len(inputs.released.items))
+        ]
+
+    def _finding(self, inputs: Inputs, index: int, pair: BestPair | None, limit: Limit, agrees: float | None) -> Finding:
+        item = inputs.released.items[index]
+        finding = Finding(
+            index=index,
+            name=item.name,
+            sha256=item.content.hex() if item.content else None,
+            grade=Grade.UNREADABLE,
+            reasons=item.errors,
+            labels={"folder": folder_of(item.name), **inputs.labels.get(item.name, {})},
+        )
+        if pair is None:
+            return finding
+        matched = pair.best.score >= limit.value
+        return replace(
+            finding,
+            grade=_grade(pair.best.score, limit, agrees, identical=self._reference.holds(item.content)),
+            score=pair.best.score,
+            plain_score=pair.plain.score,
+            frame=pair.frame,
+            look=list(LOOKS)[pair.look],
+            nearest=pair.best,
+            agreement=agrees,
+            matches=pair.matches if matched else (),
+            total=pair.total if matched else 0,
+        )
 
 
-def _scores(held: dict[int, _Best], kept: list[int]) -> Doubles | None:
-    return np.array([held[at].best.score for at in kept], np.float64) if kept else None
+def _grade(score: float, limit: Limit, agrees: float | None, *, identical: bool) -> Grade:
+    """Grade an image by its best score, and its agreement with the nearest reference image (None where it was not compared)."""
+    if identical:
+        return Grade.IDENTICAL
+    if agrees is not None and agrees >= AGREES:
+        return Grade.MEMORIZED
+    if score >= limit.value:
+        return Grade.MATCH if agrees is None else Grade.REIDENTIFIED
+    return Grade.NEAR if score >= limit.near else Grade.CLEAR
 
 
 def _nothing_left(holdout: Path | None, suspects: Sequence[Suspect]) -> str:
-    """What is wrong with a hold-out of which nothing can be counted."""
+    """Say what is wrong with a hold-out of which no image counts."""
     start = f"the hold-out {holdout} has no image that can be read"
     if not suspects:
         return f"{start}: give images like the reference's that are not in it, or no hold-out"

@@ -1,18 +1,19 @@
-"""The three sets of an audit, released, reference and hold-out: their files, embeddings, and what could not be read of them."""
+"""The three sets of an audit, released, reference and hold-out: their files, labels, embeddings, and what could not be read."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import Reason
+from ..csv_list import read_csv_list
+from ..errors import Reason, UsageError
 from ..images.content_flags import SUSPICIOUS, ContentFlag
-from ..images.discovery import Found, Unfound, image_name
+from ..images.discovery import Found, Skipped, Unfound, image_name, walk
 from ..model.head import Floats
 from ..privacy import SiteKey
 from ..screening import Screener
@@ -20,7 +21,18 @@ from .embedding import Look, Seeing
 from .embedding_cache import Cache, Cached
 from .thumbnails import SIDE
 
-__all__ = ["ImageSet", "Item", "embed_set"]
+__all__ = ["LABELS", "ImageSet", "Item", "SetFiles", "embed_set", "find_images", "folder_of", "read_labels"]
+
+LABELS = ("class", "ds_name")
+"""Columns of a list of labels, beside `path`."""
+
+
+@dataclass(frozen=True)
+class SetFiles:
+    """The files of a set before they are read: images, paths that could not be searched, and how many other files were skipped."""
+
+    images: tuple[Found | Unfound, ...]
+    skipped: int
 
 
 @dataclass(frozen=True)
@@ -94,18 +106,73 @@ class ImageSet:
     @property
     def readable(self) -> list[int]:
         """Which items have an embedding."""
-        return [at for at, item in enumerate(self.items) if item.frames]
+        return [index for index, item in enumerate(self.items) if item.frames]
 
     @property
     def unreadable(self) -> list[int]:
         """Which items have none, or not all."""
-        return [at for at, item in enumerate(self.items) if item.errors]
+        return [index for index, item in enumerate(self.items) if item.errors]
 
     @property
     def digest(self) -> str:
         """sha256 over the sha256s of all files, in the order of their values: the same set gives the same, under any names."""
         contents = sorted(item.content for item in self.items if item.content)
         return hashlib.sha256(b"".join(contents)).hexdigest()
+
+
+def find_images(folder: Path, what: str) -> SetFiles:
+    """Find the images of a set.
+
+    Args:
+        folder: the set's folder, searched with all folders below it.
+        what: what the set is to the audit ("the reference"), for messages.
+
+    Raises:
+        UsageError: there is no image in it, or it cannot be searched.
+    """
+    images: list[Found | Unfound] = []
+    skipped = 0
+    for found in walk([folder]):
+        if isinstance(found, Skipped):
+            skipped += 1
+        else:
+            images.append(found)
+    if not images:
+        raise UsageError(f"{folder} holds no image: {what} must be there")
+    if isinstance(images[0], Unfound) and images[0].path == folder:
+        raise UsageError(f"{folder} cannot be searched for {what}: {images[0].error}")
+    return SetFiles(tuple(images), skipped)
+
+
+def folder_of(name: str) -> str:
+    """Return the first folder of a relative name; "." for a file that lies in none."""
+    parts = PurePosixPath(name).parts
+    return parts[0] if len(parts) > 1 else "."
+
+
+def read_labels(path: Path, names: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Read a CSV list with the columns `path`, relative to the released folder, and `class` or `ds_name` or both.
+
+    Args:
+        path: the list.
+        names: of the released images.
+
+    Returns:
+        A released image's name to its labels.
+
+    Raises:
+        UsageError: it cannot be read, lacks a column, names an image twice, or none of the released ones.
+    """
+    labels: dict[str, dict[str, str]] = {}
+    for row in read_csv_list(path, ("path", LABELS), what="list of labels", error=UsageError):
+        name = PurePosixPath(row.values["path"]).as_posix()
+        if name in labels:
+            raise UsageError(f"{path} names {name} twice")
+        labels[name] = {column: row.values[column] for column in LABELS if row.values.get(column)}
+    known = set(names)
+    if not known & labels.keys():
+        raise UsageError(f"{path} names none of the released images: its paths must be relative to the released folder")
+    return {name: values for name, values in labels.items() if name in known}
 
 
 def embed_set(

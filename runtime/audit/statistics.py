@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from ..calibration.intervals import CONFIDENCE, Interval
+
 __all__ = [
-    "COVERAGE",
     "Excess",
-    "Interval",
     "Nearer",
+    "Nearest",
     "Shift",
     "by_rank",
     "by_rate",
@@ -29,19 +30,10 @@ __all__ = [
     "shift",
 ]
 
-COVERAGE = 0.95
-TAIL = (1 - COVERAGE) / 2
+TAIL = (1 - CONFIDENCE) / 2
 PERMUTATIONS = 9_999
 SEED = 7
 Doubles = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Interval:
-    """Both ends included."""
-
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -87,6 +79,19 @@ class Nearer:
     share: float
     by_chance: float
     p: float
+
+
+@dataclass(frozen=True, eq=False)
+class Nearest:
+    """The nearest image of one set to each of n released images.
+
+    Attributes:
+        scores: float64 (n,), the score with it.
+        images: int64 (n,), which image of the set it is, from 0.
+    """
+
+    scores: Doubles
+    images: NDArray[np.int64]
 
 
 def rate_interval(count: int, total: int) -> Interval:
@@ -166,8 +171,8 @@ def shift(released: Doubles, holdout: Doubles) -> Shift:
 
 
 def nearer(
-    to_reference: tuple[Doubles, NDArray[np.int64]],
-    to_holdout: tuple[Doubles, NDArray[np.int64]],
+    to_reference: Nearest,
+    to_holdout: Nearest,
     reference: int,
     holdout: int,
     seed: int = SEED,
@@ -175,23 +180,22 @@ def nearer(
     """Permutation test: is the nearest image of reference and hold-out together a reference image more often than by chance?
 
     Args:
-        to_reference, to_holdout: of each released image the best score and which image gave it, (n,) each.
+        to_reference, to_holdout: the nearest image of each set to each released image.
         reference, holdout: how many images each of the two has.
         seed: of the permutations.
     """
-    scores, others = to_reference[0], to_holdout[0]
-    won, tied = scores > others, scores == others
+    won, tied = to_reference.scores > to_holdout.scores, to_reference.scores == to_holdout.scores
     share = float((won + 0.5 * tied).mean())
     # Images of both together that are somebody's nearest, with how often; a tie is half a time for each.
     times = np.concatenate(
         [
-            np.bincount(to_reference[1], np.where(won, 2, np.where(tied, 1, 0))),
-            np.bincount(to_holdout[1], np.where(won, 0, np.where(tied, 1, 2))),
+            np.bincount(to_reference.images, np.where(won, 2, np.where(tied, 1, 0))),
+            np.bincount(to_holdout.images, np.where(won, 0, np.where(tied, 1, 2))),
         ]
     ).astype(np.int64)
     often, images = np.unique(times[times > 0], return_counts=True)
     kinds = np.append(images, reference + holdout - images.sum())
     drawn = np.random.default_rng(seed).multivariate_hypergeometric(kinds, reference, PERMUTATIONS)
     twice = drawn[:, :-1] @ often
-    as_many = int((twice >= round(2 * share * len(scores))).sum())
+    as_many = int((twice >= round(2 * share * len(to_reference.scores))).sum())
     return Nearer(share, reference / (reference + holdout), (1 + as_many) / (1 + PERMUTATIONS))

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,11 +24,13 @@ from ..images.formats import read_file
 from ..model.head import Floats, sigmoid
 from ..screening import Screener
 from ..system.cpu import cpu_limit
+from .best_pairs import BestPair
 from .embedding import frame_of
 from .neighbours import Match, Searchable
 from .patients import LISTED
 from .pixel_match import AGREES, NOT_COMPARABLE, agreement
 from .reference import Reference, searchable_set
+from .request import Progress
 from .sets import ImageSet
 from .thumbnails import Alignment, align, candidates, thumbnail
 
@@ -57,7 +58,6 @@ The threshold depends on the highest scores alone."""
 BATCH = 256
 
 Pixels = NDArray[np.uint8]
-Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
 
 
 class Suspicion(StrEnum):
@@ -88,7 +88,7 @@ class Suspect:
     """An image of the hold-out that is no independent stranger.
 
     Attributes:
-        at: which item of the hold-out.
+        index: which item of the hold-out.
         suspicion: what it is.
         other: where the other image is.
         key: of the other image: the reference's key, or its name below its folder; None where an index cannot tell.
@@ -96,7 +96,7 @@ class Suspect:
         agreement: of their pixels; None where they were not compared.
     """
 
-    at: int
+    index: int
     suspicion: Suspicion
     other: Other
     key: str | None
@@ -112,7 +112,7 @@ class Vetted:
         suspects: resemble the reference or the release, one for each item.
         repeated: copies of an earlier image of the hold-out.
         not_aligned: candidates that were left aside, for there were too many.
-        agreements: of pairs that were compared in any turn, by item.
+        agreements: of images that were compared with their nearest reference image in any turn, by their index.
     """
 
     suspects: tuple[Suspect, ...]
@@ -130,8 +130,29 @@ class _Pair:
     score: float | None
 
 
-_Nominated = tuple[float, int, _Pair]
-"""How likely a pair is, the hold-out's item, and the pair."""
+@dataclass(frozen=True)
+class _Nomination:
+    """A pair that may be a copy: how likely it is (to rank it), the item of the hold-out, and the pair."""
+
+    rank: float
+    index: int
+    pair: _Pair
+
+
+@dataclass(frozen=True)
+class _Nominated:
+    """The candidates of each image by its index, and how many were left aside, for there were too many."""
+
+    pairs: Mapping[int, Sequence[_Pair]]
+    too_many: int
+
+
+@dataclass(frozen=True)
+class _Certain:
+    """What files and patients alone tell: suspects, and repetitions within the hold-out, by their index."""
+
+    suspects: dict[int, Suspect]
+    repeated: dict[int, Suspect]
 
 
 class _Side:
@@ -155,10 +176,10 @@ class _Side:
         self.rows: dict[tuple[str, int], list[int]] = defaultdict(list)
         if images is not None:
             names = [item.name for item in images.items]
-            for (at, frame), small in zip(images.thumbnail_of.tolist(), images.thumbnails, strict=True):
-                self.thumbnails[names[at], frame] = small
-            for row, (at, frame) in enumerate(zip(images.of.tolist(), images.frames.tolist(), strict=True)):
-                self.rows[names[at], frame].append(row)
+            for (index, frame), small in zip(images.thumbnail_of.tolist(), images.thumbnails, strict=True):
+                self.thumbnails[names[index], frame] = small
+            for row, (index, frame) in enumerate(zip(images.of.tolist(), images.frames.tolist(), strict=True)):
+                self.rows[names[index], frame].append(row)
 
 
 class _Remembered:
@@ -180,14 +201,14 @@ def vet(
     holdout: ImageSet,
     released: ImageSet,
     reference: Reference,
-    nearest: dict[int, tuple[int, Match]],
+    nearest: Mapping[int, BestPair],
     progress: Progress,
 ) -> Vetted:
     """Look for suspects in a hold-out.
 
     Args:
-        nearest: of each readable item, the frame that scores best and the reference image that it scores with.
-        progress: see `run.Progress`.
+        nearest: the best pair of each readable item with the reference.
+        progress: see `Progress`.
     """
     return _Vetting(screener, holdout, released, reference, nearest).run(progress)
 
@@ -199,7 +220,7 @@ class _Vetting:
         holdout: ImageSet,
         released: ImageSet,
         reference: Reference,
-        nearest: dict[int, tuple[int, Match]],
+        nearest: Mapping[int, BestPair],
     ) -> None:
         self.screener, self.holdout, self.released = screener, holdout, released
         self.reference, self.nearest = reference, nearest
@@ -210,7 +231,7 @@ class _Vetting:
             self._side(Other.RELEASED, released),
             self.own,
         )
-        self.places = {item.name: at for at, item in enumerate(holdout.items)}
+        self.places = {item.name: index for index, item in enumerate(holdout.items)}
         self.agreements: dict[int, float | None] = {}
 
     def _side(self, other: Other, images: ImageSet) -> _Side:
@@ -226,96 +247,98 @@ class _Vetting:
         return _Side(other, searchable_set(self.screener, images), images, pixels)
 
     def run(self, progress: Progress) -> Vetted:
-        suspects, repeated = self._certain()
-        left = [at for at in self.holdout.readable if at not in suspects and at not in repeated]
-        nominated = [self._nominate(side, set(left)) for side in self.sides]
-        many = min(math.ceil(FREELY * len(left)), FREELY_AT_MOST)
-        freely = set(sorted(left, key=lambda at: -self.nearest[at][1].score)[:many])
-        limit = self._copy_score(left)
+        certain = self._certain()
+        suspects, repeated = certain.suspects, certain.repeated
+        remaining = [index for index in self.holdout.readable if index not in suspects and index not in repeated]
+        nominated = [self._nominate(side, set(remaining)) for side in self.sides]
+        many = min(math.ceil(FREELY * len(remaining)), FREELY_AT_MOST)
+        freely = set(sorted(remaining, key=lambda index: -self.nearest[index].best.score)[:many])
+        limit = self._copy_score(remaining)
 
-        def examine(at: int) -> list[Suspect]:
-            return list(self._examine(at, [pairs.get(at, []) for pairs, _ in nominated], at in freely, limit))
+        def examine(index: int) -> list[Suspect]:
+            return list(self._examine(index, [each.pairs.get(index, ()) for each in nominated], index in freely, limit))
 
         with ThreadPoolExecutor(cpu_limit(), thread_name_prefix="lcmem-vet") as pool:
-            for found in progress(pool.map(examine, left), len(left), "checking the hold-out"):
+            for found in progress(pool.map(examine, remaining), len(remaining), "checking the hold-out"):
                 for suspect in found:
-                    (repeated if suspect.other is Other.HOLDOUT else suspects).setdefault(suspect.at, suspect)
+                    (repeated if suspect.other is Other.HOLDOUT else suspects).setdefault(suspect.index, suspect)
         return Vetted(
             tuple(suspect for _, suspect in sorted(suspects.items())),
-            tuple(suspect for at, suspect in sorted(repeated.items()) if at not in suspects),
-            sum(too_many for _, too_many in nominated),
+            tuple(suspect for index, suspect in sorted(repeated.items()) if index not in suspects),
+            sum(each.too_many for each in nominated),
             self.agreements,
         )
 
     # -- without pixels --------------------------------------------------------------------------------------------
 
-    def _certain(self) -> tuple[dict[int, Suspect], dict[int, Suspect]]:
-        """Suspects, and repetitions, by their files and patients."""
+    def _certain(self) -> _Certain:
+        """Find suspects and repetitions by their files and patients."""
         suspects: dict[int, Suspect] = {}
         repeated: dict[int, Suspect] = {}
         released = {item.content: item.name for item in reversed(self.released.items) if item.content}
         listed = {item.patient: item.name for item in self.released.items if (item.patient or "").startswith(LISTED)}
         patients = {patient: key for key, patient in self.reference.patients.items()}
         seen: dict[bytes, str] = {}
-        for at in self.holdout.readable:
-            item = self.holdout.items[at]
+        for index in self.holdout.readable:
+            item = self.holdout.items[index]
             content, patient = item.content, item.patient
             if content is None:
                 continue
             if self.reference.holds(content):
-                suspects[at] = Suspect(at, Suspicion.SAME_FILE, Other.REFERENCE, self.reference.key_of(content))
+                suspects[index] = Suspect(index, Suspicion.SAME_FILE, Other.REFERENCE, self.reference.key_of(content))
             elif content in released:
-                suspects[at] = Suspect(at, Suspicion.SAME_FILE, Other.RELEASED, released[content])
+                suspects[index] = Suspect(index, Suspicion.SAME_FILE, Other.RELEASED, released[content])
             elif patient in patients:
-                suspects[at] = Suspect(at, Suspicion.SAME_PATIENT, Other.REFERENCE, patients[patient])
+                suspects[index] = Suspect(index, Suspicion.SAME_PATIENT, Other.REFERENCE, patients[patient])
             elif patient in listed:
-                suspects[at] = Suspect(at, Suspicion.SAME_PATIENT, Other.RELEASED, listed[patient])
+                suspects[index] = Suspect(index, Suspicion.SAME_PATIENT, Other.RELEASED, listed[patient])
             elif content in seen:
-                repeated[at] = Suspect(at, Suspicion.SAME_FILE, Other.HOLDOUT, seen[content])
+                repeated[index] = Suspect(index, Suspicion.SAME_FILE, Other.HOLDOUT, seen[content])
             else:
                 seen[content] = item.name
-        return suspects, repeated
+        return _Certain(suspects, repeated)
 
-    def _copy_score(self, left: list[int]) -> float | None:
-        """The score from which an image is like a copy where an index's images are not at hand; None for a folder."""
-        if self.reference.gallery is None or not left:
+    def _copy_score(self, remaining: Sequence[int]) -> float | None:
+        """Return the score from which an image is like a copy where an index's images are not at hand; None for a folder."""
+        if self.reference.gallery is None or not remaining:
             return None
-        return copy_score(self.reference.gallery, np.array([self.nearest[at][1].score for at in left]))
+        return copy_score(self.reference.gallery, np.array([self.nearest[index].best.score for index in remaining]))
 
     # -- candidates ------------------------------------------------------------------------------------------------
 
-    def _nominate(self, side: _Side, left: set[int]) -> tuple[dict[int, list[_Pair]], int]:
-        """Candidates of each image that is left, and how many were too many."""
+    def _nominate(self, side: _Side, remaining: set[int]) -> _Nominated:
+        """Find candidates of each image that is not a suspect yet."""
         pairs: dict[int, list[_Pair]] = defaultdict(list)
         too_many = 0
-        for nominated in (self._by_score(side, left), self._by_tones(side, left)):
+        for nominations in (self._by_score(side, remaining), self._by_tones(side, remaining)):
             if side.other is Other.HOLDOUT:
-                nominated = self._each_once(nominated, left)
-            ranked = sorted(nominated, key=lambda each: -each[0])
+                nominations = self._each_once(nominations, remaining)
+            ranked = sorted(nominations, key=lambda nomination: -nomination.rank)
             too_many += max(0, len(ranked) - PAIRS_AT_MOST)
-            for _, at, pair in ranked[:PAIRS_AT_MOST]:
-                pairs[at].append(pair)
-        return pairs, too_many
+            for nomination in ranked[:PAIRS_AT_MOST]:
+                pairs[nomination.index].append(nomination.pair)
+        return _Nominated(pairs, too_many)
 
-    def _each_once(self, nominated: Iterable[_Nominated], left: set[int]) -> Iterator[_Nominated]:
-        """Pairs within the hold-out, each once: the later image is the one that may repeat the other."""
+    def _each_once(self, nominations: Iterable[_Nomination], remaining: set[int]) -> Iterator[_Nomination]:
+        """Yield pairs within the hold-out, each once: the later image is the one that may repeat the other."""
         seen: set[tuple[int, int, int, int]] = set()
-        for rank, at, pair in nominated:
+        for nomination in nominations:
+            index, pair = nomination.index, nomination.pair
             other = self.places[pair.candidate.key]
-            if other == at or other not in left:
+            if other == index or other not in remaining:
                 continue
-            if other > at:
-                mine = Match(self.holdout.items[at].name, pair.frame, pair.candidate.score)
-                at, other, pair = other, at, _Pair(pair.candidate.frame, mine, pair.score)
-            which = at, pair.frame, other, pair.candidate.frame
+            if other > index:
+                mine = Match(self.holdout.items[index].name, pair.frame, pair.candidate.score)
+                index, other, pair = other, index, _Pair(pair.candidate.frame, mine, pair.score)
+            which = index, pair.frame, other, pair.candidate.frame
             if which not in seen:
                 seen.add(which)
-                yield rank, at, pair
+                yield _Nomination(nomination.rank, index, pair)
 
-    def _by_score(self, side: _Side, left: set[int]) -> Iterator[_Nominated]:
-        """Candidates by the model's score, over all looks."""
+    def _by_score(self, side: _Side, remaining: set[int]) -> Iterator[_Nomination]:
+        """Nominate candidates by the model's score, over all looks."""
         looks = self.holdout.looks
-        rows = [row for row, at in enumerate(self.holdout.of.tolist()) if at in left]
+        rows = [row for row, index in enumerate(self.holdout.of.tolist()) if index in remaining]
         top = side.by_score + (side.other is Other.HOLDOUT)  # itself
         best: dict[tuple[int, int], dict[str, Match]] = defaultdict(dict)
         queries: Floats = self.holdout.embeddings[rows].reshape(-1, self.screener.bundle.features)
@@ -326,44 +349,45 @@ class _Vetting:
                 for match in matches:
                     if match.key not in found or match.score > found[match.key].score:
                         found[match.key] = match
-        for (at, frame), found in best.items():
+        for (index, frame), found in best.items():
             for match in sorted(found.values(), key=lambda match: -match.score)[:top]:
-                yield match.score, at, _Pair(frame, match, match.score)
+                yield _Nomination(match.score, index, _Pair(frame, match, match.score))
 
-    def _by_tones(self, side: _Side, left: set[int]) -> Iterator[_Nominated]:
-        """Candidates by the correlation of thumbnails' tones."""
+    def _by_tones(self, side: _Side, remaining: set[int]) -> Iterator[_Nomination]:
+        """Nominate candidates by the correlation of thumbnails' tones."""
         if side.images is None:
             return
-        asked = [row for row, (at, _) in enumerate(self.holdout.thumbnail_of.tolist()) if at in left]
+        asked = [row for row, (index, _) in enumerate(self.holdout.thumbnail_of.tolist()) if index in remaining]
         top = BY_TONES + (side.other is Other.HOLDOUT)
         found, correlations = candidates(self.holdout.thumbnails[asked], side.images.thumbnails, top)
         for row, near, alike in zip(asked, found.tolist(), correlations.tolist(), strict=True):
-            at, frame = self.holdout.thumbnail_of[row].tolist()
+            index, frame = self.holdout.thumbnail_of[row].tolist()
             for place, correlation in zip(near, alike, strict=True):
                 if correlation >= LIKELY:
                     other, other_frame = side.images.thumbnail_of[place].tolist()
-                    yield correlation, at, _Pair(frame, Match(side.images.items[other].name, other_frame, 0.0), None)
+                    candidate = Match(side.images.items[other].name, other_frame, 0.0)
+                    yield _Nomination(correlation, index, _Pair(frame, candidate, None))
 
     # -- pixels ----------------------------------------------------------------------------------------------------
 
-    def _examine(self, at: int, nominated: list[list[_Pair]], freely: bool, limit: float | None) -> Iterator[Suspect]:
-        """The suspicions that an image raises, the reference's first."""
+    def _examine(self, index: int, nominated: Sequence[Sequence[_Pair]], freely: bool, limit: float | None) -> Iterator[Suspect]:
+        """Yield the suspicions that an image raises, the reference's first."""
         own = _Remembered(self.own.pixels)
         for side, pairs in zip(self.sides, nominated, strict=True):
-            suspect = self._aligned(at, own, side, pairs)
+            suspect = self._aligned(index, own, side, pairs)
             if suspect is None and side.other is Other.REFERENCE:
-                suspect = self._nearest(at, own, freely, limit)
+                suspect = self._nearest(index, own, freely, limit)
             if suspect is not None:
                 yield suspect
 
-    def _aligned(self, at: int, own: _Remembered, side: _Side, pairs: list[_Pair]) -> Suspect | None:
+    def _aligned(self, index: int, own: _Remembered, side: _Side, pairs: Sequence[_Pair]) -> Suspect | None:
         """The first of the best aligned candidates whose pixels agree."""
-        others = _Remembered(side.pixels)
-        name = self.holdout.items[at].name
+        candidates_pixels = _Remembered(side.pixels)
+        name = self.holdout.items[index].name
         aligned: list[tuple[Alignment, _Pair]] = []
         for pair in pairs:
             small = side.thumbnails.get((pair.candidate.key, pair.candidate.frame))
-            if small is None and (pixels := others(pair.candidate)) is not None:
+            if small is None and (pixels := candidates_pixels(pair.candidate)) is not None:
                 small = thumbnail(pixels)
             if small is not None:
                 found = align(self.own.thumbnails[name, pair.frame], small, crops=pair.score is not None)
@@ -371,32 +395,32 @@ class _Vetting:
                     aligned.append((found, pair))
         aligned.sort(key=lambda each: -each[0].correlation)
         for alignment, pair in aligned[:COMPARED]:
-            first, second = own(Match(name, pair.frame, 0.0)), others(pair.candidate)
+            first, second = own(Match(name, pair.frame, 0.0)), candidates_pixels(pair.candidate)
             if first is None or second is None:
                 continue
             score = self._score(name, side, pair)
             if np.array_equal(first, second):
-                return Suspect(at, Suspicion.SAME_PIXELS, side.other, pair.candidate.key, score, 1.0)
+                return Suspect(index, Suspicion.SAME_PIXELS, side.other, pair.candidate.key, score, 1.0)
             value = agreement(first, second, alignment)
             if value >= AGREES:
-                return Suspect(at, Suspicion.ALTERED_COPY, side.other, pair.candidate.key, score, value)
+                return Suspect(index, Suspicion.ALTERED_COPY, side.other, pair.candidate.key, score, value)
             matches = score is not None and score >= self.screener.bundle.threshold.value
             if value == NOT_COMPARABLE and matches and alignment.correlation >= OVEREXPOSED:
-                return Suspect(at, Suspicion.ALTERED_COPY, side.other, pair.candidate.key, score)
+                return Suspect(index, Suspicion.ALTERED_COPY, side.other, pair.candidate.key, score)
         return None
 
-    def _nearest(self, at: int, own: _Remembered, freely: bool, limit: float | None) -> Suspect | None:
+    def _nearest(self, index: int, own: _Remembered, freely: bool, limit: float | None) -> Suspect | None:
         """What comparing an image with its nearest reference image says, in any turn; by the score alone if that is not at hand."""
-        frame, match = self.nearest[at]
+        frame, match = self.nearest[index].frame, self.nearest[index].best
         value: float | None = None
         if freely:
-            first, second = own(Match(self.holdout.items[at].name, frame, 0.0)), self.reference.pixels(match)
+            first, second = own(Match(self.holdout.items[index].name, frame, 0.0)), self.reference.pixels(match)
             value = None if first is None or second is None else agreement(first, second)
-            self.agreements[at] = value
+            self.agreements[index] = value
         if value is not None and value >= AGREES:
-            return Suspect(at, Suspicion.ALTERED_COPY, Other.REFERENCE, match.key, match.score, value)
+            return Suspect(index, Suspicion.ALTERED_COPY, Other.REFERENCE, match.key, match.score, value)
         if value is None and limit is not None and match.score >= limit:
-            return Suspect(at, Suspicion.LIKE_A_COPY, Other.REFERENCE, match.key, match.score)
+            return Suspect(index, Suspicion.LIKE_A_COPY, Other.REFERENCE, match.key, match.score)
         return None
 
     def _score(self, name: str, side: _Side, pair: _Pair) -> float | None:
@@ -405,5 +429,5 @@ class _Vetting:
             return pair.score
         mine = self.holdout.embeddings[self.own.rows[name, pair.frame]].reshape(-1, self.screener.bundle.features)
         theirs = side.images.embeddings[side.rows[pair.candidate.key, pair.candidate.frame], 0]
-        logits = [float(self.head.logits(one, theirs).max()) for one in mine]
+        logits = [float(self.head.logits(rendering, theirs).max()) for rendering in mine]
         return float(sigmoid(np.array(max(logits))))

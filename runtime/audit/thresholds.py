@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..calibration.intervals import Interval
 from ..calibration.threshold import decide_size_threshold
 from ..errors import UsageError
 from ..model.bundle import Bundle
 from ..model.strangers import flagged
-from .statistics import Excess, Interval, by_rank, by_rate, by_trial, excess_by_rank, excess_by_trial, rate_interval
+from .statistics import Excess, by_rank, by_rate, by_trial, excess_by_rank, excess_by_trial, rate_interval
 
-__all__ = ["NEAR_TIMES", "Basis", "ByChance", "Limit", "by_chance", "choose_limit"]
+__all__ = ["NEAR_TIMES", "Basis", "ByChance", "Limit", "RateRange", "by_chance", "choose_limit"]
 
 NEAR_TIMES, COMPARE_TIMES = 3, 10
 """Near the threshold is what three times as many hold-out images reach; pixels are compared from ten times as many on. That is
@@ -48,6 +49,15 @@ class Basis(StrEnum):
 
 
 @dataclass(frozen=True)
+class RateRange:
+    """An estimated share of images, and the range in which it may lie."""
+
+    low: float
+    middle: float
+    high: float
+
+
+@dataclass(frozen=True)
 class Limit:
     """The threshold: a score at or above `value` is a match.
 
@@ -57,7 +67,7 @@ class Limit:
         basis, source: where it comes from, for programs and in words.
         rank: of the hold-out's score that it is, 1 for the highest; None where it is no hold-out image's score.
         warning: what is wrong with it, in words.
-        stored_rate: the rate, with its interval, that an index's calibration promises.
+        stored_rate: the false positive rate that an index's calibration promises.
     """
 
     value: float
@@ -67,7 +77,7 @@ class Limit:
     source: str
     rank: int | None = None
     warning: str | None = None
-    stored_rate: tuple[float, float, float] | None = None
+    stored_rate: RateRange | None = None
 
 
 @dataclass(frozen=True)
@@ -173,8 +183,8 @@ def by_chance(
         return _by_holdout(limit, images, found, holdout)
     more = "" if looks == 1 else f" Each image was looked at in {looks} ways, and the upper end allows for each of them by itself."
     if limit.stored_rate is not None:
-        low, middle, high = limit.stored_rate
-        high = 1 - (1 - high) ** looks
+        promised = limit.stored_rate
+        low, middle, high = promised.low, promised.middle, 1 - (1 - promised.high) ** looks
         assumption = (
             "The index's calibration holds for the released images too: they differ from the reference as the negatives do that "
             "it was made with." + more
@@ -199,11 +209,11 @@ def by_chance(
             "Nothing is known of how many different images reach this threshold by chance. Give --holdout: images of the "
             "same kind that are not in the reference.",
         )
-    low, middle, high = (1 - (1 - rate) ** gallery for rate in rates)
+    low, middle, high = (1 - (1 - rate) ** gallery for rate in (rates.low, rates.middle, rates.high))
     high = 1 - (1 - high) ** looks
     assumption = (
-        f"No hold-out was given, so this is reckoned from the bundle's own figures: {100 * rates[1]:.3g} % of the pairs of "
-        f"different images that it was tested on reach the threshold ({100 * rates[0]:.2g} % to {100 * rates[2]:.2g} %, by kind "
+        f"No hold-out was given, so this is reckoned from the bundle's own figures: {100 * rates.middle:.3g} % of the pairs of "
+        f"different images that it was tested on reach the threshold ({100 * rates.low:.2g} % to {100 * rates.high:.2g} %, by kind "
         f"of image), and each released image makes {gallery:,} pairs, taken as independent. Your images may be of another "
         "kind. A hold-out (--holdout) would measure it." + more
     )
@@ -228,7 +238,7 @@ def _by_holdout(limit: Limit, images: int, found: int, holdout: Doubles) -> ByCh
     return ByChance(count, rate, ends, Basis.HOLDOUT, assumption, p)
 
 
-def _card_rates(bundle: Bundle) -> tuple[float, float, float] | None:
+def _card_rates(bundle: Bundle) -> RateRange | None:
     """Least, overall and largest share of pairs of different images at or above the bundle's threshold, by kind; or None."""
     card = bundle.manifest.get("card")
     figures = card.get("figures") if isinstance(card, Mapping) else None
@@ -242,7 +252,7 @@ def _card_rates(bundle: Bundle) -> tuple[float, float, float] | None:
     middle = rates.get("all")
     if middle is None:
         return None
-    return min(rates.values()), middle, max(rates.values())
+    return RateRange(min(rates.values()), middle, max(rates.values()))
 
 
 def _is_rate(value: Any) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from .findings import FOUND, Grade
-from .run import Audit, Tests
+from .result import Audit, Tests
 from .statistics import rate_interval
 from .suspects import Other, Suspect, Suspicion
 from .thresholds import FIGURES, Basis

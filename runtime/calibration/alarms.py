@@ -72,7 +72,7 @@ def alarm_load(
     calibration: Calibration,
     tops: Doubles,
     otherwise: Decision,
-    copies: Callable[[float], tuple[AlterationMisses, ...]] = lambda threshold: (),
+    copies: Callable[[float], tuple[AlterationMisses, ...]] | None = None,
 ) -> list[Alarms]:
     """Return what a few thresholds cost: those for `RATES` and the wanted rate, and the one that an uncalibrated scan takes.
 
@@ -80,7 +80,7 @@ def alarm_load(
         calibration: from `calibrate` with the same `tops`.
         tops: the negatives' best scores in the gallery, (negatives, kept).
         otherwise: how a scan without a calibration decides.
-        copies: gives the altered copies that stay below a threshold.
+        copies: gives the altered copies that stay below a threshold; None where they were not measured.
 
     Returns:
         By threshold, lowest first. Rates so low that the negatives cannot tell them apart from a higher one are left out.
@@ -88,19 +88,26 @@ def alarm_load(
     scale = calibration.witnesses / calibration.negatives
     found: dict[float, Alarms] = {}
     for rate in sorted({*RATES, calibration.wanted}, key=lambda rate: (rate != calibration.wanted, -rate)):
-        one = calibration
+        fitted = calibration
         if rate != calibration.wanted:
             try:
-                one = calibrate(tops, calibration.growth.size, rate, calibration.fingerprint, witnesses=calibration.witnesses)
+                fitted = calibrate(tops, calibration.growth.size, rate, calibration.fingerprint, witnesses=calibration.witnesses)
             except UsageError:  # too many of the negatives score 1 for so low a rate
                 continue
         found.setdefault(
-            one.threshold,
-            Alarms(one.threshold, ThresholdSource.INDEX, rate, one.fpir, one.fpir_interval, copies(one.threshold)),
+            fitted.threshold,
+            Alarms(
+                fitted.threshold,
+                ThresholdSource.INDEX,
+                rate,
+                fitted.fpir,
+                fitted.fpir_interval,
+                copies(fitted.threshold) if copies else (),
+            ),
         )
     flagged = int((tops[:, 0] >= otherwise.threshold).sum())
     interval = clopper_pearson(flagged * scale, calibration.witnesses)
     wanted = (otherwise.fpir or DEFAULT_FPIR) if otherwise.source is ThresholdSource.STRANGERS else None
-    missed = copies(otherwise.threshold)
+    missed = copies(otherwise.threshold) if copies else ()
     uncalibrated = Alarms(otherwise.threshold, otherwise.source, wanted, flagged / len(tops), interval, missed)
     return sorted([*found.values(), uncalibrated], key=lambda each: each.threshold)

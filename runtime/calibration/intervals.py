@@ -20,7 +20,10 @@ HALVINGS = 60
 
 @dataclass(frozen=True)
 class Interval:
-    """From `low` to `high`, both included, with a confidence of `CONFIDENCE`."""
+    """From `low` to `high`, both included, with a confidence of `CONFIDENCE`.
+
+    The function that makes it says how: exact (`clopper_pearson`), or by resampling (the bootstraps of an evaluation).
+    """
 
     low: float
     high: float

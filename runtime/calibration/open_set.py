@@ -7,7 +7,6 @@ so high that the image is probably a copy. What they are is for a person to deci
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..csv_list import read_csv_list, some_of
 from ..errors import FileListError, UsageError
 from ..gallery import Gallery
 from ..images.discovery import image_name
@@ -53,7 +53,6 @@ which a score is taken for a copy's."""
 FAR_OUT = 3.0
 ENOUGH = 20
 """Negatives from which on they can tell what is far out among them."""
-NAMED_AT_ONCE = 3
 
 Watch = Callable[[Iterable[tuple[list[str], Floats]]], Iterable[tuple[list[str], Floats]]]
 """Passes chunks of the gallery on, and may show progress while it does."""
@@ -117,7 +116,7 @@ class Pair:
     mate: str
 
 
-def best_scores(gallery: Gallery, images: Sequence[Floats], kept: int = KEPT, watch: Watch = lambda chunks: chunks) -> Tops:
+def best_scores(gallery: Gallery, images: Sequence[Floats], kept: int = KEPT, watch: Watch | None = None) -> Tops:
     """The best scores of images in a gallery, by scoring all of it, without a graph.
 
     Args:
@@ -130,18 +129,19 @@ def best_scores(gallery: Gallery, images: Sequence[Floats], kept: int = KEPT, wa
     keys = [""] * len(images)
     size = 0
 
-    def score(at: int, names: list[str], vectors: Floats) -> None:
-        logits = _logits(head, images[at], vectors)
+    def score(index: int, names: list[str], vectors: Floats) -> None:
+        logits = _logits(head, images[index], vectors)
         best = int(logits.argmax())
-        if logits[best] > tops[at, 0]:
-            keys[at] = names[best]
-        together = np.concatenate([tops[at], logits if len(logits) <= kept else np.partition(logits, -kept)[-kept:]])
-        tops[at] = np.sort(together)[::-1][:kept]
+        if logits[best] > tops[index, 0]:
+            keys[index] = names[best]
+        together = np.concatenate([tops[index], logits if len(logits) <= kept else np.partition(logits, -kept)[-kept:]])
+        tops[index] = np.sort(together)[::-1][:kept]
 
     with ThreadPoolExecutor(cpu_limit(), thread_name_prefix="lcmem-score") as pool:
-        for names, vectors in watch(_distinct(gallery)):
+        chunks = _distinct(gallery)
+        for names, vectors in watch(chunks) if watch else chunks:
             size += len(vectors)
-            list(pool.map(lambda at, n=names, v=vectors: score(at, n, v), range(len(images))))
+            list(pool.map(lambda index, n=names, v=vectors: score(index, n, v), range(len(images))))
     return Tops(sigmoid(tops), tuple(keys), size)
 
 
@@ -153,8 +153,8 @@ def chunk_count(gallery: Gallery) -> int:
 def _logits(head: Head, frames: Floats, vectors: Floats) -> Doubles:
     """The best of the frames' logits with each vector, (vectors,)."""
     parts = [
-        np.max([head.logits(frame, vectors[at : at + SCORED_AT_ONCE]) for frame in frames], axis=0)
-        for at in range(0, len(vectors), SCORED_AT_ONCE)
+        np.max([head.logits(frame, vectors[start : start + SCORED_AT_ONCE]) for frame in frames], axis=0)
+        for start in range(0, len(vectors), SCORED_AT_ONCE)
     ]
     logits: Doubles = np.concatenate(parts)
     return logits
@@ -212,7 +212,7 @@ def judge_negatives(
     *,
     keep_alike: bool = False,
     ignore_patients: bool = False,
-    watch: Watch = lambda chunks: chunks,
+    watch: Watch | None = None,
 ) -> Negatives:
     """Look negatives through and score those that are some.
 
@@ -228,7 +228,7 @@ def judge_negatives(
     readable = [image for image in images if image.content is not None and len(image.embeddings)]
     distinct = {image.content: image for image in readable}
     files, patients_there = _known(gallery, distinct)
-    left: list[Embedded] = []
+    remaining: list[Embedded] = []
     suspects: list[Suspect] = []
     site_key: SiteKey | None = None
     for content, image in distinct.items():
@@ -242,17 +242,18 @@ def judge_negatives(
         elif patient in patients_there:
             suspects.append(Suspect(image.path, Suspicion.SAME_PATIENT, patients_there[patient]))
         else:
-            left.append(image)
-    tops = best_scores(gallery, [image.embeddings for image in left], watch=watch)
-    alike = np.zeros(len(left), bool) if keep_alike else tops.scores[:, 0] >= copy_score(gallery, tops.scores[:, 0])
+            remaining.append(image)
+    tops = best_scores(gallery, [image.embeddings for image in remaining], watch=watch)
+    alike = np.zeros(len(remaining), bool) if keep_alike else tops.scores[:, 0] >= copy_score(gallery, tops.scores[:, 0])
     suspects += [
-        Suspect(left[at].path, Suspicion.LIKE_A_COPY, tops.keys[at], float(tops.scores[at, 0])) for at in np.flatnonzero(alike)
+        Suspect(remaining[index].path, Suspicion.LIKE_A_COPY, tops.keys[index], float(tops.scores[index, 0]))
+        for index in np.flatnonzero(alike)
     ]
-    kept = [int(at) for at in np.flatnonzero(~alike)]
-    patients = {(left[at].identifiers.patient_id, left[at].identifiers.issuer) for at in kept}
+    kept = [int(index) for index in np.flatnonzero(~alike)]
+    patients = {(remaining[index].identifiers.patient_id, remaining[index].identifiers.issuer) for index in kept}
     anonymous = ignore_patients or any(number is None for number, _ in patients)
     return Negatives(
-        Tops(tops.scores[kept], tuple(tops.keys[at] for at in kept), tops.size),
+        Tops(tops.scores[kept], tuple(tops.keys[index] for index in kept), tops.size),
         tuple(suspects),
         len(readable) - len(distinct),
         None if anonymous else len(patients),
@@ -291,24 +292,7 @@ def read_pairs(listing: Path, gallery: Gallery) -> list[Pair]:
         FileListError: unreadable, a column or a value is missing, a query that is not there, a mate that is not in the gallery.
     """
     base = Path(os.path.abspath(listing)).parent
-    rows: list[tuple[str, str]] = []
-    try:
-        with listing.open(encoding="utf-8-sig", newline="") as lines:
-            reader = csv.DictReader(lines)
-            lacking = [column for column in ("query", "mate") if column not in (reader.fieldnames or ())]
-            if lacking:
-                there = ", ".join(map(repr, reader.fieldnames or ()))[:200] or "none"
-                raise FileListError(f"{listing} lacks column {', '.join(map(repr, lacking))}: expected query and mate, got {there}")
-            for row in reader:
-                query, mate = (row["query"] or "").strip(), (row["mate"] or "").strip()
-                if not query or not mate:
-                    raise FileListError(f"{listing} line {reader.line_num} has no value for {'query' if not query else 'mate'!r}")
-                rows.append((query, mate))
-    except UnicodeDecodeError as error:
-        raise FileListError(f"{listing} is not a CSV file list in UTF-8: save it as UTF-8") from error
-    except (OSError, csv.Error) as error:
-        why = (isinstance(error, OSError) and error.strerror) or error
-        raise FileListError(f"{listing} cannot be read as a CSV file list: {why}") from error
+    rows = [(row.require("query"), row.require("mate")) for row in read_csv_list(listing, ("query", "mate"), what="list of mates")]
     if not rows:
         raise FileListError(f"{listing} is empty: expected at least one pair of query and mate")
     keys = {record.key for record in gallery.entries()}
@@ -325,18 +309,13 @@ def read_pairs(listing: Path, gallery: Gallery) -> list[Pair]:
             pairs.append(Pair(base / query, found))
     if no_query:
         raise FileListError(
-            f"{listing} lists {len(no_query)} missing query files: {_some(no_query)}. Correct the paths in column query"
+            f"{listing} lists {len(no_query)} missing query files: {some_of(no_query)}. Correct the paths in column query"
         )
     if no_mate:
         raise FileListError(
-            f"{listing} lists {len(no_mate)} mates missing from {gallery.folder}: {_some(no_mate)}. Expected keys (absolute paths)"
+            f"{listing} lists {len(no_mate)} mates missing from {gallery.folder}: {some_of(no_mate)}. Expected absolute paths"
         )
     return pairs
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - NAMED_AT_ONCE} more" if len(names) > NAMED_AT_ONCE else ""
-    return ", ".join(repr(name[:100]) for name in names[:NAMED_AT_ONCE]) + more
 
 
 def mate_scores(gallery: Gallery, pairs: Sequence[Pair], queries: Iterable[Embedded]) -> Doubles:
@@ -353,7 +332,7 @@ def mate_scores(gallery: Gallery, pairs: Sequence[Pair], queries: Iterable[Embed
     if files:
         named = [path for path, query in embedded.items() if query.content in files]
         raise FileListError(
-            f"{len(named)} queries are in the gallery and would match themselves: {_some(named)}. Remove them from the list"
+            f"{len(named)} queries are in the gallery and would match themselves: {some_of(named)}. Remove them from the list"
         )
     wanted = {pair.mate for pair in pairs}
     mates: dict[str, list[Floats]] = {}

@@ -5,6 +5,7 @@ What is held here is what callers see; `store` keeps the rows, `searcher` finds,
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 import threading
@@ -33,6 +34,8 @@ from .storage.store import Store
 from .verification import Verification, verify
 
 __all__ = ["Added", "Gallery"]
+
+log = logging.getLogger(__name__)
 
 SITE_KEY = "site-key"
 """The setting that says under which site key the index's pseudonyms were made."""
@@ -66,7 +69,7 @@ class Gallery:
         self._site_key: SiteKey | None = None
 
     @classmethod
-    def create(cls, folder: str | os.PathLike[str], bundle: Bundle, warn: Callable[[str], None] = lambda line: None) -> Gallery:
+    def create(cls, folder: str | os.PathLike[str], bundle: Bundle, warn: Callable[[str], None] = log.warning) -> Gallery:
         """Make an empty gallery in a folder, opened for writing.
 
         Raises:
@@ -82,7 +85,7 @@ class Gallery:
         bundle: Bundle,
         *,
         read_only: bool = True,
-        warn: Callable[[str], None] = lambda line: None,
+        warn: Callable[[str], None] = log.warning,
     ) -> Gallery:
         """Open a gallery that exists.
 
@@ -91,7 +94,7 @@ class Gallery:
             bundle: the bundle it was made with.
             read_only: refuse changes; a search graph is then not written either. False takes the writer's lock until
                 `close`, brings an index of an older format up to date, and finishes a compaction that was interrupted.
-            warn: is told what the gallery mends by itself, a line each.
+            warn: is told what the gallery mends by itself, a line each; by default it is logged.
 
         Raises:
             GalleryError: it is missing or damaged, of another format, or another process has it open for writing.
@@ -137,7 +140,7 @@ class Gallery:
         except OSError as error:
             raise GalleryError(f"cannot create a temporary index: {error.strerror}. Set TMPDIR to a writable folder") from error
         try:
-            gallery = cls.create(folder.name, bundle)
+            gallery = cls.create(folder.name, bundle, warn=log.debug)  # a new index that lacks a search graph needs no warning
         except BaseException:
             folder.cleanup()
             raise

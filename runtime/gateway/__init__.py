@@ -1,24 +1,26 @@
-"""The gateway beside a PACS: objects in, verdicts out, nothing lost, nothing leaked.
+"""A DICOM gateway in front of a PACS: objects come in, are screened, and are forwarded or quarantined.
 
-A room imports only from the rooms above it in this list:
+A module imports only from modules above it in this list:
 
-    settings, privacy            what is configured, as data · pseudonyms in place of names
-    config, logs                 gateway.toml to settings · structured logs without patients
-    database                     the spool's SQLite file: schema, transactions
-    audit_trail, trail_reader    hash-chained lines about everything that happened · followed as they come
-    audit_messages, health       DICOM's own audit messages · whether lines get to the file and to the collector
-    files                        objects on disk: written, fsynced, hashed, removed
-    outcome                      a verdict, why, and what is done with the object
-    spool                        objects and their states; what is due
-    deliveries, quarantine       what is due where · who decided what
-    header, rules, screen        what an object says of itself · what happens to what · an object to an outcome
-    associations                 pynetdicom's switches and holes, in one place
-    receive, watch               C-STORE in · a folder in
-    forward, store_scu           what is due, out · by C-STORE
-    store_web                    STOW-RS out
-    http                         HTTP in, the status page
-    syslog                       audit messages to a collector
-    locking, check               one service a spool · does what the configuration names exist, open, and fit
-    parts, web, service          the processes · the one for HTTP · their supervisor
-    init                         a first configuration
+    settings, tls                     what is configured, as data · TLS contexts from it
+    config, json_logging              gateway.toml to settings · structured logs without patients
+    database                          the spool's SQLite file: schema, transactions
+    audit_trail, trail_reader         hash-chained lines about every event · read as they come
+    dicom_audit_messages, health      DICOM's own audit messages · whether lines reach the file and the collector
+    object_files                      objects on disk: written, fsynced, hashed, removed
+    outcome                           a verdict, its reason, and what is done with the object
+    spool                             objects and their states; what is due
+    delivery_queue, quarantine        what is due at which destination · who decided what
+    dicom_header, rules               an object's attributes · which rule applies
+    object_screener                   from object to outcome
+    dicom_server                      pynetdicom's switches, and guards for its weaknesses
+    c_store_scp, folder_watcher       objects in by C-STORE · from a folder
+    forwarder                         objects out, to each destination
+    c_store_scu, stow_client          by C-STORE · by STOW-RS
+    http                              HTTP in, the status page
+    syslog                            audit messages to a collector
+    lock, preflight                   one service per spool · whether what the configuration names exists, opens and fits
+    worker_process, workers           a worker as a process · what each one runs
+    supervisor                        starts the workers and watches them
+    example_config                    a first configuration
 """

@@ -22,7 +22,6 @@ Anyone who can rewrite both the files and the database can forge a trail; send t
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -35,6 +34,7 @@ from typing import Any, BinaryIO
 
 from ..errors import GatewayError
 from ..system.atomic_write import sync
+from ..system.file_lock import wait_for_lock
 from .database import Connection, Database, read_meta, write_meta
 
 __all__ = [
@@ -84,7 +84,7 @@ class AuditTrail:
         database: Database,
         folder: Path,
         rotate_bytes: int = 64 << 20,
-        on_line: Callable[[dict[str, Any]], None] = lambda line: None,
+        on_line: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
         self._database = database
         self._folder = folder
@@ -144,7 +144,8 @@ class AuditTrail:
                             self.record(connection, RESUMED, **found)
                     written += len(new)
                     for line in new:
-                        self._on_line(json.loads(line))
+                        if self._on_line is not None:
+                            self._on_line(json.loads(line))
         except OSError as error:
             raise GatewayError(f"the audit trail in {self._folder} cannot be written: {error.strerror or error}") from error
         return written
@@ -203,7 +204,7 @@ class AuditTrail:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         with open(self._folder / ".lock", "w", encoding="ascii") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            wait_for_lock(lock.fileno())
             yield
 
 
@@ -371,7 +372,7 @@ def _undisturbed(folder: Path) -> Iterator[None]:
         except OSError:  # nobody has flushed yet, or this user may only read the trail
             pass
         else:
-            fcntl.flock(lock, fcntl.LOCK_SH)
+            wait_for_lock(lock.fileno(), shared=True)
         yield
 
 

@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from ..errors import GatewayError
-from .dicom_server import Doors, address_of, configure_pynetdicom, open_server
+from .dicom_server import ConnectionTracker, address_of, configure_pynetdicom, open_server
 from .json_logging import Log
 from .settings import ReceiveSettings
 from .spool import Arrival, Source, Spool, SpoolFullError
@@ -46,8 +46,8 @@ class Receiver:
         return int(self._server.server_address[1])
 
     @property
-    def doors(self) -> Doors:
-        return self._server.doors
+    def connections(self) -> ConnectionTracker:
+        return self._server.connections
 
     def start(self) -> None:
         self._thread.start()
@@ -56,7 +56,7 @@ class Receiver:
     def stop(self, grace: float = 5.0) -> None:
         """Take no new callers, and let those finish who are in the middle of an object."""
         self._server.stop(serving=self._thread.is_alive())
-        self._server.doors.abort_all(grace)
+        self._server.connections.abort_all(grace)
 
     def tidy(self) -> None:
         """Now and then: remove what associations that ended badly have left in `incoming`."""

@@ -10,10 +10,10 @@ from pynetdicom.ae import ApplicationEntity
 from pynetdicom.presentation import PresentationContext, build_context
 
 from .delivery_queue import Delivery
-from .dicom_server import client_context
 from .forwarder import Answer
 from .json_logging import Log
 from .settings import Destination
+from .tls import client_context
 
 __all__ = ["StoreScu"]
 

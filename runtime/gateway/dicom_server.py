@@ -6,15 +6,15 @@ Found in pynetdicom 3.0.4, with what closes it here:
 * three bytes and then silence, or a byte now and then, hold a connection for ever: a PDU has a deadline, an object another;
 * the TLS handshake runs in the accept loop, where one silent caller stops all others: `_Server.get_request` leaves it to the
   connection's own thread, under the same deadline;
-* silent connections count as associations, until nobody can call: `_Entity` counts established ones alone, and `Doors` closes the
-  oldest of too many others;
+* silent connections count as associations, until nobody can call: `_Entity` counts established ones alone, and
+  `ConnectionTracker` closes the oldest of too many others;
 * a command set, or the data set of anything but a C-STORE, is gathered in memory without end, and requests that do not wait for
   answers are queued without end: `_BoundedReader` looks at both;
-* an association that ends in the middle of an object leaves its temporary file: `Doors` removes it;
+* an association that ends in the middle of an object leaves its temporary file: `ConnectionTracker` removes it;
 * an exception while an association is negotiated (a presentation context without a transfer syntax, say) leaves a thread and a
-  connection for good: `Doors.sweep` ends what its association has left.
+  connection for good: `ConnectionTracker.sweep` ends what its association has left.
 
-The switches are pynetdicom's own module globals, so they hold for a whole process: the gateway's parts are processes of their own.
+The switches are pynetdicom's own module globals, so they hold for a whole process: each worker of the gateway is one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import socket
-import ssl
 import struct
 import tempfile
 import threading
@@ -41,9 +40,10 @@ from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
 from ..errors import GatewayError
 from .json_logging import Log
-from .settings import ReceiveSettings, TlsClient, TlsServer
+from .settings import ReceiveSettings
+from .tls import server_context
 
-__all__ = ["Doors", "client_context", "configure_pynetdicom", "open_server", "server_context"]
+__all__ = ["ConnectionTracker", "configure_pynetdicom", "open_server"]
 
 OPENING_PDU = 1 << 17
 """Bytes of an association request; with 128 contexts of many syntaxes it has some 30,000."""
@@ -71,40 +71,6 @@ def configure_pynetdicom(incoming: Path) -> None:
     tempfile.tempdir = str(incoming)
 
 
-def server_context(tls: TlsServer) -> ssl.SSLContext:
-    """TLS 1.2 or newer for callers, with their certificates if `client_ca` is given.
-
-    Raises:
-        GatewayError: a file cannot be read or is no certificate or key.
-    """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    try:
-        context.load_cert_chain(tls.certificate, tls.key)
-        if tls.client_ca:
-            context.load_verify_locations(tls.client_ca)
-            context.verify_mode = ssl.CERT_REQUIRED
-    except (OSError, ssl.SSLError) as error:
-        raise GatewayError(f"TLS: {tls.certificate}, {tls.key} or {tls.client_ca} cannot be used: {error}") from error
-    return context
-
-
-def client_context(tls: TlsClient) -> ssl.SSLContext:
-    """TLS 1.2 or newer towards others, whose certificate and name are checked.
-
-    Raises:
-        GatewayError: a file cannot be read or is no certificate or key.
-    """
-    try:
-        context = ssl.create_default_context(cafile=tls.ca)
-        if tls.certificate and tls.key:
-            context.load_cert_chain(tls.certificate, tls.key)
-    except (OSError, ssl.SSLError) as error:
-        raise GatewayError(f"TLS: {tls.ca} or {tls.certificate} cannot be used: {error}") from error
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    return context
-
-
 @dataclass(eq=False)
 class _Connection:
     association: Association
@@ -118,8 +84,8 @@ class _Connection:
             self.socket.shutdown(socket.SHUT_RDWR)
 
 
-class Doors:
-    """Who may come in, who is in, and that everybody leaves."""
+class ConnectionTracker:
+    """Decides which addresses may connect, keeps all connections, and ends those that pynetdicom leaves behind."""
 
     def __init__(self, settings: ReceiveSettings) -> None:
         self._settings = settings
@@ -139,9 +105,9 @@ class Doors:
             address = address.ipv4_mapped
         return any(address in network for network in self._networks if network.version == address.version)
 
-    def enter(self, association: Association, connection: socket.socket, host: str) -> None:
-        """Note a new connection. If too many have not become associations, the oldest of them has to go: a good caller asks for
-        its association at once."""
+    def add(self, association: Association, connection: socket.socket, host: str) -> None:
+        """Add a new connection. If too many have not become associations, close the oldest of them: a good caller asks for its
+        association at once."""
         with self._lock:
             waiting = [known for known in self._connections.values() if not known.established]
             if len(waiting) >= self._settings.max_connections:
@@ -157,7 +123,7 @@ class Doors:
                 known.established = True
 
     def sweep(self) -> None:
-        """Once a second: forget what has ended, and end what pynetdicom has left behind."""
+        """Forget connections that have ended, and end those that pynetdicom has left behind. To be called once a second."""
         with self._lock:
             for association, known in list(self._connections.items()):
                 dul = association.dul
@@ -177,7 +143,7 @@ class Doors:
                     known.shut()
 
     def abort_all(self, grace: float) -> None:
-        """End all associations, after those in the middle of an object have had `grace` seconds for it."""
+        """End all associations. Those in the middle of an object have `grace` seconds to finish it."""
         deadline = time.monotonic() + grace
         while time.monotonic() < deadline and any(busy(association) for association in list(self._connections)):
             time.sleep(0.05)
@@ -292,7 +258,7 @@ class _Handler(RequestHandler):
         reader = _BoundedReader(association, settings)
         setattr(association.dul.socket, "recv", reader.recv)  # noqa: B010  # one instance's, not the class's
         association.dul._run_loop_delay = PATIENT_LOOP
-        self.server.doors.enter(association, self.request, str(self.client_address[0]))
+        self.server.connections.add(association, self.request, str(self.client_address[0]))
         return association
 
 
@@ -302,9 +268,9 @@ class _Server(ThreadedAssociationServer):
     request_queue_size = BACKLOG
     daemon_threads = True
 
-    def __init__(self, *args: Any, settings: ReceiveSettings, doors: Doors, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, settings: ReceiveSettings, connections: ConnectionTracker, **kwargs: Any) -> None:
         self.settings = settings
-        self.doors = doors
+        self.connections = connections
         kwargs["request_handler"] = _Handler
         super().__init__(*args, **kwargs)
 
@@ -326,14 +292,14 @@ class _Server(ThreadedAssociationServer):
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         host = str(client_address[0])
-        if self.doors.admits(host):
+        if self.connections.admits(host):
             return True
         log.warning("connection-refused", reason="address", address=host)
         return False
 
     def service_actions(self) -> None:
         super().service_actions()
-        self.doors.sweep()
+        self.connections.sweep()
 
     def stop(self, *, serving: bool) -> None:
         """Close the port. pynetdicom's own `shutdown` fits servers that `AE.start_server` made."""
@@ -375,14 +341,14 @@ def open_server(settings: ReceiveSettings, on_echo: Callable[[evt.Event], int], 
     entity.dimse_timeout = settings.pdu_seconds
     entity.network_timeout = settings.idle_seconds
     entity.add_supported_context(Verification)
-    doors = Doors(settings)
+    connections = ConnectionTracker(settings)
     context = server_context(settings.tls) if settings.tls else None
 
     def requested(event: evt.Event) -> None:
         event.assoc.dul._run_loop_delay = QUICK_LOOP
 
     def established(event: evt.Event) -> None:
-        doors.established(event.assoc)
+        connections.established(event.assoc)
 
     def rejected(event: evt.Event) -> None:
         requestor = event.assoc.requestor
@@ -408,7 +374,7 @@ def open_server(settings: ReceiveSettings, on_echo: Callable[[evt.Event], int], 
             context,
             evt_handlers=handlers,
             settings=settings,
-            doors=doors,
+            connections=connections,
         )
     except OSError as error:
         raise GatewayError(f"receive: {settings.host}:{settings.port} cannot be listened on: {error.strerror or error}") from error

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 from pathlib import Path
 from typing import Any
+
+from ..system.file_lock import try_lock
 
 __all__ = ["LOCK", "RUNNING", "running_facts"]
 
@@ -19,12 +19,12 @@ def running_facts(folder: Path) -> dict[str, Any] | None:
     """The running service's process id and ports; None if none runs on this spool."""
     try:
         with open(folder / LOCK, "rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return None  # nobody holds it
-    except BlockingIOError:
-        with contextlib.suppress(OSError, ValueError):
-            facts: dict[str, Any] = json.loads((folder / RUNNING).read_text(encoding="ascii"))
-            return facts
-        return {}
-    except OSError:
+            if try_lock(lock.fileno(), shared=True):
+                return None
+    except OSError:  # no service has run here, or this user may not ask
         return None
+    try:
+        facts: dict[str, Any] = json.loads((folder / RUNNING).read_text(encoding="ascii"))
+    except (OSError, ValueError):  # it has only just started
+        return {}
+    return facts

@@ -13,7 +13,8 @@ from pathlib import Path
 from ..errors import GatewayError, LcmemError
 from ..privacy import read_site_key
 from .lock import running_facts
-from .settings import HttpSettings, Settings, TlsClient
+from .settings import HttpSettings, Settings, TlsClient, TlsServer
+from .tls import client_context, server_context
 
 __all__ = ["Finding", "check_settings"]
 
@@ -45,7 +46,7 @@ def check_settings(settings: Settings) -> Iterator[Finding]:
             yield _look("http.tls", lambda: _server_tls(http_tls))
         yield _look("http.caller", lambda: _callers(settings.http) if settings.http else "")
     if syslog := settings.audit.syslog:
-        yield _look("audit.syslog: tls", lambda: _client_tls(syslog.tls or TlsClient()))
+        yield _look("audit.syslog: tls", lambda: _client_tls(syslog.tls))
         yield _look("audit.syslog", lambda: _reachable(syslog.host, syslog.port))
     for folder in settings.folder:
         yield _look(f"folder {folder.name}", lambda path=folder.path: _folder(path))  # type: ignore[misc]
@@ -140,24 +141,14 @@ def _listening(host: str, port: int, running: bool) -> str:
     return f"{host}:{port}"
 
 
-def _server_tls(tls: object) -> str:
-    from .dicom_server import server_context
-    from .settings import TlsServer
-
-    if not isinstance(tls, TlsServer):
-        raise TypeError("no TLS settings")
+def _server_tls(tls: TlsServer) -> str:
     server_context(tls)
     return f"{tls.certificate}{', callers show certificates' if tls.client_ca else ', any caller may connect'}"
 
 
-def _client_tls(tls: object) -> str:
-    from .dicom_server import client_context
-    from .settings import TlsClient
-
-    if not isinstance(tls, TlsClient):
-        raise TypeError("no TLS settings")
+def _client_tls(tls: TlsClient | None) -> str:
     client_context(tls)
-    return str(tls.ca or "the system's certificate authorities")
+    return str((tls and tls.ca) or "the system's certificate authorities")
 
 
 def _callers(http: HttpSettings) -> str:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from ..system.toml_config import ConfigPath, Range
 
 __all__ = [
     "Action",
@@ -33,15 +35,22 @@ __all__ = [
 Action = Literal["forward", "keep", "quarantine"]
 """forward: to the rule's destinations. keep: it stays in the spool and goes nowhere. quarantine: until somebody decides."""
 
+_POSITIVE = Range(0, 1e9, open_below=True, open_above=True, rule="it must be above 0 and below 1e9")
+PositiveInt = Annotated[int, _POSITIVE]
+PositiveFloat = Annotated[float, _POSITIVE]
+Port = Annotated[int, Range(0, 65535, rule="a port is between 0 and 65535")]
+Score = Annotated[float, Range(0, 1, open_below=True, open_above=True, rule="a score is between 0 and 1")]
+Share = Annotated[float, Range(0, 1, open_below=True, open_above=True, rule="a share of strangers' images is between 0 and 1")]
+
 
 @dataclass(frozen=True)
 class TlsServer:
     """TLS where the gateway is called."""
 
-    certificate: Path
+    certificate: ConfigPath
     """The chain, PEM."""
-    key: Path
-    client_ca: Path | None = None
+    key: ConfigPath
+    client_ca: ConfigPath | None = None
     """PEM: callers must show a certificate that one of these signed. Without it anybody may call."""
 
 
@@ -49,10 +58,10 @@ class TlsServer:
 class TlsClient:
     """TLS where the gateway calls."""
 
-    ca: Path | None = None
+    ca: ConfigPath | None = None
     """PEM: who may have signed the other side's certificate; the system's list, if nothing is said."""
-    certificate: Path | None = None
-    key: Path | None = None
+    certificate: ConfigPath | None = None
+    key: ConfigPath | None = None
     server_name: str | None = None
     """The name in the other side's certificate, where it is not `host`."""
 
@@ -61,10 +70,10 @@ class TlsClient:
 class SpoolSettings:
     """Where objects wait."""
 
-    folder: Path
-    min_free_mb: int = 2048
+    folder: ConfigPath
+    min_free_mb: PositiveInt = 2048
     """Below so much free space nothing is taken in any more: C-STORE is answered 0xA700, HTTP 507."""
-    remember_days: int = 30
+    remember_days: PositiveInt = 30
     """How long an object that was forwarded or discarded is remembered: until then it is no new one when it comes again."""
 
 
@@ -72,22 +81,22 @@ class SpoolSettings:
 class ModelSettings:
     """What scores the images."""
 
-    bundle: Path | None = None
+    bundle: ConfigPath | None = None
     """The model of the package, if nothing is said."""
     variant: str = "auto"
     provider: str = "auto"
     threads: int | None = None
     isolate: bool = True
-    """Decode each object in a process of its own, under limits on memory and time: see `runtime.isolation`."""
+    """Decode each object in a process of its own, under limits on memory and time: see `runtime.images.sandbox`."""
 
 
 @dataclass(frozen=True)
 class ScreenSettings:
     """Bounds on the screening of one object."""
 
-    timeout_seconds: float = 300.0
+    timeout_seconds: PositiveFloat = 300.0
     """An object that takes longer is quarantined as `timed-out`."""
-    nearest: int = 3
+    nearest: PositiveInt = 3
     """Gallery images named in the audit trail, by pseudonym."""
 
 
@@ -97,7 +106,7 @@ class ReceiveSettings:
 
     aet: str = "LCMEM"
     host: str = "127.0.0.1"
-    port: int = 11112
+    port: Port = 11112
     calling_aets: tuple[str, ...] = ()
     """Who may call; nobody, if it is empty."""
     addresses: tuple[str, ...] = ()
@@ -105,19 +114,19 @@ class ReceiveSettings:
     check_called_aet: bool = True
     """Refuse callers that ask for another AE title than ours."""
     tls: TlsServer | None = None
-    max_associations: int = 25
-    max_connections: int = 100
+    max_associations: PositiveInt = 25
+    max_connections: PositiveInt = 100
     """Connections that have not become associations yet; beyond, the oldest of them is closed."""
-    max_pdu: int = 1 << 20
+    max_pdu: PositiveInt = 1 << 20
     """Bytes: what callers are told, and what they are held to."""
-    max_object_mb: int = 2048
-    opening_seconds: float = 5.0
+    max_object_mb: PositiveInt = 2048
+    opening_seconds: PositiveFloat = 5.0
     """For the TLS handshake and the association request."""
-    idle_seconds: float = 60.0
+    idle_seconds: PositiveFloat = 60.0
     """Silence after which an association is closed."""
-    pdu_seconds: float = 30.0
+    pdu_seconds: PositiveFloat = 30.0
     """From a PDU's first byte to its last."""
-    object_seconds: float = 600.0
+    object_seconds: PositiveFloat = 600.0
     """From an object's first byte to its last."""
 
 
@@ -129,7 +138,7 @@ class HttpCaller:
     """Stands for the calling AE title in rules, and for who did it in the audit trail."""
     may: tuple[Literal["store", "screen", "status", "quarantine"], ...]
     """store: STOW-RS. screen: POST /v1/screen. status: the status page and metrics. quarantine: see images there and decide."""
-    token_file: Path | None = None
+    token_file: ConfigPath | None = None
     """A file with the token, 32 characters or more, in one line."""
     token_sha256: str = ""
     """In place of the file: the token's sha256, hexadecimal, which need not be kept secret."""
@@ -143,18 +152,18 @@ class HttpSettings:
 
     host: str = "127.0.0.1"
     """Another than the loopback needs `tls`."""
-    port: int = 8080
+    port: Port = 8080
     caller: tuple[HttpCaller, ...] = ()
     tls: TlsServer | None = None
-    max_object_mb: int = 2048
-    max_requests: int = 16
+    max_object_mb: PositiveInt = 2048
+    max_requests: PositiveInt = 16
     """Requests with a body that are answered at once; beyond, 503."""
-    max_connections: int = 200
-    opening_seconds: float = 10.0
+    max_connections: PositiveInt = 200
+    opening_seconds: PositiveFloat = 10.0
     """For a request's head, from the connection on."""
-    idle_seconds: float = 30.0
+    idle_seconds: PositiveFloat = 30.0
     """Silence within a body after which it is given up."""
-    slowest_kb_per_second: float = 4.0
+    slowest_kb_per_second: PositiveFloat = 4.0
     """What a body must keep to on average, after the first minute."""
 
 
@@ -162,10 +171,10 @@ class HttpSettings:
 class FolderSettings:
     """A watched folder: files that have stopped changing are taken in, and are gone from the folder."""
 
-    path: Path
-    settle_seconds: float = 5.0
+    path: ConfigPath
+    settle_seconds: PositiveFloat = 5.0
     """A file is taken when its size and time have not changed for so long."""
-    poll_seconds: float = 2.0
+    poll_seconds: PositiveFloat = 2.0
     name: str = "folder"
     """Stands for the calling AE title in rules."""
 
@@ -175,10 +184,10 @@ class GallerySettings:
     """An index to screen against, as `lcmem-onnx index build` makes it."""
 
     name: str
-    index: Path
-    threshold: float | None = None
+    index: ConfigPath
+    threshold: Score | None = None
     """If nothing is said: what `lcmem-onnx calibrate` set for the index, else what `fpir` gives, else the bundle's."""
-    fpir: float | None = None
+    fpir: Share | None = None
     """Share of strangers' images that may be flagged, above 0 and below 1, where the bundle's strangers set the threshold; .05, if
     nothing is said."""
     groups: tuple[str, ...] = ()
@@ -192,15 +201,15 @@ class Destination:
     name: str
     kind: Literal["dicom", "stow"] = "dicom"
     host: str = ""
-    port: int = 0
+    port: Port = 0
     aet: str = ""
     """The other side's, for C-STORE."""
     calling_aet: str = "LCMEM"
     url: str = ""
     """Of the DICOMweb service, for STOW-RS; /studies is added."""
-    token_file: Path | None = None
+    token_file: ConfigPath | None = None
     tls: TlsClient | None = None
-    timeout_seconds: float = 60.0
+    timeout_seconds: PositiveFloat = 60.0
     """For a connection, and for an answer."""
 
 
@@ -245,9 +254,9 @@ class Rule:
 class Retry:
     """How forwarding is tried again: after `first_seconds`, then twice that, and so on up to `longest_seconds`, with jitter."""
 
-    first_seconds: float = 5.0
-    longest_seconds: float = 900.0
-    attempts: int = 100
+    first_seconds: PositiveFloat = 5.0
+    longest_seconds: PositiveFloat = 900.0
+    attempts: PositiveInt = 100
     """After so many an object is dead: it stays in the spool until `gateway requeue`."""
 
 
@@ -256,12 +265,12 @@ class SyslogSettings:
     """DICOM audit messages (PS3.15 A.5) to a collector, RFC 5424 over TLS (RFC 5425)."""
 
     host: str
-    port: int = 6514
+    port: Port = 6514
     tls: TlsClient | None = field(default_factory=TlsClient)
     source_id: str = "lcmem-gateway"
-    summary_seconds: float = 60.0
+    summary_seconds: PositiveFloat = 60.0
     """Clear verdicts on a study's objects are collected for so long, and sent as one message."""
-    max_lag_seconds: float = 300.0
+    max_lag_seconds: PositiveFloat = 300.0
     """`/readyz` answers 503 when a line has waited longer for the collector. Until then it says `degraded`, with 200."""
 
 
@@ -269,9 +278,9 @@ class SyslogSettings:
 class AuditSettings:
     """The audit trail."""
 
-    folder: Path | None = None
+    folder: ConfigPath | None = None
     """`audit` in the spool's folder, if nothing is said."""
-    rotate_mb: int = 64
+    rotate_mb: PositiveInt = 64
     """A file of the trail that has grown so large is followed by another; the chain goes on."""
     syslog: SyslogSettings | None = None
 
@@ -288,7 +297,7 @@ class Settings:
     """The whole file."""
 
     spool: SpoolSettings
-    site_key: Path
+    site_key: ConfigPath
     """32 random bytes in hexadecimal, which turn names and UIDs into pseudonyms. Kept apart from logs and audit trail."""
     gallery: tuple[GallerySettings, ...] = ()
     rule: tuple[Rule, ...] = ()

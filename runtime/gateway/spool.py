@@ -261,7 +261,7 @@ class Spool:
 
     # -- screening -------------------------------------------------------------------------------------------------
 
-    def claim(self, owner: str, limit: int) -> list[Item]:
+    def claim(self, claimed_by: str, limit: int) -> list[Item]:
         """Objects to screen, oldest first: up to `limit`, or one that is under suspicion, by itself."""
         waiting = "SELECT * FROM objects WHERE state = ? AND claimed_by IS NULL AND suspect"
         rows = self.database.read(f"{waiting} = 0 ORDER BY number LIMIT ?", (State.RECEIVED, limit))
@@ -275,7 +275,7 @@ class Spool:
                 for row in rows
                 if connection.execute(
                     "UPDATE objects SET claimed_by = ?, claimed = ? WHERE id = ? AND state = ? AND claimed_by IS NULL",
-                    (owner, now, row["id"], State.RECEIVED),
+                    (claimed_by, now, row["id"], State.RECEIVED),
                 ).rowcount
             ]
         return [Item.of(row) for row in won]
@@ -318,9 +318,12 @@ class Spool:
         )
         return state
 
-    def blame(self, owner: str, cause: Cause) -> None:
-        """A screening process has died, or was ended. What it was at is screened again, alone; what was alone is quarantined."""
-        for row in self.database.read("SELECT * FROM objects WHERE claimed_by = ? AND state = ?", (owner, State.RECEIVED)):
+    def mark_crashed(self, claimed_by: str, cause: Cause) -> None:
+        """Mark the objects that a screening process had claimed when it died or was ended.
+
+        Each is screened again, alone. One that was alone already is quarantined with `cause`.
+        """
+        for row in self.database.read("SELECT * FROM objects WHERE claimed_by = ? AND state = ?", (claimed_by, State.RECEIVED)):
             if row["suspect"]:
                 self.settle(Item.of(row), Outcome("error", cause, "quarantine"))
             else:
@@ -329,13 +332,13 @@ class Spool:
                         "UPDATE objects SET suspect = 1, claimed_by = NULL, claimed = NULL WHERE id = ?", (row["id"],)
                     )
 
-    def unclaim(self, owner: str) -> None:
+    def unclaim(self, claimed_by: str) -> None:
         """Give back what an orderly stop left unscreened."""
         with self.database.write() as connection:
-            connection.execute("UPDATE objects SET claimed_by = NULL, claimed = NULL WHERE claimed_by = ?", (owner,))
+            connection.execute("UPDATE objects SET claimed_by = NULL, claimed = NULL WHERE claimed_by = ?", (claimed_by,))
 
     def overdue(self, seconds: float) -> set[str]:
-        """Owners whose claims are older than that."""
+        """Return the names under which objects have been claimed for longer than that."""
         limit = time.time() - seconds
         rows = self.database.read("SELECT claimed_by FROM objects WHERE claimed_by IS NOT NULL AND claimed < ?", (limit,))
         return {row[0] for row in rows}
@@ -393,7 +396,7 @@ class Spool:
     # -- housekeeping ----------------------------------------------------------------------------------------------
 
     def recover(self) -> dict[str, int]:
-        """At a start, while no other part runs: take up what the last run left. Returns what was found, for the log."""
+        """At a start, while no worker runs: take up what the last run left. Returns what was found, for the log."""
         removed = self.files.clear_incoming()
         with self.database.write() as connection:
             interrupted = connection.execute(

@@ -13,10 +13,10 @@ import httpx2 as httpx
 
 from ..errors import GatewayError
 from .delivery_queue import Delivery
-from .dicom_server import client_context
 from .forwarder import Answer
 from .json_logging import Log
-from .settings import Destination, TlsClient
+from .settings import Destination
+from .tls import client_context
 
 __all__ = ["StoreWeb"]
 
@@ -51,7 +51,7 @@ class StoreWeb:
             self._extensions["sni_hostname"] = destination.tls.server_name
         self._client = httpx.Client(
             headers=headers,
-            verify=client_context(destination.tls or TlsClient()),
+            verify=client_context(destination.tls),
             trust_env=False,  # a proxy of the environment is not where patients' images go
             timeout=httpx.Timeout(destination.timeout_seconds, connect=min(30.0, destination.timeout_seconds)),
             transport=transport,

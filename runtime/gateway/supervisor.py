@@ -1,4 +1,4 @@
-"""The service: starts the parts, starts them anew when they end, writes the audit trail, and stops in order.
+"""The service: starts the workers, starts them again when they end, writes the audit trail, and stops in order.
 
 Nothing that matters is in memory only: kill -9 of everything at any moment loses no object that was acknowledged.
 """
@@ -6,7 +6,6 @@ Nothing that matters is in memory only: kill -9 of everything at any moment lose
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import secrets
@@ -24,6 +23,7 @@ from typing import Any
 
 from ..errors import GatewayError
 from ..system.atomic_write import put_whole
+from ..system.file_lock import try_lock
 from ..system.python_process import module_command
 from .json_logging import Log, configure_logs
 from .lock import LOCK, RUNNING, running_facts
@@ -31,21 +31,21 @@ from .outcome import Cause
 from .preflight import check_settings
 from .settings import Settings
 from .spool import Spool
-from .worker_process import GRACE_SECONDS, Order, write_order
-from .workers import needed_parts
+from .worker_process import GRACE_SECONDS, WorkerSpec, write_spec
+from .workers import needed_workers
 
 __all__ = ["Service"]
 
 LOCK_SECONDS = 15.0
-"""How long a start waits for the parts of a service that has just died: they notice, and end."""
+"""How long a start waits for the workers of a service that has just died to notice and end."""
 TURN_SECONDS = 0.2
 FORGET_SECONDS = 3600.0
 FLUSH_SECONDS = 0.5
 TROUBLE_SECONDS = 1.0
 EXPORTER = "syslog"
-"""The part that is ended last."""
+"""The worker that is ended last."""
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
-"""Seconds before a part that has ended is started again, doubled each time until it has run for a minute."""
+"""Seconds before a worker that has ended is started again, doubled each time until it has run for a minute."""
 
 log = Log("service")
 
@@ -54,7 +54,7 @@ log = Log("service")
 class _Child:
     name: str
     process: subprocess.Popen[bytes]
-    owner: str
+    claimed_by: str
     started: float
     facts: dict[str, Any] = field(default_factory=dict)
     ready: bool = False
@@ -117,7 +117,7 @@ class Service:
                 raise GatewayError(f"{finding.what}: {finding.problem}")
 
     def _supervise(self, spool: Spool, lock: int) -> None:
-        """Keep parts and flusher running until the service is to stop. A database that is full or busy is waited for."""
+        """Keep workers and flusher running until the service is to stop. A database that is full or busy is waited for."""
         forgotten = time.monotonic()
         while not self._stop.is_set():
             now = time.monotonic()
@@ -125,7 +125,7 @@ class Service:
                 self._flusher = threading.Thread(target=self._write_audit_trail, name="audit", daemon=True)
                 self._flusher.start()
             try:
-                for name in needed_parts(self._settings):
+                for name in needed_workers(self._settings):
                     self._keep_running(name, spool, lock)
                 self._end_overdue(spool)
                 if now - forgotten > FORGET_SECONDS:
@@ -145,24 +145,24 @@ class Service:
             self._has_ended(child, spool)
 
     def _start(self, name: str, lock: int) -> _Child:
-        owner = f"{name}-{secrets.token_hex(8)}"
+        claimed_by = f"{name}-{secrets.token_hex(8)}"
         process = subprocess.Popen(
             module_command("lcmem_onnx.runtime.gateway.workers"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            pass_fds=[lock],  # held by every part, so that a new service waits until the last of an old one's is gone
+            pass_fds=[lock],  # held by every worker, so that a new service waits until the last of an old one's is gone
         )
-        child = _Child(name, process, owner, time.monotonic())
+        child = _Child(name, process, claimed_by, time.monotonic())
         if process.stdin is None or process.stdout is None:
-            raise GatewayError("a part's process has no pipes")
+            raise GatewayError("a worker's process has no pipes")
         with contextlib.suppress(BrokenPipeError):  # it is gone already, which the next turn sees
-            write_order(Order(name, self._settings, owner), process.stdin)
+            write_spec(WorkerSpec(name, self._settings, claimed_by), process.stdin)
         threading.Thread(target=self._listen, args=(child,), daemon=True).start()
         log.info("part-started", name=name, pid=process.pid)
         return child
 
     def _listen(self, child: _Child) -> None:
-        """A part says one line when it is ready. What a library prints there is read, so that the part never waits for that."""
+        """Read a worker's stdout: one line when it is ready. What a library prints is read too, so that the worker never blocks."""
         if child.process.stdout is None:
             return
         with child.process.stdout as stdout:
@@ -179,8 +179,8 @@ class Service:
                     log.warning("part-printed", name=child.name, bytes=len(line))
 
     def _say_ready(self) -> None:
-        """Once all parts are ready, have their ports where `gateway status` and tests look for them."""
-        if not all((known := self._children.get(name)) and known.ready for name in needed_parts(self._settings)):
+        """Once all workers are ready, have their ports where `gateway status` and tests look for them."""
+        if not all((known := self._children.get(name)) and known.ready for name in needed_workers(self._settings)):
             return
         facts: dict[str, Any] = {"pid": os.getpid()}
         for known in list(self._children.values()):
@@ -195,7 +195,7 @@ class Service:
         code = child.process.wait()
         log.error("part-ended", name=child.name, pid=child.process.pid, code=code)
         if child.name == "screen":
-            spool.blame(child.owner, cause)
+            spool.mark_crashed(child.claimed_by, cause)
         with contextlib.suppress(OSError):
             if child.process.stdin:
                 child.process.stdin.close()
@@ -206,9 +206,9 @@ class Service:
         del self._children[child.name]
 
     def _end_overdue(self, spool: Spool) -> None:
-        """End a screening that takes too long: what it was at is to blame."""
+        """End a screening that takes too long, and mark its objects as timed out."""
         child = self._children.get("screen")
-        if child and child.owner in spool.overdue(self._settings.screen.timeout_seconds):
+        if child and child.claimed_by in spool.overdue(self._settings.screen.timeout_seconds):
             log.error("screening-overdue", seconds=self._settings.screen.timeout_seconds)
             child.process.kill()
             self._has_ended(child, spool, Cause.TIMED_OUT)
@@ -244,7 +244,7 @@ class Service:
             with contextlib.suppress(OSError):
                 if child.process.stdin:
                     child.process.stdin.close()
-            spool.unclaim(child.owner)
+            spool.unclaim(child.claimed_by)
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
@@ -266,7 +266,7 @@ class Service:
 
 @contextmanager
 def _only_one(folder: Path) -> Iterator[int]:
-    """Hold the spool's lock: one service, and none of an older one's parts."""
+    """Hold the spool's lock: one service, and none of an older one's workers."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
@@ -274,15 +274,11 @@ def _only_one(folder: Path) -> Iterator[int]:
         raise GatewayError(f"the spool's folder {folder} cannot be made: {error.strerror}") from error
     try:
         deadline = time.monotonic() + LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() > deadline:
-                    pid = (running_facts(folder) or {}).get("pid", "unknown")
-                    raise GatewayError(f"another gateway (process {pid}) uses {folder}") from error
-                time.sleep(0.2)
+        while not try_lock(lock):
+            if time.monotonic() > deadline:
+                pid = (running_facts(folder) or {}).get("pid", "unknown")
+                raise GatewayError(f"another gateway (process {pid}) uses {folder}")
+            time.sleep(0.2)
         yield lock
     finally:
         os.close(lock)

@@ -24,11 +24,11 @@ from ..errors import GatewayError
 from .audit_trail import AuditTrail
 from .database import Database
 from .dicom_audit_messages import Cleared, audit_message, cleared_message, is_cleared
-from .dicom_server import client_context
 from .health import ExportState, moment_of
 from .json_logging import Log
-from .settings import SyslogSettings, TlsClient
+from .settings import SyslogSettings
 from .spool import count_event
+from .tls import client_context
 from .trail_reader import Damage, Line, TrailReader
 
 __all__ = ["SyslogSender", "frame"]
@@ -68,7 +68,7 @@ class SyslogSender:
         self._database = database
         self._reader = TrailReader(database, folder)
         self._trail = AuditTrail(database, folder)
-        self._tls = client_context(settings.tls or TlsClient())
+        self._tls = client_context(settings.tls)
         self._connection: ssl.SSLSocket | None = None
         self._damages: list[Damage] = []
         with database.snapshot() as connection:

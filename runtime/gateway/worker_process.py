@@ -1,4 +1,4 @@
-"""A worker of the gateway as a process: what it is told on stdin, what its run function gets, and its threads."""
+"""A worker of the gateway as a process: its specification on stdin, what its run function gets, and its threads."""
 
 from __future__ import annotations
 
@@ -12,34 +12,40 @@ from typing import IO
 from .json_logging import Log
 from .settings import Settings
 
-__all__ = ["GRACE_SECONDS", "Order", "Part", "Threads", "read_order", "write_order"]
+__all__ = ["GRACE_SECONDS", "Threads", "Worker", "WorkerSpec", "read_spec", "write_spec"]
 
 GRACE_SECONDS = 10.0
-"""For a part to end by itself when the service has died or asks it to."""
+"""How long a worker may take to end by itself, when the service has died or asks it to end."""
 
 
 @dataclass(frozen=True)
-class Order:
-    """What a part's process is told: which part it is, the settings, and the name under which it claims objects."""
+class WorkerSpec:
+    """What a worker's process is told.
+
+    Attributes:
+        name: which worker it is.
+        settings: the gateway's.
+        claimed_by: the name under which it claims objects in the spool; a new one for each process.
+    """
 
     name: str
     settings: Settings
-    owner: str
+    claimed_by: str
 
 
 @dataclass
-class Part:
-    """A part while it runs: `run` functions get it, say `ready` when they are, and return soon after `stop` is set."""
+class Worker:
+    """A running worker. Its run function calls `ready` once it works, and returns soon after `stop` is set."""
 
     name: str
     settings: Settings
-    owner: str
+    claimed_by: str
+    ready: Callable[[dict[str, object]], None]
     stop: threading.Event = field(default_factory=threading.Event)
-    ready: Callable[[dict[str, object]], None] = lambda facts: None
 
 
 class Threads:
-    """Threads of a part. One that ends by an exception ends the part, which the service then starts anew."""
+    """Threads of a worker. One that ends by an exception ends the worker, which the service then starts again."""
 
     def __init__(self, stop: threading.Event) -> None:
         self._stop = stop
@@ -50,7 +56,7 @@ class Threads:
         def guarded() -> None:
             try:
                 run(self._stop)
-            except Exception as error:  # noqa: BLE001  # said here; the part ends, and is started anew
+            except Exception as error:  # noqa: BLE001  # logged here; the worker ends and is started again
                 Log("thread").defect(f"{name} died", error)
                 self._failed.set()
 
@@ -67,16 +73,20 @@ class Threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
 
-def write_order(order: Order, stream: IO[bytes]) -> None:
-    """Tell a process which part it is."""
-    data = pickle.dumps(order)
+def write_spec(spec: WorkerSpec, stream: IO[bytes]) -> None:
+    """Write a specification to a worker's stdin."""
+    data = pickle.dumps(spec)
     stream.write(len(data).to_bytes(8, "big") + data)
     stream.flush()
 
 
-def read_order(stream: IO[bytes]) -> Order:
-    """What the service has written. Pickle is safe here: the other end of the pipe is the process that started this one."""
-    order = pickle.loads(stream.read(int.from_bytes(stream.read(8), "big")))
-    if not isinstance(order, Order):
-        raise TypeError("no order on stdin")
-    return order
+def read_spec(stream: IO[bytes]) -> WorkerSpec:
+    """Read what `write_spec` wrote. Pickle is safe here: the other end of the pipe is the process that started this one.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    spec = pickle.loads(stream.read(int.from_bytes(stream.read(8), "big")))
+    if not isinstance(spec, WorkerSpec):
+        raise TypeError("stdin has no WorkerSpec")
+    return spec

@@ -1,4 +1,4 @@
-"""The service's parts, a process each, so that one's end is not the others': what runs in them, and how a process becomes one.
+"""The gateway's workers, a process each, so that one that crashes leaves the others running.
 
     receive    C-STORE and watched folders: objects in
     screen     objects to verdicts; the one that hostile pixels may kill
@@ -6,8 +6,8 @@
     web        HTTP: objects and questions in, health, metrics, status
     syslog     the audit trail to the collector
 
-`supervisor` starts `python -P -m lcmem_onnx.runtime.gateway.workers` with an `Order` on stdin. The pipe stays open: when it closes,
-the service has died, and the part ends too.
+`supervisor` starts `python -P -m lcmem_onnx.runtime.gateway.workers` with a `WorkerSpec` on stdin. The pipe stays open: when it
+closes, the service has died, and the worker ends too.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ import json
 import os
 import signal
 import sys
-import threading
 import time
 import warnings
 
 from ..errors import GatewayError, LcmemError
 from ..gallery.storage.schema import DATABASE
+from ..system.parent_process import end_with_parent
 from .json_logging import Log, configure_logs
 from .settings import Settings
 from .spool import Spool
-from .worker_process import GRACE_SECONDS, Part, Threads, read_order
+from .worker_process import GRACE_SECONDS, Threads, Worker, read_spec
 
-__all__ = ["needed_parts", "run_web"]
+__all__ = ["needed_workers", "run_web"]
 
 BATCH = 16
 """Objects that are claimed, and screened, together."""
@@ -36,58 +36,58 @@ TIDY_SECONDS = 60.0
 STUCK_SECONDS = 600.0
 
 
-def needed_parts(settings: Settings) -> list[str]:
-    """Which parts these settings need."""
-    parts = ["screen"]
+def needed_workers(settings: Settings) -> list[str]:
+    """Return the names of the workers that these settings need."""
+    workers = ["screen"]
     if settings.destination:
-        parts.append("forward")
+        workers.append("forward")
     if settings.receive or settings.folder:
-        parts.append("receive")
+        workers.append("receive")
     if settings.http:
-        parts.append("web")
+        workers.append("web")
     if settings.audit.syslog:
-        parts.append("syslog")
-    return parts
+        workers.append("syslog")
+    return workers
 
 
-def run_receive(part: Part) -> None:
+def run_receive(worker: Worker) -> None:
     from .folder_watcher import FolderWatcher
 
-    with Spool(part.settings) as spool:
+    with Spool(worker.settings) as spool:
         facts: dict[str, object] = {}
-        threads = Threads(part.stop)
-        for folder in part.settings.folder:
+        threads = Threads(worker.stop)
+        for folder in worker.settings.folder:
             threads.start(f"watch {folder.name}", FolderWatcher(folder, spool).run)
         receiver = None
-        if part.settings.receive:
+        if worker.settings.receive:
             from .c_store_scp import Receiver
 
-            receiver = Receiver(part.settings.receive, spool)
+            receiver = Receiver(worker.settings.receive, spool)
             receiver.start()
             facts["receive_port"] = receiver.port
-        part.ready(facts)
+        worker.ready(facts)
         tidied = time.monotonic()
-        while not part.stop.wait(0.5) and threads.healthy():
+        while not worker.stop.wait(0.5) and threads.healthy():
             if receiver and time.monotonic() - tidied > TIDY_SECONDS:
                 tidied = time.monotonic()
                 receiver.tidy()
-        part.stop.set()
+        worker.stop.set()
         if receiver:
             receiver.stop()
         threads.join()
 
 
-def run_screen(part: Part) -> None:
+def run_screen(worker: Worker) -> None:
     from .object_screener import ObjectScreener
 
     log = Log("screen")
-    with Spool(part.settings) as spool:
-        screener = ObjectScreener(part.settings, spool)
-        part.ready({})
-        while not part.stop.is_set():
-            items = spool.claim(part.owner, BATCH)
+    with Spool(worker.settings) as spool:
+        screener = ObjectScreener(worker.settings, spool)
+        worker.ready({})
+        while not worker.stop.is_set():
+            items = spool.claim(worker.claimed_by, BATCH)
             if not items:
-                part.stop.wait(POLL_SECONDS)
+                worker.stop.wait(POLL_SECONDS)
             for item, outcome in screener.screen(items):
                 state = spool.settle(item, outcome)
                 log.info(
@@ -100,20 +100,20 @@ def run_screen(part: Part) -> None:
                     frames=outcome.frames,
                     seconds=round(outcome.timings.get("screening", 0.0), 4),
                 )
-                if part.stop.is_set():
+                if worker.stop.is_set():
                     break
-        spool.unclaim(part.owner)
+        spool.unclaim(worker.claimed_by)
         screener.close()
 
 
-def run_forward(part: Part) -> None:
+def run_forward(worker: Worker) -> None:
     from .dicom_server import configure_pynetdicom
     from .forwarder import Forwarder, Sender
 
-    with Spool(part.settings) as spool:
+    with Spool(worker.settings) as spool:
         configure_pynetdicom(spool.files.incoming)
-        threads = Threads(part.stop)
-        for destination in part.settings.destination:
+        threads = Threads(worker.stop)
+        for destination in worker.settings.destination:
             sender: Sender
             if destination.kind == "dicom":
                 from .c_store_scu import StoreScu
@@ -124,76 +124,70 @@ def run_forward(part: Part) -> None:
 
                 sender = StoreWeb(destination)
             threads.start(f"forward {destination.name}", Forwarder(destination, spool, sender).run)
-        part.ready({})
-        while not part.stop.wait(0.5) and threads.healthy():
+        worker.ready({})
+        while not worker.stop.wait(0.5) and threads.healthy():
             pass
-        part.stop.set()
+        worker.stop.set()
         threads.join()
 
 
-def run_web(part: Part) -> None:
-    """Answer until the part is to stop. Ends early when the server does, and is then started anew."""
+def run_web(worker: Worker) -> None:
+    """Answer HTTP until the worker is to stop. Return early when the server ends; the service then starts the worker again."""
     from .http.server import HttpServer
 
-    with Spool(part.settings) as spool:
+    with Spool(worker.settings) as spool:
 
         def ready() -> dict[str, bool]:
             """An object that waits for long means that the screening does not run, whatever its process says; and while an index
             is not there, all that is for it is held."""
             oldest = spool.oldest_waiting()
-            indexes = {f"index {gallery.name}": (gallery.index / DATABASE).is_file() for gallery in part.settings.gallery}
+            indexes = {f"index {gallery.name}": (gallery.index / DATABASE).is_file() for gallery in worker.settings.gallery}
             return {"screening": oldest is None or time.time() - oldest < STUCK_SECONDS, **indexes}
 
-        server = HttpServer(part.settings, spool, ready)
+        server = HttpServer(worker.settings, spool, ready)
         server.start()
-        part.ready({"http_port": server.port})
-        while not part.stop.wait(0.2) and not server.failed.is_set():
+        worker.ready({"http_port": server.port})
+        while not worker.stop.wait(0.2) and not server.failed.is_set():
             pass
         server.stop()
 
 
-def run_syslog(part: Part) -> None:
+def run_syslog(worker: Worker) -> None:
     from .syslog import SyslogSender
 
-    syslog = part.settings.audit.syslog
+    syslog = worker.settings.audit.syslog
     if syslog is None:
         raise GatewayError("the configuration has no [audit.syslog]")
-    with Spool(part.settings) as spool:
-        sender = SyslogSender(syslog, spool.database, part.settings.audit_folder)
-        part.ready({})
-        sender.run(part.stop)
+    with Spool(worker.settings) as spool:
+        sender = SyslogSender(syslog, spool.database, worker.settings.audit_folder)
+        worker.ready({})
+        sender.run(worker.stop)
 
 
 _RUN = {"receive": run_receive, "screen": run_screen, "forward": run_forward, "web": run_web, "syslog": run_syslog}
 
 
 def main() -> None:
-    """A part's process, from its first line to its last."""
-    order = read_order(sys.stdin.buffer)
-    configure_logs(order.settings.log.level)
+    """Run as the worker that stdin specifies."""
+    spec = read_spec(sys.stdin.buffer)
+    configure_logs(spec.settings.log.level)
     warnings.simplefilter("ignore")  # pydicom's quote values
-    log = Log(order.name)
+    log = Log(spec.name)
 
     def ready(facts: dict[str, object]) -> None:
         print(json.dumps(facts), flush=True)
         log.info("ready")
 
-    part = Part(order.name, order.settings, order.owner, ready=ready)
-    signal.signal(signal.SIGTERM, lambda number, frame: part.stop.set())
+    worker = Worker(spec.name, spec.settings, spec.claimed_by, ready=ready)
+    signal.signal(signal.SIGTERM, lambda number, frame: worker.stop.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the service passes it on in order
 
-    def follow_the_service() -> None:
-        sys.stdin.buffer.read()
-        part.stop.set()
-        time.sleep(GRACE_SECONDS)
-        os._exit(1)
-
-    threading.Thread(target=follow_the_service, daemon=True).start()
+    end_with_parent(worker.stop.set, GRACE_SECONDS)
     code = 1
     try:
-        _RUN[order.name](part)
-        code = 0 if part.stop.is_set() else 1
-    except Exception as error:  # noqa: BLE001  # the last frame: said, and the service starts the part anew
+        _RUN[spec.name](worker)
+        code = 0 if worker.stop.is_set() else 1
+    except Exception as error:  # noqa: BLE001  # the last frame: logged, and the service starts the worker again
         if isinstance(error, LcmemError):
             log.error("cannot-run", error=type(error).__name__, detail=str(error))
         else:

@@ -106,15 +106,15 @@ def _zstd(stream: BinaryIO) -> bytes | None:
     single = descriptor >> 5 & 1
     if descriptor & 3:
         return None  # it needs a dictionary
-    at = 5 + (1 - single) + (single, 2, 4, 8)[descriptor >> 6]
+    position = 5 + (1 - single) + (single, 2, 4, 8)[descriptor >> 6]
     blocks, ended = b"", False
     for _ in range(_BLOCKS):
-        header = int.from_bytes(data[at : at + 3], "little")
-        end = at + 3 + (1 if header >> 1 & 3 == 1 else header >> 3)
+        header = int.from_bytes(data[position : position + 3], "little")
+        end = position + 3 + (1 if header >> 1 & 3 == 1 else header >> 3)
         if ended or end > len(data):
             break
-        blocks += (header & ~1).to_bytes(3, "little") + data[at + 3 : end]
-        at, ended = end, bool(header & 1)
+        blocks += (header & ~1).to_bytes(3, "little") + data[position + 3 : end]
+        position, ended = end, bool(header & 1)
     if not blocks:
         return None
     return bytes(imagecodecs.zstd_decode(_ZSTD_HEADER + blocks + b"\1\0\0")[:HEAD_BYTES])

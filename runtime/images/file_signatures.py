@@ -81,11 +81,11 @@ _EXTRACT = "save its images and scan those"
 
 
 def _images(*rows: tuple[int, bytes, str]) -> list[tuple[int, bytes, Format]]:
-    return [(at, mark, Format(name)) for at, mark, name in rows]
+    return [(position, mark, Format(name)) for position, mark, name in rows]
 
 
 def _others(skip: SkipReason, *rows: tuple[int, bytes, str]) -> list[tuple[int, bytes, Format]]:
-    return [(at, mark, Format(name, skip)) for at, mark, name in rows]
+    return [(position, mark, Format(name, skip)) for position, mark, name in rows]
 
 
 _ISO_BRANDS = {
@@ -328,15 +328,15 @@ def recognize(stream: BinaryIO) -> Format:
         return Format("text", SkipReason.TEXT)
     if b"%PDF-" in head[:1024]:  # behind something else, which viewers pass over
         return _as_document(stream, *_PDF)
-    for at, mark, weak in _WEAK:
-        if head.startswith(mark, at):
+    for position, mark, weak in _WEAK:
+        if head.startswith(mark, position):
             return weak
     return UNKNOWN
 
 
 def _by_marks(head: bytes) -> Format | None:
-    for at, mark, found in _STRONG:
-        if head.startswith(mark, at):
+    for position, mark, found in _STRONG:
+        if head.startswith(mark, position):
             return found
     if _QUICKTIME.match(head):
         return Format("QuickTime video", advice=_VIDEO)
@@ -433,9 +433,9 @@ def is_text(stream: BinaryIO) -> bool:
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         encoding = "utf-32" if head.startswith(codecs.BOM_UTF32_LE) else "utf-16"
         return _reads(head, encoding)
-    for at in (size // 2, size - PROBE):
-        if at > PROBE:
-            stream.seek(at)
+    for position in (size // 2, size - PROBE):
+        if position > PROBE:
+            stream.seek(position)
             if _controls_in(stream.read(PROBE)):
                 return False
     if _controls_in(head):
@@ -445,10 +445,10 @@ def is_text(stream: BinaryIO) -> bool:
 
 
 def _without_prolog(head: bytes) -> bytes:
-    at = 0
-    while found := _PROLOG.match(head, at):  # part by part: one expression for all would try every way to divide them
-        at = found.end()
-    return head[at:]
+    position = 0
+    while found := _PROLOG.match(head, position):  # part by part: one expression for all would try every way to divide them
+        position = found.end()
+    return head[position:]
 
 
 def _controls_in(data: bytes) -> bool:
@@ -476,30 +476,30 @@ def is_bare_dicom(head: bytes) -> bool:
 
 
 def _begins_with_elements(head: bytes, explicit: bool, order: str) -> bool:
-    at, last, elements = 0, -1, 0
-    while at + 12 <= len(head) and elements < 4:
-        group, element = struct.unpack_from(f"{order}HH", head, at)
+    position, last, elements = 0, -1, 0
+    while position + 12 <= len(head) and elements < 4:
+        group, element = struct.unpack_from(f"{order}HH", head, position)
         if (last < 0 and group not in _FIRST_GROUPS) or group << 16 | element <= last:
             return False
         if elements and last >> 16 == 2 and group > 2:
             return True  # the dataset behind a meta group may have another encoding
         last = group << 16 | element
-        start = at + 8
+        start = position + 8
         if explicit:
-            vr = head[at + 4 : at + 6]
+            vr = head[position + 4 : position + 6]
             if vr not in _VRS:
                 return False
             if vr in _LONG_VRS:
-                start = at + 12
-        if explicit and start == at + 8:
-            (length,) = struct.unpack_from(f"{order}H", head, at + 6)
+                start = position + 12
+        if explicit and start == position + 8:
+            (length,) = struct.unpack_from(f"{order}H", head, position + 6)
         else:
             (length,) = struct.unpack_from(f"{order}I", head, start - 4)
         if length == 0xFFFFFFFF:
             return elements > 0  # a sequence, whose end is not known
         if length % 2 or length > _LONGEST_FIRST:
             return False
-        at, elements = start + length, elements + 1
+        position, elements = start + length, elements + 1
     return elements > 1
 
 

@@ -57,7 +57,7 @@ class Limits:
         max_pixels: width times height of a frame. Decoding takes up to some 20 bytes a pixel.
         max_frames: of a file.
         max_inflated_bytes: what a deflated DICOM object may grow to.
-        max_seconds: of processor time, for opening an image and for each of its frames. Kept only in `isolation`, as is the next.
+        max_seconds: of processor time, for opening an image and for each of its frames. Kept only in `sandbox`, as is the next.
         max_memory_bytes: that decoding may take, beyond what the decoders themselves do. The file's content counts twice.
     """
 
@@ -128,16 +128,16 @@ def sniff(head: bytes) -> Kind | None:
 
 def _is_jpeg_ls(head: bytes) -> bool:
     """Whether the frame header of a JPEG file, as far as it can be seen, is that of JPEG-LS."""
-    at = 2
-    while at + 4 <= len(head) and head[at] == 0xFF and head[at + 1] not in (0xF7, 0xC0, 0xC2):
-        at += 2 + int.from_bytes(head[at + 2 : at + 4], "big")
-    return head[at : at + 2] == b"\xff\xf7"
+    position = 2
+    while position + 4 <= len(head) and head[position] == 0xFF and head[position + 1] not in (0xF7, 0xC0, 0xC2):
+        position += 2 + int.from_bytes(head[position + 2 : position + 4], "big")
+    return head[position : position + 2] == b"\xff\xf7"
 
 
 def _by_brand(head: bytes) -> Kind | None:
     """HEIC or AVIF, by the brands of an ISO base media file: the major one, else what it is compatible with."""
     end = min(int.from_bytes(head[:4], "big"), len(head) - len(head) % 4)
-    brands = [head[8:12], *(head[at : at + 4] for at in range(16, end, 4))]
+    brands = [head[8:12], *(head[start : start + 4] for start in range(16, end, 4))]
     for brand in brands:
         if brand in (b"avif", b"avis"):
             return Kind.AVIF

@@ -1,14 +1,14 @@
 """Decoding in a process of its own, under limits on memory and processor time.
 
 The decoders are C libraries. A hostile file may make one of them loop, take all memory, or crash; in this process that would be
-the end of the service. So `Nursery` starts one process that has the decoders loaded and a single thread, and forks a child from it
-for each image: that costs some milliseconds, no image's decoder ever sees another's memory, and limits on processor time are
-each child's own. A child that is killed or crashes takes its image along, as a `ImageError`, and nothing else.
+the end of the service. So `DecoderPool` starts one process that has the decoders loaded and a single thread, and forks a child
+from it for each image: that costs some milliseconds, no image's decoder ever sees another's memory, and limits on processor time
+are each child's own. A child that is killed or crashes takes its image along, as a `ImageError`, and nothing else.
 
 What a child sends is not trusted either: a line of JSON with checked fields, and pixels of a size that is known beforehand. No
 object is unpickled.
 
-Linux only: it relies on fork, on RLIMIT_AS and RLIMIT_CPU, and on PR_SET_PDEATHSIG. Elsewhere `Nursery` raises a UsageError.
+Linux only: it relies on fork, on RLIMIT_AS and RLIMIT_CPU, and on PR_SET_PDEATHSIG. Elsewhere `DecoderPool` raises a UsageError.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from ..system.python_process import child_search_path, python_command
 from .content_flags import ContentFlag
 from .dicom.identifiers import Identifiers
 from .formats import DEFAULT_LIMITS, Kind, Limits
-from .sandbox_worker import OUT_OF_MEMORY_STATUS, Closed, receive, send
+from .sandbox_worker import OUT_OF_MEMORY_STATUS, Closed, fork_server_main, receive, send
 
-__all__ = ["Nursery", "SandboxedImageFile"]
+__all__ = ["DecoderPool", "SandboxedImageFile"]
 
 START_SECONDS = 60.0
 WALL_FACTOR = 4
@@ -46,18 +46,18 @@ FRAMES_PER_SHARE = 20
 """An image as a whole gets its seconds once, and once more for each so many frames; else 4,096 slow frames would take a day."""
 FAILURES = 3
 """Frames of an image whose decoder crashed. After these the rest is not tried."""
-_PROGRAM = """
+_PROGRAM = f"""
 import json, socket, sys
 sys.path[:] = json.loads(sys.argv[1])
-from {package}.decoding_process import nurse
-nurse(socket.socket(fileno=int(sys.argv[2])))
+from {fork_server_main.__module__} import {fork_server_main.__name__}
+{fork_server_main.__name__}(socket.socket(fileno=int(sys.argv[2])))
 """
 _SINGLE = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "OPENCV_FOR_THREADS_NUM")
 _KEPT = ("LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR")
 """Of the environment, which may hold passwords, the decoders get these alone."""
 
 
-class Nursery:
+class DecoderPool:
     """Opens images in processes of their own. To be closed, or used in a `with`; may be shared between threads.
 
     Args:
@@ -75,7 +75,7 @@ class Nursery:
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._owner = os.getpid()
-        self.orphans: deque[int] = deque()
+        self.unreaped: deque[int] = deque()
 
     def open(self, data: bytes, name_hint: str = "") -> SandboxedImageFile:
         """As `open_image`, in a process of its own.
@@ -90,7 +90,7 @@ class Nursery:
         with self._lock:
             self._stop()
 
-    def __enter__(self) -> Nursery:
+    def __enter__(self) -> DecoderPool:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -102,8 +102,8 @@ class Nursery:
         Raises:
             ImageError: decoder-failed, where no process can be had.
         """
-        while self.orphans:
-            self.reap(self.orphans.popleft())
+        while self.unreaped:
+            self.reap(self.unreaped.popleft())
         ours, theirs = socket.socketpair()
         try:
             with theirs:
@@ -152,11 +152,7 @@ class Nursery:
             ours.settimeout(START_SECONDS)
             with theirs:
                 self._process = subprocess.Popen(
-                    [
-                        *python_command(),
-                        *("-c", _PROGRAM.format(package=__package__)),
-                        *(json.dumps(child_search_path()), str(theirs.fileno())),
-                    ],
+                    [*python_command(), "-c", _PROGRAM, json.dumps(child_search_path()), str(theirs.fileno())],
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
@@ -196,23 +192,23 @@ def _text(value: object) -> str | None:
 class _Child:
     """A process with one open image."""
 
-    def __init__(self, nursery: Nursery) -> None:
-        self.nursery = nursery
-        self.process, self.channel = nursery.fork()
-        self._orphan = weakref.finalize(self, _orphaned, nursery, self.process, self.channel)
+    def __init__(self, pool: DecoderPool) -> None:
+        self.pool = pool
+        self.process, self.channel = pool.fork()
+        self._finalizer = weakref.finalize(self, _abandon, pool, self.process, self.channel)
 
     def end(self) -> int | None:
         """Kill and reap it; its exit status, None when that is not known."""
-        if not self._orphan.detach():
+        if not self._finalizer.detach():
             return None
         self.channel.close()
-        return self.nursery.reap(self.process)
+        return self.pool.reap(self.process)
 
 
-def _orphaned(nursery: Nursery, process: int, channel: socket.socket) -> None:
+def _abandon(pool: DecoderPool, process: int, channel: socket.socket) -> None:
     """Of an image that no one closed. This may run in the middle of anything, so it takes no lock and waits for nothing."""
     channel.close()
-    nursery.orphans.append(process)
+    pool.unreaped.append(process)
 
 
 class SandboxedImageFile:
@@ -224,9 +220,9 @@ class SandboxedImageFile:
         notes, identifiers: as `ImageFile`'s.
     """
 
-    def __init__(self, nursery: Nursery, data: bytes, name_hint: str) -> None:
-        self._nursery = nursery
-        self._limits = nursery.limits
+    def __init__(self, pool: DecoderPool, data: bytes, name_hint: str) -> None:
+        self._pool = pool
+        self._limits = pool.limits
         self._data = data
         self._hint = name_hint[-100:]
         self._lock = threading.Lock()
@@ -305,22 +301,22 @@ class SandboxedImageFile:
         return tuple(sorted(now | (set(self.notes) - {ContentFlag.EMBEDDED_IMAGE})))
 
     def _arrays(self, words: dict[str, Any], pixels: bytearray, size: int) -> tuple[NDArray[np.uint8], ...]:
-        arrays, at = [], 0
+        arrays, offset = [], 0
         for shape in words.get("shapes") or ():
             height, width, channels = (int(side) for side in shape)
             if min(height, width) < 1 or channels != 3 or (size and (height, width) != (size, size)):
                 break
-            part = pixels[at : at + height * width * 3]
+            part = pixels[offset : offset + height * width * 3]
             if len(part) < height * width * 3:
                 break
             arrays.append(np.frombuffer(part, np.uint8).reshape(height, width, 3))
-            at += len(part)
-        if not arrays or at != len(pixels):
+            offset += len(part)
+        if not arrays or offset != len(pixels):
             raise ImageError(Reason.DECODER_FAILED, "its decoder answered with something that is no image")
         return tuple(arrays)
 
     def _open(self) -> dict[str, Any]:
-        self._child = _Child(self._nursery)
+        self._child = _Child(self._pool)
         try:
             words, _ = self._exchange(None, 0)
         except ImageError:

@@ -1,4 +1,4 @@
-"""The other side of `isolation`: the process that has the decoders loaded, and the children it forks, one for each image.
+"""The other side of `sandbox`: the process that has the decoders loaded, and the children it forks, one for each image.
 
 The messages of both sides are here too. One is a head (lengths of the two parts that follow), a JSON object, and bytes.
 
@@ -34,7 +34,7 @@ from .dicom import dicom_object  # noqa: F401  # loaded before the fork, else ea
 from .formats import Limits
 from .image import boundary, open_image
 
-__all__ = ["OUT_OF_MEMORY_STATUS", "Closed", "nurse", "receive", "send"]
+__all__ = ["OUT_OF_MEMORY_STATUS", "Closed", "fork_server_main", "receive", "send"]
 
 HEAD = struct.Struct("!IQ")
 MAX_WORDS = 1 << 16
@@ -105,16 +105,16 @@ def _exactly(channel: socket.socket, length: int, deadline: float | None) -> byt
 
 def _wait_until(channel: socket.socket, deadline: float | None) -> None:
     if deadline is not None:
-        left = deadline - time.monotonic()
-        if left <= 0:
+        remaining = deadline - time.monotonic()
+        if remaining <= 0:
             raise TimeoutError
-        channel.settimeout(left)
+        channel.settimeout(remaining)
 
 
 # -- the process that forks --------------------------------------------------------------------------------------------
 
 
-def nurse(control: socket.socket) -> None:
+def fork_server_main(control: socket.socket) -> None:
     """Fork children and reap them, as asked on `control` (SOCK_SEQPACKET: a message a packet), until its other end is closed."""
     _load_decoders()
     gc.collect()
@@ -203,12 +203,12 @@ def _serve(channel: socket.socket) -> None:
         number, size = request["frame"], request["size"]
         try:
             with boundary():
-                images = image.views(number, size) if size else image.renderings(number)
+                arrays = image.views(number, size) if size else image.renderings(number)
         except ImageError as error:
             _send_error(channel, error, image.notes)
             continue
-        words = {"shapes": [one.shape for one in images], "notes": image.notes}
-        send(channel, words, *(np.ascontiguousarray(one).data.cast("B") for one in images))
+        words = {"shapes": [array.shape for array in arrays], "notes": image.notes}
+        send(channel, words, *(np.ascontiguousarray(array).data.cast("B") for array in arrays))
 
 
 def _send_error(channel: socket.socket, error: ImageError, notes: Sequence[ContentFlag] | None = None) -> None:
@@ -220,6 +220,7 @@ def _send_error(channel: socket.socket, error: ImageError, notes: Sequence[Conte
 def _confine(limits: Limits) -> None:
     """No more memory and time than allowed, no files to be written, no core dumps, and no life after the parent's."""
     libc = ctypes.CDLL(None, use_errno=True)
+    # Not `system.parent_process`: hostile input may keep this one thread in C code, where no watching thread gets a turn.
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     if os.getppid() == 1:

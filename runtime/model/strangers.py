@@ -66,7 +66,7 @@ class Tail:
             return 1.0
         if threshold >= self.thresholds[-1]:
             return self.rates[-1]
-        below = next(at for at, score in enumerate(self.thresholds) if score > threshold)
+        below = next(index for index, score in enumerate(self.thresholds) if score > threshold)
         first, second = logit(self.thresholds[below - 1]), logit(self.thresholds[below])
         part = (logit(threshold) - first) / (second - first)
         return float(self.rates[below - 1] * (self.rates[below] / self.rates[below - 1]) ** part)

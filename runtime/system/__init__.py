@@ -1,1 +1,1 @@
-"""The machine: processors, atomic writes, processes."""
+"""What every room uses of the system: processors, atomic writes, file locks, processes, TLS contexts, multipart messages."""

@@ -6,7 +6,7 @@ import base64
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -21,8 +21,10 @@ from numpy.typing import NDArray
 
 from ...errors import UsageError
 from ..findings import Cluster, Finding, Grade, Group, by_group, copied_often, like_many, worst_first
+from ..output_folder import PRIVATE
 from ..pixel_match import AGREES
-from ..run import PRIVATE, Audit
+from ..request import Progress, without_progress
+from ..result import Audit
 from ..statistics import rate_interval
 from ..suspects import Other
 from ..verdict import IS_SUSPECT, RESEMBLED, about, answer, counted, percent, share, suspected
@@ -81,14 +83,12 @@ class _Pair:
     number: int
     finding: Finding
     reference: str
-    others: tuple[str, ...]
+    also_like: tuple[str, ...]
     released_image: str | None
     reference_image: str | None
 
 
-def write_report(
-    audit: Audit, shown: Shown, progress: Callable[..., Iterable[Any]] = lambda items, total, what: items
-) -> list[Path]:
+def write_report(audit: Audit, shown: Shown, progress: Progress = without_progress) -> list[Path]:
     """Write the files into the request's folder, in place of all files of an earlier report there, and say which.
 
     Returns:
@@ -177,8 +177,8 @@ def _suspects(audit: Audit) -> bytes:
     for suspect in (*tests.suspects, *tests.repeated) if tests and holdout else ():
         writer.writerow(
             [
-                _cell(holdout.items[suspect.at].name) if holdout else "",
-                holdout_name(audit, suspect.at),
+                _cell(holdout.items[suspect.index].name) if holdout else "",
+                holdout_name(audit, suspect.index),
                 suspect.suspicion.value,
                 suspect.other.value,
                 _cell(suspect.key or ""),
@@ -193,18 +193,20 @@ def _suspects(audit: Audit) -> bytes:
 # -- the page ---------------------------------------------------------------------------------------------------------
 
 
-def _pairs(audit: Audit, shown: Shown, progress: Callable[..., Iterable[Any]]) -> Iterator[_Pair]:
+def _pairs(audit: Audit, shown: Shown, progress: Progress) -> Iterator[_Pair]:
     worst = worst_first(audit.findings)
     with_images = min(shown.images, len(worst))
     for number, finding in enumerate(progress(worst[:LISTED_AT_MOST], min(LISTED_AT_MOST, len(worst)), "writing the report"), 1):
         nearest = finding.nearest
-        others = tuple(audit.pseudonyms.name(match.key) for match in finding.matches if nearest is None or match.key != nearest.key)
+        also_like = tuple(
+            audit.pseudonyms.name(match.key) for match in finding.matches if nearest is None or match.key != nearest.key
+        )
         released = reference = None
         if number <= with_images:
-            released = _thumbnail(partial(audit.released_pixels, finding.at, finding.frame or 0))
+            released = _thumbnail(partial(audit.released_pixels, finding.index, finding.frame or 0))
             if shown.reference and nearest is not None:
                 reference = _thumbnail(partial(audit.pixels, nearest))
-        yield _Pair(number, finding, audit.pseudonyms.name(nearest.key) if nearest else "", others, released, reference)
+        yield _Pair(number, finding, audit.pseudonyms.name(nearest.key) if nearest else "", also_like, released, reference)
 
 
 def _thumbnail(pixels: Callable[[], NDArray[np.uint8] | None]) -> str | None:
@@ -283,16 +285,16 @@ def _suspect_rows(audit: Audit) -> list[tuple[str, str, str, float | None, float
         counts = "counted once" if suspect.other is Other.HOLDOUT else "kept" if tests and suspect in tests.kept else "left out"
         what = f"{IS_SUSPECT[suspect.suspicion][0]} a {RESEMBLED[suspect.other]}"
         name = resembled_name(audit, suspect) or ""
-        rows.append((holdout_name(audit, suspect.at), what, name, suspect.score, suspect.agreement, counts))
+        rows.append((holdout_name(audit, suspect.index), what, name, suspect.score, suspect.agreement, counts))
     return rows
 
 
 def _named(clusters: Sequence[Cluster], audit: Audit, *, reference_first: bool) -> list[Cluster]:
     """The reference's side by pseudonyms."""
     if reference_first:
-        return [Cluster(audit.pseudonyms.name(cluster.name), cluster.others, cluster.total) for cluster in clusters]
+        return [Cluster(audit.pseudonyms.name(cluster.name), cluster.partners, cluster.total) for cluster in clusters]
     return [
-        Cluster(cluster.name, tuple((audit.pseudonyms.name(key), score) for key, score in cluster.others), cluster.total)
+        Cluster(cluster.name, tuple((audit.pseudonyms.name(key), score) for key, score in cluster.partners), cluster.total)
         for cluster in clusters
     ]
 

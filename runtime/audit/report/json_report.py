@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+from ...calibration.intervals import Interval
 from ...privacy import ReportPseudonyms
 from ..findings import FOUND, Finding, Grade, Tally, by_group, copied_often, like_many, tally, worst_first
-from ..run import Audit
+from ..result import Audit
 from ..sets import ImageSet
-from ..statistics import Excess, Interval
+from ..statistics import Excess
 from ..suspects import Other, Suspect, Suspicion
 from ..thresholds import ByChance, Limit
 from ..verdict import answer
@@ -63,7 +64,7 @@ def document(audit: Audit, command: str, made: datetime) -> dict[str, Any]:
                 {
                     "reference": audit.pseudonyms.name(cluster.name),
                     "released_total": cluster.total,
-                    "released": [{"path": name, "score": score} for name, score in cluster.others],
+                    "released": [{"path": name, "score": score} for name, score in cluster.partners],
                 }
                 for cluster in copied_often(audit.findings)
             ],
@@ -71,7 +72,7 @@ def document(audit: Audit, command: str, made: datetime) -> dict[str, Any]:
                 {
                     "path": cluster.name,
                     "references_total": cluster.total,
-                    "references": [{"reference": audit.pseudonyms.name(key), "score": score} for key, score in cluster.others],
+                    "references": [{"reference": audit.pseudonyms.name(key), "score": score} for key, score in cluster.partners],
                 }
                 for cluster in like_many(audit.findings)
             ],
@@ -183,7 +184,7 @@ def _tests(audit: Audit) -> dict[str, Any] | None:
             suspect.other is Other.REFERENCE and suspect.suspicion is Suspicion.SAME_FILE for suspect in tests.suspects
         ),
         "agree_with_reference_by_pixels": [
-            holdout_name(audit, suspect.at)
+            holdout_name(audit, suspect.index)
             for suspect in tests.suspects
             if suspect.other is Other.REFERENCE and suspect.suspicion in (Suspicion.SAME_PIXELS, Suspicion.ALTERED_COPY)
         ],
@@ -210,9 +211,9 @@ def _tests(audit: Audit) -> dict[str, Any] | None:
     }
 
 
-def holdout_name(audit: Audit, at: int) -> str:
+def holdout_name(audit: Audit, index: int) -> str:
     """The pseudonym of a hold-out image: its name may be a patient's, as a reference image's may."""
-    return audit.pseudonyms.name(f"hold-out {audit.holdout.items[at].name}") if audit.holdout else ""
+    return audit.pseudonyms.name(f"hold-out {audit.holdout.items[index].name}") if audit.holdout else ""
 
 
 def resembled_name(audit: Audit, suspect: Suspect) -> str | None:
@@ -224,7 +225,7 @@ def resembled_name(audit: Audit, suspect: Suspect) -> str | None:
 
 def _suspect(audit: Audit, suspect: Suspect, left_out: bool) -> dict[str, Any]:
     return {
-        "holdout": holdout_name(audit, suspect.at),
+        "holdout": holdout_name(audit, suspect.index),
         "suspicion": suspect.suspicion.value,
         "set": suspect.other.value,
         "resembles": resembled_name(audit, suspect),

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ...system.atomic_write import put_whole, sync
-from ..folders import PRIVATE, PRIVATE_FILE, PRIVATE_FOLDER
+from ..output_folder import PRIVATE, PRIVATE_FILE, PRIVATE_FOLDER
 
 __all__ = ["replace_together"]
 

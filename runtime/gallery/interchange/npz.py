@@ -119,7 +119,7 @@ class NpzReader:
         ):
             raise ValueError(f"block {block} has columns of unexpected types or lengths")
         columns.setdefault("reader", np.full(count, FIRST_READER))
-        return [self._record(columns, at) for at in range(count)]
+        return [self._record(columns, index) for index in range(count)]
 
     def _record(self, columns: Mapping[str, NDArray[Any]], at: int) -> Record:
         gallery, key, patient, study = (str(columns[name][at]) for name in TEXTS)

@@ -69,7 +69,7 @@ class ParquetWriter:
             return
         columns = [[getattr(row, name) for row in rows] for name in (*TEXTS, *NUMBERS, "content")]
         flat = self._arrow.array(np.concatenate([row.embedding for row in rows]))
-        arrays = [self._arrow.array(values, self._schema.field(at).type) for at, values in enumerate(columns)]
+        arrays = [self._arrow.array(values, self._schema.field(index).type) for index, values in enumerate(columns)]
         arrays.append(self._arrow.FixedSizeListArray.from_arrays(flat, type=self._schema.field("embedding").type))
         self._writer.write_table(self._arrow.table(arrays, schema=self._schema))
 
@@ -130,7 +130,7 @@ class ParquetReader:
         columns = {name: batch.column(name).to_pylist() for name in (*TEXTS, *numbers, "content")}
         columns.setdefault("reader", [FIRST_READER] * batch.num_rows)
         embeddings = batch.column("embedding").flatten().to_numpy(zero_copy_only=False).reshape(batch.num_rows, -1)
-        rows = [{name: values[at] for name, values in columns.items()} for at in range(batch.num_rows)]
+        rows = [{name: values[index] for name, values in columns.items()} for index in range(batch.num_rows)]
         return [Record(**row, embedding=embedding) for row, embedding in zip(rows, embeddings, strict=True)]
 
     @contextmanager

@@ -103,7 +103,7 @@ def export_gallery(
     gallery: Gallery,
     path: Path,
     galleries: Collection[str] | None = None,
-    watch: Watch = lambda rows: rows,
+    watch: Watch | None = None,
     *,
     with_paths: bool = False,
 ) -> Manifest:
@@ -132,12 +132,13 @@ def export_gallery(
 
 
 def _written(
-    gallery: Gallery, file: Path, galleries: Collection[str] | None, watch: Watch, write: Writing, key: SiteKey | None
+    gallery: Gallery, file: Path, galleries: Collection[str] | None, watch: Watch | None, write: Writing, key: SiteKey | None
 ) -> Manifest:
     digest, count = hashlib.sha256(), 0
     with write(file, gallery.bundle.features) as writer:
         block: list[Record] = []
-        for row in watch(gallery.entries(galleries)):
+        entries = gallery.entries(galleries)
+        for row in watch(entries) if watch else entries:
             row = replace(row, key=key.key(row.key)) if key else row
             digest.update(_digest(row, FORMAT_VERSION))
             count += 1
@@ -170,7 +171,7 @@ def read_manifest(path: Path, features: int) -> Manifest:
         return _manifest(reader, path)
 
 
-def import_gallery(path: Path, gallery: Gallery, *, without_patients: bool = False, watch: Watch = lambda rows: rows) -> Imported:
+def import_gallery(path: Path, gallery: Gallery, *, without_patients: bool = False, watch: Watch | None = None) -> Imported:
     """Add what a file holds to a gallery: all of it, or nothing.
 
     Args:
@@ -196,7 +197,8 @@ def import_gallery(path: Path, gallery: Gallery, *, without_patients: bool = Fal
 
         def rows() -> Iterator[Record]:
             digest, count = hashlib.sha256(), 0
-            for row in watch(reader.rows(manifest.format_version)):
+            read = reader.rows(manifest.format_version)
+            for row in watch(read) if watch else read:
                 digest.update(_digest(row, manifest.format_version))
                 count += 1
                 yield _checked(row, path)
@@ -207,7 +209,7 @@ def import_gallery(path: Path, gallery: Gallery, *, without_patients: bool = Fal
 
 
 def merge_galleries(
-    sources: Sequence[Gallery], target: Gallery, *, without_patients: bool = False, watch: Watch = lambda rows: rows
+    sources: Sequence[Gallery], target: Gallery, *, without_patients: bool = False, watch: Watch | None = None
 ) -> Imported:
     """Add all that several galleries hold to another: all of it, or nothing. Arguments and errors as for `import_gallery`."""
     parts = []
@@ -215,7 +217,8 @@ def merge_galleries(
         if source.bundle.fingerprint != target.bundle.fingerprint:
             raise GalleryMismatchError(f"{source.folder} was made with another model than {target.folder}")
         key = None if without_patients else source.setting(SITE_KEY)
-        parts.append((iter(watch(source.entries())), key, source.setting(CALIBRATION_SETTING) is not None))
+        entries = source.entries()
+        parts.append((iter(watch(entries) if watch else entries), key, source.setting(CALIBRATION_SETTING) is not None))
     keys = {key for _, key, _ in parts if key}
     if len(keys) > 1:
         raise UsageError(_other_key("these galleries", *sorted(keys)[:2]))

@@ -272,7 +272,7 @@ class Flat:
         radii = np.array([self._head.radius(threshold, query, self.low, self.high) for query in queries])
         reach = np.array([self._head.reach(query, self.low, self.high) for query in queries])
         found = near(blocks, slacks, codes, query_slacks, self._coder.step, radii, reach, cpu_limit())
-        return found if places is None else [places[at] for at in found]
+        return found if places is None else [places[position] for position in found]
 
     def worth_reading(self, query: Query, places: Places, wanted: NDArray[np.bool_] | None) -> Places:
         """Which of some rows may score the threshold, or be the nearest of the wanted ones: indices into `places`, ascending.
@@ -332,17 +332,17 @@ class Flat:
             parts.append((0, self._cache.codes, self._cache.slack))
         if len(self._tail):
             if self._tail_codes is None:
-                encoded = [self._coder.encode(self._tail[at : at + BLOCK]) for at in range(0, len(self._tail), BLOCK)]
+                encoded = [self._coder.encode(self._tail[start : start + BLOCK]) for start in range(0, len(self._tail), BLOCK)]
                 self._tail_codes = np.concatenate([one for one, _ in encoded]), np.concatenate([one for _, one in encoded])
             parts.append((self.cached, *self._tail_codes))
         blocks: list[tuple[int, Codes]] = []
         slacks: list[float] = []
         number = 0
         for first, codes, slack in parts:
-            for at in range(0, len(codes), BLOCK):
-                block, its_slack = codes[at : at + BLOCK], slack[at : at + BLOCK]
+            for start in range(0, len(codes), BLOCK):
+                block, its_slack = codes[start : start + BLOCK], slack[start : start + BLOCK]
                 if wanted is not None:
-                    chosen = wanted[first + at : first + at + len(block)]
+                    chosen = wanted[first + start : first + start + len(block)]
                     if not chosen.any():
                         continue
                     if not chosen.all():

@@ -66,27 +66,27 @@ def name_vectors(
         galleries: in which groups; None for all.
     """
     named = Named()
-    at, size = 0, FIRST
-    while at < len(vectors):
-        part = vectors[at : at + size]
+    position, size = 0, FIRST
+    while position < len(vectors):
+        part = vectors[position : position + size]
         if found and named.has(top):
             named.frames += store.frames_of(part, galleries)
         elif (rows := store.rows(part, galleries)) is not None:
-            for vector, score in zip(part, scores[at : at + size], strict=True):
+            for vector, score in zip(part, scores[position : position + size], strict=True):
                 its = rows[vector]
                 named.add_images(sorted(its, key=lambda row: (row.key, row.frame, row.gallery)), score, top)
                 if found:
                     named.add_people(sorted(_one_each(its), key=lambda row: (row.key, row.gallery)), score)
                     named.frames += [(row.gallery, row.key, row.frame) for row in its]
         else:
-            for vector, score in zip(part, scores[at : at + size], strict=True):
+            for vector, score in zip(part, scores[position : position + size], strict=True):
                 if len(named.hits) < top:
                     named.add_images(store.first_rows(vector, top + named.shown, galleries), score, top)
                 if found and not named.has(top):
                     named.add_people(store.first_people(vector, top, galleries), score)
             if found:
                 named.frames += store.frames_of(part, galleries)
-        at, size = at + size, READ_AT_ONCE
+        position, size = position + size, READ_AT_ONCE
     return named
 
 

@@ -109,8 +109,8 @@ def near(
     for query in range(len(queries)):
         full = inside[query, :, -1]  # even the last that was kept may match: there may be more
         some = inside[query] & ~full[:, None]
-        at, rank = np.nonzero(some)
-        parts = [starts[at] + first.places[query, at, rank]]
+        position, rank = np.nonzero(some)
+        parts = [starts[position] + first.places[query, position, rank]]
         for block in np.flatnonzero(full):
             start, codes = blocks[block]
             sums = distances(queries[query], codes)

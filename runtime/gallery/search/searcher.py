@@ -32,7 +32,7 @@ SCORED_AT_ONCE = 512
 ADDED_AT_ONCE = 4096
 """Vectors that the graph is given at once."""
 FIRST_CANDIDATES = 512
-"""Of the graph's answer. With 64 it had .978 of the matches in a million vectors, with 256 .999, with 384 all (docs/index.md):
+"""Of the graph's answer. With 64 it had .978 of the matches in a million vectors, with 256 .999, with 384 all (image-index.md):
 among so many, images that are no match lie nearer by squared L2 than some that are."""
 MOST_CANDIDATES = 16384
 """So far the graph's search is widened. Wider, the exact search is quicker."""
@@ -154,8 +154,8 @@ class Searcher:
         missing = self._newer(self._graph, None)
         if len(missing) > UNGRAPHED or (len(missing) and (newest or not len(self._graph))):
             self._graph.reserve(len(missing))
-            for at in range(0, len(missing), ADDED_AT_ONCE):
-                places = missing[at : at + ADDED_AT_ONCE]
+            for start in range(0, len(missing), ADDED_AT_ONCE):
+                places = missing[start : start + ADDED_AT_ONCE]
                 self._graph.extend(flat.ids[places], self._head.weighted(flat.take(places)))
             self._graph.content = flat.content(self._graph.newest)
             if self._persistent:
@@ -198,14 +198,14 @@ class Searcher:
         if graph is not None:
             found = [self._by_graph(graph, view, threshold, top, members) for view in views]
         else:
-            for at in range(0, len(views), QUERIES_AT_ONCE):
-                found += map(_Found, self.flat.candidates(views[at : at + QUERIES_AT_ONCE], threshold, members))
+            for start in range(0, len(views), QUERIES_AT_ONCE):
+                found += map(_Found, self.flat.candidates(views[start : start + QUERIES_AT_ONCE], threshold, members))
         results: list[SearchResult] = []
-        for at in range(0, len(views), renderings):
-            its = _together(found[at : at + renderings])
+        for start in range(0, len(views), renderings):
+            its = _together(found[start : start + renderings])
             scores = its.scores
             if scores is None:
-                scores = np.max([self._scores(view, its.places) for view in views[at : at + renderings]], axis=0)
+                scores = np.max([self._scores(view, its.places) for view in views[start : start + renderings]], axis=0)
             results.append(self._result(its.places, scores, threshold, top, galleries, its.complete))
         return results
 
@@ -290,8 +290,10 @@ class Searcher:
     def _scores(self, query: Floats, places: Places) -> NDArray[np.float64]:
         """The head's scores of a query, (features,), with some rows."""
         scores = np.empty(len(places))
-        for at in range(0, len(places), SCORED_AT_ONCE):
-            scores[at : at + SCORED_AT_ONCE] = self._head.scores(query, self.flat.take(places[at : at + SCORED_AT_ONCE]))
+        for start in range(0, len(places), SCORED_AT_ONCE):
+            scores[start : start + SCORED_AT_ONCE] = self._head.scores(
+                query, self.flat.take(places[start : start + SCORED_AT_ONCE])
+            )
         return scores
 
     def _result(

@@ -13,7 +13,7 @@ from .l1_codes import BLOCK, near
 __all__ = ["exact_enough"]
 
 SECONDS = 0.1
-"""What one exact search may take, for missing nothing. Through the graph of as many it takes a tenth of that (docs/index.md)."""
+"""What one exact search may take, for missing nothing. Through the graph of as many it takes a tenth of that (image-index.md)."""
 FEW_BLOCKS, BLOCKS, ROUNDS = 2, 8, 3
 LEAST = 200_000
 """So many are searched exactly on any machine, and nothing is measured."""
@@ -33,7 +33,7 @@ def _limit(width: int) -> int:
     """
     random = np.random.default_rng(0)
     codes = random.integers(0, 256, (BLOCKS * BLOCK, max(1, width)), dtype=np.uint8)
-    blocks = [(at, codes[at : at + BLOCK]) for at in range(0, len(codes), BLOCK)]
+    blocks = [(start, codes[start : start + BLOCK]) for start in range(0, len(codes), BLOCK)]
     far, slack = np.array([-1e9]), np.zeros(1, np.float32)
     taken = []
     for count in (FEW_BLOCKS, BLOCKS):

@@ -132,7 +132,7 @@ class Cache:
         arrays: dict[str, NDArray[Any]] = {"ids": self.ids, "sums": self.sums, "slack": self.slack, "codes": self.codes}
         data = arrays[part]
         with ThreadPoolExecutor(max(1, min(8, os.cpu_count() or 1))) as pool:  # sha256 lets other threads run
-            actual = list(pool.map(_digest, (data[at : at + BLOCK] for at in range(0, len(data), BLOCK))))
+            actual = list(pool.map(_digest, (data[start : start + BLOCK] for start in range(0, len(data), BLOCK))))
         if actual != self.manifest.digests[part]:
             raise CacheError(f"the cached vectors are damaged: the sha256 of {part} differs from the manifest's")
 
@@ -171,7 +171,7 @@ class Cache:
     def _read(self, part: str, places: NDArray[np.int64], size: int) -> NDArray[np.uint8]:
         """Rows of a file, of `size` bytes each. What is read through the map counts as this process's memory: in time, all."""
         file = self._files[PARTS.index(part)].fileno()
-        read = b"".join([os.pread(file, size, at) for at in (places * size).tolist()])
+        read = b"".join([os.pread(file, size, position) for position in (places * size).tolist()])
         if len(read) != size * len(places):
             raise CacheError("the cached vectors are damaged: the file is truncated")
         return np.frombuffer(read, np.uint8)
@@ -179,8 +179,8 @@ class Cache:
     def check_all(self) -> None:
         """Raises CacheError when anything in the files is not as it was written; reads all of them."""
         self.check_codes()
-        for at in range(0, self.manifest.rows, BLOCK):
-            self.embeddings(np.arange(at, min(at + BLOCK, self.manifest.rows)))
+        for start in range(0, self.manifest.rows, BLOCK):
+            self.embeddings(np.arange(start, min(start + BLOCK, self.manifest.rows)))
 
     def embeddings(self, places: NDArray[np.int64]) -> Floats:
         """Embeddings of some rows, float32 (n, features), each checked when it is first read.
@@ -263,22 +263,22 @@ class Writer:
         Raises:
             GalleryError: the disk is full.
         """
-        at = 0
+        position = 0
         try:
-            while at < len(ids):
-                count = min(BLOCK - self._rows % BLOCK, len(ids) - at)
-                values = np.ascontiguousarray(embeddings[at : at + count], dtype="<f4")
+            while position < len(ids):
+                count = min(BLOCK - self._rows % BLOCK, len(ids) - position)
+                values = np.ascontiguousarray(embeddings[position : position + count], dtype="<f4")
                 codes, slack = self._coder.encode(values)
                 self._low = np.minimum(self._low, values.min(axis=0))
                 self._high = np.maximum(self._high, values.max(axis=0))
                 parts = {
-                    "ids": ids[at : at + count].astype("<i8"),
+                    "ids": ids[position : position + count].astype("<i8"),
                     "sums": row_sums(values).astype("<u8"),
                     "slack": slack.astype("<f4"),
                     "codes": codes,
                     "embeddings": values,
                 }
-                at, self._rows = at + count, self._rows + count
+                position, self._rows = position + count, self._rows + count
                 for part, array in parts.items():
                     data = array.tobytes()
                     self._files[part].write(data)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 from pathlib import Path
 
 from ...errors import GalleryError
+from ...system.file_lock import try_lock
 
 __all__ = ["LOCK", "WriterLock"]
 
@@ -34,7 +34,7 @@ class WriterLock:
                 f"{folder} is not writable ({error.strerror}): give a folder with write permission, or open the index read-only"
             ) from error
         try:
-            locked = _try_lock(self._file)
+            locked = try_lock(self._file)
         except OSError as error:
             self.release()
             raise GalleryError(
@@ -57,27 +57,3 @@ class WriterLock:
         if self._file >= 0:
             os.close(self._file)  # which gives the lock back
             self._file = -1
-
-
-if sys.platform == "win32":
-    import msvcrt
-
-    def _try_lock(file: int) -> bool:
-        try:
-            os.lseek(file, 1 << 30, os.SEEK_SET)  # beyond the text, which others must be able to read
-            msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        finally:
-            os.lseek(file, 0, os.SEEK_SET)
-        return True
-else:
-    import fcntl
-
-    def _try_lock(file: int) -> bool:
-        try:
-            # flock and not lockf: a POSIX record lock is lost when any handle of the file is closed in this process.
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True

@@ -206,8 +206,8 @@ class Store(Database):
         where, names = _within(galleries)
         found: list[tuple[str, str, int]] = []
         with self.explained():
-            for at in range(0, len(vectors), READ_AT_ONCE):
-                marks, numbers = _marks(vectors[at : at + READ_AT_ONCE])
+            for start in range(0, len(vectors), READ_AT_ONCE):
+                marks, numbers = _marks(vectors[start : start + READ_AT_ONCE])
                 query = f"SELECT gallery, key, frame FROM pictures WHERE vector IN ({marks}){where}"
                 found += self.connection.execute(query, (*numbers, *names))
         return found

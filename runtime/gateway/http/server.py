@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import socket
-import ssl
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,8 +16,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ...errors import GatewayError
 from ..json_logging import Log
-from ..settings import Settings, TlsServer
+from ..settings import Settings
 from ..spool import Spool
+from ..tls import server_context
 from .app import make_app
 
 __all__ = ["HttpServer"]
@@ -46,7 +46,7 @@ class HttpServer:
             raise GatewayError("the configuration has no [http]")
         self._http = http = settings.http
         app = make_app(settings, http, spool, ready)
-        tls = _context(http.tls) if http.tls else None
+        tls = server_context(http.tls) if http.tls else None
         self._socket = _listen(http.host, http.port)
         config = uvicorn.Config(
             app,
@@ -95,7 +95,7 @@ class HttpServer:
     def _run(self) -> None:
         try:
             self._server.run(sockets=[self._socket])
-        except Exception as error:  # noqa: BLE001  # a thread's last frame; whoever runs the part looks at `failed`
+        except Exception as error:  # noqa: BLE001  # a thread's last frame; the worker looks at `failed`
             log.defect("http-died", error)
         if not self._server.should_exit:
             self.failed.set()
@@ -140,19 +140,6 @@ def _protocol(opening_seconds: float) -> type[asyncio.Protocol]:
             self.transport.abort() if hasattr(self.transport, "abort") else self.transport.close()
 
     return Protocol
-
-
-def _context(tls: TlsServer) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    try:
-        context.load_cert_chain(tls.certificate, tls.key, password=lambda: "")
-        if tls.client_ca:
-            context.load_verify_locations(tls.client_ca)
-            context.verify_mode = ssl.CERT_REQUIRED
-    except (OSError, ssl.SSLError) as error:
-        raise GatewayError(f"TLS for HTTP cannot be set up with {tls.certificate}: {error.strerror or error}") from error
-    return context
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -7,18 +7,17 @@ before is stored again without effect, so a sender may send the whole of it once
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from email.message import Message
 from typing import Any
 
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from ...errors import GatewayError
+from ...system.multipart import Event, MultipartError, MultipartReader, parse_related
 from ..json_logging import Log
 from ..object_files import measure_meta
 from ..settings import HttpSettings
@@ -147,13 +146,10 @@ def _boundary(content_type: str) -> bytes:
     Raises:
         Refused: 415, it is not multipart/related of DICOM objects.
     """
-    message = Message()
-    message["Content-Type"] = content_type.encode("latin-1", "replace").decode("latin-1")
-    kind = str(message.get_param("type", "application/dicom")).strip('"').lower()
-    boundary = message.get_boundary()
-    if message.get_content_type() != "multipart/related" or kind != "application/dicom" or not boundary:
+    related = parse_related(content_type)
+    if related is None or related.type not in (None, "application/dicom"):
         raise Refused(415, "unsupported", 'a multipart/related message with type="application/dicom" and a boundary is wanted')
-    return boundary.encode("latin-1", "replace")
+    return related.boundary
 
 
 class _Parts:
@@ -161,76 +157,33 @@ class _Parts:
 
     def __init__(self, source: AsyncIterator[bytes], boundary: bytes) -> None:
         self._source = source
-        self._events: list[tuple[str, bytes]] = []
-        self._name, self._value = bytearray(), bytearray()
-        self._type = ""
-        self._started = False
-        self._opening = bytearray()
-        self._mark = b"--" + boundary
+        self._events: deque[Event] = deque()
         try:
-            self._parser = MultipartParser(
-                boundary,
-                {
-                    "on_header_field": lambda data, start, end: self._name.extend(data[start:end]),
-                    "on_header_value": lambda data, start, end: self._value.extend(data[start:end]),
-                    "on_header_end": self._header,
-                    "on_headers_finished": self._headers,
-                    "on_part_data": lambda data, start, end: self._event("data", bytes(data[start:end])),
-                    "on_part_end": lambda: self._event("end"),
-                    "on_end": lambda: self._event("over"),
-                },
-            )
-        except FormParserError as error:
+            self._reader = MultipartReader(boundary)
+        except MultipartError as error:
             raise Refused(400, "damaged", "the boundary is none") from error
 
-    def _event(self, kind: str, data: bytes = b"") -> None:
-        self._events.append((kind, data))
-
-    def _header(self) -> None:
-        if self._name.strip().lower() == b"content-type":
-            self._type = self._value.decode("latin-1").partition(";")[0].strip().lower()
-        self._name.clear()
-        self._value.clear()
-
-    def _headers(self) -> None:
-        self._event("part", self._type.encode("latin-1"))
-        self._type = ""
-
-    async def _next(self) -> tuple[str, bytes]:
+    async def _next(self) -> Event:
         while not self._events:
             chunk = await anext(self._source, None)
             if chunk is None:
                 raise Refused(400, "damaged", "the message ends before its last boundary")
-            self._feed(chunk)
-        return self._events.pop(0)
-
-    def _feed(self, chunk: bytes) -> None:
-        """Text before the first boundary is allowed, and passed over here, since the parser does not take it."""
-        if not self._started:
-            self._opening += chunk
-            at = self._opening.find(self._mark)
-            if at < 0:
-                del self._opening[: -len(self._mark)]
-                return
-            chunk, self._started = bytes(self._opening[at:]), True
-        try:
-            self._parser.write(chunk)
-        except FormParserError as error:
-            raise Refused(400, "damaged", "the message is no multipart/related message") from error
+            try:
+                self._events.extend(self._reader.feed(chunk))
+            except MultipartError as error:
+                raise Refused(400, "damaged", "the message is no multipart/related message") from error
+        return self._events.popleft()
 
     async def begin(self) -> str | None:
         """The content type of the next part, lower case, without parameters; None at the message's end."""
-        kind, data = await self._next()
-        if kind == "part":
-            return data.decode("latin-1")
+        event = await self._next()
+        if event.kind == "begin":
+            return event.content_type
         async for _rest in self._source:  # what follows the last boundary
             pass
         return None
 
     async def body(self) -> AsyncIterator[bytes]:
-        while True:
-            kind, data = await self._next()
-            if kind == "end":
-                return
-            if kind == "data":
-                yield data
+        while (event := await self._next()).kind != "end":
+            if event.kind == "data":
+                yield event.data

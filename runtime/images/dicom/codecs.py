@@ -172,18 +172,18 @@ def _stored(values: NDArray[Any], bits: int, signed: bool) -> NDArray[Any]:
 
 def _jpeg_header(source: bytes) -> _Header:
     """The frame header of a JPEG or JPEG-LS codestream."""
-    at, adobe, jfif = 2, None, False
+    position, adobe, jfif = 2, None, False
     if source[:2] != b"\xff\xd8":
         raise ImageError(Reason.DAMAGED, "its frame does not begin as a JPEG codestream does")
-    while at + 4 <= len(source):
-        if source[at] != 0xFF:
+    while position + 4 <= len(source):
+        if source[position] != 0xFF:
             break
-        marker = source[at + 1]
+        marker = source[position + 1]
         if marker == 0xFF or marker in _STAND_ALONE:
-            at += 1 if marker == 0xFF else 2
+            position += 1 if marker == 0xFF else 2
             continue
-        length = int.from_bytes(source[at + 2 : at + 4], "big")
-        body = source[at + 4 : at + 2 + length]
+        length = int.from_bytes(source[position + 2 : position + 4], "big")
+        body = source[position + 4 : position + 2 + length]
         if marker in _FRAMES and len(body) >= 6:
             precision, rows, columns, samples = struct.unpack(">BHHB", body[:6])
             ids, sampling = body[6::3][:samples], body[7::3][:samples]
@@ -198,7 +198,7 @@ def _jpeg_header(source: bytes) -> _Header:
         if marker == 0xEE and body[:5] == b"Adobe" and len(body) >= 12:
             adobe = body[11]
         jfif = jfif or (marker == 0xE0 and body[:4] == b"JFIF")
-        at += 2 + max(length, 2)
+        position += 2 + max(length, 2)
     raise ImageError(Reason.DAMAGED, "its JPEG codestream has no frame header that could be read")
 
 

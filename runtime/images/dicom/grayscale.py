@@ -192,8 +192,8 @@ class _Scale:
 
 def _parts(flat: NDArray[Any]) -> Iterator[NDArray[Any]]:
     """A flat array in pieces: the indices into a table take 8 bytes a pixel."""
-    for at in range(0, len(flat), _AT_ONCE):
-        yield flat[at : at + _AT_ONCE]
+    for start in range(0, len(flat), _AT_ONCE):
+        yield flat[start : start + _AT_ONCE]
 
 
 def _shows(values: NDArray[Any], scale: _Scale, looks: list[Look], padding: NDArray[np.bool_]) -> bool:

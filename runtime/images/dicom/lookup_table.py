@@ -62,8 +62,8 @@ class LookupTable:
 
     def look_up(self, values: NDArray[Any], start: int) -> NDArray[Any]:
         """Return the entries for input values, same shape; inputs outside the table get its first or last entry."""
-        at = np.clip(np.rint(values) if values.dtype.kind == "f" else values, start, start + len(self.entries) - 1)
-        found: NDArray[Any] = self.entries[at.astype(np.int64) - start]
+        position = np.clip(np.rint(values) if values.dtype.kind == "f" else values, start, start + len(self.entries) - 1)
+        found: NDArray[Any] = self.entries[position.astype(np.int64) - start]
         return found
 
 
@@ -125,8 +125,8 @@ class Palette:
         for channel, table in enumerate(self.tables):
             shown = replace(table, entries=to_8_bit(table.entries, bits))
             start = table.start(signed, low, high)
-            for at in range(0, len(flat), _AT_ONCE):
-                found[at : at + _AT_ONCE, channel] = shown.look_up(flat[at : at + _AT_ONCE], start)
+            for index in range(0, len(flat), _AT_ONCE):
+                found[index : index + _AT_ONCE, channel] = shown.look_up(flat[index : index + _AT_ONCE], start)
         return found.reshape(*values.shape, 3)
 
 
@@ -190,28 +190,28 @@ def _segments(data: NDArray[Any], count: int) -> NDArray[np.uint16]:
     width = data.dtype.itemsize
     digits = 4 // width  # of an indirect segment's place: a 32-bit number of bytes
     entries: list[NDArray[Any]] = []
-    have, at, back, copied = 0, 0, 0, 0  # while segments are `copied`, `back` is where to go on after them
+    have, position, back, copied = 0, 0, 0, 0  # while segments are `copied`, `back` is where to go on after them
     for _ in range(_MOST_SEGMENTS):
-        if have >= count or at + 2 > len(data):
+        if have >= count or position + 2 > len(data):
             break
-        kind, length = int(data[at]), int(data[at + 1])
-        at += 2
+        kind, length = int(data[position]), int(data[position + 1])
+        position += 2
         part = data[:0]
         if kind == _DISCRETE:
-            part = data[at : at + length]
-            at += length
-        elif kind == _LINEAR and have and at < len(data):
-            part = np.rint(np.linspace(int(entries[-1][-1]), int(data[at]), length + 1)[1:]).astype(data.dtype)
-            at += 1
-        elif kind == _INDIRECT and not copied and at + digits <= len(data):
-            back = at + digits
-            at = int.from_bytes(data[at:back].astype(f"<u{width}").tobytes(), "little") // width
-            if at + 2 > len(data):
-                raise ImageError(Reason.DAMAGED, "its palette refers to missing segments")
+            part = data[position : position + length]
+            position += length
+        elif kind == _LINEAR and have and position < len(data):
+            part = np.rint(np.linspace(int(entries[-1][-1]), int(data[position]), length + 1)[1:]).astype(data.dtype)
+            position += 1
+        elif kind == _INDIRECT and not copied and position + digits <= len(data):
+            back = position + digits
+            position = int.from_bytes(data[position:back].astype(f"<u{width}").tobytes(), "little") // width
+            if position + 2 > len(data):
+                raise ImageError(Reason.DAMAGED, "its palette repeats segments that it does not hold")
             copied = length
             if copied:
                 continue
-            at = back
+            position = back
         else:
             raise ImageError(Reason.DAMAGED, f"its palette has an unexpected segment of type {kind}")
         if len(part):
@@ -219,7 +219,7 @@ def _segments(data: NDArray[Any], count: int) -> NDArray[np.uint16]:
             have += len(part)
         if copied:
             copied -= 1
-            at = at if copied else back
+            position = position if copied else back
     if not have:
         raise ImageError(Reason.DAMAGED, "its palette has no entries")
     return np.concatenate(entries)[:count].astype(np.uint16)

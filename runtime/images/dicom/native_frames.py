@@ -101,7 +101,7 @@ def unpack_rle_bits(frame: bytes, expected: Expected) -> bytes:
     Raises:
         ImageError: it has another number of segments than one, or is cut off.
     """
-    segments, start = (int.from_bytes(frame[at : at + 4], "little") for at in (0, 4))
+    segments, start = (int.from_bytes(frame[position : position + 4], "little") for position in (0, 4))
     size = -(-expected.rows * expected.columns // 8)
     if segments != 1 or start < _RLE_HEADER:
         raise ImageError(Reason.DAMAGED, f"its RLE frame has {segments} segments, expected 1 for 1 bit per pixel")

@@ -86,31 +86,31 @@ def _targa_end(data: bytes) -> int:
     """Where the pixels of a Targa file end."""
     width, height = int.from_bytes(data[12:14], "little"), int.from_bytes(data[14:16], "little")
     colors = int.from_bytes(data[5:7], "little") * ((data[7] + 7) // 8) if data[1] else 0
-    at, bits = 18 + data[0] + colors, data[16]
+    position, bits = 18 + data[0] + colors, data[16]
     size = (bits + 7) // 8
     if not data[2] & 8:
-        return at + height * (width * size if bits >= 8 else (width * bits + 7) // 8)
+        return position + height * (width * size if bits >= 8 else (width * bits + 7) // 8)
     left = width * height
-    while left > 0 and at < len(data):
-        count = (data[at] & 127) + 1
-        at += 1 + (size if data[at] & 128 else count * size)
+    while left > 0 and position < len(data):
+        count = (data[position] & 127) + 1
+        position += 1 + (size if data[position] & 128 else count * size)
         left -= count
-    return at
+    return position
 
 
 def png_contents(data: bytes) -> Contents:
     """Return the chunks of a PNG file."""
     metadata: list[bytes] = []
-    at, unknown, left = 8, 0, _INFLATED
-    while at + 12 <= len(data):
-        length, kind = struct.unpack_from(">I4s", data, at)
-        if at + 12 + length > len(data):
+    position, unknown, left = 8, 0, _INFLATED
+    while position + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, position)
+        if position + 12 + length > len(data):
             return Contents(tuple(metadata), None, unknown)
-        content = data[at + 8 : at + 8 + length] if kind not in _PNG_PIXELS else b""
-        at += 12 + length
+        content = data[position + 8 : position + 8 + length] if kind not in _PNG_PIXELS else b""
+        position += 12 + length
         if kind == b"IEND":
-            return Contents(tuple(metadata), at, unknown)
-        unseen = kind in _PNG_TEXTS and (left <= 0 or _text_size(kind, data[at - 4 - length : at - 4]) is None)
+            return Contents(tuple(metadata), position, unknown)
+        unseen = kind in _PNG_TEXTS and (left <= 0 or _text_size(kind, data[position - 4 - length : position - 4]) is None)
         if content:
             texts = [] if unseen else _texts(kind, content)
             metadata += [content, *texts]
@@ -143,23 +143,23 @@ def without_large_texts(data: bytes) -> bytes:
     Nothing of them shows in the image.
     """
     kept: list[bytes] = [data[:8]]
-    at, total, whole = 8, 0, True
-    while at + 12 <= len(data):
-        length, kind = struct.unpack_from(">I4s", data, at)
-        end = at + 12 + length
+    position, total, whole = 8, 0, True
+    while position + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, position)
+        end = position + 12 + length
         if kind == b"IEND" or end > len(data):
             break
         keep = True
         if kind in _PNG_TEXTS:
-            size = _text_size(kind, data[at + 8 : end - 4]) if total <= _LARGEST_TEXTS else 0
+            size = _text_size(kind, data[position + 8 : end - 4]) if total <= _LARGEST_TEXTS else 0
             if kind != b"iCCP" and size is not None:
                 total += size
             keep = size is not None and total <= _LARGEST_TEXTS
         if keep:
-            kept.append(data[at:end])
+            kept.append(data[position:end])
         whole = whole and keep
-        at = end
-    return data if whole else b"".join((*kept, data[at:]))
+        position = end
+    return data if whole else b"".join((*kept, data[position:]))
 
 
 def _text_size(kind: bytes, content: bytes) -> int | None:
@@ -191,33 +191,33 @@ def riff_contents(data: bytes) -> Contents:
     end = 8 + int.from_bytes(data[4:8], "little")
     end += end % 2
     metadata: list[bytes] = []
-    at, unknown = 12, 0
-    while at + 8 <= min(end, len(data)):
-        kind, length = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
+    position, unknown = 12, 0
+    while position + 8 <= min(end, len(data)):
+        kind, length = data[position : position + 4], int.from_bytes(data[position + 4 : position + 8], "little")
         if kind not in _WEBP_PIXELS:
-            metadata.append(data[at + 8 : at + 8 + length])
+            metadata.append(data[position + 8 : position + 8 + length])
             unknown += length if kind not in (b"EXIF", b"XMP ") else 0
-        at += 8 + length + length % 2
+        position += 8 + length + length % 2
     return Contents(tuple(metadata), end, unknown)
 
 
 def gif_contents(data: bytes) -> Contents:
     """Return the extensions of a GIF file."""
     metadata: list[bytes] = []
-    at = 13 + (3 << ((data[10] & 7) + 1) if len(data) > 10 and data[10] & 0x80 else 0)
-    while at + 1 < len(data):
-        mark = data[at]
+    position = 13 + (3 << ((data[10] & 7) + 1) if len(data) > 10 and data[10] & 0x80 else 0)
+    while position + 1 < len(data):
+        mark = data[position]
         if mark == 0x3B:
-            return Contents(tuple(metadata), at + 1)
+            return Contents(tuple(metadata), position + 1)
         if mark == 0x21:
-            pieces, at = _sub_blocks(data, at + 2)
+            pieces, position = _sub_blocks(data, position + 2)
             metadata.append(b"".join(pieces))
-        elif mark == 0x2C and at + 10 < len(data):
-            table = data[at + 9]
-            _, at = _sub_blocks(data, at + 11 + (3 << ((table & 7) + 1) if table & 0x80 else 0))
+        elif mark == 0x2C and position + 10 < len(data):
+            table = data[position + 9]
+            _, position = _sub_blocks(data, position + 11 + (3 << ((table & 7) + 1) if table & 0x80 else 0))
         else:
-            return Contents(tuple(metadata), at)
-    return Contents(tuple(metadata), at + 1 if at < len(data) and data[at] == 0x3B else None)
+            return Contents(tuple(metadata), position)
+    return Contents(tuple(metadata), position + 1 if position < len(data) and data[position] == 0x3B else None)
 
 
 def _sub_blocks(data: bytes, at: int) -> tuple[list[bytes], int]:
@@ -251,13 +251,13 @@ def box_contents(data: bytes, notes: Collection[ContentFlag] = ()) -> Contents:
 
 def _codestream_end(data: bytes) -> int | None:
     """Where a JPEG 2000 codestream ends: behind the tile parts, whose lengths are given."""
-    at = data.find(b"\xff\x90")
-    while at >= 0 and data[at : at + 2] == b"\xff\x90" and at + 12 <= len(data):
-        length = int.from_bytes(data[at + 6 : at + 10], "big")
+    position = data.find(b"\xff\x90")
+    while position >= 0 and data[position : position + 2] == b"\xff\x90" and position + 12 <= len(data):
+        length = int.from_bytes(data[position + 6 : position + 10], "big")
         if not length:
             return None
-        at += length
-    return at + 2 if at >= 0 and data[at : at + 2] == b"\xff\xd9" else None
+        position += length
+    return position + 2 if position >= 0 and data[position : position + 2] == b"\xff\xd9" else None
 
 
 def _unbrotlied(content: bytes) -> bytes:
@@ -350,9 +350,9 @@ def _made_primary(data: bytes, items: _Items, item: int) -> bytes:
     copy = bytearray(data)
     start, length = items.primary_at
     copy[start : start + length] = item.to_bytes(length, "big")
-    for at in items.link_names:
-        if copy[at : at + 4] == b"thmb":
-            copy[at : at + 4] = b"free"
+    for position in items.link_names:
+        if copy[position : position + 4] == b"thmb":
+            copy[position : position + 4] = b"free"
     return bytes(copy)
 
 
@@ -390,8 +390,8 @@ def _read_items(data: bytes, meta: Box) -> _Items | None:
 def _item(data: bytes, entry: Box) -> tuple[int, bytes]:
     """An item's number and type."""
     width = 2 if data[entry.start] < 3 else 4
-    at = entry.start + 4
-    return int.from_bytes(data[at : at + width], "big"), data[at + width + 2 : at + width + 6]
+    position = entry.start + 4
+    return int.from_bytes(data[position : position + width], "big"), data[position + width + 2 : position + width + 6]
 
 
 def _link(data: bytes, entry: Box, width: int) -> tuple[bytes, int, tuple[int, ...]]:
@@ -414,15 +414,15 @@ def _opacities(data: bytes, iprp: Box) -> frozenset[int]:
         elif box.kind == b"ipma":
             version, flags = data[box.start], data[box.start + 3]
             (count,) = struct.unpack_from(">I", data, box.start + 4)
-            at = box.start + 8
+            position = box.start + 8
             width, wide = (2 if version < 1 else 4), flags & 1
             for _ in range(min(count, 1 << 16)):
-                item = int.from_bytes(data[at : at + width], "big")
-                properties = data[at + width]
-                at += width + 1
+                item = int.from_bytes(data[position : position + width], "big")
+                properties = data[position + width]
+                position += width + 1
                 for _ in range(properties):
-                    number = int.from_bytes(data[at : at + 1 + wide], "big") & (0x7FFF if wide else 0x7F)
-                    at += 1 + wide
+                    number = int.from_bytes(data[position : position + 1 + wide], "big") & (0x7FFF if wide else 0x7F)
+                    position += 1 + wide
                     if number in meant:
                         found.add(item)
     return frozenset(found)

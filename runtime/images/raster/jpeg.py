@@ -79,32 +79,32 @@ def read_jpeg(data: bytes, start: int = 0) -> JpegFile:
         raise ImageError(Reason.DAMAGED, "not a JPEG file: the start marker is missing")
     segments: list[Segment] = []
     header = (0, 0, (0, 0), 0)
-    at, end = start + 2, None
-    while at + 2 <= len(data):
-        if data[at] != 0xFF:  # decoders look for the next marker too
-            at = data.find(b"\xff", at, at + _JUNK)
-            if at < 0:
+    position, end = start + 2, None
+    while position + 2 <= len(data):
+        if data[position] != 0xFF:  # decoders look for the next marker too
+            position = data.find(b"\xff", position, position + _JUNK)
+            if position < 0:
                 break
             continue
-        marker = data[at + 1]
+        marker = data[position + 1]
         if marker in (0, 0xFF):
-            at += 1
+            position += 1
         elif marker == _END:
-            end = at + 2
+            end = position + 2
             break
         elif marker in _STAND_ALONE:
-            at += 2
+            position += 2
         else:
-            length = int.from_bytes(data[at + 2 : at + 4], "big")
-            segment = Segment(marker, at + 4, min(at + 2 + max(length, 2), len(data)))
+            length = int.from_bytes(data[position + 2 : position + 4], "big")
+            segment = Segment(marker, position + 4, min(position + 2 + max(length, 2), len(data)))
             segments.append(segment)
             if marker in _FRAMES and not header[0] and length >= 8 and segment.start + 6 <= len(data):
                 precision, height, width, components = struct.unpack_from(">BHHB", data, segment.start)
                 header = (marker, precision, (width, height), components)
-            at = segment.end
+            position = segment.end
             if marker == _SCAN:
-                found = _next_marker(data, at, header[0])
-                at = len(data) if found is None else found
+                found = _next_marker(data, position, header[0])
+                position = len(data) if found is None else found
         if len(segments) > _MAX_SEGMENTS:
             raise ImageError(Reason.DAMAGED, f"it has more than {_MAX_SEGMENTS} JPEG segments")
     return JpegFile(tuple(segments), *header, end, _others(data, start, segments))
@@ -137,8 +137,8 @@ def _mp_entries(block: bytes, base: int, size: int) -> list[tuple[int, int]]:
     order = "<" if block[:2] == b"II" else ">"
     (directory,) = struct.unpack_from(order + "I", block, 4)
     (count,) = struct.unpack_from(order + "H", block, directory)
-    for at in range(directory + 2, directory + 2 + 12 * count, 12):
-        tag, _, length, place = struct.unpack_from(order + "HHII", block, at)
+    for start in range(directory + 2, directory + 2 + 12 * count, 12):
+        tag, _, length, place = struct.unpack_from(order + "HHII", block, start)
         if tag != _MP_ENTRIES:
             continue
         found = []

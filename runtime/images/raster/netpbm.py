@@ -62,15 +62,15 @@ class Netpbm:
     def __init__(self, data: bytes, limits: Limits) -> None:
         self._data = data
         self._images: list[_Image] = []
-        at = 0
+        position = 0
         while True:
             if len(self._images) == limits.max_frames:
                 raise ImageError(Reason.TOO_LARGE, f"it has more than {limits.max_frames} frames")
-            image = _read_header(data, at)
+            image = _read_header(data, position)
             check_size(image.width, image.height, limits)
             self._images.append(image)
-            at = self.end = image.end
-            if image.kind in "123" or not _ANOTHER.match(data, at):
+            position = self.end = image.end
+            if image.kind in "123" or not _ANOTHER.match(data, position):
                 break
 
     @property

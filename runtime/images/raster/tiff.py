@@ -117,9 +117,9 @@ def read_directory(data: bytes | memoryview, order: str, big: bool, offset: int,
         raise ImageError(Reason.DAMAGED, f"its TIFF directory at byte {offset} has {count} entries")
     inline = 8 if big else 4
     entries: dict[int, tuple[int, int, int]] = {}
-    for at in range(start, end, entry):
-        tag, kind, number = struct.unpack_from(f"{order}HH{pointer}", data, at)
-        place = at + entry - inline
+    for index in range(start, end, entry):
+        tag, kind, number = struct.unpack_from(f"{order}HH{pointer}", data, index)
+        place = index + entry - inline
         if number * _SIZES.get(kind, 1) > inline:
             (place,) = struct.unpack_from(order + pointer, data, place)
         entries.setdefault(tag, (kind, number, place))

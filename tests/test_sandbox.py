@@ -20,7 +20,7 @@ from lcmem_onnx.runtime.images import sandbox
 from lcmem_onnx.runtime.images.content_flags import ContentFlag
 from lcmem_onnx.runtime.images.formats import Limits
 from lcmem_onnx.runtime.images.image import open_image
-from lcmem_onnx.runtime.images.sandbox import Nursery, SandboxedImageFile
+from lcmem_onnx.runtime.images.sandbox import DecoderPool, SandboxedImageFile
 from PIL import Image
 
 pytestmark = [
@@ -33,10 +33,10 @@ PICTURES = Path(__file__).parent.parent / "examples" / "pictures" / "queries"
 
 HOSTILE = """
 import ctypes, os, time
-from lcmem_onnx.runtime import decoding_process as process
+from lcmem_onnx.runtime.images import sandbox_worker as process
 from lcmem_onnx.runtime.images.dicom.identifiers import Identifiers
 process.Identifiers = Identifiers
-sound = process.open_picture
+sound = process.open_image
 class Picture:
     kind, frames, notes, identifiers = "png", 3, (), process.Identifiers()
     def __init__(self, what): self.what = what
@@ -63,7 +63,7 @@ def act(what):
     if what == "environment": assert "SECRET_OF_THE_TESTS" not in os.environ, "seen"
     if what == "raise": raise process.struct.error("odd")
 def act2(): act2()
-def open_picture(data, limits, hint):
+def open_image(data, limits, hint):
     what = bytes(data).decode("ascii", "replace")
     if what.startswith("frame "): return Picture(what[6:])
     if what == "lie":
@@ -77,24 +77,24 @@ def open_picture(data, limits, hint):
         return Picture("")
     if what.startswith("open "): act(what[5:])
     return sound(data, limits, hint)
-process.open_picture = open_picture
+process.open_image = open_image
 """
 
 
 @pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    with Nursery() as made:
+def decoders() -> Iterator[DecoderPool]:
+    with DecoderPool() as made:
         yield made
 
 
 @pytest.fixture(scope="module")
-def hostile() -> Iterator[Nursery]:
+def hostile() -> Iterator[DecoderPool]:
     """One whose decoders do what an image's content says."""
     usual = sandbox._PROGRAM
-    loaded, _, run = usual.rpartition("nurse(")
-    sandbox._PROGRAM = loaded + HOSTILE.replace("{", "{{").replace("}", "}}") + "nurse(" + run
+    loaded, call, arguments = usual.rpartition("fork_server_main(")
+    sandbox._PROGRAM = loaded + HOSTILE + call + arguments
     os.environ["SECRET_OF_THE_TESTS"] = "x"
-    with Nursery(Limits(max_seconds=1, max_memory_bytes=1 << 28)) as made:
+    with DecoderPool(Limits(max_seconds=1, max_memory_bytes=1 << 28)) as made:
         made.open((PICTURES / "other-coffee.jpg").read_bytes()).close()
         yield made
     sandbox._PROGRAM = usual
@@ -114,9 +114,9 @@ def some_files() -> list[Path]:
 
 
 @pytest.mark.parametrize("path", some_files(), ids=lambda path: path.name)
-def test_the_same_images_as_in_this_process(path: Path, nursery: Nursery) -> None:
+def test_the_same_images_as_in_this_process(path: Path, decoders: DecoderPool) -> None:
     data = path.read_bytes()
-    here, there = open_image(data, name_hint=path.name), nursery.open(data, path.name)
+    here, there = open_image(data, name_hint=path.name), decoders.open(data, path.name)
     for attribute in ("kind", "frames", "notes", "identifiers"):
         assert getattr(there, attribute) == getattr(here, attribute)
     for number in range(min(here.frames, 3)):
@@ -130,24 +130,24 @@ def test_the_same_images_as_in_this_process(path: Path, nursery: Nursery) -> Non
     there.close()
 
 
-def test_errors_are_those_of_this_process(nursery: Nursery) -> None:
+def test_errors_are_those_of_this_process(decoders: DecoderPool) -> None:
     truncated = next(SHIPPED.rglob("MR_truncated.dcm")).read_bytes()
     for data in (b"", b"no image at all", truncated):
         messages = []
-        for opener in (open_image, nursery.open):
+        for opener in (open_image, decoders.open):
             with pytest.raises(ImageError) as caught:
                 opener(data).frame(0)  # type: ignore[operator]
             messages.append((caught.value.reason, str(caught.value)))
         assert messages[0] == messages[1]
 
 
-def test_flags_of_a_refused_frame_are_those_of_this_process(nursery: Nursery) -> None:
+def test_flags_of_a_refused_frame_are_those_of_this_process(decoders: DecoderPool) -> None:
     """A wholly transparent image is blank, and the colors under its transparency are flagged all the same."""
     pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 4), dtype=np.uint8)
     pixels[..., 3] = 0
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
-    image = nursery.open(file.getvalue(), "cutout.png")
+    image = decoders.open(file.getvalue(), "cutout.png")
     with pytest.raises(ImageError) as caught:
         image.views(0, 32)
     image.close()
@@ -155,8 +155,8 @@ def test_flags_of_a_refused_frame_are_those_of_this_process(nursery: Nursery) ->
     assert image.notes == (ContentFlag.HIDDEN_PIXELS,)
 
 
-def test_a_closed_image_can_be_asked_again(nursery: Nursery) -> None:
-    image = nursery.open(next(SHIPPED.rglob("CT_small.dcm")).read_bytes())
+def test_a_closed_image_can_be_asked_again(decoders: DecoderPool) -> None:
+    image = decoders.open(next(SHIPPED.rglob("CT_small.dcm")).read_bytes())
     first = image.views(0, 32)
     image.close()
     np.testing.assert_array_equal(image.views(0, 32)[0], first[0])
@@ -165,12 +165,12 @@ def test_a_closed_image_can_be_asked_again(nursery: Nursery) -> None:
         image.frame(1)
 
 
-def test_threads_share_a_nursery(nursery: Nursery) -> None:
+def test_threads_share_a_decoder_pool(decoders: DecoderPool) -> None:
     data = next(SHIPPED.rglob("MR_small.dcm")).read_bytes()
     expected = open_image(data).views(0, 32)[0]
 
     def one(_: int) -> bool:
-        image = nursery.open(data)
+        image = decoders.open(data)
         view = image.views(0, 32)[0]
         image.close()
         return bool((view == expected).all())
@@ -193,7 +193,7 @@ def test_threads_share_a_nursery(nursery: Nursery) -> None:
         ("loop", Reason.TIMED_OUT),
     ],
 )
-def test_a_decoder_that_goes_wrong_takes_its_frame_along_and_no_other(what: str, reason: Reason, hostile: Nursery) -> None:
+def test_a_decoder_that_goes_wrong_takes_its_frame_along_and_no_other(what: str, reason: Reason, hostile: DecoderPool) -> None:
     image = hostile.open(f"frame {what}".encode())
     assert image.views(0, 8)[0].max() == 0
     with pytest.raises(ImageError) as caught:
@@ -211,13 +211,13 @@ def test_a_decoder_that_goes_wrong_takes_its_frame_along_and_no_other(what: str,
     sound.close()
 
 
-def test_a_decoder_that_goes_wrong_on_opening(hostile: Nursery) -> None:
+def test_a_decoder_that_goes_wrong_on_opening(hostile: DecoderPool) -> None:
     with pytest.raises(ImageError) as caught:
         hostile.open(b"open crash")
     assert caught.value.reason is Reason.DECODER_FAILED
 
 
-def test_a_decoder_that_waits_for_ever_is_ended_by_the_clock(hostile: Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decoder_that_waits_for_ever_is_ended_by_the_clock(hostile: DecoderPool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox, "WALL_FACTOR", 0.5)
     image = hostile.open(b"frame sleep")
     began = time.monotonic()
@@ -228,13 +228,13 @@ def test_a_decoder_that_waits_for_ever_is_ended_by_the_clock(hostile: Nursery, m
 
 
 @pytest.mark.parametrize("what", ["lie", "lie about frames", "small views"])
-def test_what_a_decoder_says_is_checked(what: str, hostile: Nursery) -> None:
+def test_what_a_decoder_says_is_checked(what: str, hostile: DecoderPool) -> None:
     with pytest.raises(ImageError) as caught:
         hostile.open(what.encode()).views(0, 8)
     assert caught.value.reason is Reason.DECODER_FAILED
 
 
-def test_after_three_crashes_the_rest_is_not_tried(hostile: Nursery) -> None:
+def test_after_three_crashes_the_rest_is_not_tried(hostile: DecoderPool) -> None:
     image = hostile.open(b"frame crash")
     for _ in range(3):
         with pytest.raises(ImageError, match="SIGSEGV"):
@@ -243,7 +243,7 @@ def test_after_three_crashes_the_rest_is_not_tried(hostile: Nursery) -> None:
         image.views(0, 8)
 
 
-def test_decoders_do_not_get_the_environment(hostile: Nursery) -> None:
+def test_decoders_do_not_get_the_environment(hostile: DecoderPool) -> None:
     image = hostile.open(b"frame environment")
     assert image.views(1, 8)
     image.close()
@@ -271,34 +271,34 @@ def eventually(what: Callable[[], bool]) -> bool:
 
 def test_no_process_is_left_behind() -> None:
     data = next(SHIPPED.rglob("CT_small.dcm")).read_bytes()
-    with Nursery() as nursery:
-        image = nursery.open(data)
-        process = nursery._process
+    with DecoderPool() as decoders:
+        image = decoders.open(data)
+        process = decoders._process
         assert process is not None
         status = Path(f"/proc/{process.pid}/status").read_text()
         assert "Threads:\t1\n" in status  # or a fork could hang
         image.close()
         assert not children(process.pid)
-        forgotten: SandboxedImageFile | None = nursery.open(data)
+        forgotten: SandboxedImageFile | None = decoders.open(data)
         assert forgotten is not None
         forgotten = None
         gc.collect()
-        nursery.open(data).close()  # reaps it
+        decoders.open(data).close()  # reaps it
         assert not children(process.pid)
-        kept = nursery.open(data)
+        kept = decoders.open(data)
         assert kept._child is not None
         child = kept._child.process
     assert eventually(lambda: not Path(f"/proc/{child}").exists())
     assert process.returncode is not None
 
 
-def test_a_nursery_that_was_killed_is_started_again() -> None:
+def test_a_decoder_pool_that_was_killed_is_started_again() -> None:
     data = next(SHIPPED.rglob("CT_small.dcm")).read_bytes()
-    with Nursery() as nursery:
-        image = nursery.open(data)
-        assert nursery._process is not None
-        os.kill(nursery._process.pid, signal.SIGKILL)
-        nursery._process.wait()
+    with DecoderPool() as decoders:
+        image = decoders.open(data)
+        assert decoders._process is not None
+        os.kill(decoders._process.pid, signal.SIGKILL)
+        decoders._process.wait()
         with pytest.raises(ImageError) as caught:
             image.views(0, 8)
         assert caught.value.reason is Reason.DECODER_FAILED

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("scipy")
-from lcmem_onnx.runtime.audit.thresholds import Basis, Limit, by_chance, choose_limit
+from lcmem_onnx.runtime.audit.thresholds import Basis, Limit, RateRange, by_chance, choose_limit
 from lcmem_onnx.runtime.errors import UsageError
 from lcmem_onnx.runtime.model.bundle import Bundle, open_bundle
 
@@ -25,7 +25,7 @@ LOW = np.linspace(0.01, 0.30, 400)
 
 
 def test_a_given_one_comes_first_then_the_indexs_then_the_holdouts_then_the_bundles(bundle: Bundle) -> None:
-    stored = Limit(0.93, 0.0, 0.0, Basis.INDEX, "calibrated", stored_rate=(0.001, 0.01, 0.02))
+    stored = Limit(0.93, 0.0, 0.0, Basis.INDEX, "calibrated", stored_rate=RateRange(0.001, 0.01, 0.02))
     assert choose_limit(bundle, 0.01, given=0.5, stored=stored, holdout=HIGH).basis is Basis.GIVEN
     assert choose_limit(bundle, 0.01, given=None, stored=stored, holdout=HIGH).value == 0.93
     by_holdout = choose_limit(bundle, 0.01, given=None, stored=None, holdout=HIGH)
@@ -84,7 +84,7 @@ def test_without_a_holdout_the_cards_pair_rates_are_reckoned_with_and_called_an_
 
 
 def test_a_calibrations_promise_is_passed_on(bundle: Bundle) -> None:
-    stored = Limit(0.93, 0.0, 0.0, Basis.INDEX, "calibrated", stored_rate=(0.005, 0.01, 0.02))
+    stored = Limit(0.93, 0.0, 0.0, Basis.INDEX, "calibrated", stored_rate=RateRange(0.005, 0.01, 0.02))
     chosen = choose_limit(bundle, 0.01, given=None, stored=stored, holdout=None)
     chance = by_chance(bundle, chosen, images=1000, found=0, gallery=9, holdout=None, looks=1)
     assert chance.count is not None

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from lcmem_onnx.cli import main
 from lcmem_onnx.runtime.model.bundle import MANIFEST, seal
 
-from .test_display import on_terminal, seen
+from .test_terminal import on_terminal, seen
 
 NIH = "nih_chestxray14 (NIH ChestX-ray14, chest X-rays)"
 HANNOVER = "hannover_cxr (COVID-19 Image Repository, Hannover Medical School, chest X-rays with follow-ups)"

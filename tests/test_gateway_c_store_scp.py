@@ -86,8 +86,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 def threads_of(receiver: Receiver) -> int:
-    receiver.doors.sweep()
-    return len(receiver.doors)
+    receiver.connections.sweep()
+    return len(receiver.connections)
 
 
 def eventually(met: Callable[[], bool], seconds: float = 10.0) -> None:
@@ -223,8 +223,8 @@ def test_which_addresses_may_call(start: Start) -> None:
     assert echo(start(replace(BASE, addresses=("10.0.0.0/8", "127.0.0.0/8")))) < 2
     receiver = start(replace(BASE, addresses=("10.0.0.0/8", "::1")))
     assert not associate(receiver).is_established
-    assert receiver.doors.admits("::ffff:10.1.2.3")
-    assert not receiver.doors.admits("::ffff:11.1.2.3")
+    assert receiver.connections.admits("::ffff:10.1.2.3")
+    assert not receiver.connections.admits("::ffff:11.1.2.3")
 
 
 def test_a_full_disk_is_out_of_resources(start: Start) -> None:
@@ -331,13 +331,13 @@ def test_silent_connections_are_closed(start: Start) -> None:
 
 def test_health_checks_of_load_balancers_leave_nothing(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     receiver = start()
-    enter, entered = receiver.doors.enter, []
+    enter, entered = receiver.connections.add, []
 
     def counted(*args: Any) -> None:
         entered.append(args)
         enter(*args)
 
-    monkeypatch.setattr(receiver.doors, "enter", counted)
+    monkeypatch.setattr(receiver.connections, "add", counted)
     for _ in range(60):
         connect(receiver).close()
     eventually(lambda: len(entered) == 60, 120)  # the machine may be busy

@@ -76,7 +76,7 @@ def test_planted_modules_do_run_without_the_option(planted: Path) -> None:
 
 def test_a_part_of_the_gateway_runs_nothing_planted(planted: Path, tmp_path: Path) -> None:
     from lcmem_onnx.runtime.gateway.settings import FolderSettings, Settings, SpoolSettings
-    from lcmem_onnx.runtime.gateway.worker_process import Order, write_order
+    from lcmem_onnx.runtime.gateway.worker_process import WorkerSpec, write_spec
     from lcmem_onnx.runtime.privacy import create_site_key
 
     create_site_key(tmp_path / "site.key")
@@ -90,7 +90,7 @@ def test_a_part_of_the_gateway_runs_nothing_planted(planted: Path, tmp_path: Pat
     with subprocess.Popen(command, cwd=planted, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as part:
         assert part.stdin
         assert part.stdout
-        write_order(Order("receive", settings, "test"), part.stdin)
+        write_spec(WorkerSpec("receive", settings, "test"), part.stdin)
         assert json.loads(part.stdout.readline()) == {}  # it is ready
         part.terminate()
         assert part.wait(15) == 0
@@ -112,12 +112,12 @@ def test_drawing_a_held_image_runs_nothing_planted(planted: Path, monkeypatch: p
 @pytest.mark.parametrize("entry", ["", ".", None])
 def test_the_decoders_run_nothing_planted(entry: str | None, planted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`python -c` puts "" on the search path, `python -m` the folder's name; the decoding process gets neither."""
-    from lcmem_onnx.runtime.images.sandbox import Nursery
+    from lcmem_onnx.runtime.images.sandbox import DecoderPool
 
     monkeypatch.chdir(planted)
     monkeypatch.setattr(sys, "path", [str(planted) if entry is None else entry, *sys.path])
-    with Nursery() as nursery:
-        image = nursery.open(CT.read_bytes(), "ct.dcm")
+    with DecoderPool() as decoders:
+        image = decoders.open(CT.read_bytes(), "ct.dcm")
         assert image.frame(0).shape == (128, 128, 3)
         image.close()
     assert ran(planted) == []
@@ -173,12 +173,12 @@ def test_an_installed_wheel_starts_its_processes(planted: Path, tmp_path: Path) 
     subprocess.run([*pip, "install", "--no-deps", "--no-index", "--target", str(installed), str(wheel)], check=True)
     program = (
         "import asyncio, pathlib, lcmem_onnx\n"
-        "from lcmem_onnx.runtime.gateway.http.pictures import Drawer\n"
-        "from lcmem_onnx.runtime.images.sandbox import Nursery\n"
+        "from lcmem_onnx.runtime.gateway.http.images import Drawer\n"
+        "from lcmem_onnx.runtime.images.sandbox import DecoderPool\n"
         f"path = pathlib.Path({str(CT)!r})\n"
         "print(lcmem_onnx.__file__, len(asyncio.run(Drawer().draw(path, 0))) > 1000)\n"
-        "with Nursery() as nursery:\n"
-        "    print(nursery.open(path.read_bytes()).frame(0).shape)\n"
+        "with DecoderPool() as decoders:\n"
+        "    print(decoders.open(path.read_bytes()).frame(0).shape)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(installed)}
     command = [sys.executable, "-P", "-c", program]

@@ -164,15 +164,15 @@ def test_bad_requests_are_a_line(arguments: list[str], said: str, index: Path, s
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("query,key\na,b\n", "lacks column 'mate'"),
+        ("query,key\na,b\n", "has no column 'mate'"),
         ("query,mate\n", "expected at least one pair"),
-        ("", "lacks column"),
+        ("", "has no column"),
         ("query,mate\nmissing.png,camera.jpg\n", "1 missing query files: 'missing.png'"),
         ("query,mate\n{stranger},nobody.jpg\n", "1 mates missing from"),
         ("query,mate\n{stranger},\n", "line 2 has no value for 'mate'"),
         ("query,mate\n{stranger}\n", "line 2 has no value for 'mate'"),
         ("query,mate\n{camera},{camera}\n", "would match themselves"),
-        ("query,mate\n\udcff,b\n", "not a CSV file list in UTF-8"),
+        ("query,mate\n\udcff,b\n", "is not UTF-8 text"),
     ],
 )
 def test_lists_of_pairs_that_are_none(content: str, said: str, index: Path, strangers: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The folders of an audit: the sets that are read, and the report's folder with its private part."""
+"""Make the folder of a report, with its private part, apart from the folders of images."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ..errors import UsageError
-from ..images.discovery import Found as FoundFile
-from ..images.discovery import Skipped, Unfound, walk
 
-__all__ = ["PRIVATE", "PRIVATE_FILE", "prepare_output", "walked"]
+__all__ = ["PRIVATE", "PRIVATE_FILE", "prepare_output"]
 
 PRIVATE = "private"
 """The part of a report's folder that is not to be passed on: embeddings, the key of the pseudonyms, what they stand for."""
@@ -23,30 +21,6 @@ NOTICE_TEXT = (
 
 Place = tuple[int, int]
 """A folder on disk, by its device and inode: the same by whatever path, link, mount or spelling it is reached."""
-
-
-def walked(folder: Path, what: str) -> tuple[list[FoundFile | Unfound], int]:
-    """Return the images of a set, and how many files were skipped.
-
-    Args:
-        folder: where it lies.
-        what: what it is to the audit ("the reference").
-
-    Raises:
-        UsageError: there is no image in it, or it cannot be searched.
-    """
-    found: list[FoundFile | Unfound] = []
-    skipped = 0
-    for item in walk([folder]):
-        if isinstance(item, Skipped):
-            skipped += 1
-        else:
-            found.append(item)
-    if not found:
-        raise UsageError(f"{folder} holds no image: {what} must be there")
-    if isinstance(found[0], Unfound) and found[0].path == folder:
-        raise UsageError(f"{folder} cannot be searched for {what}: {found[0].error}")
-    return found, skipped
 
 
 def prepare_output(out: Path, released: Path, kept: Mapping[str, Path]) -> Path:
