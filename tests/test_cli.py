@@ -230,7 +230,7 @@ def test_what_a_walk_does_not_look_at_is_never_silent(index: Path, tmp_path: Pat
     assert "note: skipped: 1 text" in added.err
     against = lcmem("scan", QUERIES / "other-rocket.jpg", "--against", folder, "--json")
     assert against.code == 2
-    assert "link: it is a link to a folder" in against.err
+    assert "link: links to folders are not followed" in against.err
     assert "note: skipped: 1 text in the gallery's folder" in against.err
 
 
