@@ -113,9 +113,9 @@ def test_a_rate_that_is_none_is_refused(rate: float) -> None:
 
 
 def test_negatives_that_score_as_copies_do_give_no_threshold() -> None:
-    with pytest.raises(UsageError, match="no threshold"):
+    with pytest.raises(UsageError, match="no threshold separates"):
         calibrate(np.ones((10, 1)), 10, 0.1, "f")
-    with pytest.raises(UsageError, match="no negatives"):
+    with pytest.raises(UsageError, match="at least one negative"):
         calibrate(np.empty((0, 4)), 10, 0.1, "f")
 
 
