@@ -123,7 +123,7 @@ def test_an_index_is_built_extended_and_described(tmp_path: Path) -> None:
     assert [line["added"] for line in again.lines].count("known") == 6
     info = lcmem("index", "info", "--index", folder, "--json")
     assert info.lines[0]["pictures"] == 15
-    assert "pictures" in lcmem("index", "info", "--index", folder).out
+    assert "images  " in lcmem("index", "info", "--index", folder).out
 
 
 def test_names_on_stdin_by_line_and_by_nul(index: Path, tmp_path: Path) -> None:

@@ -180,7 +180,7 @@ def test_info_shows_the_site_key_s_name_and_the_calibrated_threshold(
     text = " ".join(run("index", "info", "--index", folder).stdout.split())
     assert f"threshold {calibration.threshold:.4f}" in text
     assert f"set for this index on {calibration.date[:10]}" in text
-    assert "wanted 5 %" in text
+    assert "target 5 %" in text
 
 
 @pytest.mark.usefixtures("bundle")

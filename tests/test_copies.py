@@ -182,7 +182,7 @@ def test_images_that_moved_or_changed_are_counted_and_others_taken(tmp_path: Pat
     shutil.rmtree(images)
     done = lcmem("calibrate", "--index", index, "--copies", "4", "--json", "-q")
     assert (done.exit_code, done.stdout) == (2, "")
-    assert "warning: none of 4 images of" in done.stderr
+    assert "not measured: none of 4 images of" in done.stderr
     # A calibration needs none of them.
     done = lcmem("calibrate", "--index", index, "--negatives", strangers, "--suspects", "keep", "--json", "-q")
     assert (done.exit_code, json.loads(done.stdout)["copies"]) == (0, [])

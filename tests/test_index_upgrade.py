@@ -45,8 +45,9 @@ PATIENT, STUDY = "ab" * 32, "cd" * 32
 PROGRAM = """
 import os, signal, sqlite3, sys
 from pathlib import Path
-from lcmem_onnx.runtime import upgrading
-from lcmem_onnx.runtime.gallery import erasure, gallery, staging, upgrade
+from lcmem_onnx.runtime import index_upgrade
+from lcmem_onnx.runtime.gallery import gallery, outdated
+from lcmem_onnx.runtime.gallery.storage import erasure, staging
 folder, bundle, at = sys.argv[1:]
 
 def die(*args, **kwargs):
@@ -63,17 +64,17 @@ def after(count, function):
 if at.startswith("staging"):
     staging.Staging.put = after(int(at.split()[1]), staging.Staging.put)
 elif at == "in the transaction":
-    upgrade._insert = after(4, upgrade._insert)
+    outdated._insert = after(4, outdated._insert)
 elif at == "at its end":
-    upgrade._without_unused = die
+    outdated._without_unused = die
 elif at == "after the transaction":
-    upgrading.remove_staging = die
+    index_upgrade.remove_staging = die
 elif at == "compacting":
     gallery.compact_database = die
 elif at == "after compacting":
     gallery.mark_compacted = die
-screener = upgrading.Screener(bundle, variant="fp32", threads=1)
-print(upgrading.upgrade_index(Path(folder), screener).resumed)
+screener = index_upgrade.Screener(bundle, variant="fp32", threads=1)
+print(index_upgrade.upgrade_index(Path(folder), screener).resumed)
 """
 
 

@@ -113,7 +113,7 @@ def test_what_goes_out_comes_in(kind: str, gallery: Gallery, empty: Gallery, tmp
     assert (again.added, again.known) == (0, len(gallery))
     assert rows(empty) == rows(gallery)
     assert [each.name for each in tmp_path.iterdir() if each.name.startswith(".out")] == []
-    with pytest.raises(GalleryError, match="exists already"):
+    with pytest.raises(GalleryError, match="already exists"):
         export_gallery(gallery, path, with_paths=True)
 
 
@@ -330,7 +330,7 @@ def test_strange_parquet_files_are_refused(gallery: Gallery, empty: Gallery, tmp
         (shorter, "do not match their checksum"),
         (nothing, "missing values"),
         (numbers, "'key'"),
-        (bare, "no export"),
+        (bare, "not an exported index"),
     ):
         parquet.write_table(wrong, path)
         with pytest.raises(GalleryError, match=said):
@@ -489,7 +489,7 @@ def test_the_commands_go_out_in_and_together(tmp_path: Path) -> None:
     out = tmp_path / "a.npz"
     assert lcmem("index", "export", "--index", tmp_path / "a", "--out", out)[0] == 0
     code, _, said = lcmem("index", "export", "--index", tmp_path / "a", "--out", out)
-    assert (code, "exists already" in said) == (2, True)
+    assert (code, "already exists" in said) == (2, True)
     code, printed, said = lcmem("index", "import", out, "--index", tmp_path / "b", "--json")
     assert (code, json.loads(printed)["added"], "not carried over" in said) == (0, 4, True)
     code, printed, _ = lcmem("index", "merge", tmp_path / "a", tmp_path / "b", "--index", tmp_path / "c", "--json")

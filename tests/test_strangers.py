@@ -300,7 +300,7 @@ def test_a_bundle_whose_tail_cannot_be_used_does_not_open(
     change: Callable[[dict[str, Any]], Any], message: str, tiny_bundle: Path, tmp_path: Path
 ) -> None:
     folder = give(Path(shutil.copytree(tiny_bundle, tmp_path / "copy")), change)
-    with pytest.raises(BundleError, match=f"strangers' tail cannot be used: .*{message}.*Export the model again"):
+    with pytest.raises(BundleError, match=f"invalid strangers' tail: .*{message}.*Export the model again"):
         open_bundle(folder)
     done = CliRunner().invoke(main, ["compare", "a.png", "b.png", "--bundle", str(folder)])
     assert done.exit_code == 2
@@ -626,7 +626,7 @@ def test_a_tail_that_cannot_be_measured_or_written_is_one_line(listing: Path, ti
     assert "no VAL" in done.stderr
     done = lcmem("evaluate", "--list", listing, *common, tmp_path / "nowhere" / "tail.json")
     assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
-    assert "is not a folder" in done.stderr
+    assert "is not an existing folder" in done.stderr
 
 
 # -- documentation ----------------------------------------------------------------------------------------------------
