@@ -540,7 +540,7 @@ def test_bad_options_are_one_line(listing: Path, tiny_bundle: Path, tmp_path: Pa
     (tmp_path / "text.onnx").write_text("no model")
     for arguments, message in (
         ((*given, "--baseline", "clip"), "'clip' is no baseline"),
-        ((*given, "--baseline", tmp_path / "text.onnx"), "cannot be opened"),
+        ((*given, "--baseline", tmp_path / "text.onnx"), "cannot open"),
         (("--list", tmp_path / "none.csv"), "cannot be read"),
         ((*given, "--base", tmp_path), "not there"),
     ):

@@ -34,7 +34,7 @@ def test_auto_says_what_it_chose(model: Path) -> None:
 def test_a_provider_that_is_not_there_is_an_error(model: Path) -> None:
     if "cuda" in available_providers():
         pytest.skip("this onnxruntime has CUDA")
-    with pytest.raises(ProviderError, match="'cuda' is not in this onnxruntime"):
+    with pytest.raises(ProviderError, match="'cuda' is not available in this onnxruntime"):
         open_session(model, "cuda")
 
 
