@@ -46,7 +46,7 @@ def doctor(as_json: bool, bundle: Path | None, bench: bool, threads: int | None)
         if bench:
             opened = open_bundle(bundle)
             timings = measure_variants(opened, threads)
-            facts |= {f"{name}, an image": f"{milliseconds:.1f} ms" for name, milliseconds in timings.items()}
+            facts |= {f"{name}, a picture": f"{milliseconds:.1f} ms" for name, milliseconds in timings.items()}
             facts["remembered in"] = str(remember(opened, timings, threads))
         screener = Screener(bundle, threads=threads)
         facts["bundle"] = f"{screener.bundle.name} ({screener.bundle.path})"

@@ -408,7 +408,7 @@ def print_suspects(suspects: Sequence[Suspect], as_json: bool) -> None:
     console_on(sys.stdout).print(table)
 
 
-LABELS = {"pictures": "images", "a picture with itself scores": "an image with itself scores"}
+LABELS = {"pictures": "images"}
 """What a person reads for a fact whose JSON key has another word: programs rely on the key."""
 
 
@@ -421,7 +421,7 @@ def print_facts(facts: dict[str, object], as_json: bool) -> None:
 
     table = Table.grid(padding=(0, 2))
     for name, value in facts.items():
-        table.add_row(Text(LABELS.get(name, name).replace("_", " "), "bold"), Text(printable(str(value))))
+        table.add_row(Text(LABELS.get(name, name).replace("_", " ").replace("a picture", "an image"), "bold"), Text(printable(str(value))))
     console_on(sys.stdout).print(table)
 
 

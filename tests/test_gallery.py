@@ -655,7 +655,7 @@ with t.Gallery.open({str(folder)!r}, t.make_bundle(), read_only=False) as galler
     ("arguments", "message"),
     [
         ({"threshold": 0.0}, "threshold must be between 0 and 1"),
-        ({"threshold": 0.5, "top": 0}, "0 matches"),
+        ({"threshold": 0.5, "top": 0}, "top must be 1 or more, got 0"),
         ({"threshold": 0.5, "how": "magic"}, "magic"),
     ],
 )

@@ -135,7 +135,7 @@ def test_galleries_of_one_index_are_searched_apart(how: str, bundle: Bundle, tmp
         assert found(shared, "other") == ["other"]
         assert found(own, "one") == []
         assert found(own, "one", "other") == ["other"]
-        with pytest.raises(UsageError, match="no gallery 'onee'; it has one, other"):
+        with pytest.raises(UsageError, match="no gallery 'onee': use one of one, other"):
             gallery.search(shared[None], 0.5, galleries=["onee"])
         with pytest.raises(UsageError, match="empty list"):
             gallery.search(shared[None], 0.5, galleries=[])
@@ -222,7 +222,7 @@ def test_settings_are_kept_and_a_changed_one_is_noticed(bundle: Bundle, tmp_path
         with connection:
             connection.execute(statement)
         connection.close()
-        with Gallery.open(tmp_path / "idx", bundle) as gallery, pytest.raises(GalleryError, match="settings are not"):
+        with Gallery.open(tmp_path / "idx", bundle) as gallery, pytest.raises(GalleryError, match="settings do not match"):
             gallery.setting("threshold")
 
 

@@ -426,7 +426,8 @@ def killed_after(steps: int, patched: pytest.MonkeyPatch) -> None:
 
     def run(config: Config, trainee: loop.Trainee, *rest: object) -> Path:
         def after_step() -> None:
-            trainee.after_step()
+            if trainee.after_step is not None:
+                trainee.after_step()
             taken.append(None)
             if len(taken) == steps:
                 raise KeyboardInterrupt

@@ -84,7 +84,7 @@ def test_what_drifts_past_its_gate_is_used_only_when_it_is_asked_for(bundle_of: 
 
 
 def test_what_is_not_there_is_an_error(bundle_of: Bundles) -> None:
-    with pytest.raises(BundleError, match="no int8 encoder, only fp32"):
+    with pytest.raises(BundleError, match="variant 'int8' is not in .*: use one of fp32"):
         choose(bundle_of(fp32=1.0), "int8", on_gpu=False, features=())
     with pytest.raises(UsageError, match="unknown variant 'fp8'"):
         choose(bundle_of(fp32=1.0), "fp8", on_gpu=False, features=())
@@ -130,7 +130,7 @@ def test_a_damaged_memory_is_no_memory(content: str, tiny_bundle: Path, cache: P
 
 def test_a_cache_that_cannot_be_written_is_an_error(tiny_bundle: Path, cache: Path) -> None:
     cache.write_text("a file")
-    with pytest.raises(UsageError, match="cannot be written"):
+    with pytest.raises(UsageError, match="cannot write"):
         benchmark_cache.remember(open_bundle(tiny_bundle), {"fp32": 1.0})
 
 
