@@ -149,7 +149,7 @@ def test_check_names_every_problem(tmp_path: Path) -> None:
         path = written(tmp_path, text.replace("port = 11112", f"port = {taken.getsockname()[1]}"))
         found = {finding.what: finding.problem for finding in check_settings(read_config(path))}
     assert "gateway init" in str(found["site key"])
-    assert "no index" in str(found["gallery patients"])
+    assert "is not an index" in str(found["gallery patients"])
     assert "cannot be listened on" in str(found["receive"])
     assert "cannot be used" in str(found["receive.tls"])
     assert "no folder" in str(found["folder in"])

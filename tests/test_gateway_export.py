@@ -239,7 +239,7 @@ def test_a_flusher_that_died_is_started_again(tmp_path: Path, monkeypatch: pytes
     from .gateway_http import gateway_settings
 
     monkeypatch.setattr(supervisor, "TROUBLE_SECONDS", 0.01)
-    monkeypatch.setattr(supervisor, "needed_parts", lambda settings: [])
+    monkeypatch.setattr(supervisor, "needed_workers", lambda settings: [])
     configured = gateway_settings(tmp_path)
     settings = Settings(spool=SpoolSettings(configured.spool.folder, min_free_mb=1), site_key=configured.site_key)
     flush, failures = AuditTrail.flush, iter([RuntimeError("unforeseen"), MemoryError(), RecursionError()])
@@ -273,7 +273,7 @@ def test_a_database_in_trouble_ends_neither_the_supervisor_nor_its_parts(tmp_pat
     from .gateway_http import gateway_settings
 
     monkeypatch.setattr(supervisor, "TROUBLE_SECONDS", 0.01)
-    monkeypatch.setattr(supervisor, "needed_parts", lambda settings: ["screen"])
+    monkeypatch.setattr(supervisor, "needed_workers", lambda settings: ["screen"])
     configured = gateway_settings(tmp_path)
     settings = Settings(spool=SpoolSettings(configured.spool.folder, min_free_mb=1), site_key=configured.site_key)
     troubles = iter([GatewayError("database is locked"), GatewayError("database or disk is full"), OSError("no process")])
@@ -307,7 +307,7 @@ def test_what_a_library_prints_does_not_make_a_part_unready(tmp_path: Path, monk
 
     from .gateway_http import gateway_settings
 
-    monkeypatch.setattr(supervisor, "needed_parts", lambda settings: ["screen"])
+    monkeypatch.setattr(supervisor, "needed_workers", lambda settings: ["screen"])
     settings = gateway_settings(tmp_path)
     settings.spool.folder.mkdir()
     program = "print('Warning: a banner', 7, sep='\\n'); print('{\"port\": 5}'); print('x' * 1000000)"
