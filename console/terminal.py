@@ -421,7 +421,9 @@ def print_facts(facts: dict[str, object], as_json: bool) -> None:
 
     table = Table.grid(padding=(0, 2))
     for name, value in facts.items():
-        table.add_row(Text(LABELS.get(name, name).replace("_", " ").replace("a picture", "an image"), "bold"), Text(printable(str(value))))
+        table.add_row(
+            Text(LABELS.get(name, name).replace("_", " ").replace("a picture", "an image"), "bold"), Text(printable(str(value)))
+        )
     console_on(sys.stdout).print(table)
 
 
