@@ -164,7 +164,7 @@ def test_an_installed_wheel_starts_its_processes(planted: Path, tmp_path: Path) 
     wheels, installed = tmp_path / "wheels", tmp_path / "installed"
     pip = [sys.executable, "-P", "-m", "pip", "-q", "--disable-pip-version-check"]
     source = tmp_path / "source"
-    kept = shutil.ignore_patterns(".git", "*.egg-info", "tests", "benchmarks", "build", "__pycache__", ".*_cache")
+    kept = shutil.ignore_patterns(".*", "*.egg-info", "tests", "benchmarks", "build", "__pycache__")
     shutil.copytree(ROOT, source, ignore=kept)
     built = subprocess.run([*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", str(wheels), str(source)], check=False)
     if built.returncode:
