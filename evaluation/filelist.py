@@ -14,9 +14,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lcmem_onnx.runtime.csv_list import CsvRow, read_csv_list, shortened, some_of
 from lcmem_onnx.runtime.errors import FileListError
 from lcmem_onnx.runtime.system.atomic_write import put_whole
+from lcmem_onnx.runtime.system.csv_list import CsvRow, read_csv_list, shortened, some_of
 
 __all__ = ["SPLITS", "Listed", "read_file_list", "write_file_list"]
 

@@ -9,8 +9,8 @@ from tempfile import TemporaryDirectory
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lcmem_onnx.runtime.csv_list import read_csv_list, shortened, some_of
 from lcmem_onnx.runtime.errors import FileListError, UsageError
+from lcmem_onnx.runtime.system.csv_list import read_csv_list, shortened, some_of
 
 CELL = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=12)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ..csv_list import read_csv_list
 from ..errors import UsageError
+from ..system.csv_list import read_csv_list
 
 __all__ = ["LISTED", "Patients"]
 

@@ -10,13 +10,13 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
-from ..csv_list import read_csv_list
 from ..errors import Reason, UsageError
 from ..images.content_flags import SUSPICIOUS, ContentFlag
 from ..images.discovery import Found, Skipped, Unfound, image_name, walk
 from ..model.head import Floats
 from ..privacy import SiteKey
 from ..screening import Screener
+from ..system.csv_list import read_csv_list
 from .embedding import Look, Seeing
 from .embedding_cache import Cache, Cached
 from .thumbnails import SIDE

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 
-from ..csv_list import read_csv_list, some_of
 from ..errors import FileListError, UsageError
 from ..gallery import Gallery
 from ..images.discovery import image_name
@@ -24,6 +23,7 @@ from ..model.head import Floats, Head, sigmoid
 from ..privacy import SiteKey
 from ..results import Embedded
 from ..system.cpu import cpu_limit
+from ..system.csv_list import read_csv_list, some_of
 from .threshold import Doubles
 
 __all__ = [

@@ -1,1 +1,1 @@
-"""What every room uses of the system: processors, atomic writes, file locks, processes, TLS contexts, multipart messages."""
+"""What every room uses of the system: processors, atomic writes, file locks, processes, TLS, multipart, CSV and TOML files."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import FileListError, LcmemError
+from ..errors import FileListError, LcmemError
 
 __all__ = ["CsvRow", "read_csv_list", "shortened", "some_of"]
 
